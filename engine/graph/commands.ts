@@ -1,0 +1,113 @@
+/**
+ * The commands that a plan is made of: the whole language between TypeScript, which decides, and the addon, which computes.
+ * Every device implements the same list. All matrices are row-major with a row stride; activations and gradients are fp32 on the
+ * CPU, weights may be fp32, bf16 or fp16, index operands are i32. A `?` marks an operand that may be absent, `…` a repeated tail.
+ *
+ * n = packed tokens, m = rows that carry a label, s = sequences: their live counts are given for each run (at most what the plan
+ * was built for). A command writes its outputs (=) unless it says that it accumulates (+=).
+ */
+export interface CommandSignature {
+  /** Operands; outputs first. */
+  readonly tensors: readonly string[]
+  readonly outputs: number
+  readonly ints: readonly string[]
+  readonly floats: readonly string[]
+}
+
+const signature = (outputs: string, inputs: string, ints = '', floats = ''): CommandSignature => {
+  const words = (text: string) => text.split(' ').filter((word) => word !== '')
+  return { tensors: [...words(outputs), ...words(inputs)], outputs: words(outputs).length, ints: words(ints), floats: words(floats) }
+}
+
+export const commandSignatures = {
+  /**
+   * c = [c +] alpha·op(a)op(b) + Σ_j alpha_j·a_j·op(b_j) + bias + add.
+   * mode 0: a[m,k] b[n,k] (Y = XWᵀ); 1: a[m,k] b[k,n] (dX = dY·W); 2: a[k,m] b[k,n] (dW = dYᵀX).
+   * Low-rank pairs (a_j, b_j) add to the columns of c from column_j on: that is how LoRA rides in the same pass.
+   * precision 0: fp32; 1: operands rounded to bf16 while packed, sums in fp32. 2mnk FLOPs.
+   */
+  gemm: signature('c', 'a b bias? add? …lowA …lowB', 'mode accumulate precision …column', 'alpha …alpha'),
+  /** out[n,h] = scale · table[ids]. */
+  embed: signature('out', 'ids table', '', 'scale'),
+  /** dTable[V,h] += scale · Σ dOut of the rows with that id, in row order. */
+  embedGrad: signature('dTable', 'ids dOut', '', 'scale'),
+  /**
+   * Root-mean-square norm of each of `groups` equal column groups: r = 1/√(mean x² + eps); y = x·r·w (or ·(1+w)).
+   * w has the width of one group, or of all groups. rstd[n,groups] = r. arXiv 1910.07467.
+   */
+  rmsNorm: signature('y rstd', 'x w', 'groups plusOne', 'eps'),
+  /** dx (+)= r·(g − x̂·mean(g⊙x̂)) with g = dy⊙w, x̂ = x·r; dw += Σ_rows dy⊙x̂. dx may share memory with dy. */
+  rmsNormGrad: signature('dx dw?', 'dy x w rstd', 'groups plusOne accumulate'),
+  /** y = (x−μ)·r·w + b in each group, r = 1/√(var + eps). stats[n, 2·groups] = (μ, r) pairs. arXiv 1607.06450. */
+  layerNorm: signature('y stats', 'x w b?', 'groups', 'eps'),
+  /** dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)); dw += Σ dy⊙x̂; db += Σ dy. dx may share memory with dy. */
+  layerNormGrad: signature('dx dw? db?', 'dy x w stats', 'groups accumulate'),
+  /**
+   * cosSin[n, 2·half]: cos then sin of positions[i]·inverseFrequency[table[i]], times factor[table[i]].
+   * The angle is rounded to fp32 before cos and sin, as HF transformers does.
+   */
+  ropeTable: signature('cosSin', 'positions table inverseFrequency factor'),
+  /**
+   * Rotates the first 2·half columns of each of `heads` heads of x [n, heads·headDim]: (a,b) → (a·cos − b·sin, b·cos + a·sin),
+   * pairs (i, i+half), or (2i, 2i+1) when interleaved; `inverse` turns back (the gradient). y may be x. arXiv 2104.09864.
+   */
+  rope: signature('y', 'x cosSin', 'heads headDim interleaved inverse'),
+  /**
+   * Causal attention over packed sequences: sequence j has query rows qStart[j] … qStart[j+1]−1 and key/value rows
+   * kvStart[j] … kvStart[j]+kvLength[j]−1. Query row i of a sequence stands at position p = kvLength − queries + i and sees keys
+   * t ≤ p with p − t < window (0: no window). Query head h uses kv head ⌊h·kvHeads/heads⌋. score = scale·q·k, then
+   * softcap·tanh(score/softcap) unless softcap is 0. o[n, heads·d]; lse[n, heads] = log Σ exp(score). No score matrix is stored.
+   * arXiv 2205.14135. 4·d FLOPs per visible pair and head.
+   */
+  attention: signature('o lse', 'q k v qStart kvStart kvLength', 'heads kvHeads window', 'scale softcap'),
+  /**
+   * Gradient of `attention` from (o, lse): P = exp(S − lse); dV = PᵀdO; dS = P⊙(dO·Vᵀ − delta), delta = rowsum(dO⊙o);
+   * dQ = scale·dS·K; dK = scale·dSᵀQ; softcap multiplies dS by 1 − (S/softcap)². delta[n, heads] is scratch. Deterministic.
+   */
+  attentionGrad: signature('dq dk dv delta', 'dO o lse q k v qStart kvStart kvLength', 'heads kvHeads window', 'scale softcap'),
+  /** h = act(gate)⊙up. kind 0 silu, 1 gelu (tanh form), 2 gelu (erf form). arXiv 2002.05202. */
+  glu: signature('h', 'gate up', 'kind'),
+  /** dGate = dH⊙up⊙act′(gate); dUp = dH⊙act(gate). dGate may be gate's memory and dUp up's. */
+  gluGrad: signature('dGate dUp', 'dH gate up', 'kind'),
+  /** y = act(x), kinds as in glu, 3 relu², 4 relu. */
+  activation: signature('y', 'x', 'kind'),
+  /** dx = dy⊙act′(x). dx may be dy's memory. */
+  activationGrad: signature('dx', 'dy x', 'kind'),
+  /** y = alpha·a + beta·b (b absent: alpha·a). y may be a or b. */
+  add: signature('y', 'a b?', '', 'alpha beta'),
+  /** out[1,c] += alpha · Σ_rows x[n,c], rows in order: the gradient of a bias. */
+  columnSum: signature('out', 'x', '', 'alpha'),
+  /** y[i] = x[index[i]], m rows. */
+  gatherRows: signature('y', 'x index'),
+  /** y[index[i]] (+)= x[i]; without accumulate all other rows of y become zero. Indices are distinct. */
+  scatterRows: signature('y', 'x index', 'accumulate'),
+  /** cache[slots[i]] = x[i] for n rows: keys and values enter the cache. */
+  storeRows: signature('cache', 'x slots'),
+  /**
+   * y (+)= x·keep/(1−p), keep from Philox4x32-10 (SC'11, Salmon et al.): key (seed, step), counter (sample, position, site,
+   * column/4), word column%4; kept when word ≥ p·2³². tokenKeys[n,2] = (sample, position); random[1,2] = (seed, step), both i32.
+   */
+  dropout: signature('y', 'x tokenKeys random', 'site accumulate', 'p'),
+  /**
+   * The head and its cross entropy, a few rows at a time: z = softcap(logitScale·h·wᵀ); nll[i] = lse(z_i) − z_i[label_i];
+   * when dH is present also dH = Σ weight_i·∂nll_i/∂h_i and dW += …, in the same visit. m rows; labels are all ≥ 0.
+   * logits[chunk, V] is scratch. 2hV FLOPs per row, 4hV with dH, 6hV with dW.
+   */
+  headLoss: signature('nll dH? dW? logits', 'h w labels weights', 'precision', 'logitScale softcap'),
+  /** x = softcap·tanh(scale·x/softcap), or scale·x when softcap is 0; in place. */
+  logitCap: signature('x', '', '', 'scale softcap'),
+  /** out[slot] (f64) (+)= Σ x² in fixed blocks of 4096 elements summed in order. */
+  sumSquares: signature('out', 'x', 'slot accumulate'),
+  /**
+   * AdamW, decay first as torch does (arXiv 1711.05101): g = scalars[0]·grad; p −= lr·wd·p; m = β1·m + (1−β1)g;
+   * v = β2·v + (1−β2)g²; p −= lr/c1 · m/(√v/√c2 + eps). scalars (f64) = gradient scale, c1 = 1−β1ᵗ, c2 = 1−β2ᵗ, lr of each group.
+   */
+  adamw: signature('p m v', 'grad scalars', 'group', 'beta1 beta2 eps weightDecay'),
+  /** x = value. */
+  fill: signature('x', '', '', 'value'),
+  /** y = x converted to y's type, round to nearest even. */
+  cast: signature('y', 'x'),
+} as const satisfies Record<string, CommandSignature>
+
+export type CommandName = keyof typeof commandSignatures
+export const commandNames = Object.keys(commandSignatures) as CommandName[]

@@ -1,0 +1,42 @@
+import tseslint from 'typescript-eslint'
+
+/** The architecture, as import rules: who may know what. */
+const noEditor = { name: 'vscode', message: 'Only src/ outside src/shared may know the editor.' }
+const forbid = (paths, patterns) => ({ 'no-restricted-imports': ['error', { paths, patterns }] })
+
+export default tseslint.config(
+  { ignores: ['dist/**', 'build/**', 'node_modules/**'] },
+  {
+    files: ['**/*.ts'],
+    extends: [tseslint.configs.recommendedTypeChecked, tseslint.configs.stylisticTypeChecked],
+    languageOptions: { parserOptions: { project: './tsconfig.json' } },
+    rules: {
+      '@typescript-eslint/no-floating-promises': 'error',
+      '@typescript-eslint/consistent-type-imports': 'error',
+      '@typescript-eslint/switch-exhaustiveness-check': 'error',
+      '@typescript-eslint/no-non-null-assertion': 'off',
+      '@typescript-eslint/restrict-template-expressions': 'off',
+      '@typescript-eslint/prefer-nullish-coalescing': 'off',
+      'no-restricted-syntax': [
+        'error',
+        {
+          selector: "ImportDeclaration[source.value='zod'] > ImportSpecifier",
+          message: "Use `import * as z from 'zod'`: the named import bundles every locale.",
+        },
+      ],
+    },
+  },
+  {
+    files: ['engine/**/*.ts'],
+    rules: forbid([noEditor], [{ group: ['**/webview/**', '**/src/*', '!**/src/shared/**'], message: 'The engine knows only src/shared.' }]),
+  },
+  {
+    files: ['src/shared/**/*.ts'],
+    rules: forbid([noEditor], [{ group: ['**/engine/**', '**/webview/**', '../*', 'node:*'], message: 'src/shared is pure: it imports nothing of the project and nothing of Node.' }]),
+  },
+  {
+    files: ['engine/graph/**/*.ts', 'engine/model/**/*.ts'],
+    rules: forbid([noEditor], [{ group: ['**/native*', '**/train/**', '**/cli/**', '**/run/**', 'node:*'], message: 'Graphs, plans and model descriptions are pure: no addon, no files, no trainer.' }]),
+  },
+  { files: ['test/**/*.ts'], rules: { '@typescript-eslint/no-unused-expressions': 'off', '@typescript-eslint/no-floating-promises': 'off' } },
+)
