@@ -1,0 +1,98 @@
+import { createRequire } from 'node:module'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { UnslothError, errorCodes, type ErrorCode } from '#shared/errors.ts'
+import { commandNames } from './graph/commands.ts'
+import { projectRoot } from './projectRoot.ts'
+
+/** The typed mirror of kernels/addon.cc. Offsets and sizes are bytes; buffers and plans are handles of one device. */
+export interface NativeDevice {
+  /** Zero-filled memory. */
+  alloc(bytes: number): number
+  free(buffer: number): void
+  write(buffer: number, offset: number, data: NodeJS.TypedArray): void
+  read(buffer: number, offset: number, bytes: number): ArrayBuffer
+  /** Copies tensors from files; resolves to the count of non-finite elements of each part. */
+  load(parts: readonly LoadPart[]): Promise<Float64Array>
+  /** Uniform numbers in [low, high), a pure function of (seed, stream, index). */
+  fillUniform(buffer: number, offset: number, elements: number, dtype: number, low: number, high: number, seed: number, stream: number): Promise<void>
+  createPlan(tensors: Float64Array, commands: Int32Array, floats: Float64Array, buffers: Int32Array): number
+  freePlan(plan: number): void
+  /** Runs commands [first, last) with the given live rows (tokens, labelled, sequences). */
+  run(plan: number, dims: Int32Array, first: number, last: number, profile: boolean): Promise<RunResult>
+  /** Ends the run in progress between two commands; later runs end at once until `clearStop`. */
+  requestStop(): void
+  clearStop(): void
+  dispose(): void
+}
+
+export interface LoadPart {
+  readonly path: string
+  readonly fileOffset: number
+  readonly elements: number
+  readonly source: number
+  readonly target: number
+  readonly buffer: number
+  readonly offset: number
+}
+
+export interface RunResult {
+  readonly executed: number
+  readonly stopped: boolean
+  /** Seconds of each command when profiling, else empty. */
+  readonly seconds: Float64Array
+}
+
+export interface NativeDescription {
+  readonly commands: readonly string[]
+  readonly cpu: {
+    readonly avx2: boolean
+    readonly avx512: boolean
+    readonly avx512bf16: boolean
+    readonly amx: boolean
+    readonly float32Kernel: string
+    readonly bfloat16Kernel: string
+  }
+  readonly devices: readonly string[]
+}
+
+interface NativeModule {
+  readonly Device: new (kind: string, threads: number) => NativeDevice
+  describe(): NativeDescription
+}
+
+let loaded: NativeModule | undefined
+
+function addonPath(): string {
+  const chosen = process.env['UNSLOTH_ADDON']
+  const candidates = chosen !== undefined ? [chosen] : ['cuda', 'cpu'].map((preset) => join(projectRoot(), 'build', preset, 'kernels.node'))
+  const path = candidates.find((candidate) => existsSync(candidate))
+  if (path === undefined)
+    throw new UnslothError('NATIVE', `The compute addon was not found at ${candidates.join(' or ')}.`, { hint: 'Run `npm run build` in the project folder.' })
+  return path
+}
+
+/** The addon, loaded once. Fails when it was built from another command list than this program. */
+export function native(): NativeModule {
+  if (loaded !== undefined) return loaded
+  const path = addonPath()
+  let module: NativeModule
+  try {
+    module = createRequire(import.meta.url)(path) as NativeModule
+  } catch (cause) {
+    throw new UnslothError('NATIVE', `The compute addon ${path} does not load: ${(cause as Error).message}`, { hint: 'Run `npm run build` again on this machine.', cause })
+  }
+  const theirs = module.describe().commands
+  if (theirs.join() !== commandNames.join())
+    throw new UnslothError('NATIVE', `The compute addon ${path} was built from other sources.`, { hint: 'Run `npm run build`.' })
+  loaded = module
+  return module
+}
+
+/** Turns an error of the addon, which carries a code, into an UnslothError. */
+export function fromNative(error: unknown, doing: string): UnslothError {
+  if (error instanceof UnslothError) return error
+  const { code, message } = error as { code?: string; message?: string }
+  const known = errorCodes.find((candidate) => candidate === code) as ErrorCode | undefined
+  return new UnslothError(known ?? 'NATIVE', known === undefined || known === 'NATIVE' ? `${doing}: ${message ?? String(error)}` : message ?? String(error), { cause: error })
+}

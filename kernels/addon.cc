@@ -1,0 +1,293 @@
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "core/device.h"
+#include "core/error.h"
+#include "cpu/cpuDevice.h"
+#include "cpu/cpuFeatures.h"
+#include "cpu/gemm.h"
+
+/** The N-API surface: no mathematics, no policy. engine/native.ts is its typed mirror. */
+namespace unsloth {
+namespace {
+
+Napi::Error toJs(Napi::Env env, const std::string& code, const std::string& message) {
+  Napi::Error error = Napi::Error::New(env, message);
+  error.Value().Set("code", code);
+  return error;
+}
+
+/** Runs `fn` and turns a C++ exception into a JavaScript error that carries its code. */
+template <typename Fn>
+auto guarded(Napi::Env env, Fn fn) {
+  try {
+    return fn();
+  } catch (const Error& e) {
+    throw toJs(env, e.code(), e.what());
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::exception& e) {
+    throw toJs(env, "NATIVE", e.what());
+  }
+}
+
+/** Work off the JavaScript thread whose result settles a promise. */
+class Task : public Napi::AsyncWorker {
+ public:
+  using Work = std::function<void()>;
+  using Finish = std::function<Napi::Value(Napi::Env)>;
+  Task(Napi::Env env, Napi::Object owner, Work work, Finish finish)
+      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), owner_(Napi::Persistent(owner)), work_(std::move(work)), finish_(std::move(finish)) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override {
+    try {
+      work_();
+    } catch (const Error& e) {
+      code_ = e.code();
+      SetError(e.what());
+    } catch (const std::exception& e) {
+      SetError(e.what());
+    }
+  }
+  void OnOK() override { deferred_.Resolve(finish_(Env())); }
+  void OnError(const Napi::Error& e) override { deferred_.Reject(toJs(Env(), code_, e.Message()).Value()); }
+
+ private:
+  Napi::Promise::Deferred deferred_;
+  Napi::ObjectReference owner_;  // keeps the device alive while it works
+  Work work_;
+  Finish finish_;
+  std::string code_ = "NATIVE";
+};
+
+size_t sizeArgument(const Napi::Value& value) {
+  const double number = value.ToNumber().DoubleValue();
+  if (!(number >= 0) || number > 9007199254740991.0) fail("a size or offset is not a whole number");
+  return static_cast<size_t>(number);
+}
+
+class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Device",
+                       {
+                           InstanceMethod<&DeviceObject::alloc>("alloc"),
+                           InstanceMethod<&DeviceObject::free>("free"),
+                           InstanceMethod<&DeviceObject::write>("write"),
+                           InstanceMethod<&DeviceObject::read>("read"),
+                           InstanceMethod<&DeviceObject::load>("load"),
+                           InstanceMethod<&DeviceObject::fillUniform>("fillUniform"),
+                           InstanceMethod<&DeviceObject::createPlan>("createPlan"),
+                           InstanceMethod<&DeviceObject::freePlan>("freePlan"),
+                           InstanceMethod<&DeviceObject::run>("run"),
+                           InstanceMethod<&DeviceObject::requestStop>("requestStop"),
+                           InstanceMethod<&DeviceObject::clearStop>("clearStop"),
+                           InstanceMethod<&DeviceObject::dispose>("dispose"),
+                       });
+  }
+
+  explicit DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceObject>(info) {
+    guarded(info.Env(), [&] {
+      const std::string kind = info[0].ToString();
+      if (kind != "cpu") fail("this build of the addon has no device \"" + kind + "\"");
+      const int threads = info[1].ToNumber().Int32Value();
+      if (threads < 1 || threads > 1024) fail("threads must be between 1 and 1024");
+      device_ = std::make_shared<cpu::CpuDevice>(threads);
+    });
+  }
+
+ private:
+  Device& device() const {
+    if (!device_) fail("the device was disposed");
+    return *device_;
+  }
+
+  Napi::Value alloc(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const std::lock_guard lock(mutex_);
+      return Napi::Number::New(info.Env(), device().alloc(sizeArgument(info[0])));
+    });
+  }
+
+  void free(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      const std::lock_guard lock(mutex_);
+      device().free(info[0].ToNumber().Int32Value());
+    });
+  }
+
+  void write(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      const auto data = info[2].As<Napi::TypedArray>();
+      const auto* bytes = static_cast<const std::byte*>(data.ArrayBuffer().Data()) + data.ByteOffset();
+      const std::lock_guard lock(mutex_);
+      device().write(info[0].ToNumber().Int32Value(), sizeArgument(info[1]), bytes, data.ByteLength());
+    });
+  }
+
+  Napi::Value read(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const size_t count = sizeArgument(info[2]);
+      auto result = Napi::ArrayBuffer::New(info.Env(), count);
+      const std::lock_guard lock(mutex_);
+      device().read(info[0].ToNumber().Int32Value(), sizeArgument(info[1]), result.Data(), count);
+      return result;
+    });
+  }
+
+  Napi::Value load(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const auto list = info[0].As<Napi::Array>();
+      auto parts = std::make_shared<std::vector<LoadPart>>();
+      for (uint32_t i = 0; i < list.Length(); ++i) {
+        const auto item = list.Get(i).As<Napi::Object>();
+        LoadPart part;
+        part.path = item.Get("path").ToString();
+        part.fileOffset = sizeArgument(item.Get("fileOffset"));
+        part.elements = sizeArgument(item.Get("elements"));
+        part.source = static_cast<DType>(item.Get("source").ToNumber().Int32Value());
+        part.target = static_cast<DType>(item.Get("target").ToNumber().Int32Value());
+        part.buffer = item.Get("buffer").ToNumber().Int32Value();
+        part.offset = sizeArgument(item.Get("offset"));
+        parts->push_back(std::move(part));
+      }
+      auto bad = std::make_shared<std::vector<double>>();
+      return start(
+          info,
+          [parts, bad](Device& d) {
+            for (const LoadPart& part : *parts) bad->push_back(static_cast<double>(d.load(part)));
+          },
+          [bad](Napi::Env env) -> Napi::Value {
+            auto result = Napi::Float64Array::New(env, bad->size());
+            std::copy(bad->begin(), bad->end(), result.Data());
+            return result;
+          });
+    });
+  }
+
+  Napi::Value fillUniform(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const int32_t buffer = info[0].ToNumber().Int32Value();
+      const size_t offset = sizeArgument(info[1]), elements = sizeArgument(info[2]);
+      const auto dtype = static_cast<DType>(info[3].ToNumber().Int32Value());
+      const float low = info[4].ToNumber().FloatValue(), high = info[5].ToNumber().FloatValue();
+      const uint32_t seed = info[6].ToNumber().Uint32Value(), stream = info[7].ToNumber().Uint32Value();
+      return start(
+          info, [=](Device& d) { d.fillUniform(buffer, offset, elements, dtype, low, high, seed, stream); },
+          [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+    });
+  }
+
+  Napi::Value createPlan(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const auto tensors = info[0].As<Napi::Float64Array>();
+      const auto commands = info[1].As<Napi::Int32Array>();
+      const auto floats = info[2].As<Napi::Float64Array>();
+      const auto handles = info[3].As<Napi::Int32Array>();
+      std::vector<int32_t> buffers(handles.Data(), handles.Data() + handles.ElementLength());
+      const std::lock_guard lock(mutex_);
+      std::vector<size_t> bytes;
+      for (const int32_t buffer : buffers) bytes.push_back(device().bytes(buffer));
+      plans_[nextPlan_] = std::make_shared<Plan>(decodePlan(tensors.Data(), tensors.ElementLength(), commands.Data(), commands.ElementLength(),
+                                                            floats.Data(), floats.ElementLength(), std::move(buffers), bytes));
+      return Napi::Number::New(info.Env(), nextPlan_++);
+    });
+  }
+
+  void freePlan(const Napi::CallbackInfo& info) { plans_.erase(info[0].ToNumber().Int32Value()); }
+
+  Napi::Value run(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const auto found = plans_.find(info[0].ToNumber().Int32Value());
+      if (found == plans_.end()) fail("there is no such plan");
+      const auto numbers = info[1].As<Napi::Int32Array>();
+      if (numbers.ElementLength() != 3) fail("run takes three row counts");
+      const Dims dims{numbers[0], numbers[1], numbers[2]};
+      const auto first = static_cast<int64_t>(sizeArgument(info[2])), last = static_cast<int64_t>(sizeArgument(info[3]));
+      const bool profile = info[4].ToBoolean();
+      auto result = std::make_shared<RunResult>();
+      return start(
+          info, [=, plan = found->second](Device& d) { *result = d.run(*plan, dims, first, last, profile); },
+          [result](Napi::Env env) -> Napi::Value {
+            auto object = Napi::Object::New(env);
+            object.Set("executed", static_cast<double>(result->executed));
+            object.Set("stopped", result->stopped);
+            auto seconds = Napi::Float64Array::New(env, result->seconds.size());
+            std::copy(result->seconds.begin(), result->seconds.end(), seconds.Data());
+            object.Set("seconds", seconds);
+            return object;
+          });
+    });
+  }
+
+  void requestStop(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] { device().requestStop(); });
+  }
+  void clearStop(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] { device().clearStop(); });
+  }
+
+  /** Frees all memory; work in progress keeps its own reference and finishes first. */
+  void dispose(const Napi::CallbackInfo&) {
+    plans_.clear();
+    device_.reset();
+  }
+
+  template <typename Work>
+  Napi::Value start(const Napi::CallbackInfo& info, Work work, Task::Finish finish) {
+    device();
+    auto* task = new Task(
+        info.Env(), Value(),
+        [this, held = device_, work] {
+          const std::lock_guard lock(mutex_);
+          work(*held);
+        },
+        std::move(finish));
+    const auto promise = task->promise();
+    task->Queue();
+    return promise;
+  }
+
+  std::shared_ptr<Device> device_;
+  std::mutex mutex_;  // one command list, load or copy at a time
+  std::unordered_map<int32_t, std::shared_ptr<Plan>> plans_;
+  int32_t nextPlan_ = 1;
+};
+
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto result = Napi::Object::New(env);
+  auto names = Napi::Array::New(env);
+  for (int32_t op = 0; op < static_cast<int32_t>(Op::count); ++op) names.Set(static_cast<uint32_t>(op), opName(static_cast<Op>(op)));
+  result.Set("commands", names);
+  const cpu::CpuFeatures& features = cpu::cpuFeatures();
+  auto cpu = Napi::Object::New(env);
+  cpu.Set("avx2", features.avx2);
+  cpu.Set("avx512", features.avx512);
+  cpu.Set("avx512bf16", features.avx512bf16);
+  cpu.Set("amx", features.amx);
+  cpu.Set("float32Kernel", cpu::gemmKernelName(cpu::Precision::float32));
+  cpu.Set("bfloat16Kernel", cpu::gemmKernelName(cpu::Precision::bfloat16));
+  result.Set("cpu", cpu);
+  auto devices = Napi::Array::New(env);
+  devices.Set(0u, "cpu");
+  result.Set("devices", devices);
+  return result;
+}
+
+Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  exports.Set("Device", DeviceObject::define(env));
+  exports.Set("describe", Napi::Function::New(env, describe));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(kernels, initialise)
+
+}  // namespace unsloth

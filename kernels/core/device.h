@@ -1,0 +1,51 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "plan.h"
+
+namespace unsloth {
+
+/** One tensor's bytes in a checkpoint file and where they go; converted from `source` to `target` on the way. */
+struct LoadPart {
+  std::string path;
+  uint64_t fileOffset = 0;
+  uint64_t elements = 0;
+  DType source = DType::F32;
+  DType target = DType::F32;
+  int32_t buffer = 0;
+  uint64_t offset = 0;  // bytes
+};
+
+struct RunResult {
+  int64_t executed = 0;  // commands completed
+  bool stopped = false;
+  std::vector<double> seconds;  // per command, when profiling
+};
+
+/** Where buffers live and commands run. Every method but `requestStop` is called by one thread at a time. */
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual int32_t alloc(size_t bytes) = 0;  // zero-filled
+  virtual void free(int32_t buffer) = 0;
+  virtual size_t bytes(int32_t buffer) const = 0;
+  virtual void write(int32_t buffer, size_t offset, const void* data, size_t count) = 0;
+  virtual void read(int32_t buffer, size_t offset, void* data, size_t count) = 0;
+  /** Returns how many elements were NaN or infinite. */
+  virtual uint64_t load(const LoadPart& part) = 0;
+  /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i. */
+  virtual void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) = 0;
+  virtual RunResult run(const Plan& plan, const Dims& dims, int64_t first, int64_t last, bool profile) = 0;
+
+  /** Makes the run in progress return between two commands. Any thread may call it. */
+  void requestStop() { stop_.store(true); }
+  void clearStop() { stop_.store(false); }
+
+ protected:
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace unsloth

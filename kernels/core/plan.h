@@ -1,0 +1,51 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "command.h"
+
+namespace unsloth {
+
+/** Which live row count a tensor follows; numbers as in engine/graph/plan.ts. */
+enum class RowRule : int32_t { fixed = 0, tokens = 1, labelled = 2, sequences = 3 };
+
+struct PlanTensor {
+  DType dtype;
+  int32_t buffer;  // index into Plan::buffers
+  int64_t offset;  // bytes
+  int64_t rows, cols, ld;
+  RowRule rule;
+};
+
+struct PlanCommand {
+  Op op;
+  int32_t firstTensor, tensorCount;
+  int32_t firstInt, intCount;
+  int32_t firstFloat, floatCount;
+};
+
+/** A decoded plan: a flat list of commands over tensors that live in buffers of one device. */
+struct Plan {
+  std::vector<int32_t> buffers;  // device buffer handles
+  std::vector<PlanTensor> tensors;
+  std::vector<PlanCommand> commands;
+  std::vector<int32_t> operands;  // tensor numbers, -1 for an absent operand
+  std::vector<int32_t> ints;
+  std::vector<double> floats;
+};
+
+const char* opName(Op op);
+
+/**
+ * Decodes what engine/graph/encodePlan.ts wrote: seven doubles per tensor (dtype, buffer, offset, rows, cols, ld, rule), and per
+ * command op, operand count, int count, float count, operands, ints. Checks every number, so that a wrong plan is an error and
+ * never a stray write. `bufferBytes[i]` is the size of buffers[i].
+ */
+Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
+                size_t floatNumbers, std::vector<int32_t> buffers, const std::vector<size_t>& bufferBytes);
+
+/** Live rows of a tensor in a run. */
+int64_t liveRows(const PlanTensor& tensor, const Dims& dims);
+
+}  // namespace unsloth

@@ -1,0 +1,167 @@
+#include "cpuDevice.h"
+
+#include <chrono>
+#include <string>
+
+#include "../core/error.h"
+#include "../core/fileReader.h"
+#include "ops.h"
+#include "pages.h"
+#include "random.h"
+
+namespace unsloth::cpu {
+namespace {
+
+using OpFunction = void (*)(const Call&, ThreadPool&);
+constexpr OpFunction opTable[] = {
+#define UNSLOTH_OP(name) ops::name,
+#include "../core/ops.def"
+#undef UNSLOTH_OP
+};
+
+constexpr uint64_t loadChunk = uint64_t{1} << 20;  // elements
+
+float widen(const std::byte* data, DType dtype, uint64_t i) {
+  switch (dtype) {
+    case DType::BF16: return bf16ToFloat(reinterpret_cast<const uint16_t*>(data)[i]);
+    case DType::F16: return f16ToFloat(reinterpret_cast<const uint16_t*>(data)[i]);
+    case DType::F64: return static_cast<float>(reinterpret_cast<const double*>(data)[i]);
+    default: return reinterpret_cast<const float*>(data)[i];
+  }
+}
+
+void narrow(std::byte* data, DType dtype, uint64_t i, float value) {
+  switch (dtype) {
+    case DType::BF16: reinterpret_cast<uint16_t*>(data)[i] = floatToBf16(value); return;
+    case DType::F16: reinterpret_cast<uint16_t*>(data)[i] = floatToF16(value); return;
+    default: reinterpret_cast<float*>(data)[i] = value; return;
+  }
+}
+
+uint64_t countNonFinite(const std::byte* data, DType dtype, uint64_t elements) {
+  uint64_t bad = 0;
+  for (uint64_t i = 0; i < elements; ++i) {
+    if (dtype == DType::BF16) {
+      bad += (reinterpret_cast<const uint16_t*>(data)[i] & 0x7f80u) == 0x7f80u;
+    } else if (dtype == DType::F16) {
+      bad += (reinterpret_cast<const uint16_t*>(data)[i] & 0x7c00u) == 0x7c00u;
+    } else {
+      uint32_t bits;
+      const float value = widen(data, dtype, i);
+      std::memcpy(&bits, &value, sizeof bits);
+      bad += (bits & 0x7f800000u) == 0x7f800000u;
+    }
+  }
+  return bad;
+}
+
+}  // namespace
+
+CpuDevice::~CpuDevice() {
+  for (auto& [id, block] : blocks_) freePages(block.data, block.bytes);
+}
+
+int32_t CpuDevice::alloc(size_t bytes) {
+  const size_t size = bytes == 0 ? 64 : bytes;
+  auto* data = static_cast<std::byte*>(allocatePages(size));
+  if (data == nullptr) throw Error("MEMORY", "The system has no " + std::to_string(size) + " bytes of memory left.");
+  blocks_[nextBuffer_] = {data, size};
+  return nextBuffer_++;
+}
+
+void CpuDevice::free(int32_t buffer) {
+  const Block gone = block(buffer);
+  freePages(gone.data, gone.bytes);
+  blocks_.erase(buffer);
+}
+
+const CpuDevice::Block& CpuDevice::block(int32_t buffer) const {
+  const auto found = blocks_.find(buffer);
+  if (found == blocks_.end()) fail("there is no buffer " + std::to_string(buffer));
+  return found->second;
+}
+
+std::byte* CpuDevice::range(int32_t buffer, size_t offset, size_t count) const {
+  const Block& b = block(buffer);
+  if (offset > b.bytes || count > b.bytes - offset) fail("a range of " + std::to_string(count) + " bytes is outside of its buffer");
+  return b.data + offset;
+}
+
+void CpuDevice::write(int32_t buffer, size_t offset, const void* data, size_t count) {
+  std::memcpy(range(buffer, offset, count), data, count);
+}
+
+void CpuDevice::read(int32_t buffer, size_t offset, void* data, size_t count) { std::memcpy(data, range(buffer, offset, count), count); }
+
+uint64_t CpuDevice::load(const LoadPart& part) {
+  const size_t sourceWidth = bytesPerElement(part.source), targetWidth = bytesPerElement(part.target);
+  std::byte* target = range(part.buffer, part.offset, part.elements * targetWidth);
+  FileReader file(part.path);
+  if (part.source == part.target) {
+    const uint64_t chunkBytes = loadChunk * sourceWidth;
+    const uint64_t total = part.elements * sourceWidth;
+    for (uint64_t at = 0; at < total; at += chunkBytes) file.read(part.fileOffset + at, target + at, std::min(chunkBytes, total - at));
+    return part.source == DType::I32 || part.source == DType::U8 ? 0 : countNonFinite(target, part.target, part.elements);
+  }
+  std::vector<std::byte> chunk(loadChunk * sourceWidth);
+  uint64_t bad = 0;
+  for (uint64_t at = 0; at < part.elements; at += loadChunk) {
+    const uint64_t count = std::min(loadChunk, part.elements - at);
+    file.read(part.fileOffset + at * sourceWidth, chunk.data(), count * sourceWidth);
+    bad += countNonFinite(chunk.data(), part.source, count);
+    for (uint64_t i = 0; i < count; ++i) narrow(target + at * targetWidth, part.target, i, widen(chunk.data(), part.source, i));
+  }
+  return bad;
+}
+
+void CpuDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) {
+  std::byte* target = range(buffer, offset, elements * bytesPerElement(dtype));
+  constexpr uint64_t perTask = uint64_t{1} << 16;
+  pool_.parallelFor(static_cast<int64_t>((elements + perTask - 1) / perTask), [&](int64_t task, int) {
+    const uint64_t first = static_cast<uint64_t>(task) * perTask, last = std::min(elements, first + perTask);
+    for (uint64_t i = first; i < last; i += 4) {
+      const uint64_t block = i / 4;
+      const auto words = philox4x32({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 0}, {seed, 0x756e6974u});
+      for (uint64_t k = 0; k < 4 && i + k < last; ++k)
+        narrow(target, dtype, i + k, a + (b - a) * (static_cast<float>(words[k] >> 8) * 0x1p-24f));
+    }
+  });
+}
+
+RunResult CpuDevice::run(const Plan& plan, const Dims& dims, int64_t first, int64_t last, bool profile) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::byte*> bases;
+  for (const int32_t buffer : plan.buffers) bases.push_back(block(buffer).data);
+  std::vector<View> views(plan.tensors.size());
+  for (size_t i = 0; i < views.size(); ++i) {
+    const PlanTensor& t = plan.tensors[i];
+    const int64_t rows = liveRows(t, dims);
+    if (rows > t.rows) fail("this run has " + std::to_string(rows) + " rows, the plan was built for " + std::to_string(t.rows));
+    views[i] = {bases[static_cast<size_t>(t.buffer)] + t.offset, t.dtype, rows, t.cols, t.ld};
+  }
+
+  RunResult result;
+  std::vector<View> operands;
+  const int64_t end = std::min<int64_t>(last, static_cast<int64_t>(plan.commands.size()));
+  for (int64_t at = first; at < end; ++at) {
+    if (stop_.load(std::memory_order_relaxed)) {
+      result.stopped = true;
+      break;
+    }
+    const PlanCommand& command = plan.commands[static_cast<size_t>(at)];
+    operands.clear();
+    for (int32_t i = 0; i < command.tensorCount; ++i) {
+      const int32_t tensor = plan.operands[static_cast<size_t>(command.firstTensor + i)];
+      operands.push_back(tensor < 0 ? View{} : views[static_cast<size_t>(tensor)]);
+    }
+    const Call call{operands.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
+                    plan.floats.data() + command.firstFloat, command.floatCount, dims};
+    const auto before = Clock::now();
+    opTable[static_cast<int32_t>(command.op)](call, pool_);
+    if (profile) result.seconds.push_back(std::chrono::duration<double>(Clock::now() - before).count());
+    ++result.executed;
+  }
+  return result;
+}
+
+}  // namespace unsloth::cpu
