@@ -1,0 +1,145 @@
+import type { CommandName } from './commands.ts'
+import type { DType } from './dtype.ts'
+
+/** Which live row count a matrix follows in a run; 'fixed' matrices always have all their rows. */
+export type RowRule = 'fixed' | 'tokens' | 'labelled' | 'sequences'
+export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'sequences']
+
+/** Memory areas. Everything but `activations` is laid out by its owner; `activations` is laid out by the planner. */
+export type Arena = 'weights' | 'params' | 'grads' | 'moment1' | 'moment2' | 'io' | 'cache' | 'activations'
+export const arenas: readonly Arena[] = ['weights', 'params', 'grads', 'moment1', 'moment2', 'io', 'cache', 'activations']
+
+/**
+ * When the forward value of an activation is kept for the backward pass:
+ * `residual` always (it is what recomputation starts from), `attention` unless the layer is recomputed whole, `mlp` unless its MLP
+ * half is, `derived` never (a norm, a gate product or a dropout mask: replaying it costs no matrix product).
+ */
+export type Keep = 'residual' | 'attention' | 'mlp' | 'derived'
+
+/** A block of memory: `rows` (at most) × `cols` elements. Offsets in bytes; -1 until the planner places an activation. */
+export interface Storage {
+  readonly name: string
+  readonly arena: Arena
+  readonly offset: number
+  readonly dtype: DType
+  readonly rows: number
+  readonly cols: number
+  readonly rule: RowRule
+  readonly keep: Keep
+  /** Layer that the value belongs to, -1 outside of layers. */
+  readonly layer: number
+}
+
+/** A range of columns of a storage: what a command reads or writes. A description, never memory. */
+export interface Tensor {
+  readonly storage: Storage
+  readonly column: number
+  readonly cols: number
+}
+
+export interface Command {
+  readonly name: CommandName
+  readonly tensors: readonly (Tensor | undefined)[]
+  readonly ints: readonly number[]
+  readonly floats: readonly number[]
+  /** Operand pairs [output, input] that may share memory when the input is dead afterwards. */
+  readonly inPlace?: readonly (readonly [number, number])[]
+}
+
+/** What a rule of differentiation may do; implemented by `Backward`. */
+export interface GradientBuilder {
+  /** The forward value, replayed when it was not kept. */
+  value(tensor: Tensor): Tensor
+  /** The finished gradient of an output, or undefined when nothing downstream depends on it. */
+  gradientOf(tensor: Tensor): Tensor | undefined
+  /** Where to add a contribution to an input's gradient: `accumulate` tells whether something is there already. */
+  target(tensor: Tensor): { readonly tensor: Tensor; readonly accumulate: boolean }
+  /** The input's gradient is the output's: shares memory when it is the first contribution, else adds. */
+  passThrough(input: Tensor, output: Tensor): void
+  /** Scratch for intermediate gradients. */
+  scratch(name: string, like: Tensor, cols: number): Tensor
+  emit(command: Command): void
+}
+
+/** A recorded operation: its forward commands, and the hand-written rule that emits its backward commands. */
+export interface Node {
+  readonly commands: readonly Command[]
+  readonly outputs: readonly Tensor[]
+  readonly layer: number
+  /** Absent when no gradient can flow through. */
+  readonly backward?: (b: GradientBuilder) => void
+}
+
+export interface Capacity {
+  readonly tokens: number
+  readonly labelled: number
+  readonly sequences: number
+}
+
+/**
+ * The forward computation of one micro-step, recorded once when a plan is built. Activations may be written by several nodes
+ * (slices of one buffer, in-place rotation); their value is what stands there after the last of them.
+ */
+export class Graph {
+  readonly nodes: Node[] = []
+  readonly producers = new Map<Storage, Node[]>()
+  private readonly differentiable = new Set<Storage>()
+  layer = -1
+
+  /** The largest live counts that the plan must take. */
+  readonly capacity: Capacity
+
+  constructor(capacity: Capacity) {
+    this.capacity = capacity
+  }
+
+  rowsOf(rule: RowRule, fixed = 1): number {
+    return rule === 'fixed' ? fixed : this.capacity[rule]
+  }
+
+  /** A new activation. */
+  activation(name: string, cols: number, options: { rule?: RowRule; keep?: Keep; rows?: number; dtype?: DType } = {}): Tensor {
+    const rule = options.rule ?? 'tokens'
+    const layered = this.layer < 0 ? name : `layers.${this.layer}.${name}`
+    return whole({
+      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? 'f32', rows: this.rowsOf(rule, options.rows), cols, rule,
+      keep: options.keep ?? 'residual', layer: this.layer,
+    })
+  }
+
+  record(node: Omit<Node, 'layer'>, needsGradient: boolean): void {
+    const recorded: Node = { ...node, layer: this.layer }
+    this.nodes.push(recorded)
+    for (const { storage } of node.outputs) {
+      const list = this.producers.get(storage)
+      if (list === undefined) this.producers.set(storage, [recorded])
+      else if (list.at(-1) !== recorded) list.push(recorded)
+      if (needsGradient) this.differentiable.add(storage)
+    }
+  }
+
+  /** Whether a loss can depend on trainable parameters through this activation. */
+  needsGradient(tensor: Tensor): boolean {
+    return this.differentiable.has(tensor.storage)
+  }
+
+  forwardCommands(): Command[] {
+    return this.nodes.flatMap((node) => node.commands)
+  }
+}
+
+export const whole = (storage: Storage): Tensor => ({ storage, column: 0, cols: storage.cols })
+
+/** Columns [from, from + cols) of a tensor. */
+export function slice(tensor: Tensor, from: number, cols: number): Tensor {
+  if (from < 0 || from + cols > tensor.cols) throw new RangeError(`columns ${from}+${cols} of ${tensor.storage.name} (${tensor.cols} columns)`)
+  return { storage: tensor.storage, column: tensor.column + from, cols }
+}
+
+/** Rows [from, from + rows) of a matrix in a fixed arena, as its own tensor. */
+export function rowRange(tensor: Tensor, from: number, rows: number, bytesPerElement: number): Tensor {
+  const { storage } = tensor
+  if (storage.rule !== 'fixed' || storage.arena === 'activations') throw new RangeError(`${storage.name} has no fixed rows`)
+  if (from < 0 || from + rows > storage.rows) throw new RangeError(`rows ${from}+${rows} of ${storage.name} (${storage.rows} rows)`)
+  return { ...tensor, storage: { ...storage, name: `${storage.name}[${from}:${from + rows}]`, offset: storage.offset + from * storage.cols * bytesPerElement, rows } }
+}

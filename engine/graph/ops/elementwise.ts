@@ -1,0 +1,86 @@
+import { slice, type Graph, type Keep, type Tensor } from '../graph.ts'
+import type { Weight } from './linear.ts'
+
+export const gluKinds = { silu: 0, gelu_tanh: 1, gelu_erf: 2 } as const
+export type GluKind = keyof typeof gluKinds
+
+/** h = act(gate)⊙up from one [n, 2f] buffer (gate first); see glu in commands.ts. */
+export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
+  const f = gateUp.cols / 2
+  const [gate, up] = [slice(gateUp, 0, f), slice(gateUp, f, f)]
+  const h = graph.activation('h', f, { rule: gateUp.storage.rule, keep: 'derived' })
+  const ints = [gluKinds[kind]]
+  graph.record(
+    {
+      commands: [{ name: 'glu', tensors: [h, gate, up], ints, floats: [] }],
+      outputs: [h],
+      backward: (b) => {
+        const dh = b.gradientOf(h)
+        if (dh === undefined) return
+        const dGate = b.target(gate).tensor
+        const dUp = b.target(up).tensor
+        b.emit({ name: 'gluGrad', tensors: [dGate, dUp, dh, b.value(gate), b.value(up)], ints, floats: [], inPlace: [[0, 3]] })
+      },
+    },
+    graph.needsGradient(gateUp),
+  )
+  return h
+}
+
+/** x = scale·table[ids]; the table's gradient accumulates when it is trained. */
+export function embed(graph: Graph, ids: Tensor, table: Weight, scale: number): Tensor {
+  const x = graph.activation('embedding', table.value.cols)
+  graph.record(
+    {
+      commands: [{ name: 'embed', tensors: [x, ids, table.value], ints: [], floats: [scale] }],
+      outputs: [x],
+      backward: (b) => {
+        const dx = b.gradientOf(x)
+        if (dx !== undefined && table.grad !== undefined) b.emit({ name: 'embedGrad', tensors: [table.grad, ids, dx], ints: [], floats: [scale] })
+      },
+    },
+    table.grad !== undefined,
+  )
+  return x
+}
+
+/** y = a + beta·b. */
+export function addRows(graph: Graph, name: string, a: Tensor, b: Tensor, beta: number, keep: Keep): Tensor {
+  const y = graph.activation(name, a.cols, { keep })
+  graph.record(
+    {
+      commands: [{ name: 'add', tensors: [y, a, b], ints: [], floats: [1, beta] }],
+      outputs: [y],
+      backward: (builder) => {
+        const dy = builder.gradientOf(y)
+        if (dy === undefined) return
+        if (graph.needsGradient(b)) {
+          const { tensor, accumulate } = builder.target(b)
+          builder.emit({ name: 'add', tensors: accumulate ? [tensor, tensor, dy] : [tensor, dy, undefined], ints: [], floats: accumulate ? [1, beta] : [beta, 0] })
+        }
+        builder.passThrough(a, y)
+      },
+    },
+    graph.needsGradient(a) || graph.needsGradient(b),
+  )
+  return y
+}
+
+/** The rows that carry a label, [m, h]. */
+export function gatherRows(graph: Graph, x: Tensor, index: Tensor): Tensor {
+  const y = graph.activation('labelled', x.cols, { rule: 'labelled' })
+  graph.record(
+    {
+      commands: [{ name: 'gatherRows', tensors: [y, x, index], ints: [], floats: [] }],
+      outputs: [y],
+      backward: (b) => {
+        const dy = b.gradientOf(y)
+        if (dy === undefined || !graph.needsGradient(x)) return
+        const { tensor, accumulate } = b.target(x)
+        b.emit({ name: 'scatterRows', tensors: [tensor, dy, index], ints: [accumulate ? 1 : 0], floats: [] })
+      },
+    },
+    graph.needsGradient(x),
+  )
+  return y
+}

@@ -1,0 +1,52 @@
+import { gemm, type PrecisionCode, type Weight } from './linear.ts'
+import type { Graph, Tensor } from '../graph.ts'
+
+export interface HeadOptions {
+  readonly weight: Weight
+  readonly logitScale: number
+  readonly softcap: number
+  readonly precision: PrecisionCode
+}
+
+/** Rows of logits that are in memory at once: enough for the matrix product to run at full speed, few enough to stay small. */
+export function headChunkRows(vocabulary: number, rows: number, budgetBytes = 256 * 2 ** 20): number {
+  const fit = Math.floor(budgetBytes / (4 * vocabulary))
+  return Math.max(1, Math.min(rows, Math.max(16, fit - (fit % 16)), 512))
+}
+
+/**
+ * Negative log-likelihood of each labelled row, and in the same visit the gradients of Σ weight·nll; see headLoss in commands.ts.
+ * A training graph ends here: the node's backward has nothing left to emit, its forward already wrote the gradient of h.
+ */
+export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels: Tensor; weights: Tensor }, options: HeadOptions, training: boolean): void {
+  const { weight, logitScale, softcap, precision } = options
+  const vocabulary = weight.value.storage.rows
+  const logits = graph.activation('logits', vocabulary, { rule: 'fixed', rows: headChunkRows(vocabulary, h.storage.rows) })
+  const command = (dh: Tensor | undefined, dw: Tensor | undefined) =>
+    ({
+      name: 'headLoss', tensors: [inputs.nll, dh, dw, logits, h, weight.value, inputs.labels, inputs.weights], ints: [precision], floats: [logitScale, softcap],
+    }) as const
+  if (!training) {
+    graph.record({ commands: [command(undefined, undefined)], outputs: [logits] }, false)
+    return
+  }
+  graph.record(
+    {
+      commands: [],
+      outputs: [logits],
+      backward: (b) => {
+        const dh = graph.needsGradient(h) ? b.target(h).tensor : undefined
+        b.emit(command(dh ?? b.scratch('d unused', h, h.cols), weight.grad))
+      },
+    },
+    true,
+  )
+}
+
+/** logits [m, V] written to `out`: for generation and checks. */
+export function headLogits(graph: Graph, h: Tensor, out: Tensor, options: HeadOptions): void {
+  const commands = [gemm(0, out, h, options.weight.value, { precision: options.precision })]
+  if (options.logitScale !== 1 || options.softcap !== 0)
+    commands.push({ name: 'logitCap', tensors: [out], ints: [], floats: [options.logitScale, options.softcap] })
+  graph.record({ commands, outputs: [out] }, false)
+}

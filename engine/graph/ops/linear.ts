@@ -1,0 +1,174 @@
+import { slice, type Command, type Graph, type GradientBuilder, type Tensor } from '../graph.ts'
+
+/** A parameter or frozen weight; `grad` is where its gradient accumulates, present only when it is trained. */
+export interface Weight {
+  readonly value: Tensor
+  readonly grad?: Tensor
+}
+
+/** A low-rank update of rows [column, column + width) of a weight: W + scale·B·A (arXiv 2106.09685). */
+export interface LoraPart {
+  readonly column: number
+  readonly width: number
+  readonly rank: number
+  /** [rank, in] */
+  readonly a: Weight
+  /** [width, rank] */
+  readonly b: Weight
+  readonly scale: number
+  /** Dropout on this part's input; `site` makes its mask differ from that of any other place. */
+  readonly dropout?: { readonly p: number; readonly site: number }
+}
+
+/** The updates of one weight; with `stackedA` [Σ rank, in] all parts share one pass over the input. */
+export interface LoraGroup {
+  readonly parts: readonly LoraPart[]
+  readonly stackedA?: Weight
+}
+
+/** 0: sums and products in fp32; 1: operands rounded to bf16 first. */
+export type PrecisionCode = 0 | 1
+
+export interface LinearOptions {
+  readonly weight: Weight
+  readonly bias?: Weight
+  readonly lora?: LoraGroup
+  /** Added to the result: the residual stream. */
+  readonly add?: Tensor
+  /** Factor on the product (not on `add`). */
+  readonly alpha?: number
+  readonly precision: PrecisionCode
+  /** Inputs that dropout is keyed by. */
+  readonly randomness?: { readonly tokenKeys: Tensor; readonly random: Tensor }
+}
+
+const NT = 0
+const NN = 1
+const TN = 2
+
+interface GemmOptions {
+  readonly accumulate?: boolean
+  readonly alpha?: number
+  readonly bias?: Tensor | undefined
+  readonly add?: Tensor | undefined
+  readonly terms?: readonly { a: Tensor; b: Tensor; column: number; alpha: number }[]
+  readonly precision: PrecisionCode
+}
+
+/** The gemm command; see engine/graph/commands.ts. */
+export function gemm(mode: 0 | 1 | 2, c: Tensor, a: Tensor, b: Tensor, options: GemmOptions): Command {
+  const terms = options.terms ?? []
+  return {
+    name: 'gemm',
+    tensors: [c, a, b, options.bias, options.add, ...terms.flatMap((term) => [term.a, term.b])],
+    ints: [mode, options.accumulate === true ? 1 : 0, options.precision, ...terms.map((term) => term.column)],
+    floats: [options.alpha ?? 1, ...terms.map((term) => term.alpha)],
+  }
+}
+
+interface LoraDown {
+  readonly part: LoraPart
+  /** x·Aᵀ of this part. */
+  readonly u: Tensor
+  /** The input this part saw: x, or x after dropout. */
+  readonly seen: Tensor
+}
+
+/**
+ * Y = alpha·(X·Wᵀ + Σ scale_i·(X·A_iᵀ)·B_iᵀ + bias) + add. [n,in] → [n,out].
+ * Backward (arXiv 2106.09685, kernels of small rank first): dU = alpha·scale·dY·B; dB += alpha·scale·dYᵀU; dA += dUᵀX; dX = alpha·dY·W + dU·A.
+ */
+export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options: LinearOptions): Tensor {
+  const { weight, bias, lora, add, precision } = options
+  const alpha = options.alpha ?? 1
+  if (alpha !== 1 && bias !== undefined) throw new Error('linear: a factor together with a bias is not used by any architecture')
+  const down = lora === undefined ? [] : loraDown(graph, name, x, y, lora, options)
+  const trained = weight.grad !== undefined || bias?.grad !== undefined || lora !== undefined
+  const terms = down.map(({ part, u }) => ({ a: u, b: part.b.value, column: part.column, alpha: alpha * part.scale }))
+  graph.record(
+    {
+      commands: [gemm(NT, y, x, weight.value, { alpha, bias: bias?.value, add, terms, precision })],
+      outputs: [y],
+      backward: (b) => {
+        const dy = b.gradientOf(y)
+        if (dy === undefined) return
+        if (weight.grad !== undefined) b.emit(gemm(TN, weight.grad, dy, b.value(x), { alpha, accumulate: true, precision }))
+        if (bias?.grad !== undefined) b.emit({ name: 'columnSum', tensors: [bias.grad, dy], ints: [], floats: [1] })
+        const gradients = lora === undefined ? undefined : loraBackward(b, x, dy, down, lora, alpha, precision)
+        if (graph.needsGradient(x)) {
+          const { tensor: dx, accumulate } = b.target(x)
+          b.emit(gemm(NN, dx, dy, weight.value, { alpha, accumulate, terms: gradients?.terms ?? [], precision }))
+          for (const { part, du } of gradients?.dropped ?? []) {
+            const masked = b.scratch(`d ${name}.dropped`, x, x.cols)
+            b.emit(gemm(NN, masked, du, part.a.value, { precision }))
+            b.emit(dropout(dx, masked, part.dropout!, options, true))
+          }
+        }
+        if (add !== undefined) b.passThrough(add, y)
+      },
+    },
+    trained || graph.needsGradient(x) || (add !== undefined && graph.needsGradient(add)),
+  )
+  return y
+}
+
+/** U = X·Aᵀ: one product for a stacked group, else one for each part, on its own dropped-out input. */
+function loraDown(graph: Graph, name: string, x: Tensor, y: Tensor, lora: LoraGroup, options: LinearOptions): LoraDown[] {
+  const keep = y.storage.keep === 'attention' ? 'attention' : 'mlp'
+  const rank = lora.parts.reduce((sum, part) => sum + part.rank, 0)
+  const u = graph.activation(`${name}.u`, rank, { rule: x.storage.rule, keep })
+  const { precision } = options
+  if (lora.stackedA !== undefined) {
+    graph.record({ commands: [gemm(NT, u, x, lora.stackedA.value, { precision })], outputs: [u] }, true)
+  }
+  let column = 0
+  return lora.parts.map((part, index) => {
+    const mine = slice(u, column, part.rank)
+    column += part.rank
+    if (lora.stackedA !== undefined) return { part, u: mine, seen: x }
+    const seen = part.dropout === undefined ? x : graph.activation(`${name}.dropped${index}`, x.cols, { rule: x.storage.rule, keep: 'derived' })
+    if (part.dropout !== undefined) graph.record({ commands: [dropout(seen, x, part.dropout, options, false)], outputs: [seen] }, false)
+    graph.record({ commands: [gemm(NT, mine, seen, part.a.value, { precision })], outputs: [mine] }, true)
+    return { part, u: mine, seen }
+  })
+}
+
+interface LoraGradients {
+  /** Low-rank terms of dX. */
+  readonly terms: { readonly a: Tensor; readonly b: Tensor; readonly column: number; readonly alpha: number }[]
+  /** Parts whose share of dX goes through their dropout mask first. */
+  readonly dropped: { readonly part: LoraPart; readonly du: Tensor }[]
+}
+
+/** dU, dB and dA of every part. */
+function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly LoraDown[], lora: LoraGroup, alpha: number, precision: PrecisionCode): LoraGradients {
+  const rank = lora.parts.reduce((sum, part) => sum + part.rank, 0)
+  const du = b.scratch(`d ${down[0]!.u.storage.name}`, x, rank)
+  let column = 0
+  const slices = down.map(({ part, u }) => {
+    const dyPart = slice(dy, part.column, part.width)
+    const duPart = slice(du, column, part.rank)
+    column += part.rank
+    const scale = alpha * part.scale
+    b.emit(gemm(NN, duPart, dyPart, part.b.value, { alpha: scale, precision }))
+    if (part.b.grad !== undefined) b.emit(gemm(TN, part.b.grad, dyPart, b.value(u), { alpha: scale, accumulate: true, precision }))
+    return duPart
+  })
+  if (lora.stackedA !== undefined) {
+    if (lora.stackedA.grad !== undefined) b.emit(gemm(TN, lora.stackedA.grad, du, b.value(x), { accumulate: true, precision }))
+    return { terms: [{ a: du, b: lora.stackedA.value, column: 0, alpha: 1 }], dropped: [] }
+  }
+  const gradients: LoraGradients = { terms: [], dropped: [] }
+  down.forEach(({ part, seen }, index) => {
+    const mine = slices[index]!
+    if (part.a.grad !== undefined) b.emit(gemm(TN, part.a.grad, mine, b.value(seen), { accumulate: true, precision }))
+    if (part.dropout === undefined) gradients.terms.push({ a: mine, b: part.a.value, column: 0, alpha: 1 })
+    else gradients.dropped.push({ part, du: mine })
+  })
+  return gradients
+}
+
+function dropout(y: Tensor, x: Tensor, { p, site }: { p: number; site: number }, { randomness }: LinearOptions, accumulate: boolean): Command {
+  if (randomness === undefined) throw new Error('dropout needs its keys')
+  return { name: 'dropout', tensors: [y, x, randomness.tokenKeys, randomness.random], ints: [site, accumulate ? 1 : 0], floats: [p] }
+}

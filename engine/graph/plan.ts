@@ -1,0 +1,117 @@
+import { commandSignatures } from './commands.ts'
+import { bytesPerElement } from './dtype.ts'
+import type { Command, Storage, Tensor } from './graph.ts'
+
+/** Offsets are multiples of this many bytes: a cache line pair, and what vector loads and tensor cores like. */
+export const alignment = 256
+export const align = (bytes: number): number => Math.ceil(bytes / alignment) * alignment
+
+export const storageBytes = (storage: Storage): number => storage.rows * storage.cols * bytesPerElement(storage.dtype)
+
+/** Commands with every activation placed: complete before a byte is allocated. */
+export interface Plan {
+  readonly commands: readonly Command[]
+  /** Byte offset of each activation in the activation arena. */
+  readonly offsets: ReadonlyMap<Storage, number>
+  /** Size of the activation arena. */
+  readonly activationBytes: number
+  /** The largest sum of activations alive at one command: what no placement can beat. */
+  readonly lowerBound: number
+}
+
+interface Life {
+  readonly storages: Storage[]
+  readonly bytes: number
+  first: number
+  last: number
+}
+
+/** The commands that each activation lives for, joined where an output takes over its input's memory. */
+function lifetimes(commands: readonly Command[]): Life[] {
+  const lives = new Map<Storage, Life>()
+  commands.forEach((command, at) => {
+    for (const operand of command.tensors) {
+      if (operand?.storage.arena !== 'activations') continue
+      const life = lives.get(operand.storage)
+      if (life === undefined) lives.set(operand.storage, { storages: [operand.storage], bytes: align(storageBytes(operand.storage)), first: at, last: at })
+      else life.last = at
+    }
+  })
+  commands.forEach((command, at) => {
+    for (const [output, input] of command.inPlace ?? []) {
+      const from = command.tensors[input]
+      const to = command.tensors[output]
+      if (from === undefined || to === undefined) continue
+      const source = lives.get(from.storage)
+      const target = lives.get(to.storage)
+      if (source === undefined || target === undefined || source === target) continue
+      if (source.last !== at || target.first !== at || source.bytes !== target.bytes) continue
+      source.last = target.last
+      source.storages.push(...target.storages)
+      for (const storage of target.storages) lives.set(storage, source)
+    }
+  })
+  return [...new Set(lives.values())]
+}
+
+/**
+ * Places every activation by liveness over the flat command list: largest first, each at the lowest offset that is free during
+ * its whole life. Deterministic.
+ */
+export function planMemory(commands: readonly Command[]): Plan {
+  const lives = lifetimes(commands)
+  const order = lives.map((life, index) => ({ life, index })).sort((a, b) => b.life.bytes - a.life.bytes || a.life.first - b.life.first || a.index - b.index)
+  const placed: { life: Life; offset: number }[] = []
+  const offsets = new Map<Storage, number>()
+  let activationBytes = 0
+  for (const { life } of order) {
+    // `placed` is kept sorted by offset.
+    let offset = 0
+    for (const other of placed) {
+      if (other.life.last < life.first || life.last < other.life.first) continue
+      if (other.offset >= offset + life.bytes) break
+      offset = Math.max(offset, other.offset + other.life.bytes)
+    }
+    let at = placed.findIndex((other) => other.offset > offset)
+    if (at < 0) at = placed.length
+    placed.splice(at, 0, { life, offset })
+    for (const storage of life.storages) offsets.set(storage, offset)
+    activationBytes = Math.max(activationBytes, offset + life.bytes)
+  }
+  return { commands, offsets, activationBytes, lowerBound: peak(lives, commands.length) }
+}
+
+function peak(lives: readonly Life[], commands: number): number {
+  const change = new Float64Array(commands + 1)
+  for (const { first, last, bytes } of lives) {
+    change[first]! += bytes
+    change[last + 1]! -= bytes
+  }
+  let now = 0
+  let most = 0
+  for (const step of change) {
+    now += step
+    most = Math.max(most, now)
+  }
+  return most
+}
+
+/** A plan as text, one command a line: `rmsNorm layers.0.n1[512x64] … @offset`. For reading, and for snapshot tests. */
+export function printPlan(plan: Plan): string {
+  const show = (tensor: Tensor | undefined): string => {
+    if (tensor === undefined) return '-'
+    const { storage, column, cols } = tensor
+    const rows = storage.rule === 'fixed' ? String(storage.rows) : storage.rule
+    const part = cols === storage.cols ? '' : `:${column}`
+    const place = storage.arena === 'activations' ? `@${plan.offsets.get(storage)}` : `@${storage.arena}`
+    return `${storage.name}[${rows}x${cols}${part}]${place}`
+  }
+  const lines = plan.commands.map((command) => {
+    const { outputs } = commandSignatures[command.name]
+    const left = command.tensors.slice(0, outputs).map(show).join(' ')
+    const right = command.tensors.slice(outputs).map(show).join(' ')
+    const numbers = [...command.ints, ...command.floats.map((value) => Number(value.toPrecision(6)))].join(' ')
+    return `${command.name} ${left} <- ${right}${numbers === '' ? '' : ` (${numbers})`}`
+  })
+  return [...lines, `activations ${plan.activationBytes} bytes, lower bound ${plan.lowerBound}`].join('\n')
+}

@@ -1,0 +1,106 @@
+import type { GluKind } from '../graph/ops/elementwise.ts'
+
+/** Rotary embedding of one kind of layer: frequencies may depend on a sequence's length. Half = rotated dims / 2. */
+export interface RopeSpec {
+  readonly half: number
+  readonly interleaved: boolean
+  /** Frequencies and the factor on cos and sin for a sequence of `length` tokens; tables of equal `key` are the same. */
+  table(length: number): RopeFrequencies
+}
+
+export interface RopeFrequencies {
+  readonly key: string
+  /** fp32 values, `half` of them. */
+  readonly inverse: Float32Array
+  readonly factor: number
+}
+
+export type AttentionKind = 'full' | 'window'
+
+export interface NormSpec {
+  readonly kind: 'rms' | 'layer'
+  readonly eps: number
+  readonly plusOne: boolean
+}
+
+/**
+ * A decoder-only language model as data: everything in which architectures differ. The decoder builds the graph from it, the
+ * weight table names and shapes the tensors from it.
+ */
+export interface ArchSpec {
+  readonly architecture: string
+  readonly layers: number
+  readonly hidden: number
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly ffn: number
+  readonly vocabulary: number
+  /** Longest sequence the model was made for. */
+  readonly context: number
+  readonly norm: NormSpec
+  /** Where the norms stand: before each half; before and after; only after; or one norm that feeds both halves in parallel. */
+  readonly block: 'pre' | 'prePost' | 'post' | 'parallel'
+  readonly qkNorm?: NormSpec & { readonly over: 'head' | 'all'; readonly weightPerHead: boolean }
+  readonly bias: { readonly qkv: boolean; readonly o: boolean; readonly mlp: boolean }
+  /** How the checkpoint stores these projections: one matrix, or one each. */
+  readonly fused: { readonly qkv: boolean; readonly gateUp: boolean }
+  readonly activation: GluKind
+  readonly attention: {
+    readonly scale: number
+    readonly softcap: number
+    /** Keys seen by window layers: i − j < window. */
+    readonly window: number
+    readonly kinds: readonly AttentionKind[]
+  }
+  /** Per layer: which rope it uses, or none. */
+  readonly rope: { readonly full: RopeSpec; readonly window: RopeSpec; readonly layers: readonly (AttentionKind | 'none')[] }
+  readonly multiplier: { readonly embedding: number; readonly residual: number; readonly logits: number }
+  readonly finalSoftcap: number
+  readonly tied: boolean
+  readonly names: NameMap
+}
+
+/** Tensor names of a checkpoint; `N` in a layer name is replaced by the layer number. Modules are names without `.weight`. */
+export interface NameMap {
+  readonly embedding: string
+  readonly finalNorm: string
+  readonly head: string
+  readonly q: string
+  readonly k: string
+  readonly v: string
+  readonly qkv: string
+  readonly o: string
+  readonly gate: string
+  readonly up: string
+  readonly gateUp: string
+  readonly down: string
+  readonly qNorm: string
+  readonly kNorm: string
+  /** Norm before attention, or the only one of a parallel block. */
+  readonly attentionNorm: string
+  readonly attentionPostNorm: string
+  readonly mlpNorm: string
+  readonly mlpPostNorm: string
+}
+
+export const llamaNames: NameMap = {
+  embedding: 'model.embed_tokens',
+  finalNorm: 'model.norm',
+  head: 'lm_head',
+  q: 'model.layers.N.self_attn.q_proj',
+  k: 'model.layers.N.self_attn.k_proj',
+  v: 'model.layers.N.self_attn.v_proj',
+  qkv: 'model.layers.N.self_attn.qkv_proj',
+  o: 'model.layers.N.self_attn.o_proj',
+  gate: 'model.layers.N.mlp.gate_proj',
+  up: 'model.layers.N.mlp.up_proj',
+  gateUp: 'model.layers.N.mlp.gate_up_proj',
+  down: 'model.layers.N.mlp.down_proj',
+  qNorm: 'model.layers.N.self_attn.q_norm',
+  kNorm: 'model.layers.N.self_attn.k_norm',
+  attentionNorm: 'model.layers.N.input_layernorm',
+  attentionPostNorm: 'model.layers.N.post_attention_layernorm',
+  mlpNorm: 'model.layers.N.post_attention_layernorm',
+  mlpPostNorm: 'model.layers.N.post_feedforward_layernorm',
+}

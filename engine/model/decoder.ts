@@ -1,0 +1,120 @@
+import { slice, type Graph, type Tensor } from '../graph/graph.ts'
+import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../graph/ops/attention.ts'
+import { addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
+import { linear, type LoraGroup, type PrecisionCode, type Weight } from '../graph/ops/linear.ts'
+import { norm } from '../graph/ops/norm.ts'
+import type { ArchSpec, AttentionKind, NormSpec } from './archSpec.ts'
+
+/** Weights and adapters by id; see weightTable. */
+export interface DecoderWeights {
+  weight(id: string): Weight
+  /** The adapters on a linear weight, if any. */
+  lora(id: string): LoraGroup | undefined
+}
+
+/** What changes from micro-step to micro-step, as device data. */
+export interface DecoderInputs {
+  readonly ids: Tensor
+  readonly positions: Tensor
+  /** Per kind of layer: which frequency table each token uses, the tables, and their factors. */
+  readonly rope: Readonly<Record<AttentionKind, { readonly table: Tensor; readonly inverseFrequency: Tensor; readonly factor: Tensor }>>
+  readonly layout: SequenceLayout
+  readonly labelIndex: Tensor
+  readonly randomness?: { readonly tokenKeys: Tensor; readonly random: Tensor }
+  /** Keys and values of earlier tokens, one pair of matrices per layer, and the rows where this step's tokens go. */
+  readonly cache?: { readonly slots: Tensor; readonly layers: readonly { readonly k: Tensor; readonly v: Tensor }[] }
+}
+
+/** Everything up to the final norm, on the rows in `labelIndex`: [m, hidden]. */
+export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, inputs: DecoderInputs, precision: PrecisionCode): Tensor {
+  graph.layer = -1
+  let x = embed(graph, inputs.ids, weights.weight('embedding'), spec.multiplier.embedding)
+  const tables = new Map<AttentionKind, Tensor>()
+  for (const kind of ['full', 'window'] as const) {
+    const shared = kind === 'window' && spec.rope.window === spec.rope.full ? tables.get('full') : undefined
+    if (!spec.rope.layers.includes(kind) && !(kind === 'full' && spec.rope.window === spec.rope.full && spec.rope.layers.includes('window'))) continue
+    tables.set(kind, shared ?? ropeTable(graph, `rope.${kind}`, spec.rope[kind].half, { positions: inputs.positions, ...inputs.rope[kind] }))
+  }
+  const context: LayerContext = { graph, spec, weights, inputs, precision, tables }
+  for (let layer = 0; layer < spec.layers; ++layer) {
+    graph.layer = layer
+    x = decoderLayer(context, layer, x)
+  }
+  graph.layer = -1
+  const rows = gatherRows(graph, x, inputs.labelIndex)
+  return norm(graph, 'finalNorm', rows, graph.activation('final', spec.hidden, { rule: 'labelled', keep: 'derived' }), normOptions(spec.norm, weights.weight('finalNorm')))
+}
+
+interface LayerContext {
+  readonly graph: Graph
+  readonly spec: ArchSpec
+  readonly weights: DecoderWeights
+  readonly inputs: DecoderInputs
+  readonly precision: PrecisionCode
+  readonly tables: ReadonlyMap<AttentionKind, Tensor>
+}
+
+const normOptions = (spec: NormSpec, weight: Weight, groups = 1) => ({ kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, weight, groups })
+
+function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
+  const { graph, spec } = c
+  const { hidden } = spec
+  const normed = (id: string, from: Tensor) =>
+    norm(graph, id, from, graph.activation(`${id}.y`, hidden, { keep: 'derived' }), normOptions(spec.norm, c.weights.weight(`layers.${layer}.${id}`)))
+  /** A projection back into the residual stream, with the residual added in the same pass where no norm stands between. */
+  const project = (id: string, from: Tensor, residual: Tensor, last: boolean): Tensor => {
+    const postNorm = spec.block === 'prePost' || spec.block === 'post'
+    const keep = last ? 'residual' : 'attention'
+    if (!postNorm) return projection(c, layer, id, from, hidden, keep, residual)
+    const out = normed(id === 'o' ? 'attentionPostNorm' : 'mlpPostNorm', projection(c, layer, id, from, hidden, 'attention'))
+    return addRows(graph, `${id}.residual`, residual, out, spec.multiplier.residual, keep)
+  }
+
+  const first = spec.block === 'post' ? x : normed('attentionNorm', x)
+  const mixed = selfAttention(c, layer, first)
+  const middle = project('o', mixed, x, false)
+  const second = spec.block === 'parallel' ? first : spec.block === 'post' ? middle : normed('mlpNorm', middle)
+  const gateUp = projection(c, layer, 'gateUp', second, 2 * spec.ffn, 'mlp')
+  return project('down', glu(graph, gateUp, spec.activation), middle, true)
+}
+
+function projection(c: LayerContext, layer: number, id: string, x: Tensor, width: number, keep: 'residual' | 'attention' | 'mlp', add?: Tensor): Tensor {
+  const name = `layers.${layer}.${id}`
+  const lora = c.weights.lora(name)
+  const hasBias = id === 'qkv' ? c.spec.bias.qkv : id === 'o' ? c.spec.bias.o : c.spec.bias.mlp
+  const alpha = add === undefined ? 1 : c.spec.multiplier.residual
+  return linear(c.graph, id, x, c.graph.activation(id, width, { keep }), {
+    weight: c.weights.weight(name),
+    ...(hasBias ? { bias: c.weights.weight(`${name}.bias`) } : {}),
+    ...(lora === undefined ? {} : { lora }),
+    ...(add === undefined ? {} : { add }),
+    ...(c.inputs.randomness === undefined ? {} : { randomness: c.inputs.randomness }),
+    alpha,
+    precision: c.precision,
+  })
+}
+
+function selfAttention(c: LayerContext, layer: number, x: Tensor): Tensor {
+  const { graph, spec, inputs } = c
+  const { heads, kvHeads, headDim } = spec
+  const qkv = projection(c, layer, 'qkv', x, (heads + 2 * kvHeads) * headDim, 'attention')
+  const parts = splitHeads(qkv, heads, kvHeads, headDim)
+  let { q, k } = parts
+  const { v } = parts
+  let rotated = slice(qkv, 0, (heads + kvHeads) * headDim)
+  if (spec.qkNorm !== undefined) {
+    const { over } = spec.qkNorm
+    rotated = graph.activation('qk', (heads + kvHeads) * headDim, { keep: 'attention' })
+    q = norm(graph, 'qNorm', q, slice(rotated, 0, q.cols), normOptions(spec.qkNorm, c.weights.weight(`layers.${layer}.qNorm`), over === 'head' ? heads : 1))
+    k = norm(graph, 'kNorm', k, slice(rotated, q.cols, k.cols), normOptions(spec.qkNorm, c.weights.weight(`layers.${layer}.kNorm`), over === 'head' ? kvHeads : 1))
+  }
+  const kind = spec.rope.layers[layer]!
+  if (kind !== 'none') rope(graph, rotated, c.tables.get(kind)!, { heads: heads + kvHeads, headDim, interleaved: spec.rope[kind].interleaved })
+  const cache = inputs.cache?.layers[layer]
+  if (cache !== undefined) {
+    const { slots } = inputs.cache!
+    graph.record({ commands: [[cache.k, k], [cache.v, v]].map(([into, from]) => ({ name: 'storeRows', tensors: [into, from, slots], ints: [], floats: [] }) as const), outputs: [] }, false)
+  }
+  const window = spec.attention.kinds[layer] === 'window' ? spec.attention.window : 0
+  return attention(graph, q, cache?.k ?? k, cache?.v ?? v, { heads, kvHeads, headDim, scale: spec.attention.scale, window, softcap: spec.attention.softcap, layout: inputs.layout })
+}

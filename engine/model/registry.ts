@@ -1,0 +1,29 @@
+import { UnslothError } from '#shared/errors.ts'
+import type { ArchSpec } from './archSpec.ts'
+import { Config, type HfConfig } from './config.ts'
+import { llama } from './arch/llama.ts'
+import { mistral } from './arch/mistral.ts'
+import { qwen2 } from './arch/qwen2.ts'
+import { qwen3 } from './arch/qwen3.ts'
+
+/** One family of models: which Hub architectures it serves and how their config becomes a spec. */
+export interface ArchitectureFamily {
+  readonly architectures: readonly string[]
+  readonly spec: (config: Config) => ArchSpec
+}
+
+const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3]
+
+export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)
+
+/** The spec of a model folder's config.json; `where` names the file in errors. */
+export function archSpec(values: HfConfig, where = 'config.json'): ArchSpec {
+  const config = new Config(values, where)
+  const named = config.strings('architectures')?.[0]
+  if (named === undefined)
+    throw new UnslothError('MODEL_INVALID', `${where}: "architectures" is missing, so the model's kind is unknown.`, { hint: `Supported: ${supportedArchitectures.join(', ')}.` })
+  const family = families.find(({ architectures }) => architectures.includes(named))
+  if (family === undefined)
+    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: architecture ${named} is not supported yet.`, { hint: `Supported: ${supportedArchitectures.join(', ')}.` })
+  return family.spec(config)
+}

@@ -1,0 +1,87 @@
+import type { ArchSpec } from './archSpec.ts'
+
+/** One tensor of the checkpoint inside a weight: rows [row, row + rows) of it. */
+export interface WeightPiece {
+  /** Full tensor name in the checkpoint, `.weight` or `.bias` included. */
+  readonly name: string
+  readonly row: number
+  readonly rows: number
+}
+
+export type WeightKind = 'embedding' | 'head' | 'linear' | 'bias' | 'norm'
+
+/**
+ * A matrix as the graph uses it: one or more checkpoint tensors stacked by rows, so that projections which share their input are
+ * one product. Vectors (biases, norm weights) are [1, n]; their pieces are counted in columns.
+ */
+export interface WeightEntry {
+  readonly id: string
+  readonly kind: WeightKind
+  readonly rows: number
+  readonly cols: number
+  readonly pieces: readonly WeightPiece[]
+  readonly layer: number
+}
+
+export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' || entry.kind === 'norm'
+
+/** The shape that a piece has in the checkpoint file. */
+export const pieceShape = (entry: WeightEntry, piece: WeightPiece): number[] => (isVector(entry) ? [piece.rows] : [piece.rows, entry.cols])
+
+interface Projection {
+  readonly module: string
+  readonly width: number
+}
+
+/** All weights of a model, in the order in which they are used. Ids: `embedding`, `layers.3.qkv`, `layers.3.qkv.bias`, …, `head`. */
+export function weightTable(spec: ArchSpec): WeightEntry[] {
+  const { hidden, names } = spec
+  const qWidth = spec.heads * spec.headDim
+  const kvWidth = spec.kvHeads * spec.headDim
+  const entries: WeightEntry[] = []
+  const add = (id: string, kind: WeightKind, cols: number, projections: readonly Projection[], suffix: string, layer: number) => {
+    const vector = kind === 'bias' || kind === 'norm'
+    let row = 0
+    const pieces = projections.map(({ module, width }) => {
+      const piece = { name: `${module}.${suffix}`, row, rows: width }
+      row += width
+      return piece
+    })
+    entries.push({ id, kind, rows: vector ? 1 : row, cols: vector ? row : cols, pieces, layer })
+  }
+  const norm = (id: string, module: string, width: number, layer: number) => add(id, 'norm', width, [{ module, width }], 'weight', layer)
+
+  add('embedding', 'embedding', hidden, [{ module: names.embedding, width: spec.vocabulary }], 'weight', -1)
+  for (let layer = 0; layer < spec.layers; ++layer) {
+    const at = (name: string) => name.replace('.N.', `.${layer}.`)
+    const linear = (id: string, cols: number, projections: readonly Projection[], bias: boolean) => {
+      const placed = projections.map(({ module, width }) => ({ module: at(module), width }))
+      add(`layers.${layer}.${id}`, 'linear', cols, placed, 'weight', layer)
+      if (bias) add(`layers.${layer}.${id}.bias`, 'bias', cols, placed, 'bias', layer)
+    }
+    const layerNorm = (id: string, module: string, width = hidden) => norm(`layers.${layer}.${id}`, at(module), width, layer)
+
+    if (spec.block !== 'post') layerNorm('attentionNorm', names.attentionNorm)
+    linear('qkv', hidden, spec.fused.qkv
+      ? [{ module: names.qkv, width: qWidth + 2 * kvWidth }]
+      : [{ module: names.q, width: qWidth }, { module: names.k, width: kvWidth }, { module: names.v, width: kvWidth }], spec.bias.qkv)
+    if (spec.qkNorm !== undefined) {
+      const shared = spec.qkNorm.over === 'head' && !spec.qkNorm.weightPerHead
+      layerNorm('qNorm', names.qNorm, shared ? spec.headDim : qWidth)
+      layerNorm('kNorm', names.kNorm, shared ? spec.headDim : kvWidth)
+    }
+    linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
+    if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)
+    if (spec.block === 'pre' || spec.block === 'prePost') layerNorm('mlpNorm', names.mlpNorm)
+    linear('gateUp', hidden, spec.fused.gateUp
+      ? [{ module: names.gateUp, width: 2 * spec.ffn }]
+      : [{ module: names.gate, width: spec.ffn }, { module: names.up, width: spec.ffn }], spec.bias.mlp)
+    linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
+    if (spec.block === 'prePost' || spec.block === 'post') layerNorm('mlpPostNorm', names.mlpPostNorm)
+  }
+  norm('finalNorm', names.finalNorm, hidden, -1)
+  if (!spec.tied) add('head', 'head', hidden, [{ module: names.head, width: spec.vocabulary }], 'weight', -1)
+  return entries
+}
+
+export const parameterCount = (entries: readonly WeightEntry[]): number => entries.reduce((sum, { rows, cols }) => sum + rows * cols, 0)

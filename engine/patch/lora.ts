@@ -1,0 +1,105 @@
+import { UnslothError } from '#shared/errors.ts'
+import type { WeightEntry } from '../model/weightTable.ts'
+
+export interface LoraOptions {
+  readonly r: number
+  readonly alpha: number
+  readonly dropout: number
+  /** Last parts of module names (`q_proj`), full module paths, or `all-linear`. */
+  readonly targets: readonly string[] | 'all-linear'
+  readonly rslora: boolean
+  /** Only these layers, when given. */
+  readonly layers?: readonly number[]
+}
+
+/** One adapted projection: a range of rows of a weight. */
+export interface LoraModule {
+  /** Module path in the checkpoint, e.g. `model.layers.0.self_attn.q_proj`. */
+  readonly module: string
+  readonly weightId: string
+  readonly layer: number
+  readonly column: number
+  readonly width: number
+  readonly inputs: number
+  readonly rank: number
+  readonly scale: number
+  readonly dropout: number
+}
+
+/** scale = alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732). */
+export const loraScale = (alpha: number, r: number, rslora: boolean): number => alpha / (rslora ? Math.sqrt(r) : r)
+
+const lastName = (module: string): string => module.slice(module.lastIndexOf('.') + 1)
+
+/** Modules that LoRA can be put on, in the order of the weight table. */
+function candidates(weights: readonly WeightEntry[]): LoraModule[] {
+  return weights
+    .filter(({ kind }) => kind === 'linear')
+    .flatMap((entry) =>
+      entry.pieces.map((piece) => ({
+        module: piece.name.replace(/\.weight$/, ''), weightId: entry.id, layer: entry.layer, column: piece.row, width: piece.rows, inputs: entry.cols, rank: 0, scale: 0, dropout: 0,
+      })),
+    )
+}
+
+/** Which projections are adapted, with rank and scale. A target that matches nothing is an error that lists what there is. */
+export function loraModules(weights: readonly WeightEntry[], options: LoraOptions): LoraModule[] {
+  const all = candidates(weights)
+  const { targets } = options
+  const matches = (module: string, target: string) => module === target || module.endsWith(`.${target}`)
+  if (targets !== 'all-linear') {
+    const missing = targets.filter((target) => !all.some(({ module }) => matches(module, target)))
+    if (missing.length > 0) {
+      const names = [...new Set(all.map(({ module }) => lastName(module)))]
+      throw new UnslothError('RECIPE', `lora.target_modules: this model has no ${missing.join(', ')}.`, { hint: `It has ${names.join(', ')}; "all-linear" takes all of them.` })
+    }
+  }
+  const chosen = all.filter(
+    ({ module, layer }) => (targets === 'all-linear' || targets.some((target) => matches(module, target))) && (options.layers?.includes(layer) ?? true),
+  )
+  if (chosen.length === 0) throw new UnslothError('RECIPE', 'lora.target_modules and lora.layers_to_transform leave nothing to train.')
+  const scale = loraScale(options.alpha, options.r, options.rslora)
+  return chosen.map((module) => ({ ...module, rank: options.r, scale, dropout: options.dropout }))
+}
+
+/** What users of the Python library look for: how many layers run fused, and why a group does not. */
+export interface PatchReport {
+  readonly layers: number
+  readonly qkv: number
+  readonly o: number
+  readonly mlp: number
+  /** Reasons, each with the layers that it holds for. */
+  readonly notFused: readonly { readonly group: 'QKV' | 'O' | 'MLP'; readonly reason: string; readonly layers: readonly number[] }[]
+}
+
+/** A group is fused when all of its projections are adapted and share one pass over their input. */
+export function patchReport(weights: readonly WeightEntry[], modules: readonly LoraModule[], layers: number): PatchReport {
+  const adapted = new Map(modules.map((module) => [module.module, module]))
+  const byLayer = (layer: number, ids: readonly string[]) =>
+    weights.filter((entry) => entry.layer === layer && entry.kind === 'linear' && ids.some((id) => entry.id === `layers.${layer}.${id}`)).flatMap(({ pieces }) => pieces.map(({ name }) => name.replace(/\.weight$/, '')))
+  const count = { QKV: 0, O: 0, MLP: 0 }
+  const reasons = new Map<string, { group: 'QKV' | 'O' | 'MLP'; reason: string; layers: number[] }>()
+  const groups = [['QKV', ['qkv']], ['O', ['o']], ['MLP', ['gateUp', 'down']]] as const
+  for (let layer = 0; layer < layers; ++layer) {
+    for (const [group, ids] of groups) {
+      const names = byLayer(layer, ids)
+      const without = names.filter((name) => !adapted.has(name))
+      const dropped = names.some((name) => (adapted.get(name)?.dropout ?? 0) > 0)
+      if (without.length === 0 && !dropped) {
+        ++count[group]
+        continue
+      }
+      const reason = without.length === names.length ? 'not a target' : without.length > 0 ? `${without.map(lastName).join(', ')} without LoRA` : 'lora_dropout > 0 gives each projection its own input'
+      const key = `${group}: ${reason}`
+      const known = reasons.get(key)
+      if (known === undefined) reasons.set(key, { group, reason, layers: [layer] })
+      else known.layers.push(layer)
+    }
+  }
+  return { layers, qkv: count.QKV, o: count.O, mlp: count.MLP, notFused: [...reasons.values()] }
+}
+
+export function formatPatchReport(report: PatchReport): string[] {
+  const head = `patched ${report.layers} layers: ${report.qkv} fused QKV, ${report.o} O, ${report.mlp} MLP`
+  return [head, ...report.notFused.map(({ group, reason, layers }) => `  ${group} not fused in ${layers.length} layers: ${reason}`)]
+}

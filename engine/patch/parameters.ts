@@ -1,0 +1,145 @@
+import { whole, type Arena, type Storage, type Tensor } from '../graph/graph.ts'
+import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
+import type { WeightEntry } from '../model/weightTable.ts'
+import type { LoraModule } from './lora.ts'
+
+export type ParameterGroup = 'default' | 'embedding'
+
+/** One trained matrix in the flat fp32 parameter arena; gradients and moments stand at the same offsets of their arenas. */
+export interface Parameter {
+  /** `<module>.lora_A.weight`, `<module>.lora_B.weight`, or the checkpoint's tensor name. */
+  readonly name: string
+  readonly rows: number
+  readonly cols: number
+  /** Checkpoint shape. */
+  readonly shape: readonly number[]
+  /** First element in the arena. */
+  readonly offset: number
+  readonly group: ParameterGroup
+  readonly decay: boolean
+}
+
+/** A stretch of the arena that the optimizer treats alike. */
+export interface ParameterRange {
+  readonly group: ParameterGroup
+  readonly decay: boolean
+  readonly offset: number
+  readonly elements: number
+}
+
+export interface ParameterLayout {
+  readonly parameters: readonly Parameter[]
+  readonly ranges: readonly ParameterRange[]
+  /** Elements of the arena, padding included. */
+  readonly elements: number
+  /** The trained form of a weight, or undefined when it is frozen. */
+  readonly weights: ReadonlyMap<string, Weight>
+  readonly lora: ReadonlyMap<string, LoraGroup>
+}
+
+/** Matrices start at multiples of this many elements. */
+const unit = 64
+
+interface Block {
+  readonly group: ParameterGroup
+  readonly decay: boolean
+  readonly pieces: readonly { readonly name: string; readonly rows: number; readonly cols: number; readonly shape: readonly number[] }[]
+  readonly place: (offset: number) => void
+}
+
+/**
+ * Lays out everything that is trained. `full` entries are trained as they are; LoRA modules get A and B, the As of one weight
+ * stacked so that one product serves them all. Decayed and undecayed, default and embedding parameters stand in separate
+ * stretches. Biases and norms are not decayed, as in transformers.
+ */
+export function parameterLayout(full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean): ParameterLayout {
+  const weights = new Map<string, Weight>()
+  const lora = new Map<string, LoraGroup>()
+  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup)), ...loraBlocks(modules, lora)]
+  const parameters: Parameter[] = []
+  const ranges: ParameterRange[] = []
+  let elements = 0
+  for (const group of ['default', 'embedding'] as const) {
+    for (const decay of [true, false]) {
+      const mine = blocks.filter((block) => block.group === group && block.decay === decay)
+      const start = elements
+      for (const block of mine) {
+        block.place(elements)
+        let at = elements
+        for (const { name, rows, cols, shape } of block.pieces) {
+          parameters.push({ name, rows, cols, shape, offset: at, group, decay })
+          at += rows * cols
+        }
+        elements = Math.ceil(at / unit) * unit
+      }
+      if (elements > start) ranges.push({ group, decay, offset: start, elements: elements - start })
+    }
+  }
+  return { parameters, ranges, elements, weights, lora }
+}
+
+/** A matrix of the flat arenas. */
+export function parameterTensor(name: string, arena: Arena, offset: number, rows: number, cols: number): Tensor {
+  const storage: Storage = { name, arena, offset: offset * 4, dtype: 'f32', rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
+  return whole(storage)
+}
+
+const trained = (name: string, offset: number, rows: number, cols: number): Weight => ({
+  value: parameterTensor(name, 'params', offset, rows, cols),
+  grad: parameterTensor(`d ${name}`, 'grads', offset, rows, cols),
+})
+
+function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGroup: boolean): Block {
+  const vector = entry.kind === 'bias' || entry.kind === 'norm'
+  const group = embeddingGroup && (entry.kind === 'embedding' || entry.kind === 'head') ? 'embedding' : 'default'
+  return {
+    group,
+    decay: !vector,
+    pieces: entry.pieces.map(({ name, rows }) => (vector ? { name, rows: 1, cols: rows, shape: [rows] } : { name, rows, cols: entry.cols, shape: [rows, entry.cols] })),
+    place: (offset) => weights.set(entry.id, trained(entry.id, offset, entry.rows, entry.cols)),
+  }
+}
+
+function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>): Block[] {
+  const byWeight = new Map<string, LoraModule[]>()
+  for (const module of modules) byWeight.set(module.weightId, [...(byWeight.get(module.weightId) ?? []), module])
+  const site = new Map(modules.map((module, index) => [module, index]))
+  const blocks: Block[] = []
+  for (const [weightId, members] of byWeight) {
+    const rank = members.reduce((sum, module) => sum + module.rank, 0)
+    const inputs = members[0]!.inputs
+    const offsets = { a: 0, b: members.map(() => 0) }
+    /** Called after every placement; complete once all matrices of the weight have their place. */
+    const assemble = () => {
+      let row = 0
+      const parts = members.map((module, index) => {
+        const a = trained(`${module.module}.lora_A`, offsets.a + row * inputs, module.rank, inputs)
+        row += module.rank
+        const b = trained(`${module.module}.lora_B`, offsets.b[index]!, module.width, module.rank)
+        const { column, width, scale } = module
+        return { column, width, rank: module.rank, a, b, scale, ...(module.dropout > 0 ? { dropout: { p: module.dropout, site: site.get(module)! } } : {}) }
+      })
+      const stackable = members.every(({ dropout }) => dropout === 0)
+      groups.set(weightId, { parts, ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}) })
+    }
+    blocks.push({
+      group: 'default', decay: true,
+      pieces: members.map(({ module, rank: r }) => ({ name: `${module}.lora_A.weight`, rows: r, cols: inputs, shape: [r, inputs] })),
+      place: (offset) => {
+        offsets.a = offset
+        assemble()
+      },
+    })
+    members.forEach((module, index) => {
+      blocks.push({
+        group: 'default', decay: true,
+        pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: module.rank, shape: [module.width, module.rank] }],
+        place: (offset) => {
+          offsets.b[index] = offset
+          assemble()
+        },
+      })
+    })
+  }
+  return blocks
+}
