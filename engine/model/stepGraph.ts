@@ -1,0 +1,157 @@
+import { Backward, savePolicy, type Recompute } from '../graph/backward.ts'
+import { bytesPerElement, type DType } from '../graph/dtype.ts'
+import { Graph, whole, type Capacity, type Command, type RowRule, type Storage, type Tensor } from '../graph/graph.ts'
+import { headLogits, headLoss, type HeadOptions } from '../graph/ops/head.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { align, planMemory, type Plan } from '../graph/plan.ts'
+import type { ArchSpec, RopeSpec } from './archSpec.ts'
+import { decoder, type DecoderInputs, type DecoderWeights } from './decoder.ts'
+
+/** A named matrix of the io arena: how the host talks to a plan. Offset in bytes. */
+export interface IoSlot {
+  readonly offset: number
+  readonly rows: number
+  readonly cols: number
+  readonly dtype: DType
+}
+
+/** One runnable computation over packed tokens. */
+export interface StepPlan {
+  readonly plan: Plan
+  readonly capacity: Capacity
+  readonly io: Readonly<Record<string, IoSlot>>
+  readonly ioBytes: number
+  /** Inputs come first in the io arena, so that one copy fills them; results follow. */
+  readonly inputBytes: number
+  /** Commands of the forward pass; the rest is the backward pass. */
+  readonly forwardCommands: number
+}
+
+/** How many frequency tables a micro-step may need: one, unless frequencies depend on a sequence's length. */
+export const ropeTables = (rope: RopeSpec, sequences: number): number => (rope.table(1).key === '' ? 1 : sequences)
+
+class IoBuilder {
+  readonly slots: Record<string, IoSlot> = {}
+  bytes = 0
+
+  add(name: string, rule: RowRule, rows: number, cols: number, dtype: DType): Tensor {
+    const offset = this.bytes
+    this.slots[name] = { offset, rows, cols, dtype }
+    this.bytes = align(offset + rows * cols * bytesPerElement(dtype))
+    const storage: Storage = { name, arena: 'io', offset, dtype, rows, cols, rule, keep: 'residual', layer: -1 }
+    return whole(storage)
+  }
+}
+
+function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; cache?: CacheShape }): DecoderInputs {
+  const { tokens, labelled, sequences } = capacity
+  const ids = io.add('ids', 'tokens', tokens, 1, 'i32')
+  const positions = io.add('positions', 'tokens', tokens, 1, 'i32')
+  const rope = (kind: 'full' | 'window') => {
+    const { half } = spec.rope[kind]
+    const tables = ropeTables(spec.rope[kind], sequences)
+    return {
+      table: io.add(`ropeTable.${kind}`, 'tokens', tokens, 1, 'i32'),
+      inverseFrequency: io.add(`ropeInverse.${kind}`, 'fixed', tables, half, 'f32'),
+      factor: io.add(`ropeFactor.${kind}`, 'fixed', tables, 1, 'f32'),
+    }
+  }
+  const full = rope('full')
+  const window = spec.rope.window === spec.rope.full ? full : rope('window')
+  const layout = {
+    qStart: io.add('qStart', 'fixed', sequences + 1, 1, 'i32'),
+    kvStart: io.add('kvStart', 'sequences', sequences, 1, 'i32'),
+    kvLength: io.add('kvLength', 'sequences', sequences, 1, 'i32'),
+  }
+  const labelIndex = io.add('labelIndex', 'labelled', labelled, 1, 'i32')
+  const base = { ids, positions, rope: { full, window }, layout, labelIndex }
+  if (options.dropout) return { ...base, randomness: { tokenKeys: io.add('tokenKeys', 'tokens', tokens, 2, 'i32'), random: io.add('random', 'fixed', 1, 2, 'i32') } }
+  if (options.cache !== undefined) {
+    const slots = io.add('slots', 'tokens', tokens, 1, 'i32')
+    return { ...base, cache: { slots, layers: cacheLayers(spec, options.cache) } }
+  }
+  return base
+}
+
+/** A key/value cache of so many token rows, shared by all sequences. */
+export interface CacheShape {
+  readonly rows: number
+}
+
+export const cacheBytes = (spec: ArchSpec, { rows }: CacheShape): number => 2 * spec.layers * align(rows * spec.kvHeads * spec.headDim * 4)
+
+function cacheLayers(spec: ArchSpec, { rows }: CacheShape): { k: Tensor; v: Tensor }[] {
+  const cols = spec.kvHeads * spec.headDim
+  const each = align(rows * cols * 4)
+  const matrix = (name: string, index: number): Tensor =>
+    whole({ name, arena: 'cache', offset: index * each, dtype: 'f32', rows, cols, rule: 'fixed', keep: 'residual', layer: -1 })
+  return Array.from({ length: spec.layers }, (_, layer) => ({ k: matrix(`cache.${layer}.k`, 2 * layer), v: matrix(`cache.${layer}.v`, 2 * layer + 1) }))
+}
+
+const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: PrecisionCode): HeadOptions => ({
+  weight: weights.weight('head'), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
+})
+
+export interface StepOptions {
+  readonly spec: ArchSpec
+  readonly weights: DecoderWeights
+  readonly capacity: Capacity
+  readonly precision: PrecisionCode
+}
+
+export interface TrainingOptions extends StepOptions {
+  readonly dropout: boolean
+  /** What each layer replays in the backward pass. */
+  readonly recompute: (layer: number) => Recompute
+}
+
+function finish(capacity: Capacity, io: IoBuilder, inputBytes: number, commands: readonly Command[], forwardCommands: number): StepPlan {
+  return { plan: planMemory(commands), capacity, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands }
+}
+
+/** Forward, loss and backward of one micro-step: gradients accumulate in the gradient arena; `nll` of each labelled row comes out. */
+export function trainingPlan(options: TrainingOptions): StepPlan {
+  const { spec, weights, capacity, precision } = options
+  const io = new IoBuilder()
+  const graph = new Graph(capacity)
+  const wired = inputs(io, spec, capacity, { dropout: options.dropout })
+  const { labels, weights: rowWeights } = lossInputs(io, capacity)
+  const inputBytes = io.bytes
+  const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
+  const h = decoder(graph, spec, weights, wired, precision)
+  headLoss(graph, h, { nll, labels, weights: rowWeights }, headOptions(spec, weights, precision), true)
+  const forward = graph.forwardCommands()
+  const backward = new Backward(graph, savePolicy(options.recompute)).run()
+  return finish(capacity, io, inputBytes, [...forward, ...backward], forward.length)
+}
+
+function lossInputs(io: IoBuilder, { labelled }: Capacity) {
+  return { labels: io.add('labels', 'labelled', labelled, 1, 'i32'), weights: io.add('weights', 'labelled', labelled, 1, 'f32') }
+}
+
+/** Forward and `nll` of each labelled row: evaluation, and log-probabilities for preference losses. */
+export function scoringPlan(options: StepOptions): StepPlan {
+  const { spec, weights, capacity, precision } = options
+  const io = new IoBuilder()
+  const graph = new Graph(capacity)
+  const wired = inputs(io, spec, capacity, { dropout: false })
+  const loss = lossInputs(io, capacity)
+  const inputBytes = io.bytes
+  const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
+  headLoss(graph, decoder(graph, spec, weights, wired, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
+  const commands = graph.forwardCommands()
+  return finish(capacity, io, inputBytes, commands, commands.length)
+}
+
+/** Forward and the logits of the rows in `labelIndex`; with a cache also earlier tokens are seen: prefill and decoding. */
+export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape }): StepPlan {
+  const { spec, weights, capacity, precision } = options
+  const io = new IoBuilder()
+  const graph = new Graph(capacity)
+  const wired = inputs(io, spec, capacity, { dropout: false, ...(options.cache === undefined ? {} : { cache: options.cache }) })
+  const inputBytes = io.bytes
+  const logits = io.add('logits', 'labelled', capacity.labelled, spec.vocabulary, 'f32')
+  headLogits(graph, decoder(graph, spec, weights, wired, precision), logits, headOptions(spec, weights, precision))
+  const commands = graph.forwardCommands()
+  return finish(capacity, io, inputBytes, commands, commands.length)
+}

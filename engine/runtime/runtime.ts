@@ -1,0 +1,160 @@
+import { UnslothError } from '#shared/errors.ts'
+import { encodePlan, type EncodedPlan } from '../graph/encodePlan.ts'
+import type { Arena, Capacity } from '../graph/graph.ts'
+import type { Plan } from '../graph/plan.ts'
+import { fromNative, native, type LoadPart, type NativeDevice, type RunResult } from '../native.ts'
+
+/** Live rows of one run; see RowRule. */
+export type Rows = Capacity
+
+const noRows: Rows = { tokens: 0, labelled: 0, sequences: 0 }
+
+/** A device with its arenas: the only holder of device memory. Plans compiled on it stay valid when an arena grows. */
+export class Runtime {
+  readonly kind: string
+  readonly threads: number
+  private readonly device: NativeDevice
+  private readonly buffers = new Map<Arena, { handle: number; bytes: number; version: number }>()
+  private stopRequested = false
+
+  constructor(kind: 'cpu', threads: number) {
+    this.kind = kind
+    this.threads = threads
+    try {
+      this.device = new (native().Device)(kind, threads)
+    } catch (error) {
+      throw fromNative(error, `Opening the ${kind} device failed`)
+    }
+  }
+
+  /** Makes an arena at least this large. Contents are lost when it has to grow. */
+  reserve(arena: Arena, bytes: number): void {
+    const known = this.buffers.get(arena)
+    if (known !== undefined && known.bytes >= bytes) return
+    if (known !== undefined) this.device.free(known.handle)
+    this.buffers.delete(arena)
+    try {
+      this.buffers.set(arena, { handle: this.device.alloc(bytes), bytes, version: (known?.version ?? 0) + 1 })
+    } catch (error) {
+      throw fromNative(error, `Reserving ${bytes} bytes for ${arena} failed`)
+    }
+  }
+
+  release(arena: Arena): void {
+    const known = this.buffers.get(arena)
+    if (known !== undefined) this.device.free(known.handle)
+    this.buffers.delete(arena)
+  }
+
+  private buffer(arena: Arena) {
+    const known = this.buffers.get(arena)
+    if (known === undefined) throw new UnslothError('INTERNAL', `the ${arena} arena was never reserved`)
+    return known
+  }
+
+  bytesOf(arena: Arena): number {
+    return this.buffers.get(arena)?.bytes ?? 0
+  }
+
+  write(arena: Arena, offset: number, data: NodeJS.TypedArray): void {
+    if (data.byteLength > 0) this.device.write(this.buffer(arena).handle, offset, data)
+  }
+
+  read(arena: Arena, offset: number, bytes: number): ArrayBuffer {
+    return this.device.read(this.buffer(arena).handle, offset, bytes)
+  }
+
+  readFloats(arena: Arena, offset: number, elements: number): Float32Array<ArrayBuffer> {
+    return new Float32Array(this.read(arena, offset, elements * 4))
+  }
+
+  /** Copies tensors from files into an arena; resolves to the count of non-finite elements of each. */
+  async load(arena: Arena, parts: readonly Omit<LoadPart, 'buffer'>[]): Promise<Float64Array> {
+    const { handle } = this.buffer(arena)
+    try {
+      return await this.device.load(parts.map((part) => ({ ...part, buffer: handle })))
+    } catch (error) {
+      throw fromNative(error, 'Loading weights failed')
+    }
+  }
+
+  async fillUniform(arena: Arena, offset: number, elements: number, dtype: number, range: readonly [number, number], seed: number, stream: number): Promise<void> {
+    await this.device.fillUniform(this.buffer(arena).handle, offset, elements, dtype, range[0], range[1], seed, stream)
+  }
+
+  compile(plan: Plan): CompiledPlan {
+    const encoded = encodePlan(plan)
+    if (encoded.arenas.includes('activations')) this.reserve('activations', plan.activationBytes)
+    return new CompiledPlan(this, encoded, plan.commands.length)
+  }
+
+  /** For CompiledPlan: the native plan over today's buffers. */
+  instantiate(encoded: EncodedPlan, previous: { plan: number; versions: string } | undefined): { plan: number; versions: string } {
+    const buffers = encoded.arenas.map((arena) => this.buffer(arena))
+    const versions = buffers.map(({ handle, version }) => `${handle}.${version}`).join()
+    if (previous?.versions === versions) return previous
+    if (previous !== undefined) this.device.freePlan(previous.plan)
+    try {
+      return { plan: this.device.createPlan(encoded.tensors, encoded.commands, encoded.floats, Int32Array.from(buffers, ({ handle }) => handle)), versions }
+    } catch (error) {
+      throw fromNative(error, 'The plan was refused')
+    }
+  }
+
+  async run(plan: number, rows: Rows, first: number, last: number, profile: boolean): Promise<RunResult> {
+    let result: RunResult
+    try {
+      result = await this.device.run(plan, Int32Array.of(rows.tokens, rows.labelled, rows.sequences), first, last, profile)
+    } catch (error) {
+      throw fromNative(error, 'A command failed')
+    }
+    if (result.stopped) throw new UnslothError('STOPPED', 'The computation was stopped.')
+    return result
+  }
+
+  /** Stops the computation in progress between two commands: its promise rejects with STOPPED. */
+  stop(): void {
+    this.stopRequested = true
+    this.device.requestStop()
+  }
+
+  get stopping(): boolean {
+    return this.stopRequested
+  }
+
+  clearStop(): void {
+    this.stopRequested = false
+    this.device.clearStop()
+  }
+
+  dispose(): void {
+    this.device.dispose()
+    this.buffers.clear()
+  }
+}
+
+/** A plan on a device. */
+export class CompiledPlan {
+  readonly commands: number
+  private readonly runtime: Runtime
+  private readonly encoded: EncodedPlan
+  private instance: { plan: number; versions: string } | undefined
+
+  constructor(runtime: Runtime, encoded: EncodedPlan, commands: number) {
+    this.runtime = runtime
+    this.encoded = encoded
+    this.commands = commands
+  }
+
+  /** Runs commands [first, last) off the JavaScript thread. */
+  async run(rows: Rows = noRows, first = 0, last = this.commands): Promise<void> {
+    this.instance = this.runtime.instantiate(this.encoded, this.instance)
+    await this.runtime.run(this.instance.plan, rows, first, last, false)
+  }
+
+  /** Runs everything and tells the seconds of each command. */
+  async profile(rows: Rows): Promise<Float64Array> {
+    this.instance = this.runtime.instantiate(this.encoded, this.instance)
+    return (await this.runtime.run(this.instance.plan, rows, 0, this.commands, true)).seconds
+  }
+}

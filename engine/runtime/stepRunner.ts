@@ -1,0 +1,117 @@
+import { UnslothError } from '#shared/errors.ts'
+import { bytesPerElement } from '../graph/dtype.ts'
+import type { ArchSpec, AttentionKind } from '../model/archSpec.ts'
+import type { IoSlot, StepPlan } from '../model/stepGraph.ts'
+import type { CompiledPlan, Rows, Runtime } from './runtime.ts'
+
+/** Packed tokens of one micro-step, as the plans take them. Unlabelled fields may be left out where a plan has no such input. */
+export interface PackedTokens {
+  readonly ids: Int32Array
+  readonly positions: Int32Array
+  /** First row of each sequence, and one past the last. */
+  readonly qStart: Int32Array
+  readonly kvStart: Int32Array
+  readonly kvLength: Int32Array
+  /** Rows whose next token is scored (or whose logits are wanted). */
+  readonly labelIndex: Int32Array
+  readonly labels?: Int32Array
+  readonly weights?: Float32Array
+  /** (sample, position) of each token. */
+  readonly tokenKeys?: Int32Array
+  /** Rows of the key/value cache that the tokens go to. */
+  readonly slots?: Int32Array
+  /** Length that decides a sequence's rope frequencies; kvLength when absent. */
+  readonly ropeLength?: Int32Array
+}
+
+/** Feeds one plan and fetches its results. */
+export class StepRunner {
+  readonly step: StepPlan
+  private readonly runtime: Runtime
+  private readonly spec: ArchSpec
+  private readonly compiled: CompiledPlan
+  private readonly staging: Uint8Array<ArrayBuffer>
+
+  constructor(runtime: Runtime, spec: ArchSpec, step: StepPlan) {
+    this.runtime = runtime
+    this.spec = spec
+    this.step = step
+    this.staging = new Uint8Array(step.inputBytes)
+    runtime.reserve('io', step.ioBytes)
+    this.compiled = runtime.compile(step.plan)
+  }
+
+  /** Runs the plan on these tokens. `random` = (seed, optimizer step), for dropout. */
+  async run(tokens: PackedTokens, random?: { seed: number; step: number }): Promise<void> {
+    const rows = this.feed(tokens, random)
+    await this.compiled.run(rows)
+  }
+
+  async profile(tokens: PackedTokens, random?: { seed: number; step: number }): Promise<Float64Array> {
+    return this.compiled.profile(this.feed(tokens, random))
+  }
+
+  /** A result matrix's first `rows` rows. */
+  read(name: string, rows: number): Float32Array<ArrayBuffer> {
+    const { offset, cols } = this.slot(name)
+    return this.runtime.readFloats('io', offset, rows * cols)
+  }
+
+  private slot(name: string): IoSlot {
+    const slot = this.step.io[name]
+    if (slot === undefined) throw new UnslothError('INTERNAL', `this plan has no "${name}"`)
+    return slot
+  }
+
+  private feed(tokens: PackedTokens, random?: { seed: number; step: number }): Rows {
+    const { capacity, io } = this.step
+    const rows = { tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }
+    for (const key of ['tokens', 'labelled', 'sequences'] as const)
+      if (rows[key] > capacity[key]) throw new UnslothError('INTERNAL', `a micro-step has ${rows[key]} ${key}, its plan was built for ${capacity[key]}`)
+    const put = (name: string, data: Int32Array | Float32Array | undefined) => {
+      const slot = io[name]
+      if (slot === undefined) return
+      if (data === undefined) throw new UnslothError('INTERNAL', `this plan needs "${name}"`)
+      if (data.length > slot.rows * slot.cols) throw new UnslothError('INTERNAL', `"${name}" has ${data.length} numbers, its place is for ${slot.rows * slot.cols}`)
+      this.staging.set(new Uint8Array(data.buffer, data.byteOffset, data.length * bytesPerElement(slot.dtype)), slot.offset)
+    }
+    put('ids', tokens.ids)
+    put('positions', tokens.positions)
+    put('qStart', tokens.qStart)
+    put('kvStart', tokens.kvStart)
+    put('kvLength', tokens.kvLength)
+    put('labelIndex', tokens.labelIndex)
+    put('labels', tokens.labels)
+    put('weights', tokens.weights)
+    put('tokenKeys', tokens.tokenKeys)
+    put('slots', tokens.slots)
+    if (random !== undefined) put('random', Int32Array.of(random.seed, random.step))
+    for (const kind of ['full', 'window'] as const) if (io[`ropeTable.${kind}`] !== undefined) this.feedRope(kind, tokens, put)
+    this.runtime.write('io', 0, this.staging)
+    return rows
+  }
+
+  /** Frequencies are decided for each sequence by its own length, so that packing changes nothing. */
+  private feedRope(kind: AttentionKind, tokens: PackedTokens, put: (name: string, data: Int32Array | Float32Array) => void): void {
+    const rope = this.spec.rope[kind]
+    const lengths = tokens.ropeLength ?? tokens.kvLength
+    const tables = new Map<string, number>()
+    const inverse: number[] = []
+    const factors: number[] = []
+    const ofToken = new Int32Array(tokens.ids.length)
+    lengths.forEach((length, sequence) => {
+      const { key, inverse: frequencies, factor } = rope.table(length)
+      let index = tables.get(key)
+      if (index === undefined) {
+        index = tables.size
+        tables.set(key, index)
+        inverse.push(...frequencies)
+        factors.push(factor)
+      }
+      ofToken.fill(index, tokens.qStart[sequence], tokens.qStart[sequence + 1])
+    })
+    put(`ropeTable.${kind}`, ofToken)
+    put(`ropeInverse.${kind}`, Float32Array.from(inverse))
+    put(`ropeFactor.${kind}`, Float32Array.from(factors))
+  }
+}
