@@ -1,0 +1,96 @@
+import { readFile, readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { UnslothError } from '#shared/errors.ts'
+import { readError } from './fileSystem.ts'
+import { ConfigReader, type HfConfig } from './hfConfig.ts'
+import { decodeUtf8, isJsonObject, parseJson, type JsonOptions } from './jsonText.ts'
+
+/** Files that belong to a tokenizer or processor, in the order in which they are shown and copied. */
+const tokenizerFileNames = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'tokenizer.model',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+  'processor_config.json',
+  'preprocessor_config.json',
+]
+
+/** `neither`: a folder that is no model. A folder that is both is refused when it is opened. */
+export type FolderKind = 'model' | 'adapter' | 'neither'
+
+export interface ModelFolder {
+  readonly path: string
+  readonly kind: FolderKind
+  /** config.json of a model. */
+  readonly config: ConfigReader | undefined
+  readonly generationConfig: ConfigReader | undefined
+  /** adapter_config.json of a LoRA adapter. */
+  readonly adapterConfig: ConfigReader | undefined
+  /** Names of those there. */
+  readonly tokenizerFiles: readonly string[]
+}
+
+/** The JSON value in a file; every failure names the file, a syntax error also line and column. */
+export async function readJsonFile(path: string, options: Omit<JsonOptions, 'file'> = {}): Promise<unknown> {
+  const bytes = await readFile(path).catch((error: unknown) => {
+    throw readError(error, path, 'JSON file')
+  })
+  const text = decodeUtf8(bytes)
+  if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, { hint: 'Save it as UTF-8, or fetch it again.' })
+  return parseJson(text, { file: path, duplicateKeys: 'last', python: true, ...options })
+}
+
+/** The JSON object in a file. With `keepNumbers`, `pythonJson` writes it again as it was. */
+export async function readJsonObject(path: string, options: Omit<JsonOptions, 'file'> = {}): Promise<HfConfig> {
+  const value = await readJsonFile(path, options)
+  if (!isJsonObject(value)) throw new UnslothError('FILE_FORMAT', `${path}: not a JSON object.`, { hint: 'Fetch the file again.' })
+  return value
+}
+
+async function readOptional(folder: string, name: string, names: ReadonlySet<string>): Promise<ConfigReader | undefined> {
+  if (!names.has(name)) return undefined
+  const path = join(folder, name)
+  return new ConfigReader(await readJsonObject(path), path)
+}
+
+/** Reads the small files of a folder and decides what it is; `expect` turns anything else into an error. */
+export async function readModelFolder(path: string, expect?: 'model' | 'adapter'): Promise<ModelFolder> {
+  const names = new Set(
+    await readdir(path).catch((error: unknown) => {
+      if ((error as NodeJS.ErrnoException).code === 'ENOTDIR')
+        throw new UnslothError('FILE_NOT_FOUND', `${path}: a file, where the folder of a model is expected.`, { hint: 'Give the folder that has config.json.', cause: error })
+      throw readError(error, path, 'model folder')
+    }),
+  )
+  if (names.has('config.json') && names.has('adapter_config.json'))
+    throw new UnslothError('MODEL_INVALID', `${path}: the folder has a LoRA adapter (adapter_config.json) and a base model (config.json).`, {
+      hint: 'Keep them in two folders, so that it is clear which one is meant.',
+    })
+  const kind: FolderKind = names.has('config.json') ? 'model' : names.has('adapter_config.json') ? 'adapter' : 'neither'
+  if (expect !== undefined && kind !== expect) throw wrongKind(path, kind, expect)
+  return {
+    path,
+    kind,
+    config: await readOptional(path, 'config.json', names),
+    generationConfig: await readOptional(path, 'generation_config.json', names),
+    adapterConfig: await readOptional(path, 'adapter_config.json', names),
+    tokenizerFiles: tokenizerFileNames.filter((name) => names.has(name)),
+  }
+}
+
+function wrongKind(path: string, kind: FolderKind, expect: 'model' | 'adapter'): UnslothError {
+  if (kind === 'neither') {
+    const file = expect === 'model' ? 'config.json' : 'adapter_config.json'
+    return new UnslothError('FILE_NOT_FOUND', `${path}: not ${expect === 'model' ? 'a model' : 'a LoRA adapter'}: ${file} is not there.`, {
+      hint: 'Give a folder in the layout of the Hugging Face Hub.',
+    })
+  }
+  return kind === 'adapter'
+    ? new UnslothError('MODEL_INVALID', `${path}: a LoRA adapter, where a whole model is expected.`, { hint: 'Give the folder of its base model, or merge the adapter first.' })
+    : new UnslothError('MODEL_INVALID', `${path}: a whole model, where a LoRA adapter is expected.`, { hint: 'Give the folder that has adapter_config.json.' })
+}
