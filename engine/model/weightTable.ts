@@ -4,6 +4,8 @@ import type { ArchSpec } from './archSpec.ts'
 export interface WeightPiece {
   /** Full tensor name in the checkpoint, `.weight` or `.bias` included. */
   readonly name: string
+  /** The checkpoint tensor that it starts from when that is another one (a copy of a tied embedding). */
+  readonly from?: string
   readonly row: number
   readonly rows: number
 }
