@@ -1,0 +1,2 @@
+#define UNSLOTH_ISA portable
+#include "vectorKernels.inc"

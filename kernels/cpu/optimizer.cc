@@ -1,0 +1,59 @@
+#include <cmath>
+
+#include "operands.h"
+#include "ops.h"
+#include "vectorKernels.h"
+
+namespace unsloth::cpu::ops {
+namespace {
+
+constexpr int64_t squaresBlock = 4096;
+
+}  // namespace
+
+void sumSquares(const Call& call, ThreadPool& pool) {
+  const Operands args(call, "sumSquares", 2, 2, 0);
+  const View& x = args.matrix(1, "x", Operands::any, Operands::any);
+  const int64_t slot = call.i(0);
+  args.require(slot >= 0, "slot is negative");
+  const Vector<double> out = args.numbers<double>(0, "out", slot + 1);
+  const bool flat = gapless(x);
+  const int64_t rows = flat ? 1 : x.rows, cols = flat ? x.rows * x.cols : x.cols;
+  const int64_t perRow = (cols + squaresBlock - 1) / squaresBlock, blocks = rows * perRow;
+  const int64_t atOnce = static_cast<int64_t>(ThreadPool::sharedScratchBytes / sizeof(double));
+  double* sums = reinterpret_cast<double*>(pool.sharedScratch());
+  const VectorKernels& kernels = vectorKernels();
+  double total = 0;
+  for (int64_t first = 0; first < blocks; first += atOnce) {
+    const int64_t count = std::min(atOnce, blocks - first);
+    forRows(pool, count, squaresBlock, [&](int64_t i) {
+      const int64_t block = first + i, column = block % perRow * squaresBlock;
+      sums[i] = kernels.sumSquares(x.row(block / perRow) + column, std::min(squaresBlock, cols - column));
+    });
+    for (int64_t i = 0; i < count; ++i) total += sums[i];
+  }
+  double& target = const_cast<double*>(out.data)[slot * out.stride];
+  target = call.i(1) != 0 ? target + total : total;
+}
+
+void adamw(const Call& call, ThreadPool& pool) {
+  const Operands args(call, "adamw", 5, 1, 4);
+  const View& p = args.matrix(0, "p", Operands::any, Operands::any);
+  const View& m = args.matrix(1, "m", p.rows, p.cols);
+  const View& v = args.matrix(2, "v", p.rows, p.cols);
+  const View& grad = args.matrix(3, "grad", p.rows, p.cols);
+  const int64_t group = call.i(0);
+  args.require(group >= 0, "group is negative");
+  const Vector<double> scalars = args.numbers<double>(4, "scalars", 4 + group);
+  const double beta1 = call.f(0), beta2 = call.f(1), rate = scalars[3 + group];
+  const AdamwStep step{static_cast<float>(scalars[0]), static_cast<float>(1 - rate * call.f(3)), static_cast<float>(1 - beta1),
+                       static_cast<float>(beta2),      static_cast<float>(1 - beta2),            static_cast<float>(rate / scalars[1]),
+                       static_cast<float>(std::sqrt(scalars[2])), static_cast<float>(call.f(2))};
+  const bool flat = gapless(p) && gapless(m) && gapless(v) && gapless(grad);
+  const VectorKernels& kernels = vectorKernels();
+  forPieces(pool, flat ? 1 : p.rows, flat ? p.rows * p.cols : p.cols, [&](int64_t r, int64_t c, int64_t n) {
+    kernels.adamw(p.row(r) + c, m.row(r) + c, v.row(r) + c, grad.row(r) + c, step, n);
+  });
+}
+
+}  // namespace unsloth::cpu::ops
