@@ -1,7 +1,7 @@
 import { mkdir, open, rename, rm, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { formatBytes } from './printable.ts'
+import { formatBytes } from '#shared/units.ts'
 
 /** A file being written. */
 export interface OutputFile {

@@ -1,8 +1,8 @@
 import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
+import type { HfConfig } from '../model/config.ts'
 import { readError } from './fileSystem.ts'
-import { ConfigReader, type HfConfig } from './hfConfig.ts'
 import { decodeUtf8, isJsonObject, parseJson, type JsonOptions } from './jsonText.ts'
 
 /** Files that belong to a tokenizer or processor, in the order in which they are shown and copied. */
@@ -23,14 +23,21 @@ const tokenizerFileNames = [
 /** `neither`: a folder that is no model. A folder that is both is refused when it is opened. */
 export type FolderKind = 'model' | 'adapter' | 'neither'
 
+/** A parsed JSON file of the folder; `Config` gives typed access to it. */
+export interface ConfigFile {
+  readonly values: HfConfig
+  /** Its path, for messages. */
+  readonly where: string
+}
+
 export interface ModelFolder {
   readonly path: string
   readonly kind: FolderKind
   /** config.json of a model. */
-  readonly config: ConfigReader | undefined
-  readonly generationConfig: ConfigReader | undefined
+  readonly config: ConfigFile | undefined
+  readonly generationConfig: ConfigFile | undefined
   /** adapter_config.json of a LoRA adapter. */
-  readonly adapterConfig: ConfigReader | undefined
+  readonly adapterConfig: ConfigFile | undefined
   /** Names of those there. */
   readonly tokenizerFiles: readonly string[]
 }
@@ -52,10 +59,10 @@ export async function readJsonObject(path: string, options: Omit<JsonOptions, 'f
   return value
 }
 
-async function readOptional(folder: string, name: string, names: ReadonlySet<string>): Promise<ConfigReader | undefined> {
+async function readOptional(folder: string, name: string, names: ReadonlySet<string>): Promise<ConfigFile | undefined> {
   if (!names.has(name)) return undefined
   const path = join(folder, name)
-  return new ConfigReader(await readJsonObject(path), path)
+  return { values: await readJsonObject(path), where: path }
 }
 
 /** Reads the small files of a folder and decides what it is; `expect` turns anything else into an error. */

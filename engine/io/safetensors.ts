@@ -1,9 +1,10 @@
 import { open, stat, type FileHandle } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
+import { formatCount } from '#shared/units.ts'
 import { decodeUtf8, isJsonObject, parseJson } from './jsonText.ts'
 import { readError } from './fileSystem.ts'
-import { formatCount, quote } from './printable.ts'
+import { quote } from './printable.ts'
 
 /**
  * The safetensors container: u64 LE header length N, N bytes of JSON, then the data of all tensors without gaps.

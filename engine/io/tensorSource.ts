@@ -1,9 +1,10 @@
 import { open, readFile, readdir, stat } from 'node:fs/promises'
 import { basename, dirname, isAbsolute, join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
+import { formatBytes, formatCount } from '#shared/units.ts'
 import { readError } from './fileSystem.ts'
 import { decodeUtf8, isJsonObject, parseJson } from './jsonText.ts'
-import { formatBytes, formatCount, quote } from './printable.ts'
+import { quote } from './printable.ts'
 import { readAt, readSafetensorsHeader, type SafetensorsDtype, type SafetensorsHeader } from './safetensors.ts'
 import { decodeElements } from './tensorConvert.ts'
 
