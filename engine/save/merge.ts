@@ -1,0 +1,34 @@
+import { bytesPerElement, type DType } from '../graph/dtype.ts'
+import { rowRange, whole, type Command, type Storage, type Tensor } from '../graph/graph.ts'
+import { gemm } from '../graph/ops/linear.ts'
+import { planMemory } from '../graph/plan.ts'
+import { isVector, type WeightEntry, type WeightPiece } from '../model/weightTable.ts'
+import type { LoadedModel } from '../runtime/loadedModel.ts'
+
+const activation = (name: string, rows: number, cols: number, dtype: DType): Tensor => {
+  const storage: Storage = { name, arena: 'activations', offset: -1, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
+  return whole(storage)
+}
+
+/** The rows of a weight that one checkpoint tensor stands for; a vector's piece is a range of columns. */
+function pieceTensor(value: Tensor, entry: WeightEntry, piece: WeightPiece): Tensor {
+  return isVector(entry) ? { ...value, column: piece.row, cols: piece.rows } : rowRange(value, piece.row, piece.rows, bytesPerElement(value.storage.dtype))
+}
+
+/**
+ * One checkpoint tensor as it is after training, in the given type: W + Σ scale·B·A summed in fp32 and rounded once; a tensor that
+ * was trained whole is that; anything else is the base's. Little-endian bytes, rows in order.
+ */
+export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece: WeightPiece, dtype: DType): Promise<Uint8Array> {
+  const value = pieceTensor(model.trained.weight(entry.id).value, entry, piece)
+  const [rows, cols] = isVector(entry) ? [1, piece.rows] : [piece.rows, entry.cols]
+  const sum = activation('merged', rows, cols, 'f32')
+  const out = activation('rounded', rows, cols, dtype)
+  const commands: Command[] = [{ name: 'cast', tensors: [sum, value], ints: [], floats: [] }]
+  for (const part of model.trained.lora(entry.id)?.parts ?? [])
+    if (part.column === piece.row) commands.push(gemm(1, sum, part.b.value, part.a.value, { alpha: part.scale, accumulate: true, precision: 0 }))
+  commands.push({ name: 'cast', tensors: [out, sum], ints: [], floats: [] })
+  const plan = planMemory(commands)
+  await model.runtime.compile(plan).run()
+  return new Uint8Array(model.runtime.read('activations', plan.offsets.get(out.storage)!, rows * cols * bytesPerElement(dtype)))
+}

@@ -1,0 +1,234 @@
+import { join } from 'node:path'
+import { readFloat32, openTensorSource, requireTensor } from '../io/tensorSource.ts'
+import { readJsonObject } from '../io/modelFolder.ts'
+import { Generator } from '../generate/generator.ts'
+import { argmax, greedy } from '../generate/sampler.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { describeModel, LoadedModel, patchModel, type Training } from '../runtime/loadedModel.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { linearSchedule } from './schedule.ts'
+import { Optimizer } from '../train/optimizer.ts'
+import type { Golden, Quantity } from './golden.ts'
+import { allLogits, gradients, scores, type ScoredRow } from './passes.ts'
+import { mergedLogits } from './merged.ts'
+
+export interface ComputeOptions {
+  readonly threads: number
+  readonly precision: PrecisionCode
+}
+
+/** Settings of the reference's training curve; see the golden's metadata. */
+const curve = { rate: 5e-3, warmup: 2, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01, maxNorm: 1 } as const
+const dpo = { beta: 0.1, promptTokens: 5 } as const
+
+/** Everything that a golden case asks for, under the golden's own names. */
+export class CaseComputation {
+  readonly quantities = new Map<string, Quantity>()
+  private readonly golden: Golden
+  private readonly options: ComputeOptions
+
+  constructor(golden: Golden, options: ComputeOptions) {
+    this.golden = golden
+    this.options = options
+  }
+
+  private set(name: string, data: Float32Array | Int32Array | number, shape: readonly number[] = []): void {
+    this.quantities.set(name, { shape, data: typeof data === 'number' ? Float32Array.of(data) : data })
+  }
+
+  private wants(prefix: string): boolean {
+    return this.golden.expected().some((name) => name.startsWith(prefix))
+  }
+
+  async run(): Promise<void> {
+    if (this.wants('full_grad')) await this.withModel({ kind: 'full' }, (model) => this.fullGradients(model))
+    await this.withModel({ kind: 'none' }, (model) => this.baseForward(model))
+    if (!this.wants('lora_') && !this.wants('curve_') && !this.wants('dpo_') && !this.wants('merged_')) return
+    const training = await this.adapterTraining()
+    await this.withModel(training, async (model) => {
+      await this.loadAdapter(model)
+      await this.adapterForward(model)
+      if (this.wants('dpo_')) await this.preference(model)
+      if (this.wants('curve_')) await this.trainingCurve(model)
+    })
+  }
+
+  /** Each part runs on its own device memory: what one leaves behind cannot help another. */
+  private async withModel(training: Training, use: (model: LoadedModel) => Promise<void>): Promise<void> {
+    const runtime = new Runtime('cpu', this.options.threads)
+    try {
+      const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
+      const patched = patchModel(await describeModel(this.golden.folder), training, { embeddingRate })
+      await use(await LoadedModel.load(patched, runtime, { precision: this.options.precision, seed: 0 }))
+    } finally {
+      runtime.dispose()
+    }
+  }
+
+  private async adapterTraining(): Promise<Training> {
+    const config = await readJsonObject(join(this.golden.folder, 'adapter', 'adapter_config.json'))
+    return {
+      kind: 'lora', r: config['r'] as number, alpha: config['lora_alpha'] as number, dropout: 0, rslora: config['use_rslora'] === true,
+      targets: config['target_modules'] as string[], modulesToSave: (config['modules_to_save'] as string[] | null) ?? [],
+    }
+  }
+
+  private async loadAdapter(model: LoadedModel): Promise<void> {
+    const source = await openTensorSource(join(this.golden.folder, 'adapter', 'adapter_model.safetensors'))
+    for (const { name } of model.patched.layout.parameters) model.writeParameter(name, await readFloat32(requireTensor(source, `base_model.model.${name}`)))
+  }
+
+  /** Rows without their padding (on the right), and the labels of the batch. */
+  private async batch(): Promise<{ rows: Int32Array[]; labels: Int32Array[]; width: number }> {
+    const [ids, masks, labels] = await Promise.all(['input_ids', 'attention_mask', 'labels'].map((name) => this.golden.tokenRows(name)))
+    return { width: ids![0]!.length, labels: labels!, rows: ids!.map((row, i) => row.subarray(0, masks![i]!.reduce((sum, bit) => sum + bit, 0))) }
+  }
+
+  /** The batch's loss: mean over labelled tokens. */
+  private async labelledRows(): Promise<ScoredRow[]> {
+    const { rows, labels, width } = await this.batch()
+    const scored = (row: number, position: number) => labels[row]![position] !== -100
+    const count = rows.reduce((sum, ids, row) => sum + [...ids.keys()].filter((position) => position > 0 && scored(row, position)).length, 0)
+    return rows.map((ids, row) => ({ ids, width, weight: (position) => (scored(row, position) ? 1 / count : undefined) }))
+  }
+
+  /** Logits of the padded batch: rows that the mask hides are zero. */
+  private async paddedLogits(model: LoadedModel, name: string, weights = model.trained): Promise<void> {
+    const { rows, width } = await this.batch()
+    const flat = await allLogits(model, weights, rows, width)
+    const { vocabulary } = model.spec
+    const padded = new Float32Array(rows.length * width * vocabulary)
+    let from = 0
+    rows.forEach((ids, row) => {
+      padded.set(flat.subarray(from * vocabulary, (from + ids.length) * vocabulary), row * width * vocabulary)
+      from += ids.length
+    })
+    this.set(name, padded, [rows.length, width, vocabulary])
+  }
+
+  private async baseForward(model: LoadedModel): Promise<void> {
+    await this.paddedLogits(model, 'logits', model.base)
+    const labelled = await this.labelledRows()
+    const nll = await scores(model, model.base, labelled)
+    const { rows, width } = await this.batch()
+    const perToken = new Float32Array(rows.length * (width - 1))
+    let at = 0
+    let loss = 0
+    labelled.forEach(({ ids, weight }, row) => {
+      for (let position = 1; position < ids.length; ++position) {
+        const w = weight(position)
+        if (w === undefined) continue
+        perToken[row * (width - 1) + position - 1] = nll[at]!
+        loss += w * nll[at++]!
+      }
+    })
+    this.set('token_nll', perToken, [rows.length, width - 1])
+    this.set('loss', loss)
+    if (this.golden.has('greedy_ids')) await this.greedy(model)
+  }
+
+  private async greedy(model: LoadedModel): Promise<void> {
+    const { rows } = await this.batch()
+    const total = this.golden.shape('greedy_ids')[0]!
+    const prompt = rows[0]!.subarray(0, 8)
+    if (model.spec.rope.full.table(1).key !== '') {
+      // The reference ran the whole text again for every token, with the frequencies of the length reached.
+      const ids = [...prompt]
+      while (ids.length < total) {
+        const logits = await allLogits(model, model.base, [Int32Array.from(ids)])
+        ids.push(argmax(logits.subarray(-model.spec.vocabulary)))
+      }
+      this.set('greedy_ids', Int32Array.from(ids), [total])
+      return
+    }
+    const generator = new Generator(model, model.base, { batch: 1, maxLength: total })
+    const [made] = await generator.generate([{ ids: prompt, seed: 0 }], { maxNewTokens: total - prompt.length, sampling: greedy, stopIds: new Set() })
+    this.set('greedy_ids', Int32Array.from([...prompt, ...made!]), [total])
+  }
+
+  private async fullGradients(model: LoadedModel): Promise<void> {
+    await gradients(model, await this.labelledRows())
+    let squares = 0
+    for (const { name, shape } of model.patched.layout.parameters) {
+      const gradient = model.readGradient(name)
+      squares += gradient.reduce((sum, value) => sum + value * value, 0)
+      if (this.golden.has(`full_grad.${name}`)) this.set(`full_grad.${name}`, gradient, shape)
+      if (this.golden.has(`full_grad_row_norm.${name}`)) this.set(`full_grad_row_norm.${name}`, rowNorms(gradient, shape[0]!), [shape[0]!])
+    }
+    this.set('full_grad_norm', Math.sqrt(squares))
+  }
+
+  private async adapterForward(model: LoadedModel): Promise<void> {
+    await this.paddedLogits(model, 'lora_logits')
+    this.set('lora_loss', await gradients(model, await this.labelledRows()))
+    this.setParameters(model, 'lora_grad', (name) => model.readGradient(name))
+  }
+
+  /** A matrix for each parameter that the golden holds under `<prefix>.`, row norms where it holds `<prefix>_row_norm.`. */
+  private setParameters(model: LoadedModel, prefix: string, read: (name: string) => Float32Array): void {
+    for (const { name, shape } of model.patched.layout.parameters) {
+      if (this.golden.has(`${prefix}.${name}`)) this.set(`${prefix}.${name}`, read(name), shape)
+      if (this.golden.has(`${prefix}_row_norm.${name}`)) this.set(`${prefix}_row_norm.${name}`, rowNorms(read(name), shape[0]!), [shape[0]!])
+    }
+  }
+
+  /** DPO (arXiv 2305.18290), sigmoid, the reference with adapters off. */
+  private async preference(model: LoadedModel): Promise<void> {
+    const chosen = await this.golden.tokenRows('dpo_chosen_ids')
+    const rejected = await this.golden.tokenRows('dpo_rejected_ids')
+    const pairs = chosen.length
+    const scored = (ids: Int32Array, weight: number): ScoredRow => ({ ids, weight: (position) => (position >= dpo.promptTokens ? weight : undefined) })
+    const logps = async (rows: readonly Int32Array[], weights: LoadedModel['trained']) => {
+      const nll = await scores(model, weights, rows.map((ids) => scored(ids, 1)))
+      const each = nll.length / rows.length
+      return rows.map((_, row) => -nll.subarray(row * each, (row + 1) * each).reduce((sum, value) => sum + value, 0))
+    }
+    const policy = { chosen: await logps(chosen, model.trained), rejected: await logps(rejected, model.trained) }
+    const reference = { chosen: await logps(chosen, model.base), rejected: await logps(rejected, model.base) }
+    let loss = 0
+    const coefficients = policy.chosen.map((logp, i) => {
+      const margin = dpo.beta * (logp - policy.rejected[i]! - (reference.chosen[i]! - reference.rejected[i]!))
+      loss += Math.log1p(Math.exp(-margin)) / pairs
+      return dpo.beta / (1 + Math.exp(margin)) / pairs // −∂loss/∂logp of the chosen row
+    })
+    await gradients(model, [...chosen.map((ids, i) => scored(ids, coefficients[i]!)), ...rejected.map((ids, i) => scored(ids, -coefficients[i]!))])
+    this.set('dpo_policy_chosen_logps', Float32Array.from(policy.chosen), [pairs])
+    this.set('dpo_policy_rejected_logps', Float32Array.from(policy.rejected), [pairs])
+    this.set('dpo_ref_chosen_logps', Float32Array.from(reference.chosen), [pairs])
+    this.set('dpo_ref_rejected_logps', Float32Array.from(reference.rejected), [pairs])
+    this.set('dpo_loss', loss)
+    this.setParameters(model, 'dpo_grad', (name) => model.readGradient(name))
+  }
+
+  /** Some steps of training from the adapter as loaded, then the result, and the same merged into the base. */
+  private async trainingCurve(model: LoadedModel): Promise<void> {
+    const [batches, perBatch, width] = this.golden.shape('curve_input_ids') as [number, number, number]
+    const rows = await this.golden.tokenRows('curve_input_ids')
+    const steps = this.golden.shape('curve_loss')[0]!
+    const optimizer = new Optimizer(model.runtime, model.patched.layout, { beta1: curve.betas[0], beta2: curve.betas[1], eps: curve.eps, weightDecay: curve.weightDecay })
+    const embeddingRate = Number(this.golden.metadata.get('embedding_learning_rate') ?? curve.rate)
+    const [losses, norms, rates] = [new Float32Array(steps), new Float32Array(steps), new Float32Array(steps)]
+    const weight = 1 / (perBatch * (width - 1))
+    for (let step = 0; step < steps; ++step) {
+      const first = (step % batches) * perBatch
+      losses[step] = await gradients(model, rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })))
+      norms[step] = await optimizer.gradientNorm()
+      const share = linearSchedule(step, curve.warmup, steps)
+      rates[step] = curve.rate * share
+      await optimizer.update(step + 1, norms[step]!, curve.maxNorm, { default: curve.rate * share, embedding: embeddingRate * share })
+    }
+    this.set('curve_loss', losses, [steps])
+    this.set('curve_grad_norm', norms, [steps])
+    this.set('curve_lr', rates, [steps])
+    this.setParameters(model, 'curve_final', (name) => model.readParameter(name))
+    const { rows: batch } = await this.batch()
+    const shape = [1, batch[0]!.length, model.spec.vocabulary]
+    this.set('curve_final_logits', await allLogits(model, model.trained, [batch[0]!]), shape)
+    this.set('merged_logits', await mergedLogits(model, [batch[0]!], this.options), shape)
+  }
+}
+
+function rowNorms(values: Float32Array, rows: number): Float32Array {
+  const width = values.length / rows
+  return Float32Array.from({ length: rows }, (_, row) => Math.sqrt(values.subarray(row * width, (row + 1) * width).reduce((sum, value) => sum + value * value, 0)))
+}

@@ -1,0 +1,22 @@
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { describeModel, LoadedModel, patchModel } from '../runtime/loadedModel.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { mergedTensor } from '../save/merge.ts'
+import { allLogits } from './passes.ts'
+
+/** Logits of a model whose weights are the merged ones, unrounded. */
+export async function mergedLogits(model: LoadedModel, rows: readonly Int32Array[], options: { threads: number; precision: PrecisionCode }): Promise<Float32Array> {
+  const runtime = new Runtime('cpu', options.threads)
+  try {
+    const patched = patchModel(await describeModel(model.patched.model.folder), { kind: 'none' }, { weightType: 'f32' })
+    const merged = await LoadedModel.load(patched, runtime, { precision: options.precision, seed: 0 })
+    for (const entry of patched.model.entries) {
+      const { storage } = patched.arena.weights.get(entry.id)!.value
+      const width = storage.rows === 1 ? 1 : storage.cols
+      for (const piece of entry.pieces) runtime.write('weights', storage.offset + piece.row * width * 4, await mergedTensor(model, entry, piece, 'f32'))
+    }
+    return await allLogits(merged, merged.base, rows)
+  } finally {
+    runtime.dispose()
+  }
+}
