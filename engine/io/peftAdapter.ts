@@ -27,6 +27,8 @@ export interface LoraModule {
 export interface PeftAdapter {
   readonly path: string
   readonly folder: ModelFolder
+  /** Path of adapter_model.safetensors. */
+  readonly weights: string
   readonly config: LoraConfig
   readonly modules: ReadonlyMap<string, LoraModule>
   /** Tensors stored whole (modules_to_save, resized embeddings), by their name in the base model: lm_head.weight. */
@@ -113,7 +115,7 @@ export async function openPeftAdapter(path: string): Promise<PeftAdapter> {
   if (halves.size === 0 && saved.size === 0)
     throw new UnslothError('MODEL_INVALID', `${where}: the file has no tensors.`, { hint: 'The adapter is empty: save or fetch it again.' })
   const modules = new Map([...halves].map(([module, pair]) => [module, completeModule(module, pair, lora, where)]))
-  return { path, folder, config: lora, modules, saved, warnings: [...warnings, ...source.warnings] }
+  return { path, folder, weights: where, config: lora, modules, saved, warnings: [...warnings, ...source.warnings] }
 }
 
 /** One tensor to save; see NamedTensor for `data`. */
