@@ -1,0 +1,323 @@
+#include "gemm.h"
+
+#include <algorithm>
+
+#include "gemmSelect.h"
+
+/**
+ * Blocked multiplication after Goto & van de Geijn (ACM TOMS 34(3), 2008): A or B is packed once for all threads, the other per
+ * task; a task owns a rectangle of C and walks K in blocks. The K blocks depend on K alone and a register tile sums its block
+ * front to back, so an element's bits depend neither on the number of threads nor on the count of rows and columns.
+ */
+namespace unsloth::cpu {
+namespace {
+
+constexpr int64_t fewRows = 8;             // up to here NT reads B in place
+constexpr int64_t fewColumns = 64;         // up to here B is packed once for all and A per task
+constexpr int64_t maxTaskColumns = 256;    // a packed block of B stays in the second cache level
+constexpr int64_t maxBlockBytes = 3 << 19; // of A, per task
+constexpr int64_t maxSharedWords = 16384;  // words along K that the shared scratch holds at a time
+constexpr int64_t tasksPerThread = 4;
+
+int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/** One operand: x is a row of A or a column of B. */
+struct Operand {
+  View view;
+  bool kContiguous;
+  const void* at(int64_t x, int64_t k) const {
+    const int64_t element = kContiguous ? x * view.ld + k : k * view.ld + x;
+    return static_cast<const std::byte*>(view.data) + element * static_cast<int64_t>(bytesPerElement(view.dtype));
+  }
+};
+
+/** K cut into equal blocks of whole words. */
+struct Blocks {
+  int64_t k, perWord, align, words, count;
+
+  Blocks(int64_t k, const GemmKernel& kernel) : k(k), perWord(kernel.perWord), align(kernel.wordsAlign) {
+    const int64_t total = ceilDiv(k, perWord);
+    count = ceilDiv(total, kernel.blockWords);
+    words = count == 0 ? 0 : ceilDiv(ceilDiv(total, count), align) * align;
+    count = words == 0 ? 0 : ceilDiv(total, words);
+  }
+  int64_t begin(int64_t block) const { return block * words * perWord; }
+  int64_t length(int64_t block) const { return std::min(words * perWord, k - begin(block)); }
+  int64_t depth(int64_t block) const { return ceilDiv(ceilDiv(length(block), perWord), align) * align; }
+};
+
+/** `count` panels in runs of at most `run`, as equal as can be. */
+struct Runs {
+  int64_t count, parts;
+  Runs(int64_t count, int64_t run) : count(count), parts(ceilDiv(count, run)) {}
+  int64_t begin(int64_t part) const { return part * count / parts; }
+};
+
+void loadBias(const View& bias, int64_t first, int64_t count, float* target) {
+  for (int64_t i = 0; i < count; ++i) target[i] = loadElement(bias, 0, first + i);
+}
+
+class PackedGemm {
+ public:
+  PackedGemm(const Gemm& g, ThreadPool& pool, const GemmKernel& kernel, bool round)
+      : g_(g), pool_(pool), kernel_(kernel), round_(round), a_{g.a, g.mode != GemmMode::TN}, b_{g.b, g.mode == GemmMode::NT},
+        blocks_(g.mode == GemmMode::TN ? g.a.rows : g.a.cols, kernel), m_(g.c.rows), n_(g.c.cols) {
+    panels_ = ceilDiv(m_, kernel.tileRows);
+    panelRows_ = ceilDiv(m_, panels_);
+    panels_ = ceilDiv(m_, panelRows_);
+    shareB_ = n_ <= fewColumns && m_ > n_;
+  }
+
+  void run() {
+    const int64_t perPass = std::max<int64_t>(1, maxSharedWords / kernel_.blockWords);
+    firstBlock_ = 0;
+    do {
+      lastBlock_ = std::min(blocks_.count, firstBlock_ + perPass);
+      passWords_ = 0;
+      for (int64_t block = firstBlock_; block < lastBlock_; ++block) passWords_ += blocks_.depth(block);
+      if (shareB_) {
+        packSharedB();
+        multiply(0, panels_);
+      } else {
+        const int64_t panelWords = std::max<int64_t>(1, kernel_.strideA * passWords_);
+        const int64_t room = static_cast<int64_t>(ThreadPool::sharedScratchBytes) / 4 / panelWords;
+        const Runs chunks(panels_, room);
+        for (int64_t chunk = 0; chunk < chunks.parts; ++chunk) {
+          packSharedA(chunks.begin(chunk), chunks.begin(chunk + 1));
+          multiply(chunks.begin(chunk), chunks.begin(chunk + 1));
+        }
+      }
+      firstBlock_ = lastBlock_;
+    } while (firstBlock_ < blocks_.count);
+  }
+
+ private:
+  uint32_t* shared() const { return reinterpret_cast<uint32_t*>(pool_.sharedScratch()); }
+  int64_t wordsBefore(int64_t block) const { return (block - firstBlock_) * blocks_.words; }
+  int64_t rowOf(int64_t panel) const { return std::min(m_, panel * panelRows_); }
+  int64_t columnOf(int64_t panel) const { return std::min(n_, panel * kernel_.tileColumns); }
+
+  void packA(const Operand& a, int64_t row, int64_t rows, int64_t k, int64_t length, uint32_t* target) const {
+    kernel_.packA({target, a.at(row, k), a.view.dtype, a.view.ld, a.kContiguous, rows, length, panelRows_, round_});
+  }
+  void packB(const Operand& b, int64_t column, int64_t columns, int64_t k, int64_t length, uint32_t* target) const {
+    kernel_.packB({target, b.at(column, k), b.view.dtype, b.view.ld, b.kContiguous, columns, length, kernel_.tileColumns, round_});
+  }
+
+  void packSharedA(int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    const Runs runs(count, std::clamp<int64_t>(count / (tasksPerThread * pool_.size()), 1, 8));
+    uint32_t* const target = shared();
+    pool_.parallelFor(runs.parts, [&](int64_t task, int) {
+      const int64_t first = runs.begin(task), row = rowOf(begin + first), rows = rowOf(begin + runs.begin(task + 1)) - row;
+      for (int64_t block = firstBlock_; block < lastBlock_; ++block)
+        packA(a_, row, rows, blocks_.begin(block), blocks_.length(block),
+              target + kernel_.strideA * (wordsBefore(block) * count + first * blocks_.depth(block)));
+    });
+  }
+
+  void packSharedB() {
+    const int64_t count = ceilDiv(n_, kernel_.tileColumns);
+    uint32_t* const target = shared();
+    pool_.parallelFor(lastBlock_ - firstBlock_, [&](int64_t task, int) {
+      const int64_t block = firstBlock_ + task;
+      packB(b_, 0, n_, blocks_.begin(block), blocks_.length(block), target + kernel_.strideB * wordsBefore(block) * count);
+    });
+  }
+
+  /** Rectangles of C: large enough to reuse what is packed, small enough that all threads have several. */
+  void multiply(int64_t beginPanel, int64_t endPanel) {
+    const int64_t rowPanels = endPanel - beginPanel, columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t maxRowPanels = std::max<int64_t>(1, maxBlockBytes / 4 / (kernel_.strideA * kernel_.blockWords));
+    int64_t down = std::min(rowPanels, maxRowPanels), across = std::min(columnPanels, maxTaskColumns / kernel_.tileColumns);
+    const int64_t wanted = pool_.size() == 1 ? 1 : tasksPerThread * pool_.size();
+    constexpr int64_t goodRows = 128, goodColumns = 128;
+    while (ceilDiv(rowPanels, down) * ceilDiv(columnPanels, across) < wanted) {
+      if (across * kernel_.tileColumns > goodColumns) across = ceilDiv(across, 2);
+      else if (down * panelRows_ > goodRows) down = ceilDiv(down, 2);
+      else if (across > 1) across = ceilDiv(across, 2);
+      else if (down > 1) down = ceilDiv(down, 2);
+      else break;
+    }
+    const Runs rows(rowPanels, down), columns(columnPanels, across);
+    pool_.parallelFor(rows.parts * columns.parts, [&](int64_t task, int thread) {
+      const int64_t r = task % rows.parts, c = task / rows.parts;
+      rectangle(rows.begin(r), rows.begin(r + 1), beginPanel, rowPanels, columnOf(columns.begin(c)), columnOf(columns.begin(c + 1)), thread);
+    });
+  }
+
+  void rectangle(int64_t fromPanel, int64_t toPanel, int64_t beginPanel, int64_t rowPanels, int64_t column, int64_t endColumn,
+                 int thread) const {
+    const int64_t row = rowOf(beginPanel + fromPanel), rows = rowOf(beginPanel + toPanel) - row, columns = endColumn - column;
+    uint32_t* const localB = reinterpret_cast<uint32_t*>(pool_.scratch(thread));
+    uint32_t* const localA = localB + maxTaskColumns * kernel_.blockWords;
+    BlockCall call{};
+    call.panelRows = panelRows_;
+    call.rows = rows;
+    call.columns = columns;
+    call.c = g_.c.row(row) + column;
+    call.ldc = g_.c.ld;
+    call.alpha = g_.alpha;
+    call.accumulate = true;
+    const int64_t columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    float bias[maxTaskColumns];
+    if (firstBlock_ == 0) {
+      call.accumulate = g_.accumulate;
+      if (g_.bias.present()) {
+        loadBias(g_.bias, column, columns, bias);
+        call.bias = bias;
+      }
+      if (g_.add.present()) {
+        call.add = g_.add.row(row) + column;
+        call.ldAdd = g_.add.ld;
+      }
+      if (blocks_.count == 0) kernel_.multiply(call);
+    }
+    for (int64_t block = firstBlock_; block < lastBlock_; ++block) {
+      const int64_t k = blocks_.begin(block), length = blocks_.length(block);
+      call.depth = blocks_.depth(block);
+      if (shareB_) {
+        packA(a_, row, rows, k, length, localA);
+        call.a = localA;
+        call.b = shared() + kernel_.strideB * wordsBefore(block) * columnPanels + column * call.depth;
+      } else {
+        packB(b_, column, columns, k, length, localB);
+        call.b = localB;
+        call.a = shared() + kernel_.strideA * (wordsBefore(block) * rowPanels + fromPanel * call.depth);
+      }
+      kernel_.multiply(call);
+      call.accumulate = true;
+      call.bias = call.add = nullptr;
+    }
+    if (lastBlock_ == blocks_.count)
+      for (const LowRankTerm& term : g_.terms) lowRank(term, row, rows, column, endColumn, localA, localB);
+  }
+
+  /** The columns of the rectangle that the term touches, in panels of their own. */
+  void lowRank(const LowRankTerm& term, int64_t row, int64_t rows, int64_t column, int64_t endColumn, uint32_t* localA,
+               uint32_t* localB) const {
+    const Operand a{term.a, true}, b{term.b, g_.mode == GemmMode::NT};
+    const int64_t width = b.kContiguous ? term.b.rows : term.b.cols;
+    const int64_t first = std::max(column, term.column), last = std::min(endColumn, term.column + width);
+    if (first >= last) return;
+    const Blocks blocks(term.a.cols, kernel_);
+    BlockCall call{};
+    call.panelRows = panelRows_;
+    call.rows = rows;
+    call.columns = last - first;
+    call.c = g_.c.row(row) + first;
+    call.ldc = g_.c.ld;
+    call.alpha = term.alpha;
+    call.accumulate = true;
+    call.a = localA;
+    call.b = localB;
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      call.depth = blocks.depth(block);
+      packA(a, row, rows, blocks.begin(block), blocks.length(block), localA);
+      packB(b, first - term.column, last - first, blocks.begin(block), blocks.length(block), localB);
+      kernel_.multiply(call);
+    }
+  }
+
+  const Gemm& g_;
+  ThreadPool& pool_;
+  const GemmKernel& kernel_;
+  const bool round_;
+  const Operand a_, b_;
+  const Blocks blocks_;
+  const int64_t m_, n_;
+  int64_t panels_, panelRows_;  // of A
+  bool shareB_;
+  int64_t firstBlock_ = 0, lastBlock_ = 0, passWords_ = 0;
+};
+
+/** NT with few rows: B streams through once, in place; the rows of A stay in the cache. Independent of the count of rows. */
+class FewRowsGemm {
+ public:
+  FewRowsGemm(const Gemm& g, ThreadPool& pool) : g_(g), pool_(pool), round_(g.precision == Precision::bfloat16) {}
+
+  bool fits() const {
+    int64_t words = g_.a.cols;
+    for (const LowRankTerm& term : g_.terms) words += term.a.cols;
+    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && words * fewRows * 4 <= static_cast<int64_t>(ThreadPool::sharedScratchBytes);
+  }
+
+  void run() {
+    const int64_t n = g_.c.cols;
+    std::vector<View> left{widen(g_.a)};
+    for (const LowRankTerm& term : g_.terms) left.push_back(widen(term.a));
+    constexpr int64_t unit = 8, most = 65536;
+    const int64_t share = ceilDiv(n, 8 * pool_.size());
+    const int64_t perTask = std::min(ceilDiv(share, unit) * unit, most);
+    pool_.parallelFor(ceilDiv(n, perTask), [&](int64_t task, int thread) {
+      const int64_t column = task * perTask, columns = std::min(perTask, n - column);
+      DotCall call = product(left[0], g_.b, column, columns, column, g_.alpha);
+      call.accumulate = g_.accumulate;
+      if (g_.bias.present()) {
+        float* const bias = reinterpret_cast<float*>(pool_.scratch(thread));
+        loadBias(g_.bias, column, columns, bias);
+        call.bias = bias;
+      }
+      if (g_.add.present()) {
+        call.add = g_.add.f32() + column;
+        call.ldAdd = g_.add.ld;
+      }
+      gemmSelection().dot(call);
+      for (size_t i = 0; i < g_.terms.size(); ++i) {
+        const LowRankTerm& term = g_.terms[i];
+        const int64_t first = std::max(column, term.column), last = std::min(column + columns, term.column + term.b.rows);
+        if (first >= last || term.a.cols == 0) continue;
+        DotCall extra = product(left[i + 1], term.b, first - term.column, last - first, first, term.alpha);
+        extra.accumulate = true;
+        gemmSelection().dot(extra);
+      }
+    });
+  }
+
+ private:
+  /** fp32 rows of A as the precision wants them; copied only when they differ. */
+  View widen(const View& a) {
+    if (a.dtype == DType::F32 && !round_) return a;
+    float* const target = reinterpret_cast<float*>(pool_.sharedScratch()) + used_;
+    used_ += a.rows * a.cols;
+    const auto bytes = static_cast<int64_t>(bytesPerElement(a.dtype));
+    for (int64_t r = 0; r < a.rows; ++r)
+      gemmSelection().widen(target + r * a.cols, static_cast<const std::byte*>(a.data) + r * a.ld * bytes, a.dtype, a.cols, round_);
+    return {target, DType::F32, a.rows, a.cols, a.cols};
+  }
+
+  DotCall product(const View& a, const View& b, int64_t rowOfB, int64_t columns, int64_t column, float alpha) const {
+    DotCall call{};
+    call.a = a.f32();
+    call.lda = a.ld;
+    call.b = static_cast<const std::byte*>(b.data) + rowOfB * b.ld * static_cast<int64_t>(bytesPerElement(b.dtype));
+    call.dtypeB = b.dtype;
+    call.ldb = b.ld;
+    call.round = round_;
+    call.k = a.cols;
+    call.rows = g_.c.rows;
+    call.columns = columns;
+    call.c = g_.c.f32() + column;
+    call.ldc = g_.c.ld;
+    call.alpha = alpha;
+    return call;
+  }
+
+  const Gemm& g_;
+  ThreadPool& pool_;
+  const bool round_;
+  int64_t used_ = 0;
+};
+
+}  // namespace
+
+void gemm(const Gemm& g, ThreadPool& pool) {
+  if (g.c.rows == 0 || g.c.cols == 0) return;
+  FewRowsGemm few(g, pool);
+  if (few.fits()) return few.run();
+  const GemmSelection& selection = gemmSelection();
+  const bool bfloat16 = g.precision == Precision::bfloat16;
+  PackedGemm(g, pool, bfloat16 ? *selection.bfloat16 : *selection.float32, bfloat16 && selection.bfloat16Rounds).run();
+}
+
+}  // namespace unsloth::cpu

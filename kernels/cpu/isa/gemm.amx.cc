@@ -1,0 +1,2 @@
+#include "gemmIsa.inc"
+const unsloth::cpu::GemmKernels* const unsloth::cpu::gemmAmx = nullptr;
