@@ -1,76 +1,11 @@
 import { UnslothError } from '#shared/errors.ts'
-import { dtypeCode, type DType } from '../graph/dtype.ts'
-import type { LoraGroup, PrecisionCode, Weight } from '../graph/ops/linear.ts'
-import { readModelFolder } from '../io/modelFolder.ts'
-import { openTensorSource, type TensorSource } from '../io/tensorSource.ts'
+import { dtypeCode } from '../graph/dtype.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
-import type { HfConfig } from '../model/config.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
-import { archSpec } from '../model/registry.ts'
-import { weightTable, type WeightEntry } from '../model/weightTable.ts'
-import { loraModules, patchReport, type LoraModule, type LoraOptions, type PatchReport } from '../patch/lora.ts'
-import { parameterLayout, type ParameterLayout } from '../patch/parameters.ts'
+import { baseWeights, trainedWeights, type PatchedModel } from './patchedModel.ts'
 import type { Runtime } from './runtime.ts'
-import { layoutWeights, loadInto, parameterParts, type WeightArena } from './weightArena.ts'
-
-/** A model folder's description, before any weight is read. */
-export interface ModelDescription {
-  readonly folder: string
-  readonly config: HfConfig
-  readonly spec: ArchSpec
-  readonly entries: readonly WeightEntry[]
-  readonly source: TensorSource
-}
-
-export async function describeModel(folder: string): Promise<ModelDescription> {
-  const { config } = await readModelFolder(folder, 'model')
-  const spec = archSpec(config!.values, config!.where)
-  return { folder, config: config!.values, spec, entries: weightTable(spec), source: await openTensorSource(folder) }
-}
-
-/** What is trained. */
-export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[] } & LoraOptions)
-
-/** The patched model as a description: complete before memory is taken, so that a dry run can report on it. */
-export interface PatchedModel {
-  readonly model: ModelDescription
-  readonly training: Training
-  readonly arena: WeightArena
-  readonly modules: readonly LoraModule[]
-  readonly layout: ParameterLayout
-  readonly report: PatchReport | undefined
-  /** Entries that are trained whole. */
-  readonly full: readonly WeightEntry[]
-}
-
-const saveable: Readonly<Record<string, 'embedding' | 'head'>> = { embed_tokens: 'embedding', lm_head: 'head' }
-
-/** `modules_to_save` as weight entries; a tied head that is trained apart becomes an own copy, as in PEFT. */
-function savedEntries(model: ModelDescription, names: readonly string[]): WeightEntry[] {
-  return names.map((name) => {
-    const id = saveable[name]
-    if (id === undefined)
-      throw new UnslothError('RECIPE', `lora.modules_to_save: ${name} cannot be trained whole.`, { hint: `Supported: ${Object.keys(saveable).join(', ')}.` })
-    const entry = model.entries.find((candidate) => candidate.id === id)
-    if (entry !== undefined) return entry
-    const embedding = model.entries.find((candidate) => candidate.id === 'embedding')!
-    const [piece] = embedding.pieces
-    return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece!, name: `${model.spec.names.head}.weight`, from: piece!.name }] }
-  })
-}
-
-/** Decides what is frozen, what is trained and where everything stands. `weightType` forces the type of frozen weights. */
-export function patchModel(model: ModelDescription, training: Training, options: { weightType?: DType; embeddingRate?: boolean } = {}): PatchedModel {
-  const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
-  const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? savedEntries(model, training.modulesToSave) : []
-  const frozen = training.kind === 'full' ? [] : model.entries
-  return {
-    model, training, modules, full,
-    arena: layoutWeights(frozen, model.source, options.weightType),
-    layout: parameterLayout(full, modules, options.embeddingRate === true),
-    report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
-  }
-}
+import { loadInto, parameterParts } from './weightArena.ts'
 
 /** A patched model on a device. */
 export class LoadedModel {
@@ -105,25 +40,14 @@ export class LoadedModel {
     return new LoadedModel(patched, runtime, options.precision)
   }
 
-  /** Weights as they are trained: adapters on, trained copies in place of frozen ones. */
+  /** See trainedWeights. */
   get trained(): DecoderWeights {
-    const { layout } = this.patched
-    return { weight: (id) => this.find(id, layout.weights), lora: (id): LoraGroup | undefined => layout.lora.get(id) }
+    return trainedWeights(this.patched)
   }
 
-  /** The base model: adapters off. */
+  /** See baseWeights. */
   get base(): DecoderWeights {
-    return { weight: (id) => this.find(id, new Map()), lora: () => undefined }
-  }
-
-  private find(id: string, trained: ReadonlyMap<string, Weight>): Weight {
-    const { weights } = this.patched.arena
-    const full = this.patched.training.kind === 'full' ? this.patched.layout.weights : trained
-    const found = full.get(id) ?? weights.get(id)
-    if (found !== undefined) return found
-    // A tied head is the embedding: the trained one in a full fine-tune, the frozen one beside a trained copy.
-    if (id === 'head') return weights.get('embedding') ?? full.get('embedding')!
-    throw new UnslothError('INTERNAL', `there is no weight "${id}"`)
+    return baseWeights(this.patched)
   }
 
   /** Current values of one trained matrix. */

@@ -1,5 +1,6 @@
 import type { PrecisionCode } from '../graph/ops/linear.ts'
-import { describeModel, LoadedModel, patchModel } from '../runtime/loadedModel.ts'
+import { LoadedModel } from '../runtime/loadedModel.ts'
+import { describeModel, patchModel } from '../runtime/patchedModel.ts'
 import { Runtime } from '../runtime/runtime.ts'
 import { mergedTensor } from '../save/merge.ts'
 import { allLogits } from './passes.ts'
