@@ -48,7 +48,7 @@ describe('safetensors header', () => {
     const { tensors, metadata } = parseText(`{"__metadata__":{"__proto__":"x"},"__proto__":${tensor('U8', '[1]', '[0,1]')},"constructor":${tensor('U8', '[1]', '[1,2]')}}`, 2)
     assert.deepEqual(tensors.map(({ name }) => name), ['__proto__', 'constructor'])
     assert.equal(metadata.get('__proto__'), 'x')
-    assert.equal(({} as Record<string, unknown>)['dtype'], undefined)
+    assert.equal(({} as Record<string, unknown>).dtype, undefined)
   })
 
   const rejected: [what: string, header: string, dataBytes: number, message: RegExp][] = [
