@@ -1,0 +1,150 @@
+import { fieldAt, recipeFields } from './fields.ts'
+import type { RecipeIssue } from './issue.ts'
+import { hasEvalSet } from './derived.ts'
+import type { Recipe, SectionName } from './schema.ts'
+
+/** A problem found in a validated recipe, by canonical key. */
+export type Finding = Omit<RecipeIssue, 'path' | 'flag' | 'at'> & { readonly key: string; readonly at?: 'key' | 'value' }
+
+/** What was written, as opposed to what was filled in. */
+export interface Given {
+  /** Whether `section.key` was given. */
+  readonly key: (path: string) => boolean
+  readonly section: (name: SectionName) => boolean
+}
+
+const everything: Given = { key: () => true, section: () => true }
+
+function valueAt(recipe: Recipe, path: string): unknown {
+  const [section, key] = path.split('.') as [SectionName, string]
+  return (recipe[section] as Readonly<Record<string, unknown>>)[key]
+}
+
+/** Settings that are understood but not available yet, by canonical key. */
+export function unsupportedFindings(recipe: Recipe): Finding[] {
+  return recipeFields.flatMap(({ path, section, key, meta }) => {
+    const value = valueAt(recipe, path)
+    const unused = recipe.training.training_type === 'full' && section === 'lora'
+    if (unused || meta.availability?.applies(value) !== true) return []
+    const { severity, note } = meta.availability
+    return [{ severity, code: 'unavailable' as const, key: path, message: `${section}.${key}: ${note}` }]
+  })
+}
+
+/** Rules between keys. */
+export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[] {
+  const findings: Finding[] = []
+  const error = (key: string, message: string): void => {
+    findings.push({ severity: 'error', code: 'conflict', key, message })
+  }
+  const warn = (key: string, message: string): void => {
+    findings.push({ severity: 'warning', code: 'ineffective', key, message, at: 'key' })
+  }
+  const { data, training, lora, save, hub } = recipe
+  const full = training.training_type === 'full'
+
+  if (training.num_epochs === 0 && training.max_steps === 0) {
+    error(given.key('training.max_steps') && !given.key('training.num_epochs') ? 'training.max_steps' : 'training.num_epochs',
+      'training.num_epochs and training.max_steps are both 0: nothing would be trained; set one of them')
+  }
+  if (training.max_steps > 0 && training.warmup_steps > training.max_steps) {
+    error(given.key('training.warmup_steps') ? 'training.warmup_steps' : 'training.max_steps',
+      `training.warmup_steps (${training.warmup_steps}) is more than training.max_steps (${training.max_steps}): `
+      + 'the learning rate would never reach its peak')
+  }
+  if (training.lr_scheduler_type === 'constant' && given.key('training.warmup_steps') && training.warmup_steps > 0) {
+    warn('training.warmup_steps', 'training.warmup_steps has no effect with lr_scheduler_type: constant; '
+      + 'constant_with_warmup is the same with a warm-up')
+  }
+  if (training.lr_scheduler_type === 'polynomial' && training.lr_end >= training.learning_rate) {
+    error('training.lr_end', `training.lr_end (${training.lr_end}) must be less than training.learning_rate (${training.learning_rate})`)
+  }
+  if (training.learning_rate > 0.05) {
+    findings.push({
+      severity: 'warning', code: 'range', key: 'training.learning_rate',
+      message: `training.learning_rate is ${training.learning_rate}; the typical range is 1e-6 to 1e-3`,
+    })
+  }
+  if (training.load_in_4bit && training.load_in_8bit) {
+    error('training.load_in_8bit', 'training.load_in_4bit and training.load_in_8bit exclude each other')
+  }
+  if (full && (training.load_in_4bit || training.load_in_8bit)) {
+    error(training.load_in_4bit ? 'training.load_in_4bit' : 'training.load_in_8bit',
+      'quantised weights cannot be trained: training_type: full needs load_in_4bit: false')
+  }
+  checkData(recipe, error)
+  if (training.eval_steps > 0 && !hasEvalSet(recipe)) {
+    warn('training.eval_steps', 'training.eval_steps has no effect without data.eval_dataset or data.eval_split')
+  }
+  if (training.save_total_limit !== null && training.save_steps === 0 && given.key('training.save_total_limit')) {
+    warn('training.save_total_limit', 'training.save_total_limit has no effect without training.save_steps')
+  }
+  if (full) {
+    if (lora.init_adapter !== null) error('lora.init_adapter', 'lora.init_adapter: full fine-tuning on an adapter is not possible; use training_type: lora')
+    else if (given.section('lora')) warn('lora', 'lora has no effect with training_type: full')
+    if (save.method.includes('lora')) error('save.method', 'save.method lora needs an adapter, and training_type: full has none; use merged_16bit')
+  } else {
+    if (lora.layers_to_transform !== null && lora.finetune_last_n_layers !== null) {
+      error('lora.finetune_last_n_layers', 'lora.layers_to_transform and lora.finetune_last_n_layers exclude each other')
+    }
+    if (lora.target_modules.length === 0 && lora.modules_to_save.length === 0) {
+      error('lora.target_modules', 'lora.target_modules names no layer')
+    }
+    if (lora.target_modules.length > 1 && lora.target_modules.includes('all-linear')) {
+      error('lora.target_modules', 'lora.target_modules: all-linear stands for every linear layer; write it alone')
+    }
+    if (training.embedding_learning_rate !== null && lora.modules_to_save.length === 0) {
+      warn('training.embedding_learning_rate', 'training.embedding_learning_rate has no effect unless embed_tokens or lm_head '
+        + 'is in lora.modules_to_save')
+    }
+  }
+  if (hub.push && hub.repo_id === null) error('hub.push', 'hub.push needs hub.repo_id, such as me/my-model')
+  if (data.stride >= data.chunk_size) {
+    error('data.stride', `data.stride (${data.stride}) must be less than data.chunk_size (${data.chunk_size})`)
+  }
+  return findings
+}
+
+function checkData({ data }: Recipe, error: (key: string, message: string) => void): void {
+  if (data.dataset !== null && data.local_dataset.length > 0) {
+    error('data.local_dataset', 'data.dataset and data.local_dataset are both given; keep one')
+  }
+  if (data.dataset === null && data.local_dataset.length === 0) {
+    error('data', 'data.dataset or data.local_dataset is missing: say what to train on')
+  }
+  if (data.dataset !== null && (/(?:^|\/)\.\.\//.test(data.dataset) && !/^\.{1,2}\//.test(data.dataset))) {
+    error('data.dataset', `data.dataset: ${JSON.stringify(data.dataset)} is neither a path nor a Hub id`)
+  }
+  if (data.eval_dataset.length > 0 && data.eval_split !== null) {
+    error('data.eval_split', 'data.eval_dataset and data.eval_split are both given; keep one')
+  }
+}
+
+/** Settings of a recipe that are understood but not available yet. */
+export function unsupportedSettings(recipe: Recipe): RecipeIssue[] {
+  return unsupportedFindings(recipe).map(({ key, ...finding }) => ({ ...finding, at: 'value', path: key.split('.') }))
+}
+
+/** The range of a field in words, such as `from 1 to 4096`; empty when there is none. */
+export function rangeText({ min, max, above, below }: { min?: number; max?: number; above?: number; below?: number }): string {
+  const low = min !== undefined ? `at least ${min}` : above !== undefined ? `above ${above}` : ''
+  const high = max !== undefined ? `at most ${max}` : below !== undefined ? `below ${below}` : ''
+  if (min !== undefined && max !== undefined) return `from ${min} to ${max}`
+  return [low, high].filter((part) => part !== '').join(' and ')
+}
+
+/** What a field wants, completing "must be …". */
+export function expectation(path: string): string {
+  const meta = fieldAt(path)?.meta
+  if (meta === undefined) return 'something else'
+  const range = rangeText(meta)
+  const tail = range === '' ? '' : ` ${range}`
+  switch (meta.kind) {
+    case 'boolean': return 'true or false'
+    case 'integer': return `a whole number${tail}`
+    case 'number': return path === 'data.eval_split' ? 'a share below 1, a number of rows or the name of a split' : `a number${tail}`
+    case 'choice': return `one of ${Object.keys(meta.values ?? {}).join(', ')}`
+    case 'list': return path === 'lora.layers_to_transform' ? 'a list of layer numbers from 0' : 'a list of names'
+    case 'text': return 'text'
+  }
+}

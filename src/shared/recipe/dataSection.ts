@@ -1,0 +1,113 @@
+import * as z from 'zod'
+import { notYet } from './availability.ts'
+import {
+  boolean, choice, integer, optionalInteger, optionalText, pathList, readNumber, special, text,
+} from './field.ts'
+
+export const dataSection = z.strictObject({
+  dataset: optionalText({
+    doc: 'The data set: a Hub id such as `yahma/alpaca-cleaned`, or a path. Use this or `local_dataset`.',
+    aliases: ['dataset_name', 'dataset_id'],
+    path: 'dataset',
+  }),
+  local_dataset: pathList({
+    doc: 'Files to train on (`.jsonl` or `.json`), read in this order: one path or a list. Relative paths are relative to the recipe.',
+    aliases: ['local_datasets', 'data_files'],
+    path: 'dataset',
+    default: [],
+  }),
+  subset: optionalText({
+    doc: 'Configuration of a Hub data set that has several.',
+    aliases: ['dataset_config', 'dataset_subset'],
+    maxLength: 256,
+  }),
+  split: text({
+    doc: 'Split to train on, for data sets that have splits.',
+    aliases: ['train_split', 'dataset_split'],
+    default: 'train',
+    maxLength: 256,
+  }),
+  format_type: choice({
+    doc: 'The shape of a row. `auto` decides by the columns and says what it found.',
+    values: {
+      auto: 'decided by the columns',
+      alpaca: '`instruction`, optional `input`, `output`, put into the Alpaca prompt',
+      chatml: '`messages` with `role` and `content`, through the chat template of the model',
+      sharegpt: '`conversations` with `from` and `value`, through the chat template of the model',
+      text: 'one text column, trained whole (see `text_column`)',
+      completion: '`prompt` and `completion`',
+      raw: 'running text, cut into windows of `chunk_size` tokens',
+    },
+    synonyms: {
+      messages: 'chatml', conversational: 'chatml', openai: 'chatml', prompt_completion: 'completion',
+      'prompt-completion': 'completion', plain: 'text', raw_text: 'raw',
+    },
+    default: 'auto',
+    aliases: ['dataset_format', 'format'],
+    availability: notYet('windows over running text are not available yet; give one text per row and use format_type: text',
+      (value) => value === 'raw'),
+  }),
+  text_column: text({
+    doc: 'The column that holds the text of `format_type: text`.',
+    aliases: ['dataset_text_field', 'text_field'],
+    default: 'text',
+    maxLength: 256,
+  }),
+  chat_template: optionalText({
+    doc: 'Chat template to use instead of the one of the model: the path of a Jinja file, or the template itself.',
+    maxLength: 65536,
+    verbatim: true,
+  }),
+  shuffle: boolean({
+    doc: 'Shuffle the rows anew in every epoch, by `training.random_seed`. `false` keeps the order of the file.',
+    effect: 'Sorted data learns worse without it.',
+    default: true,
+  }),
+  max_samples: optionalInteger({
+    doc: 'Use only the first so many rows. Empty: all.',
+    min: 1,
+    max: 1_000_000_000,
+    examples: [1000],
+  }),
+  eval_dataset: pathList({
+    doc: 'Files to evaluate on; never trained on. Use this or `eval_split`.',
+    aliases: ['eval_datasets', 'validation_dataset'],
+    path: 'dataset',
+    default: [],
+  }),
+  eval_split: special(
+    z.preprocess((value) => {
+      const number = readNumber(value)
+      if (number === 0) return null
+      return typeof number === 'string' && ['none', 'null', ''].includes(number.trim().toLowerCase()) ? null : number
+    }, z.union([z.number().gt(0).lt(1), z.number().int().gte(1), z.string().trim().min(1).max(256)]).nullable()).default(null),
+    {
+      kind: 'number',
+      doc: 'What to evaluate on when there is no `eval_dataset`: a share of the rows below 1 or a number of rows, '
+        + 'held out by `training.random_seed`; or the name of a split such as `test`.',
+      aliases: ['val_size', 'test_size', 'validation_split'],
+      default: null,
+      nullable: true,
+      examples: [0.05, 'test'],
+      input: { anyOf: [{ type: 'number', minimum: 0 }, { type: 'string' }, { type: 'null' }] },
+    },
+  ),
+  streaming: boolean({
+    doc: 'Read the data set while training instead of before it.',
+    aliases: ['dataset_streaming'],
+    default: false,
+    availability: notYet('streaming is not available yet; the data set is read whole before training'),
+  }),
+  chunk_size: integer({
+    doc: 'Tokens in a window of `format_type: raw`.',
+    min: 1,
+    max: 2_000_000,
+    default: 2048,
+  }),
+  stride: integer({
+    doc: 'Tokens that two neighbouring windows of `format_type: raw` share; less than `chunk_size`.',
+    min: 0,
+    max: 2_000_000,
+    default: 512,
+  }),
+})

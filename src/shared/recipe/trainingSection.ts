@@ -1,0 +1,294 @@
+import * as z from 'zod'
+import { notYet, runsAs } from './availability.ts'
+import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, readNumber, special, text } from './field.ts'
+
+const schedulers = {
+  constant: 'the same rate throughout, no warm-up',
+  constant_with_warmup: 'warm-up, then the same rate',
+  linear: 'warm-up, then a straight line to 0',
+  cosine: 'warm-up, then half a cosine to 0 (`num_cycles` 0.5)',
+  cosine_with_restarts: 'warm-up, then `num_cycles` times a cosine from the full rate to 0',
+  polynomial: 'warm-up, then a polynomial of degree `power` down to `lr_end`',
+} as const
+
+const optimizers = {
+  adamw_torch: 'AdamW with 32-bit moments',
+  adamw_8bit: 'AdamW with 8-bit moments',
+  paged_adamw_8bit: 'AdamW with 8-bit moments in host memory',
+  paged_adamw_32bit: 'AdamW with 32-bit moments in host memory',
+} as const
+
+export const trainingSection = z.strictObject({
+  training_type: choice({
+    doc: 'What is trained.',
+    effect: '`full` needs about 16 bytes for each parameter of the model; `lora` a small part of that.',
+    values: { lora: 'a LoRA adapter; the model stays frozen', full: 'all weights of the model' },
+    synonyms: { full_finetuning: 'full', full_finetune: 'full', 'full-finetune': 'full', sft: 'lora' },
+    default: 'lora',
+  }),
+  max_seq_length: integer({
+    doc: 'Longest sample in tokens; longer ones are cut.',
+    effect: 'Memory of activations grows in proportion, time of attention with the square.',
+    aliases: ['max_length', 'cutoff_len', 'sequence_len'],
+    min: 1,
+    max: 2_000_000,
+    default: 2048,
+    examples: [512, 1024, 2048, 4096],
+  }),
+  load_in_4bit: boolean({
+    doc: 'Keep the frozen weights in 4 bits (QLoRA). The Python tools have this on by default; here it is off.',
+    effect: 'A quarter of the memory for the weights, slightly less exact.',
+    default: false,
+    availability: runsAs('4-bit weights are not available yet; they stay in the precision of the checkpoint, '
+      + 'which is more exact and takes up to four times the memory'),
+  }),
+  load_in_8bit: boolean({
+    doc: 'Keep the frozen weights in 8 bits.',
+    default: false,
+    availability: runsAs('8-bit weights are not available yet; they stay in the precision of the checkpoint, '
+      + 'which is more exact and takes up to twice the memory'),
+  }),
+  output_dir: text({
+    doc: 'Folder below which each run makes its own directory. A relative path is relative to the recipe.',
+    default: './outputs',
+    path: 'folder',
+  }),
+  run_name: optionalText({
+    doc: 'Name of the run; part of the name of its directory. Empty: made from model and time.',
+    aliases: ['project_name'],
+    pattern: /^[^/\\\p{Cc}:*?"<>|]*$/u,
+    expected: 'a name without slashes or any of : * ? " < > |',
+    maxLength: 80,
+  }),
+  num_epochs: number({
+    doc: 'How often the data set is gone through; may be a fraction. Not used when `max_steps` is above 0.',
+    aliases: ['num_train_epochs', 'epochs'],
+    min: 0,
+    max: 1000,
+    default: 3,
+  }),
+  max_steps: special(
+    z.preprocess((value) => {
+      const number = readNumber(value)
+      return number === -1 ? 0 : number
+    }, z.number().int().gte(0).lte(1_000_000)).default(0),
+    {
+      kind: 'integer',
+      doc: 'Stop after so many optimizer steps; wins over `num_epochs`. 0 (or −1): use `num_epochs`.',
+      default: 0,
+      nullable: false,
+      min: 0,
+      max: 1_000_000,
+      input: { type: 'integer', minimum: -1, maximum: 1_000_000 },
+    },
+  ),
+  learning_rate: number({
+    doc: 'Peak learning rate, typically 1e-6 to 1e-3.',
+    effect: 'Too high diverges, too low learns nothing. LoRA wants about ten times the rate of full fine-tuning.',
+    aliases: ['lr'],
+    above: 0,
+    below: 1,
+    default: 2e-4,
+    defaultDoc: '`0.0002`; `0.00002` with `training_type: full`',
+    examples: [2e-4, 1e-4, 2e-5],
+  }),
+  embedding_learning_rate: optionalNumber({
+    doc: 'Learning rate of `embed_tokens` and `lm_head` when they are trained. Empty: `learning_rate`. '
+      + 'A tenth of `learning_rate` is usual.',
+    aliases: ['embedding_lr'],
+    above: 0,
+    below: 1,
+    examples: [5e-5],
+  }),
+  batch_size: integer({
+    doc: 'Samples in a batch. One optimizer step sees `batch_size` × `gradient_accumulation_steps` samples.',
+    effect: 'Only the product decides what is learned; the engine splits the work as memory allows.',
+    aliases: ['per_device_train_batch_size', 'train_batch_size', 'micro_batch_size'],
+    min: 1,
+    max: 4096,
+    default: 2,
+  }),
+  gradient_accumulation_steps: integer({
+    doc: 'Batches in one optimizer step. The loss is the mean over the trained tokens of all of them.',
+    aliases: ['gradient_accumulation', 'grad_accum_steps'],
+    min: 1,
+    max: 4096,
+    default: 4,
+  }),
+  per_device_eval_batch_size: integer({
+    doc: 'Samples in a batch of evaluation.',
+    aliases: ['eval_batch_size'],
+    min: 1,
+    max: 4096,
+    default: 4,
+  }),
+  warmup_steps: integer({
+    doc: 'Steps over which the learning rate rises from 0. Above 0 it wins over `warmup_ratio`.',
+    min: 0,
+    max: 1_000_000,
+    default: 5,
+    defaultDoc: '`5`; `0` when `warmup_ratio` is given or `max_steps` is not above 5',
+  }),
+  warmup_ratio: optionalNumber({
+    doc: 'Warm-up as a share of all steps, rounded up. Used when `warmup_steps` is not given or 0.',
+    min: 0,
+    max: 1,
+    examples: [0.03, 0.1],
+  }),
+  lr_scheduler_type: choice({
+    doc: 'How the learning rate goes on after the warm-up.',
+    values: schedulers,
+    synonyms: { constant_with_warm_up: 'constant_with_warmup', cosine_annealing: 'cosine' },
+    default: 'linear',
+    aliases: ['lr_scheduler', 'scheduler'],
+  }),
+  num_cycles: optionalNumber({
+    doc: 'Cycles of `cosine` (empty: 0.5, half a cosine) and restarts of `cosine_with_restarts` (empty: 1).',
+    aliases: ['lr_num_cycles'],
+    above: 0,
+    max: 1000,
+  }),
+  power: number({
+    doc: 'Degree of the `polynomial` schedule; 1 is a straight line.',
+    aliases: ['lr_power'],
+    min: 0,
+    max: 100,
+    default: 1,
+  }),
+  lr_end: number({
+    doc: 'Learning rate at the end of the `polynomial` schedule; less than `learning_rate`.',
+    min: 0,
+    below: 1,
+    default: 1e-7,
+  }),
+  optim: choice({
+    doc: 'The optimizer: AdamW with decoupled weight decay.',
+    values: optimizers,
+    synonyms: {
+      adamw: 'adamw_torch', adamw_hf: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_torch_8bit: 'adamw_8bit',
+      adamw_bnb_8bit: 'adamw_8bit',
+    },
+    default: 'adamw_torch',
+    aliases: ['optimizer'],
+    availability: runsAs('8-bit and paged moments are not available yet; it runs as AdamW with 32-bit moments, '
+      + 'which is more exact and takes 8 bytes for each trained parameter', (value) => value !== 'adamw_torch'),
+  }),
+  weight_decay: number({
+    doc: 'Decoupled weight decay, typically 0 to 0.1.',
+    min: 0,
+    max: 10,
+    default: 0.01,
+  }),
+  adam_beta1: number({ doc: 'Decay of the mean of the gradients.', min: 0, below: 1, default: 0.9 }),
+  adam_beta2: number({ doc: 'Decay of the mean of the squared gradients.', min: 0, below: 1, default: 0.999 }),
+  adam_epsilon: number({ doc: 'Added to the root of the squared gradients.', above: 0, below: 1, default: 1e-8 }),
+  max_grad_norm: number({
+    doc: 'Scale the gradient down to this norm when it is longer. 0: off.',
+    aliases: ['gradient_clipping', 'max_gradient_norm'],
+    min: 0,
+    max: 1e9,
+    default: 1,
+  }),
+  random_seed: integer({
+    doc: 'Decides the order of the data, dropout and the start of a new adapter. The same seed gives the same result, bit for bit.',
+    aliases: ['seed', 'random_state'],
+    min: 0,
+    max: 4_294_967_295,
+    default: 3407,
+  }),
+  packing: boolean({
+    doc: 'Join short samples into rows of `max_seq_length` tokens; a batch then counts rows instead of samples. '
+      + 'Samples never see each other.',
+    effect: 'More tokens in each step. Padding is never computed, with packing or without.',
+    aliases: ['sample_packing'],
+    default: false,
+  }),
+  train_on_completions: boolean({
+    doc: 'Learn the answers only; the prompts are read but not trained.',
+    aliases: ['train_on_responses_only', 'completion_only_loss', 'assistant_only_loss'],
+    default: false,
+  }),
+  gradient_checkpointing: choice({
+    doc: 'Recompute the activations of a layer in the backward pass instead of keeping them. The result is the same, bit for bit.',
+    effect: 'Recomputing takes about a third more time and far less memory.',
+    values: {
+      auto: 'only when it would not fit otherwise',
+      none: 'keep everything',
+      full: 'recompute every layer',
+      offload: 'recompute, and keep layer inputs in host memory; on the CPU the same as `full`',
+    },
+    synonyms: { unsloth: 'offload', true: 'full', false: 'none', yes: 'full', no: 'none', on: 'full', off: 'none', standard: 'full' },
+    default: 'auto',
+    aliases: ['use_gradient_checkpointing'],
+  }),
+  eval_steps: special(
+    z.preprocess(readNumber, z.number().gte(0).lte(1_000_000)
+      .refine((value) => value < 1 || Number.isInteger(value), 'a whole number of steps, or a share of all steps below 1')).default(0),
+    {
+      kind: 'number',
+      doc: 'Evaluate every so many steps; below 1 it is a share of all steps. 0: off.',
+      default: 0,
+      defaultDoc: '`0`; `0.1` when there is an evaluation set',
+      nullable: false,
+      min: 0,
+      max: 1_000_000,
+      examples: [50, 0.1],
+    },
+  ),
+  save_steps: integer({
+    doc: 'Write a checkpoint to resume from every so many steps. 0: off; the result at the end is always written.',
+    min: 0,
+    max: 1_000_000,
+    default: 0,
+  }),
+  save_total_limit: optionalInteger({
+    doc: 'Keep only so many of the latest checkpoints. Empty: all.',
+    min: 1,
+    max: 1_000_000,
+  }),
+  resume_from: special(
+    z.preprocess((value) => {
+      if (value === true) return 'latest'
+      const word = typeof value === 'string' ? value.trim().toLowerCase() : value
+      if (word === false || word === 'false' || word === 'none' || word === '') return null
+      return word === 'true' || word === 'latest' ? 'latest' : value
+    }, z.string().trim().min(1).max(4096).nullable()).default(null),
+    {
+      kind: 'text',
+      doc: 'Go on from a checkpoint folder, or from the `latest` one below `output_dir`.',
+      aliases: ['resume_from_checkpoint'],
+      default: null,
+      nullable: true,
+      path: 'checkpoint',
+      examples: ['latest'],
+      input: { anyOf: [{ type: 'string' }, { type: 'boolean' }, { type: 'null' }] },
+    },
+  ),
+  compute: choice({
+    doc: 'Precision of the arithmetic. Sums, norms and the optimizer are in 32 bits always.',
+    effect: '`bfloat16` is faster where the processor has it, and less exact.',
+    values: { auto: '`float32` on the CPU', float32: 'exact', bfloat16: 'activations rounded to bfloat16 in matrix products' },
+    synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32' },
+    default: 'auto',
+  }),
+  device: choice({
+    doc: 'Where to compute.',
+    values: { auto: 'the best there is', cpu: 'the processor', cuda: 'an NVIDIA GPU' },
+    synonyms: { gpu: 'cuda' },
+    default: 'auto',
+    availability: notYet('the CUDA backend is not available yet; use auto or cpu', (value) => value === 'cuda'),
+  }),
+  threads: integer({
+    doc: 'Threads to compute with. 0: one for each physical core. The result does not depend on it.',
+    aliases: ['num_threads'],
+    min: 0,
+    max: 1024,
+    default: 0,
+  }),
+  trust_remote_code: boolean({
+    doc: 'Accepted for compatibility. Code from a model repository is never run.',
+    flag: null,
+    default: false,
+    availability: notYet('code from model repositories is never run; remove the key'),
+  }),
+})
