@@ -16,7 +16,7 @@ constexpr int64_t fewRows = 8;             // up to here NT reads B in place
 constexpr int64_t fewColumns = 64;         // up to here B is packed once for all and A per task
 constexpr int64_t maxTaskColumns = 256;    // a packed block of B stays in the second cache level
 constexpr int64_t maxBlockBytes = 3 << 19; // of A, per task
-constexpr int64_t maxSharedWords = 16384;  // words along K that the shared scratch holds at a time
+constexpr int64_t goodSharedBytes = 4 << 20;  // of packed A per pass: larger ones would leave the last cache level
 constexpr int64_t tasksPerThread = 4;
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -69,7 +69,8 @@ class PackedGemm {
   }
 
   void run() {
-    const int64_t perPass = std::max<int64_t>(1, maxSharedWords / kernel_.blockWords);
+    const int64_t blockBytes = 4 * blocks_.words * (shareB_ ? kernel_.strideB * ceilDiv(n_, kernel_.tileColumns) : kernel_.strideA * panels_);
+    const int64_t perPass = blockBytes == 0 ? 1 : std::max<int64_t>(1, goodSharedBytes / blockBytes);
     firstBlock_ = 0;
     do {
       lastBlock_ = std::min(blocks_.count, firstBlock_ + perPass);
