@@ -1,0 +1,238 @@
+import type { RunState, RunStatus } from './runState.ts'
+
+/**
+ * Everything that processes say to each other, as plain descriptors: the engine and its clients wrap the same ones
+ * (engine/rpc/connection.ts), so a method, its parameters and its result cannot drift apart.
+ */
+
+/** A question with an answer. The types stand in a property that never exists. */
+export interface RequestDescriptor<P, R> {
+  readonly method: string
+  readonly types?: (params: P) => R
+}
+/** A message without an answer. */
+export interface NotificationDescriptor<P> {
+  readonly method: string
+  readonly types?: (params: P) => void
+}
+export type ParamsOf<D> = D extends { readonly types?: (params: infer P) => unknown } ? P : never
+export type ResultOf<D> = D extends RequestDescriptor<never, infer R> ? R : never
+
+const request = <P, R>(method: string): RequestDescriptor<P, R> => ({ method })
+const notification = <P>(method: string): NotificationDescriptor<P> => ({ method })
+
+/** Raised when a message changes in a way that an older peer would misread. */
+export const protocolVersion = 1
+
+/** What a failed answer carries besides its message. */
+export interface ErrorData {
+  /** An ErrorCode. */
+  readonly code: string
+  readonly hint?: string
+}
+
+// ---- engine serve -------------------------------------------------------------------------------------------------
+
+export interface InitializeParams {
+  readonly protocolVersion: number
+  readonly client: { readonly name: string; readonly version: string }
+}
+export interface InitializeResult {
+  readonly protocolVersion: number
+  readonly engineVersion: string
+  readonly pid: number
+  readonly platform: string
+  readonly arch: string
+  /** Methods that this engine answers. */
+  readonly methods: readonly string[]
+}
+
+/** A problem at a place of the recipe's text. Lines and columns count from 1, in UTF-16 units; the end is exclusive. */
+export interface RecipeDiagnostic {
+  readonly severity: 'error' | 'warning' | 'info'
+  readonly code: string
+  readonly message: string
+  /** The full key, as `training.learning_rate`. */
+  readonly key?: string
+  readonly line?: number
+  readonly column?: number
+  readonly endLine?: number
+  readonly endColumn?: number
+  /** What to write instead. */
+  readonly suggestion?: string
+}
+
+export interface MemoryPart {
+  /** "weights", "LoRA adapters", "optimizer", "activations", … */
+  readonly name: string
+  readonly bytes: number
+}
+
+export interface PlanParams {
+  /** The recipe's text as it stands in the editor. */
+  readonly recipe: string
+  /** Its file, for messages and relative paths. */
+  readonly path?: string
+  /** Dotted keys that replace those of the text. */
+  readonly overrides?: Readonly<Record<string, unknown>>
+}
+export interface PlanSummary {
+  readonly model: {
+    readonly name: string
+    readonly architecture: string
+    readonly layers: number
+    readonly hiddenSize: number
+    readonly contextLength: number
+    readonly parameters: number
+    readonly trainableParameters: number
+  }
+  readonly device: string
+  readonly memory: { readonly parts: readonly MemoryPart[]; readonly totalBytes: number; readonly availableBytes?: number }
+  readonly steps: {
+    readonly total: number
+    readonly epochs: number
+    readonly samples: number
+    /** Samples of one optimizer step. */
+    readonly effectiveBatch: number
+    readonly tokensPerStep?: number
+  }
+  /** "patched 32 layers: 32 fused QKV, …", and why a group is not fused. */
+  readonly patches: readonly string[]
+}
+export interface PlanResult {
+  readonly diagnostics: readonly RecipeDiagnostic[]
+  /** The recipe with every default written out; absent when it has errors. */
+  readonly resolved?: string
+  /** Absent when the recipe has errors. */
+  readonly summary?: PlanSummary
+}
+
+export interface InspectParams {
+  /** A safetensors file, or the folder of a model or adapter. */
+  readonly path: string
+  /** The most tensors to list. */
+  readonly limit?: number
+}
+export interface TensorEntry {
+  readonly name: string
+  readonly dtype: string
+  readonly shape: readonly number[]
+  readonly bytes: number
+  readonly file?: string
+}
+export interface InspectResult {
+  readonly kind: 'safetensors' | 'model' | 'adapter'
+  readonly path: string
+  readonly bytes: number
+  readonly parameters: number
+  readonly tensorCount: number
+  readonly tensors: readonly TensorEntry[]
+  readonly metadata: Readonly<Record<string, string>>
+  /** For folders: architecture, context length, vocabulary, rank, … in the order to show them. */
+  readonly facts: readonly { readonly label: string; readonly value: string }[]
+}
+
+export interface ChatMessage {
+  readonly role: string
+  readonly content: string
+}
+export interface SamplingOptions {
+  readonly maxNewTokens?: number
+  /** 0 is greedy. */
+  readonly temperature?: number
+  readonly topK?: number
+  readonly topP?: number
+  readonly minP?: number
+  readonly repetitionPenalty?: number
+  readonly stop?: readonly string[]
+  readonly seed?: number
+}
+export interface GenerateParams {
+  /** Chosen by the client: names the stream of token notifications. */
+  readonly id: string
+  /** Folder of the model. */
+  readonly model: string
+  /** Folder of an adapter; none: the base model. */
+  readonly adapter?: string
+  readonly device?: string
+  /** One of the two. */
+  readonly prompt?: string
+  readonly messages?: readonly ChatMessage[]
+  readonly sampling?: SamplingOptions
+}
+export interface GenerateResult {
+  readonly text: string
+  readonly promptTokens: number
+  readonly newTokens: number
+  readonly stopReason: 'end' | 'length' | 'stop' | 'cancelled'
+  readonly seconds: number
+}
+/** A piece of the text, in order; the pieces joined are the result's text. */
+export interface GeneratedPiece {
+  readonly id: string
+  readonly text: string
+  readonly tokens: number
+}
+
+export interface VerifyParams {
+  readonly path: string
+  readonly device?: string
+  readonly skip?: readonly string[]
+}
+export interface VerifyRow {
+  readonly quantity: string
+  readonly relativeError: number | null
+  readonly tolerance: number
+  readonly passed: boolean
+  readonly note?: string
+}
+export interface VerifyResult {
+  readonly passed: boolean
+  readonly rows: readonly VerifyRow[]
+}
+
+export interface DoctorCheck {
+  readonly name: string
+  readonly level: 'ok' | 'info' | 'warning' | 'error'
+  readonly detail: string
+  readonly hint?: string
+}
+export interface DoctorResult {
+  readonly checks: readonly DoctorCheck[]
+}
+
+/** What a client asks of `engine serve`. Every request can be cancelled. */
+export const engineRequests = {
+  initialize: request<InitializeParams, InitializeResult>('initialize'),
+  plan: request<PlanParams, PlanResult>('engine/plan'),
+  inspect: request<InspectParams, InspectResult>('engine/inspect'),
+  generate: request<GenerateParams, GenerateResult>('engine/generate'),
+  verify: request<VerifyParams, VerifyResult>('engine/verify'),
+  doctor: request<Record<string, never>, DoctorResult>('engine/doctor'),
+} as const
+export type EngineRequests = typeof engineRequests
+
+/** What `engine serve` tells its client unasked. */
+export const engineNotifications = {
+  generated: notification<GeneratedPiece>('engine/generated'),
+  progress: notification<{ readonly message: string; readonly fraction?: number }>('engine/progress'),
+} as const
+
+// ---- the control socket of a run ----------------------------------------------------------------------------------
+
+export interface RunControlResult {
+  /** The state after the request was taken up; metrics and status stand in the run directory. */
+  readonly state: RunState
+  readonly step: number
+}
+
+/** What any process may ask of a living run. */
+export const runRequests = {
+  /** Stops within a second; with `save`, after a checkpoint (and the outputs that the recipe asks for) have been written. */
+  stop: request<{ readonly save: boolean }, RunControlResult>('run/stop'),
+  /** Writes a checkpoint and frees the device; the process waits. */
+  pause: request<Record<string, never>, RunControlResult>('run/pause'),
+  resume: request<Record<string, never>, RunControlResult>('run/resume'),
+  status: request<Record<string, never>, RunStatus>('run/status'),
+} as const
+export type RunRequests = typeof runRequests

@@ -1,0 +1,48 @@
+import fs from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { StepRecord } from '#shared/metrics.ts'
+import type { RunFs } from '../../../engine/run/files.ts'
+
+/** A folder for one test file, removed at the end. */
+export function temporaryFolder(): string {
+  const folder = fs.mkdtempSync(join(tmpdir(), 'unsloth-test-'))
+  after(() => fs.rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/** Points the runtime folder (sockets, device locks) into the tests' own folder. */
+export function ownRuntimeFolder(parent: string): void {
+  const before = process.env.UNSLOTH_RUNTIME_DIR
+  process.env.UNSLOTH_RUNTIME_DIR = join(parent, 'runtime')
+  after(() => {
+    if (before === undefined) delete process.env.UNSLOTH_RUNTIME_DIR
+    else process.env.UNSLOTH_RUNTIME_DIR = before
+  })
+}
+
+/** A logged step as the trainer writes it. */
+export function stepRecord(step: number): StepRecord {
+  return {
+    type: 'step', step, epoch: step / 100, loss: 2 + Math.cos(step), learning_rate: 2e-4 / (step + 1), grad_norm: 1 / (step + 3),
+    num_tokens: step * 512, tokens_per_second: 1000.5, time: 1_700_000_000_000 + step,
+  }
+}
+
+/** node:fs on a disk that takes `room` more bytes and then is full; `room` can be changed. */
+export function smallDisk(room: number): RunFs & { room: number } {
+  const disk = {
+    ...fs,
+    room,
+    writeSync(fd: number, data: NodeJS.ArrayBufferView | string, ...rest: unknown[]): number {
+      const length = typeof rest[1] === 'number' ? rest[1] : Buffer.byteLength(data as string)
+      if (disk.room <= 0) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
+      const taken = Math.min(length, disk.room)
+      disk.room -= taken
+      return typeof data === 'string'
+        ? fs.writeSync(fd, data)
+        : fs.writeSync(fd, data, rest[0] as number, taken, rest[2] as number | null)
+    },
+  }
+  return disk as RunFs & { room: number }
+}
