@@ -17,9 +17,7 @@ void sumSquares(const Call& call, ThreadPool& pool) {
   const int64_t slot = call.i(0);
   args.require(slot >= 0, "slot is negative");
   const Vector<double> out = args.numbers<double>(0, "out", slot + 1);
-  const bool flat = gapless(x);
-  const int64_t rows = flat ? 1 : x.rows, cols = flat ? x.rows * x.cols : x.cols;
-  const int64_t perRow = (cols + squaresBlock - 1) / squaresBlock, blocks = rows * perRow;
+  const int64_t elements = x.rows * x.cols, blocks = (elements + squaresBlock - 1) / squaresBlock;
   const int64_t atOnce = static_cast<int64_t>(ThreadPool::sharedScratchBytes / sizeof(double));
   double* sums = reinterpret_cast<double*>(pool.sharedScratch());
   const VectorKernels& kernels = vectorKernels();
@@ -27,8 +25,18 @@ void sumSquares(const Call& call, ThreadPool& pool) {
   for (int64_t first = 0; first < blocks; first += atOnce) {
     const int64_t count = std::min(atOnce, blocks - first);
     forRows(pool, count, squaresBlock, [&](int64_t i) {
-      const int64_t block = first + i, column = block % perRow * squaresBlock;
-      sums[i] = kernels.sumSquares(x.row(block / perRow) + column, std::min(squaresBlock, cols - column));
+      const int64_t start = (first + i) * squaresBlock, length = std::min(squaresBlock, elements - start);
+      if (gapless(x)) {
+        sums[i] = kernels.sumSquares(x.f32() + start, length);
+        return;
+      }
+      float block[squaresBlock];  // the same blocks, whatever the stride
+      for (int64_t done = 0; done < length;) {
+        const int64_t row = (start + done) / x.cols, column = (start + done) % x.cols, piece = std::min(length - done, x.cols - column);
+        std::copy_n(x.row(row) + column, piece, block + done);
+        done += piece;
+      }
+      sums[i] = kernels.sumSquares(block, length);
     });
     for (int64_t i = 0; i < count; ++i) total += sums[i];
   }
