@@ -7,6 +7,14 @@ import { baseWeights, trainedWeights, type PatchedModel } from './patchedModel.t
 import type { Runtime } from './runtime.ts'
 import { loadInto, parameterParts } from './weightArena.ts'
 
+export interface LoadOptions {
+  readonly precision: PrecisionCode
+  /** Of new adapters. */
+  readonly seed: number
+  /** Elements read so far, of how many. */
+  readonly progress?: (done: number, total: number) => void
+}
+
 /** A patched model on a device. */
 export class LoadedModel {
   readonly patched: PatchedModel
@@ -23,19 +31,24 @@ export class LoadedModel {
     return this.patched.model.spec
   }
 
-  /** Reads the weights and initialises adapters: A uniform in ±1/√in (kaiming, a = √5, as PEFT), B zero. */
-  static async load(patched: PatchedModel, runtime: Runtime, options: { precision: PrecisionCode; seed: number; progress?: (done: number, total: number) => void }): Promise<LoadedModel> {
-    const { arena, layout, full, modules, model } = patched
+  /** Reads the weights from the model's folder. */
+  static async load(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
+    const { arena, layout, full, model } = patched
     runtime.reserve('weights', arena.bytes)
     await loadInto(runtime, 'weights', arena.parts, options.progress)
     if (layout.elements > 0) {
       runtime.reserve('params', layout.elements * 4)
       await loadInto(runtime, 'params', parameterParts(full, model.source, layout.parameters), options.progress)
-      for (const [index, module] of modules.entries()) {
-        const parameter = layout.parameters.find(({ name }) => name === `${module.module}.lora_A.weight`)!
-        const bound = 1 / Math.sqrt(module.inputs)
-        await runtime.fillUniform('params', parameter.offset * 4, parameter.rows * parameter.cols, dtypeCode('f32'), [-bound, bound], options.seed, index)
-      }
+    }
+    return LoadedModel.initialise(patched, runtime, options)
+  }
+
+  /** Starts adapters over weights that stand in the arenas: A uniform in ±1/√in (kaiming, a = √5, as PEFT does), B zero. */
+  static async initialise(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
+    for (const [index, module] of patched.modules.entries()) {
+      const parameter = patched.layout.parameters.find(({ name }) => name === `${module.module}.lora_A.weight`)!
+      const bound = 1 / Math.sqrt(module.inputs)
+      await runtime.fillUniform('params', parameter.offset * 4, parameter.rows * parameter.cols, dtypeCode('f32'), [-bound, bound], options.seed, index)
     }
     return new LoadedModel(patched, runtime, options.precision)
   }

@@ -1,5 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
+import type { Storage } from '../graph/graph.ts'
 import type { ArchSpec, AttentionKind } from '../model/archSpec.ts'
 import type { IoSlot, StepPlan } from '../model/stepGraph.ts'
 import type { CompiledPlan, Rows, Runtime } from './runtime.ts'
@@ -49,6 +50,18 @@ export class StepRunner {
 
   async profile(tokens: PackedTokens, random?: { seed: number; step: number }): Promise<Float64Array> {
     return this.compiled.profile(this.feed(tokens, random))
+  }
+
+  /** Runs a stretch of the commands; what earlier ones left in the arenas is what they see. */
+  async runCommands(tokens: PackedTokens, random: { seed: number; step: number }, first: number, last: number): Promise<void> {
+    await this.compiled.run(this.feed(tokens, random), first, last)
+  }
+
+  /** Live rows of an fp32 activation as the last run left them; meaningful only until another one takes its place. */
+  readActivation(storage: Storage, tokens: PackedTokens): Float32Array<ArrayBuffer> {
+    const live = { fixed: storage.rows, tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }[storage.rule]
+    const offset = storage.arena === 'activations' ? this.step.plan.offsets.get(storage)! : storage.offset
+    return this.runtime.readFloats(storage.arena, offset, live * storage.cols)
   }
 
   /** A result matrix's first `rows` rows. */

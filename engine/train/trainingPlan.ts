@@ -1,0 +1,87 @@
+import { UnslothError } from '#shared/errors.ts'
+import type { MemoryPart } from '#shared/protocol.ts'
+import { formatBytes } from '#shared/units.ts'
+import type { Recompute } from '../graph/backward.ts'
+import type { Capacity } from '../graph/graph.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
+import { trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
+
+export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
+
+export interface TrainingPlanOptions {
+  readonly precision: PrecisionCode
+  readonly checkpointing: Checkpointing
+  /** Tokens of the longest sample (of the longest row, when packing). */
+  readonly longestSample: number
+  /** Tokens of the largest optimizer step. */
+  readonly longestStep: number
+  /** Packed sequences of one optimizer step, at most. */
+  readonly sequences: number
+  readonly evaluates: boolean
+  /** Bytes that the whole plan may take; a plan that does not fit at any setting is an error. */
+  readonly availableBytes: number
+  readonly threads: number
+}
+
+/** Every plan of a run with its exact memory, known before a byte is taken. */
+export interface TrainingPlan {
+  readonly training: StepPlan
+  readonly scoring: StepPlan | undefined
+  readonly recompute: Recompute
+  readonly parts: readonly MemoryPart[]
+  readonly totalBytes: number
+  /** What was recomputed and why, in one line. */
+  readonly summary: string
+}
+
+/**
+ * Tokens of a micro-step at most. A CPU gains nothing from more: matrix products run at full speed from a few hundred rows on,
+ * and activations grow with every row. Plans run on as many rows as there are, so a smaller micro-step wastes nothing.
+ */
+const microStepTokens = 2048
+
+/** Scratch that the CPU's matrix kernels hold: per thread, and once for all. Mirrors kernels/cpu/threadPool.h. */
+const scratchBytes = (threads: number): number => threads * 2 ** 22 + 2 ** 24
+
+const levels: readonly Recompute[] = ['none', 'mlp', 'layer']
+
+/**
+ * Chooses the size of micro-steps and what is recomputed. The size is the largest that an optimizer step can fill, up to
+ * `microStepTokens`, and never below the longest sample. `auto` recomputes the least that fits.
+ */
+export function planTraining(patched: PatchedModel, options: TrainingPlanOptions): TrainingPlan {
+  const tokens = Math.max(options.longestSample, Math.min(options.longestStep, microStepTokens))
+  const capacity: Capacity = { tokens, labelled: tokens, sequences: Math.min(options.sequences, tokens) }
+  const wanted: readonly Recompute[] = options.checkpointing === 'auto' ? levels : options.checkpointing === 'none' ? ['none'] : ['layer']
+  const plans = wanted.map((recompute) => build(patched, capacity, recompute, options))
+  const chosen = plans.find(({ totalBytes }) => totalBytes <= options.availableBytes)
+  if (chosen !== undefined) return chosen
+  const least = plans.at(-1)!
+  const largest = least.parts.reduce((a, b) => (a.bytes >= b.bytes ? a : b))
+  throw new UnslothError('MEMORY', `This run needs ${formatBytes(least.totalBytes)}, but only ${formatBytes(options.availableBytes)} are free; the largest part is ${largest.name} with ${formatBytes(largest.bytes)}.`, {
+    hint: options.checkpointing === 'none' ? 'Set training.gradient_checkpointing: auto.' : 'Lower training.max_seq_length or lora.lora_r, or choose a smaller model.',
+  })
+}
+
+function build(patched: PatchedModel, capacity: Capacity, recompute: Recompute, options: TrainingPlanOptions): TrainingPlan {
+  const { spec } = patched.model
+  const { precision } = options
+  const dropout = patched.modules.some((module) => module.dropout > 0)
+  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, precision, dropout, recompute: () => recompute })
+  const scoring = options.evaluates ? scoringPlan({ spec, weights: trainedWeights(patched), capacity, precision }) : undefined
+  const state = patched.layout.elements * 4
+  const parts: MemoryPart[] = [
+    { name: 'frozen weights', bytes: patched.arena.bytes },
+    { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
+    { name: 'gradients', bytes: state },
+    { name: 'optimizer', bytes: 2 * state },
+    { name: 'activations', bytes: Math.max(training.plan.activationBytes, scoring?.plan.activationBytes ?? 0) },
+    { name: 'batch', bytes: Math.max(training.ioBytes, scoring?.ioBytes ?? 0) },
+    { name: 'kernel scratch', bytes: scratchBytes(options.threads) },
+  ].filter(({ bytes }) => bytes > 0)
+  const totalBytes = parts.reduce((sum, { bytes }) => sum + bytes, 0)
+  const { layers } = spec
+  const what = recompute === 'layer' ? `${layers} of ${layers} layers recomputed` : recompute === 'mlp' ? `the MLP half of ${layers} layers recomputed` : `0 of ${layers} layers recomputed`
+  return { training, scoring, recompute, parts, totalBytes, summary: `${what}, micro-steps of up to ${capacity.tokens} tokens, ${formatBytes(totalBytes)} of ${formatBytes(options.availableBytes)}` }
+}
