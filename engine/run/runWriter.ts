@@ -16,6 +16,8 @@ import { redact } from './redact.ts'
 import type { RunDirectory } from './runDirectory.ts'
 import { readStatusFile } from './runFiles.ts'
 
+const statusText = (status: RunStatus): string => `${JSON.stringify(status, null, 2)}\n`
+
 /** Milliseconds between two writes of status.json for progress alone. */
 const progressInterval = 1_000
 
@@ -89,19 +91,17 @@ export class RunWriter {
    */
   begin(state: 'queued' | 'preparing' = 'preparing', patch: StatusPatch = {}): void {
     const now = new Date().toISOString()
-    this.#status = {
+    this.#writeStatus({
       ...this.#status, state, detail: null, error: null, endedAt: null, etaSeconds: null, tokensPerSecond: null,
       startedAt: this.#status.startedAt ?? now, attempt: this.#status.attempt + 1, ...patch,
-    }
-    this.#writeStatus()
+    })
   }
 
   /** Goes to a state that may follow the present one. Detail is cleared unless the patch gives one. */
   setState(state: RunState, patch: StatusPatch = {}): void {
     checkTransition(this.#status.state, state)
     const ended = hasEnded(state) ? { endedAt: new Date().toISOString(), etaSeconds: null } : {}
-    this.#status = { ...this.#status, state, detail: null, ...ended, ...patch }
-    this.#writeStatus()
+    this.#writeStatus({ ...this.#status, state, detail: null, ...ended, ...patch })
   }
 
   /** Notes progress within the state. */
@@ -121,10 +121,10 @@ export class RunWriter {
     } catch {
       // The state below still tells.
     }
-    const state: RunStatus = { ...this.#status, state: 'failed', detail: null, etaSeconds: null, endedAt: new Date().toISOString(), error: safe }
-    this.#status = state
     try {
-      this.#writeStatus()
+      this.#writeStatus({
+        ...this.#status, state: 'failed', detail: null, etaSeconds: null, endedAt: new Date().toISOString(), error: safe,
+      })
     } catch {
       // Readers will see the run as interrupted.
     }
@@ -136,16 +136,14 @@ export class RunWriter {
     const text = redact(message)
     this.log(text, 'warning')
     if (this.#status.warnings.includes(text)) return
-    this.#status = { ...this.#status, warnings: [...this.#status.warnings, text] }
-    this.#writeStatus()
+    this.#writeStatus({ ...this.#status, warnings: [...this.#status.warnings, text] })
   }
 
   /** Adds something the run has produced: `path` is absolute or relative to the run directory. */
   addOutput(kind: string, path: string): void {
     const output = { kind, path: this.run.relative(path) }
     const others = this.#status.outputs.filter((other) => other.kind !== kind || other.path !== output.path)
-    this.#status = { ...this.#status, outputs: [...others, output] }
-    this.#writeStatus()
+    this.#writeStatus({ ...this.#status, outputs: [...others, output] })
   }
 
   /** Appends to metrics.jsonl. */
@@ -191,8 +189,7 @@ export class RunWriter {
   resumeFrom(step: number): void {
     this.#checkOwner()
     cutMetricsAfter(this.#metrics, step)
-    this.#status = { ...this.#status, step, loss: null }
-    this.#writeStatus()
+    this.#writeStatus({ ...this.#status, step, loss: null })
     if (step > 0) this.appendEvent('resume')
   }
 
@@ -201,7 +198,7 @@ export class RunWriter {
     if (this.#closed) return
     await this.#pendingWrite
     try {
-      if (this.#dirty && !this.#lost) this.#writeStatus()
+      if (this.#dirty && !this.#lost) this.#writeStatus(this.#status)
       this.#metrics.sync()
     } finally {
       this.#stop()
@@ -222,15 +219,13 @@ export class RunWriter {
     if (this.#lost) throw new Error(`${this.run.dir}: another process has taken this run over`)
   }
 
-  #statusText(): string {
-    this.#status = { ...this.#status, updatedAt: new Date().toISOString() }
-    return `${JSON.stringify(this.#status, null, 2)}\n`
-  }
-
-  #writeStatus(): void {
+  /** The status is what the disk says: a failed write changes nothing. */
+  #writeStatus(next: RunStatus): void {
     this.#checkOwner()
+    const stamped = { ...next, updatedAt: new Date().toISOString() }
     this.#version++
-    writeFileAtomic(this.run.path('status'), this.#statusText(), { disk: this.#disk })
+    writeFileAtomic(this.run.path('status'), statusText(stamped), { disk: this.#disk })
+    this.#status = stamped
     this.#dirty = false
     this.#lastWrite = Date.now()
   }
@@ -243,7 +238,8 @@ export class RunWriter {
     const beside = temporaryName(path)
     this.#lastWrite = Date.now()
     this.#dirty = false
-    this.#pendingWrite = writeFile(beside, this.#statusText(), { flush: true })
+    this.#status = { ...this.#status, updatedAt: new Date().toISOString() }
+    this.#pendingWrite = writeFile(beside, statusText(this.#status), { flush: true })
       .then(() => {
         if (version === this.#version && this.isOwner) renameOver(this.#disk, beside, path)
         else removeQuietly(fs, beside)

@@ -35,7 +35,7 @@ export function smallDisk(room: number): RunFs & { room: number } {
     ...fs,
     room,
     writeSync(fd: number, data: NodeJS.ArrayBufferView | string, ...rest: unknown[]): number {
-      const length = typeof rest[1] === 'number' ? rest[1] : Buffer.byteLength(data as string)
+      const length = typeof rest[1] === 'number' ? rest[1] : Buffer.byteLength(data)
       if (disk.room <= 0) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' })
       const taken = Math.min(length, disk.room)
       disk.room -= taken
@@ -44,5 +44,5 @@ export function smallDisk(room: number): RunFs & { room: number } {
         : fs.writeSync(fd, data, rest[0] as number, taken, rest[2] as number | null)
     },
   }
-  return disk as RunFs & { room: number }
+  return disk
 }
