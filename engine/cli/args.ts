@@ -1,9 +1,11 @@
 import { UnslothError } from '#shared/errors.ts'
 import { closest, fieldAt, type RecipeOverride } from '#shared/recipe.ts'
 import { commandNames, commands, type CommandName, type CommandSpec } from './commandTable.ts'
-import { flagKey, isFlag, readFlag, splitFlag, unknownFlag, usage, Words, type Flag, type FlagTable, type FlagValues } from './flags.ts'
+import { flagKey, isFlag, readFlag, splitFlag, unknownFlag, usage, Words, type Flag, type FlagTable,
+  type FlagValues } from './flags.ts'
 import { isSecretFlag, readRecipeFlag, recipeFlag, recipeFlagNames } from './flagsOfRecipe.ts'
-import { isOldCommandLine, oldFlag, oldFlags, translateOldCommandLine, translateOldFlags, type OldFlags } from './flagsOfUnslothCli.ts'
+import { isOldCommandLine, oldFlag, oldFlags, translateOldCommandLine, translateOldFlags,
+  type OldFlags } from './flagsOfUnslothCli.ts'
 
 /** What the recipe of a `finetune` command is made of; see `loadRecipe`. */
 export interface RecipeArguments {
@@ -56,7 +58,8 @@ export function parseArgs(argv: readonly string[]): ParsedArgs {
 
 function unknownCommand(word: string): UnslothError {
   const near = closest(word, commandNames)
-  return usage(isFlag(word) ? 'a command must come first' : `${word} is not a command${near === undefined ? '' : `; did you mean ${near}?`}`,
+  const meant = near === undefined ? '' : `; did you mean ${near}?`
+  return usage(isFlag(word) ? 'a command must come first' : `${word} is not a command${meant}`,
     `the commands are ${commandNames.filter((name) => !(commands[name] as CommandSpec).internal).join(', ')}`)
 }
 
@@ -96,7 +99,9 @@ function readWord(command: CommandName, word: string, words: Words, into: Collec
   throw unknownFlag(flag, command, Object.keys(spec.flags))
 }
 
-function readRecipeWord(flag: string, name: string, negated: string | undefined, inline: string | undefined, words: Words, into: Collected): boolean {
+function readRecipeWord(
+  flag: string, name: string, negated: string | undefined, inline: string | undefined, words: Words, into: Collected,
+): boolean {
   if (isSecretFlag(name)) {
     if (inline === undefined && words.peek() !== undefined && !isFlag(words.peek()!)) words.next()
     into.names.push(name)
@@ -129,7 +134,8 @@ function combine(overrides: readonly RecipeOverride[]): RecipeOverride[] {
   for (const override of overrides) {
     const earlier = byPath.get(override.path)?.value
     const adds = fieldAt(override.path)?.meta.path !== undefined && Array.isArray(earlier) && Array.isArray(override.value)
-    byPath.set(override.path, adds ? { ...override, value: [...(earlier as unknown[]), ...(override.value as unknown[])] } : override)
+    const value = adds ? [...(earlier as unknown[]), ...(override.value as unknown[])] : override.value
+    byPath.set(override.path, { ...override, value })
   }
   return [...byPath.values()]
 }
@@ -190,5 +196,7 @@ function checkPositionals(command: string, { positionals }: CommandSpec, given: 
     throw usage(`${command} needs ${missing.name}: ${missing.summary}`, `unsloth ${command} --help shows how`)
   }
   const extra = positionals.at(-1)?.many === true ? undefined : given[positionals.length]
-  if (extra !== undefined) throw usage(`${command} does not take ${JSON.stringify(extra)}`, `unsloth ${command} --help shows what it takes`)
+  if (extra !== undefined) {
+    throw usage(`${command} does not take ${JSON.stringify(extra)}`, `unsloth ${command} --help shows what it takes`)
+  }
 }

@@ -20,9 +20,12 @@ export interface CommandSpec {
 }
 
 const json = { type: 'boolean', summary: 'print JSON for programs' } as const
-const threads = { type: 'integer', summary: 'threads to compute with; 0: one for each physical core', default: 0, min: 0, max: 1024, value: 'N' } as const
-const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda'], default: 'auto', value: 'NAME' } as const
-const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16'], default: 'auto', value: 'TYPE' } as const
+const threads = { type: 'integer', summary: 'threads to compute with; 0: one for each physical core', default: 0, min: 0,
+  max: 1024, value: 'N' } as const
+const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda'], default: 'auto',
+  value: 'NAME' } as const
+const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16'],
+  default: 'auto', value: 'TYPE' } as const
 const runDirectory = { name: 'DIR', summary: 'run directory', required: true } as const
 
 /** The command line of the program, in the order in which help lists it. */
@@ -58,16 +61,20 @@ export const commands = {
       max_new_tokens: { type: 'integer', summary: 'tokens to write at most', default: 256, min: 1, max: 2_000_000, value: 'N' },
       greedy: { type: 'boolean', summary: 'always the likeliest token; the same as --temperature 0' },
       temperature: { type: 'number', summary: 'randomness; 0 is greedy', default: 0.7, min: 0, max: 100, value: 'T' },
-      top_k: { type: 'integer', summary: 'sample from so many of the likeliest tokens; 0: all', default: 40, min: -1, value: 'K' },
-      top_p: { type: 'number', summary: 'sample from the smallest set of tokens with this probability', default: 0.9, min: 0, max: 1, value: 'P' },
-      min_p: { type: 'number', summary: 'drop tokens less likely than this share of the likeliest', default: 0, min: 0, max: 1, value: 'P' },
+      top_k: { type: 'integer', summary: 'sample from so many of the likeliest tokens; 0: all', default: 40, min: -1,
+        value: 'K' },
+      top_p: { type: 'number', summary: 'sample from the smallest set of tokens with this probability', default: 0.9, min: 0,
+        max: 1, value: 'P' },
+      min_p: { type: 'number', summary: 'drop tokens less likely than this share of the likeliest', default: 0, min: 0, max: 1,
+        value: 'P' },
       repetition_penalty: { type: 'number', summary: 'above 1: repeat less', default: 1.1, min: 0.01, max: 100, value: 'X' },
       stop: { type: 'list', summary: 'stop before any of these texts', value: 'TEXT' },
       seed: { type: 'integer', summary: 'seed of the sampling', default: 3407, min: 0, max: 4_294_967_295, value: 'N' },
       max_seq_length: { type: 'integer', summary: 'room for prompt and answer, in tokens', min: 1, max: 2_000_000, value: 'N' },
       device, compute, threads, json,
     },
-    examples: ['unsloth generate outputs/my-run "Once upon a time" --temperature 0.8', 'unsloth generate ./models/llama --chat "Hello!"'],
+    examples: ['unsloth generate outputs/my-run "Once upon a time" --temperature 0.8',
+      'unsloth generate ./models/llama --chat "Hello!"'],
   },
   verify: {
     summary: 'compare the engine with reference results made by Hugging Face',
@@ -77,7 +84,8 @@ export const commands = {
       out: { type: 'text', summary: "write what was computed, under the golden file's names", value: 'FILE' },
       skip: { type: 'list', summary: 'quantities that need not be computed', value: 'NAME', commas: true },
     },
-    examples: ['unsloth verify golden/llama --json', 'unsloth verify golden/llama --skip dpo_loss,greedy_ids --out computed.safetensors'],
+    examples: ['unsloth verify golden/llama --json',
+      'unsloth verify golden/llama --skip dpo_loss,greedy_ids --out computed.safetensors'],
   },
   inspect: {
     summary: 'show what a tensor file, model folder or run holds',

@@ -43,6 +43,10 @@ export function usage(message: string, hint?: string): UnslothError {
 /** A word that starts a flag; negative numbers and a lone dash are values. */
 export const isFlag = (word: string): boolean => /^-[^\d.]/.test(word)
 
+const switchWords = new Map([
+  ['true', true], ['yes', true], ['on', true], ['1', true], ['false', false], ['no', false], ['off', false], ['0', false],
+])
+
 /** Position in the words of a command line. */
 export class Words {
   private readonly words: readonly string[]
@@ -79,7 +83,10 @@ export class Words {
   values(flag: string, inline: string | undefined, what: string, stops: (word: string) => boolean = () => false): string[] {
     const values = [this.value(flag, inline, what)]
     if (inline !== undefined) return values
-    for (let word = this.peek(); word !== undefined && !isFlag(word) && !stops(word); word = this.peek()) values.push(this.next()!)
+    for (let word = this.peek(); word !== undefined && !isFlag(word) && !stops(word); word = this.peek()) {
+      values.push(word)
+      this.index++
+    }
     return values
   }
 
@@ -87,8 +94,7 @@ export class Words {
   switch(flag: string, inline: string | undefined): boolean {
     const word = inline ?? (/^(?:true|false)$/i.test(this.peek() ?? '') ? this.next() : undefined)
     if (word === undefined) return true
-    const known = { true: true, yes: true, on: true, 1: true, false: false, no: false, off: false, 0: false } as Readonly<Record<string, boolean>>
-    const value = Object.hasOwn(known, word.toLowerCase()) ? known[word.toLowerCase()] : undefined
+    const value = switchWords.get(word.toLowerCase())
     if (value === undefined) throw usage(`${flag} is true or false, not ${JSON.stringify(word)}`)
     return value
   }
@@ -121,13 +127,15 @@ function numberOf(flag: string, text: string, { type, min = -Infinity, max = Inf
 }
 
 /** Reads the value of one flag of a table. */
-export function readFlag(flag: string, spec: Flag, inline: string | undefined, words: Words): boolean | string | number | string[] {
+export function readFlag(flag: string, spec: Flag, inline: string | undefined,
+  words: Words): boolean | string | number | string[] {
   const what = spec.value ?? spec.type.toUpperCase()
   switch (spec.type) {
     case 'boolean':
       return words.switch(flag, inline)
     case 'list':
-      return words.values(flag, inline, what).flatMap((item) => spec.commas === true ? item.split(',').filter((part) => part !== '') : [item])
+      return words.values(flag, inline, what).flatMap((item) => spec.commas === true
+        ? item.split(',').filter((part) => part !== '') : [item])
     case 'integer':
     case 'number':
       return numberOf(flag, words.value(flag, inline, what), spec)

@@ -12,7 +12,9 @@ for (const field of recipeFields) for (const name of bareNames(field)) byName.se
 for (const field of recipeFields) {
   if (field.meta.flag === null || field.section === 'inference') continue
   // `--path`, `--format` or `--name` alone would say nothing.
-  for (const alias of field.meta.aliases ?? []) if (!byName.has(alias) && !['path', 'format', 'methods'].includes(alias)) byName.set(alias, field)
+  for (const alias of field.meta.aliases ?? []) {
+    if (!byName.has(alias) && !['path', 'format', 'methods'].includes(alias)) byName.set(alias, field)
+  }
 }
 
 /** The key of the recipe that a flag sets. */

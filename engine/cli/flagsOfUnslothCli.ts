@@ -29,7 +29,8 @@ const oldSpellings = new Set([
   'hub_path', 'hub_token',
 ])
 /** Flags that only the new command line has. */
-const newSpellings = new Set(['model', 'config', 'num_epochs', 'local_dataset', 'format_type', 'training_type', 'batch_size', 'lora_r', 'random_seed'])
+const newSpellings = new Set(['model', 'config', 'num_epochs', 'local_dataset', 'format_type', 'training_type', 'batch_size',
+  'lora_r', 'random_seed'])
 
 /** Whether the flags of a command line without a recipe are those of the old program. */
 export function isOldCommandLine(names: readonly string[]): boolean {
@@ -81,13 +82,17 @@ export function translateOldFlags(old: OldFlags, overrides: readonly RecipeOverr
     put('data.local_dataset', [old.raw_text_file], '--raw_text_file')
     put('data.format_type', 'raw', '--raw_text_file')
   }
-  if (old.loftq_config !== undefined && !/^(?:none|\{\s*\})$/i.test(old.loftq_config.trim())) put('lora.use_loftq', true, '--loftq_config')
+  if (old.loftq_config !== undefined && !/^(?:none|\{\s*\})$/i.test(old.loftq_config.trim())) {
+    put('lora.use_loftq', true, '--loftq_config')
+  }
   const method = given.get('save.method')
   if (old.save_gguf === true || old.push_gguf === true) {
     const first = old.save_model === true ? (method?.value ?? 'merged_16bit') : undefined
-    put('save.method', [first, 'gguf'].flat().filter((name) => name !== undefined), old.save_gguf === true ? '--save_gguf' : '--push_gguf')
+    const names = [first, 'gguf'].flat().filter((name) => name !== undefined)
+    put('save.method', names, old.save_gguf === true ? '--save_gguf' : '--push_gguf')
   }
-  if (old.push_model === true || old.push_gguf === true) put('hub.push', true, old.push_model === true ? '--push_model' : '--push_gguf')
+  if (old.push_model === true) put('hub.push', true, '--push_model')
+  else if (old.push_gguf === true) put('hub.push', true, '--push_gguf')
   return { overrides: result, warnings }
 }
 
@@ -101,7 +106,8 @@ export function translateOldCommandLine(old: OldFlags, overrides: readonly Recip
     const seed = seeds.find((override) => flagKey(override.flag) === '__seed') ?? seeds[seeds.length - 1]!
     flags = flags.filter((override) => override.path !== 'training.random_seed' || override === seed)
     if (new Set(seeds.map((override) => override.value)).size > 1) {
-      warnings.push(`${seeds.map((override) => override.flag).join(' and ')} differ: one seed decides everything here, ${String(seed.value)}`)
+      const names = seeds.map((override) => override.flag).join(' and ')
+      warnings.push(`${names} differ: one seed decides everything here, ${String(seed.value)}`)
     }
   }
 
@@ -121,7 +127,9 @@ export function translateOldCommandLine(old: OldFlags, overrides: readonly Recip
     .filter(([path]) => !has(path) && !(path === 'data.dataset' && has('data.local_dataset')))
     .map(([path, value, flag]): RecipeOverride => ({ path, value, flag: `${flag} (default)` }))
   if (saves && !has('save.method')) defaults.push({ path: 'save.method', value: 'merged_16bit', flag: '--save_method (default)' })
-  if ((saves || old.save_gguf === true) && !has('save.path')) defaults.push({ path: 'save.path', value: 'model', flag: '--save_path (default)' })
+  if ((saves || old.save_gguf === true) && !has('save.path')) {
+    defaults.push({ path: 'save.path', value: 'model', flag: '--save_path (default)' })
+  }
   if (has('hub.push') && !has('hub.repo_id')) throw usage('--push_model needs --hub_path, such as me/my-model')
 
   // The old --dataset is an id or a file.

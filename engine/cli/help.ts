@@ -20,7 +20,8 @@ function flagRow(name: string, flag: Flag): string {
 function recipeRow(field: RecipeField): string {
   const { meta, path } = field
   const summary = meta.doc.split(/[.;]\s/)[0]!.replace(/[.;]$/, '').replaceAll('`', '')
-  const value = meta.kind === 'boolean' ? '' : meta.path !== undefined ? ' PATH' : meta.kind === 'list' ? ' NAME …' : meta.kind === 'choice' ? ' NAME' : meta.kind === 'text' ? ' TEXT' : ' N'
+  const names = { boolean: '', list: ' NAME …', choice: ' NAME', text: ' TEXT', integer: ' N', number: ' N' }
+  const value = meta.path === undefined ? names[meta.kind] : ' PATH'
   const what = meta.kind === 'choice' ? `; ${expectation(path)}` : ''
   const preset = meta.default === null || meta.default === undefined || (Array.isArray(meta.default) && meta.default.length === 0)
     ? '' : ` (default ${Array.isArray(meta.default) ? meta.default.join(',') : JSON.stringify(meta.default).replaceAll('"', '')})`
@@ -45,7 +46,8 @@ export function helpText(topic: CommandName | null = null): string {
   if (spec.positionals.length > 0) lines.push('')
   lines.push('Flags:', ...Object.entries(spec.flags).map(([name, flag]) => flagRow(name, flag)), row('-h, --help', 'this text'))
   if (spec.recipe === true) {
-    lines.push('', 'Every key of the recipe is a flag that overrides the file; --SECTION.KEY, dashes and underscores are all understood,',
+    lines.push('',
+      'Every key of the recipe is a flag that overrides the file; --SECTION.KEY, dashes and underscores are all understood,',
       'booleans are --KEY, --no-KEY or --KEY=false. Command lines of unsloth-cli.py work as they are.')
     for (const section of sectionNames.filter((name) => name !== 'inference')) {
       lines.push('', `${section}:`, ...recipeFields.filter((field) => field.section === section).map(recipeRow))

@@ -74,7 +74,8 @@ export function diagnoseRecipe(source: string | Uint8Array, file: string, { over
 
 /** One line for an issue: `finetune.yaml:7:3: …`, or the flag that it came from. */
 export function describeIssue(issue: LocatedIssue, file: string): string {
-  if (issue.flag !== undefined) return `${issue.flag}: ${issue.message.startsWith(`${issue.flag} `) ? issue.message.slice(issue.flag.length + 1) : issue.message}`
+  const { flag, message } = issue
+  if (flag !== undefined) return `${flag}: ${message.startsWith(`${flag} `) ? message.slice(flag.length + 1) : message}`
   return `${file}:${issue.range.start.line}:${issue.range.start.column}: ${issue.message}`
 }
 
@@ -111,7 +112,8 @@ export function readRecipe(file: string, options: ParseOptions = {}): ParsedReci
     if (UnslothError.is(error)) throw error
     const { code } = error as NodeJS.ErrnoException
     if (code === 'ENOENT') {
-      throw new UnslothError('FILE_NOT_FOUND', `there is no recipe ${file}`, { hint: `The current folder is ${path.resolve('.')}.`, cause: error })
+      throw new UnslothError('FILE_NOT_FOUND', `there is no recipe ${file}`,
+        { hint: `The current folder is ${path.resolve('.')}.`, cause: error })
     }
     const what = code === 'EISDIR' ? 'it is a folder' : (error as Error).message
     throw new UnslothError('FILE_FORMAT', `the recipe ${file} cannot be read: ${what}`, { cause: error })

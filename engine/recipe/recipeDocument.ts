@@ -50,7 +50,9 @@ class TooMuch extends Error {}
 /** A first line that says what to do, for the mistakes that people make. */
 function friendly(code: string, message: string): string {
   if (code === 'TAB_AS_INDENT') return 'a tab is not allowed as indentation; use two spaces'
-  if (code === 'BAD_INDENT' && !message.startsWith('Flow')) return 'the indentation does not match the lines above; keys of one section start in the same column'
+  if (code === 'BAD_INDENT' && !message.startsWith('Flow')) {
+    return 'the indentation does not match the lines above; keys of one section start in the same column'
+  }
   if (code === 'MULTIPLE_DOCS') return 'a recipe is one document; remove the --- and what follows'
   return `this is not valid YAML: ${(message.split('\n')[0] ?? message).replace(/\s+$/, '')}`
 }

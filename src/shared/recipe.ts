@@ -2,7 +2,8 @@
  * The recipe: what a fine-tuning run is made of. One schema gives the type, validation, JSON Schema, docs, and what
  * completion, hover and the command line know of each key.
  */
-export { recipeSchema, recipeVersion, sectionDocs, sectionNames, secretKeys, type Recipe, type SectionName } from './recipe/schema.ts'
+export { recipeSchema, recipeVersion, sectionDocs, sectionNames, secretKeys, type Recipe,
+  type SectionName } from './recipe/schema.ts'
 export { fieldAt, findField, isSection, recipeFields, spellings, type RecipeField } from './recipe/fields.ts'
 export type { Availability, FieldKind, FieldMeta, PathRole } from './recipe/field.ts'
 export type { PathPart, RecipeIssue } from './recipe/issue.ts'

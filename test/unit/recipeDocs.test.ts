@@ -3,6 +3,7 @@ import * as fs from 'node:fs'
 import * as os from 'node:os'
 import * as path from 'node:path'
 import { recipeDocs, recipeFields, recipeJsonSchema } from '#shared/recipe.ts'
+import { parseDocument } from '../../engine/recipe/recipeDocument.ts'
 import { generatedDocs, writeGeneratedDocs } from '../../engine/recipe/generate.ts'
 
 const root = path.join(import.meta.dirname, '../..')
@@ -72,6 +73,18 @@ describe('recipe JSON Schema', () => {
     assert.match(properties('training').seed!.deprecationMessage!, /random_seed/)
     assert.match(properties('logging').hf_token!.deprecationMessage!, /HF_TOKEN/)
     assert.equal(properties('training').random_seed!.deprecationMessage, undefined)
+  })
+
+  it('knows every key of the sample recipes', () => {
+    const fixtures = path.join(root, 'test/fixtures/recipes')
+    for (const name of fs.readdirSync(fixtures)) {
+      const { value } = parseDocument(fs.readFileSync(path.join(fixtures, name), 'utf8'), { json: name.endsWith('.json') })
+      for (const [section, content] of Object.entries(value as Record<string, unknown>)) {
+        assert.ok(schema.properties[section], `${name}: ${section}`)
+        if (typeof content !== 'object') continue
+        for (const key of Object.keys(content ?? {})) assert.ok(properties(section)[key], `${name}: ${section}.${key}`)
+      }
+    }
   })
 
   it('holds nothing that JSON cannot say', () => {

@@ -33,9 +33,11 @@ describe('recipe files', () => {
     assert.equal(recipe.data.dataset, 'yahma/alpaca-cleaned')
     const { training, lora, logging } = recipe
     assert.deepEqual(
-      [training.max_seq_length, training.num_epochs, training.learning_rate, training.batch_size, training.gradient_accumulation_steps],
+      [training.max_seq_length, training.num_epochs, training.learning_rate, training.batch_size,
+        training.gradient_accumulation_steps],
       [1024, 2, 1e-4, 3, 5])
-    assert.deepEqual([training.warmup_steps, training.save_steps, training.weight_decay, training.random_seed], [7, 11, 0.001, 42])
+    assert.deepEqual([training.warmup_steps, training.save_steps, training.weight_decay, training.random_seed],
+      [7, 11, 0.001, 42])
     assert.deepEqual([training.packing, training.train_on_completions, training.gradient_checkpointing], [true, true, 'offload'])
     assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora], [32, 24, 0.05, true])
     assert.deepEqual(lora.target_modules, ['q_proj', 'k_proj', 'v_proj', 'o_proj'])
@@ -54,7 +56,8 @@ describe('recipe files', () => {
   it('reads JSON with tabs, and keeps texts as they were written', () => {
     const { recipe, warnings } = readRecipe(fixture('full.json'))
     assert.deepEqual(warnings, [])
-    assert.deepEqual([recipe.training.training_type, recipe.training.learning_rate, recipe.training.resume_from], ['full', 2e-5, 'latest'])
+    assert.deepEqual([recipe.training.training_type, recipe.training.learning_rate, recipe.training.resume_from],
+      ['full', 2e-5, 'latest'])
     assert.deepEqual(recipe.data.local_dataset, ['a,b.jsonl'])
     assert.equal(recipe.data.chat_template, '{{ messages }}\n')
     assert.equal(recipe.model.revision, '1e10')
@@ -62,7 +65,8 @@ describe('recipe files', () => {
   })
 
   it('lists all problems with line and column', () => {
-    const source = 'model: x\ndata:\n  dataset: a\ntraining:\n  batch_size: two\n  seed: 1\n  lerning_rate: 1e-4\nlora:\n  lora_r: 0\n'
+    const source = 'model: x\ndata:\n  dataset: a\n'
+      + 'training:\n  batch_size: two\n  seed: 1\n  lerning_rate: 1e-4\nlora:\n  lora_r: 0\n'
     const expected = [
       'finetune.yaml:5:15: training.batch_size must be a whole number from 1 to 4096; "two" is not',
       'finetune.yaml:7:3: training.lerning_rate is not a key of a recipe; did you mean learning_rate?',
@@ -85,14 +89,17 @@ describe('recipe files', () => {
   })
 
   it('points at a list entry, an alias and a value of the short form', () => {
-    assert.match(problems(`${good}lora:\n  target_modules:\n    - q_proj\n    - 'a b'\n`)[0]!, /^finetune\.yaml:5:19?: lora\.target_modules\[1\]|^finetune\.yaml:6:5: /)
+    assert.match(problems(`${good}lora:\n  target_modules:\n    - q_proj\n    - 'a b'\n`)[0]!,
+      /^finetune\.yaml:7:7: lora\.target_modules\[1\] must be/)
     assert.match(problems(`${good}training:\n  lr: 5\n`)[0]!, /^finetune\.yaml:5:7: training\.lr must be a number/)
     assert.match(problems('model: ""\ndata: {dataset: a}')[0]!, /^finetune\.yaml:1:8: model must be text/)
   })
 
   it('refuses keys written twice', () => {
-    assert.deepEqual(problems(`${good}training:\n  seed: 1\n  seed: 1\n`), ['finetune.yaml:6:3: training.seed is written twice; keep one'])
-    assert.match(problems(`{"model": "x", "model": "y", "data": {"dataset": "z"}}`, 'a.json')[0]!, /^a\.json:1:16: model is written twice/)
+    assert.deepEqual(problems(`${good}training:\n  seed: 1\n  seed: 1\n`),
+      ['finetune.yaml:6:3: training.seed is written twice; keep one'])
+    assert.match(problems(`{"model": "x", "model": "y", "data": {"dataset": "z"}}`, 'a.json')[0]!,
+      /^a\.json:1:16: model is written twice/)
   })
 
   it('explains broken YAML', () => {
@@ -108,7 +115,8 @@ describe('recipe files', () => {
   })
 
   it('knows anchors and merges, within bounds', () => {
-    const { recipe } = parseRecipe('model: &m x/y\ndata: {dataset: *m}\ntraining:\n  <<: {batch_size: 4, seed: 1}\n  seed: 3\n', 'r')
+    const { recipe } = parseRecipe('model: &m x/y\ndata: {dataset: *m}\ntraining:\n  <<: {batch_size: 4, seed: 1}\n  seed: 3\n',
+      'r')
     assert.deepEqual([recipe.data.dataset, recipe.training.batch_size, recipe.training.random_seed], ['x/y', 4, 3])
     const bomb = ['a: &a [1,1,1,1,1,1,1,1,1]', ...Array.from({ length: 8 }, (_, i) => {
       const [name, last] = [String.fromCharCode(98 + i), String.fromCharCode(97 + i)]
@@ -138,7 +146,8 @@ describe('recipe files', () => {
     const folder = temporary({ 'big.yaml': 'x'.repeat(300_000) })
     assert.throws(() => readRecipe(path.join(folder, 'none.yaml')), (error) => UnslothError.is(error, 'FILE_NOT_FOUND'))
     assert.throws(() => readRecipe(folder), (error) => UnslothError.is(error, 'FILE_FORMAT') && error.message.includes('folder'))
-    assert.throws(() => readRecipe(path.join(folder, 'big.yaml')), (error) => UnslothError.is(error, 'RECIPE') && error.message.includes('300000 bytes'))
+    assert.throws(() => readRecipe(path.join(folder, 'big.yaml')), (error) => UnslothError.is(error, 'RECIPE')
+      && error.message.includes('300000 bytes'))
     fs.rmSync(folder, { recursive: true })
   })
 })
@@ -154,8 +163,10 @@ describe('formatRecipe', () => {
   })
 
   it('keeps texts that look like something else', () => {
-    for (const name of ['true', '1e5', '0123', 'null x', "it's", 'a: b', '# no', 'ümlaut/模型', '- x', '~/models', '<<', '2001-01-01']) {
-      const { recipe } = parseRecipe(JSON.stringify({ model: { name, revision: name }, data: { local_dataset: [name], chat_template: `${name}\n\n ` } }), 'r.json')
+    for (const name of ['true', '1e5', '0123', 'null x', "it's", 'a: b', '# no', 'ümlaut/模型', '- x', '~/models', '<<',
+      '2001-01-01']) {
+      const { recipe } = parseRecipe(JSON.stringify({ model: { name, revision: name },
+        data: { local_dataset: [name], chat_template: `${name}\n\n ` } }), 'r.json')
       assert.deepEqual(parseRecipe(formatRecipe(recipe), 'r.yaml').recipe, recipe, name)
     }
   })
@@ -163,7 +174,8 @@ describe('formatRecipe', () => {
 
 describe('recipe paths', () => {
   it('are relative to the recipe; ids stay ids unless there is such a folder', () => {
-    const source = 'model: ./base\ndata: {local_dataset: [d.jsonl, /abs/e.jsonl], eval_dataset: x/y.jsonl, chat_template: t.jinja}\n'
+    const source = 'model: ./base\n'
+      + 'data: {local_dataset: [d.jsonl, /abs/e.jsonl], eval_dataset: x/y.jsonl, chat_template: t.jinja}\n'
       + 'training: {output_dir: out, resume_from: latest}\nlora: {init_adapter: adapter}\nsave: {path: ~/saved}\n'
     const recipe = resolveRecipePaths(parseRecipe(source, 'r').recipe, '/work/here')
     assert.equal(recipe.model.name, '/work/here/base')

@@ -60,7 +60,8 @@ function unknownTopKey(key: string, value: unknown): RecipeIssue {
   const base = { severity: 'error', path: [key], at: 'key' } as const
   const owner = recipeFields.find((field) => field.key === key || field.meta.aliases?.includes(key))
   if (owner !== undefined && !isMapping(value)) {
-    return { ...base, code: 'wrong_section', message: `${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
+    return { ...base, code: 'wrong_section',
+      message: `${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
   }
   const near = closest(key, ['version', ...sectionNames])
   const nearField = near === undefined ? closest(key, recipeFields.map((field) => field.key)) : undefined
@@ -158,7 +159,8 @@ export function canonicalRecipe(
         if (value === null || value === '') continue
         issues.push({
           severity: 'warning', code: 'secret', path: [section, key], at: 'key',
-          message: `${section}.${key} is a secret: it is not used and not recorded; remove it from the file and ${secretHint(key)}`,
+          message: `${section}.${key} is a secret: it is not used and not recorded; `
+            + `remove it from the file and ${secretHint(key)}`,
         })
       } else issues.push(unknownKey(section, key))
     }

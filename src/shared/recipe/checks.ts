@@ -4,7 +4,12 @@ import { hasEvalSet } from './derived.ts'
 import type { Recipe, SectionName } from './schema.ts'
 
 /** A problem found in a validated recipe, by canonical key. */
-export type Finding = Omit<RecipeIssue, 'path' | 'flag' | 'at'> & { readonly key: string; readonly at?: 'key' | 'value' }
+export type Finding = Omit<RecipeIssue, 'path' | 'flag' | 'at'> & {
+  readonly key: string
+  readonly at?: 'key' | 'value'
+  /** Entry of a list. */
+  readonly item?: number | undefined
+}
 
 /** What was written, as opposed to what was filled in. */
 export interface Given {
@@ -57,7 +62,8 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
       + 'constant_with_warmup is the same with a warm-up')
   }
   if (training.lr_scheduler_type === 'polynomial' && training.lr_end >= training.learning_rate) {
-    error('training.lr_end', `training.lr_end (${training.lr_end}) must be less than training.learning_rate (${training.learning_rate})`)
+    error('training.lr_end',
+      `training.lr_end (${training.lr_end}) must be less than training.learning_rate (${training.learning_rate})`)
   }
   if (training.learning_rate > 0.05) {
     findings.push({
@@ -80,9 +86,12 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     warn('training.save_total_limit', 'training.save_total_limit has no effect without training.save_steps')
   }
   if (full) {
-    if (lora.init_adapter !== null) error('lora.init_adapter', 'lora.init_adapter: full fine-tuning on an adapter is not possible; use training_type: lora')
-    else if (given.section('lora')) warn('lora', 'lora has no effect with training_type: full')
-    if (save.method.includes('lora')) error('save.method', 'save.method lora needs an adapter, and training_type: full has none; use merged_16bit')
+    if (lora.init_adapter !== null) {
+      error('lora.init_adapter', 'lora.init_adapter: full fine-tuning on an adapter is not possible; use training_type: lora')
+    } else if (given.section('lora')) warn('lora', 'lora has no effect with training_type: full')
+    if (save.method.includes('lora')) {
+      error('save.method', 'save.method lora needs an adapter, and training_type: full has none; use merged_16bit')
+    }
   } else {
     if (lora.layers_to_transform !== null && lora.finetune_last_n_layers !== null) {
       error('lora.finetune_last_n_layers', 'lora.layers_to_transform and lora.finetune_last_n_layers exclude each other')
@@ -142,7 +151,8 @@ export function expectation(path: string): string {
   switch (meta.kind) {
     case 'boolean': return 'true or false'
     case 'integer': return `a whole number${tail}`
-    case 'number': return path === 'data.eval_split' ? 'a share below 1, a number of rows or the name of a split' : `a number${tail}`
+    case 'number': return path === 'data.eval_split'
+      ? 'a share below 1, a number of rows or the name of a split' : `a number${tail}`
     case 'choice': return `one of ${Object.keys(meta.values ?? {}).join(', ')}`
     case 'list': return path === 'lora.layers_to_transform' ? 'a list of layer numbers from 0' : 'a list of names'
     case 'text': return 'text'

@@ -11,7 +11,8 @@ export const dataSection = z.strictObject({
     path: 'dataset',
   }),
   local_dataset: pathList({
-    doc: 'Files to train on (`.jsonl` or `.json`), read in this order: one path or a list. Relative paths are relative to the recipe.',
+    doc: 'Files to train on (`.jsonl` or `.json`), read in this order: one path or a list. '
+      + 'Relative paths are relative to the recipe.',
     aliases: ['local_datasets', 'data_files'],
     path: 'dataset',
     default: [],

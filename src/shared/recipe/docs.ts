@@ -22,7 +22,8 @@ function valuesText(meta: FieldMeta): string {
 
 function description(meta: FieldMeta): string {
   const parts = [meta.doc]
-  if (meta.values !== undefined) parts.push(Object.entries(meta.values).map(([name, text]) => `\`${name}\`: ${text}`).join('; ') + '.')
+  if (meta.values !== undefined) parts.push(Object.entries(meta.values).map(([name, text]) =>
+    `\`${name}\`: ${text}`).join('; ') + '.')
   if (meta.effect !== undefined) parts.push(`*Effect:* ${meta.effect}`)
   if (meta.availability !== undefined) parts.push(`*Availability:* ${meta.availability.note}.`)
   if (meta.aliases !== undefined) parts.push(`Also: ${meta.aliases.map((name) => `\`${name}\``).join(', ')}.`)
@@ -54,8 +55,8 @@ save:
 Files of \`unsloth train\` and Unsloth Studio are recipes as they are. Unknown keys are errors, never ignored.
 
 Every key is also a flag that overrides the file: \`--training.learning_rate 1e-4\`, \`--learning_rate 1e-4\` and
-\`--learning-rate=1e-4\` are the same. Booleans are \`--packing\`, \`--no-packing\` or \`--packing=false\`. Without a file, a command
-line of the Python tool's \`unsloth-cli.py\` can be pasted after \`unsloth finetune\`.
+\`--learning-rate=1e-4\` are the same. Booleans are \`--packing\`, \`--no-packing\` or \`--packing=false\`. Without a file, a
+command line of the Python tool's \`unsloth-cli.py\` can be pasted after \`unsloth finetune\`.
 
 Relative paths in a recipe are relative to the recipe; on the command line, to the current folder. An empty value means the
 default. Tokens do not belong in a recipe: they are dropped with a warning and recorded nowhere; set \`HF_TOKEN\` instead.
@@ -67,7 +68,8 @@ export function recipeDocs(): string {
   for (const section of sectionNames) {
     const rows = recipeFields.filter((field) => field.section === section).map(({ key, meta }) =>
       `| \`${key}\` | ${cell(defaultText(meta))} | ${cell(valuesText(meta))} | ${cell(description(meta))} |`)
-    parts.push([`## ${section}`, '', sectionDocs[section], '', '| Key | Default | Values | |', '|---|---|---|---|', ...rows, ''].join('\n'))
+    parts.push([`## ${section}`, '', sectionDocs[section], '', '| Key | Default | Values | |', '|---|---|---|---|', ...rows,
+      ''].join('\n'))
   }
   return parts.join('\n')
 }

@@ -165,7 +165,8 @@ interface ChoiceSpec<Value extends string> extends FieldSpec {
 /** One of a closed set of names; case does not matter. */
 export function choice<Value extends string>(spec: ChoiceSpec<Value>) {
   const names = Object.keys(spec.values) as [Value, ...Value[]]
-  const known = new Map<string, string>([...names.map((name) => [name, name] as const), ...Object.entries<string>(spec.synonyms ?? {})])
+  const known = new Map<string, string>([...names.map((name) => [name, name] as const),
+    ...Object.entries<string>(spec.synonyms ?? {})])
   const read = (value: unknown): unknown => {
     const word = typeof value === 'string' ? value.trim().toLowerCase() : typeof value === 'boolean' ? String(value) : undefined
     return word === undefined ? value : (known.get(word) ?? value)

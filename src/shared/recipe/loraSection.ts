@@ -70,7 +70,8 @@ export const loraSection = z.strictObject({
     },
   ),
   modules_to_save: textList({
-    doc: 'Layers trained whole and saved with the adapter: `embed_tokens`, `lm_head`. Needed to teach new tokens or a new language.',
+    doc: 'Layers trained whole and saved with the adapter: `embed_tokens`, `lm_head`. '
+      + 'Needed to teach new tokens or a new language.',
     effect: 'Costs four times the size of the layer in 32 bits (weights, gradients, two moments).',
     pattern: /^(?:embed_tokens|lm_head)$/,
     expected: 'embed_tokens or lm_head',
@@ -121,7 +122,8 @@ export const loraSection = z.strictObject({
       nullable: true,
       min: 0,
       input: {
-        anyOf: [{ type: 'array', items: { type: 'integer', minimum: 0 } }, { type: 'integer', minimum: 0 }, { type: 'string' }, { type: 'null' }],
+        anyOf: [{ type: 'array', items: { type: 'integer', minimum: 0 } }, { type: 'integer', minimum: 0 }, { type: 'string' },
+          { type: 'null' }],
       },
     },
   ),

@@ -97,8 +97,10 @@ export const hubSection = z.strictObject({
 /** Sampling settings that Studio writes into its files; training does not use them. */
 export const inferenceSection = z.strictObject({
   temperature: number({ doc: 'Randomness of sampling; 0 is greedy.', flag: null, min: 0, max: 100, default: 0.7 }),
-  top_p: number({ doc: 'Sample from the smallest set of tokens with this probability.', flag: null, above: 0, max: 1, default: 0.9 }),
-  top_k: integer({ doc: 'Sample from so many of the likeliest tokens; 0 or −1: all.', flag: null, min: -1, max: 1_000_000, default: 40 }),
+  top_p: number({ doc: 'Sample from the smallest set of tokens with this probability.', flag: null, above: 0, max: 1,
+    default: 0.9 }),
+  top_k: integer({ doc: 'Sample from so many of the likeliest tokens; 0 or −1: all.', flag: null, min: -1, max: 1_000_000,
+    default: 40 }),
   min_p: optionalNumber({ doc: 'Drop tokens less likely than this share of the likeliest.', flag: null, min: 0, max: 1 }),
   repetition_penalty: number({ doc: 'Above 1: repeat less.', flag: null, above: 0, max: 100, default: 1.1 }),
   max_new_tokens: optionalInteger({ doc: 'Tokens to write at most.', flag: null, min: 1, max: 2_000_000 }),

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { notYet, runsAs } from './availability.ts'
-import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, readNumber, special, text } from './field.ts'
+import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, readNumber, special,
+  text } from './field.ts'
 
 const schedulers = {
   constant: 'the same rate throughout, no warm-up',
@@ -190,7 +191,8 @@ export const trainingSection = z.strictObject({
     default: 1,
   }),
   random_seed: integer({
-    doc: 'Decides the order of the data, dropout and the start of a new adapter. The same seed gives the same result, bit for bit.',
+    doc: 'Decides the order of the data, dropout and the start of a new adapter. '
+      + 'The same seed gives the same result, bit for bit.',
     aliases: ['seed', 'random_state'],
     min: 0,
     max: 4_294_967_295,
@@ -209,7 +211,8 @@ export const trainingSection = z.strictObject({
     default: false,
   }),
   gradient_checkpointing: choice({
-    doc: 'Recompute the activations of a layer in the backward pass instead of keeping them. The result is the same, bit for bit.',
+    doc: 'Recompute the activations of a layer in the backward pass instead of keeping them. '
+      + 'The result is the same, bit for bit.',
     effect: 'Recomputing takes about a third more time and far less memory.',
     values: {
       auto: 'only when it would not fit otherwise',
@@ -217,13 +220,15 @@ export const trainingSection = z.strictObject({
       full: 'recompute every layer',
       offload: 'recompute, and keep layer inputs in host memory; on the CPU the same as `full`',
     },
-    synonyms: { unsloth: 'offload', true: 'full', false: 'none', yes: 'full', no: 'none', on: 'full', off: 'none', standard: 'full' },
+    synonyms: { unsloth: 'offload', true: 'full', false: 'none', yes: 'full', no: 'none', on: 'full', off: 'none',
+      standard: 'full' },
     default: 'auto',
     aliases: ['use_gradient_checkpointing'],
   }),
   eval_steps: special(
     z.preprocess(readNumber, z.number().gte(0).lte(1_000_000)
-      .refine((value) => value < 1 || Number.isInteger(value), 'a whole number of steps, or a share of all steps below 1')).default(0),
+      .refine((value) => value < 1 || Number.isInteger(value),
+        'a whole number of steps, or a share of all steps below 1')).default(0),
     {
       kind: 'number',
       doc: 'Evaluate every so many steps; below 1 it is a share of all steps. 0: off.',

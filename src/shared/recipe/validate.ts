@@ -75,12 +75,12 @@ type Locate = (finding: Finding) => RecipeIssue
 
 /** Puts a finding where its key stands in the document, or on the flag that set it. */
 function locator({ origins }: CanonicalRecipe): Locate {
-  return ({ key, at = 'value', ...finding }) => {
+  return ({ key, at = 'value', item, ...finding }) => {
     const origin = origins.get(key)
     if (origin?.flag !== undefined) return { ...finding, at, path: key.split('.'), flag: origin.flag }
     return origin === undefined
       ? { ...finding, at: 'key', path: key.split('.') }
-      : { ...finding, at, path: origin.path }
+      : { ...finding, at, path: item === undefined ? origin.path : [...origin.path, item] }
   }
 }
 
@@ -109,6 +109,7 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
     severity: 'error',
     code: issue.code === 'too_big' || issue.code === 'too_small' ? 'range' : issue.code === 'invalid_type' ? 'type' : 'value',
     key: path,
+    item: index,
     message: `${path}${list} must be ${own}; ${show(value)} is not${near === undefined ? '' : `; did you mean ${near}?`}`,
     ...(near === undefined ? {} : { suggestion: near }),
   }
@@ -116,7 +117,7 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
 
 /** Names the key as it was written: an alias, or the short form of `model`. */
 function inOwnWords(issue: RecipeIssue, canonical: string): RecipeIssue {
-  const written = issue.flag ?? issue.path.join('.')
+  const written = issue.flag ?? issue.path.filter((part) => typeof part === 'string').join('.')
   return issue.message.startsWith(canonical) ? { ...issue, message: written + issue.message.slice(canonical.length) } : issue
 }
 
