@@ -50,12 +50,15 @@ function savedEntries(model: ModelDescription, names: readonly string[]): Weight
     const id = saveable[name]
     if (id === undefined)
       throw new UnslothError('RECIPE', `lora.modules_to_save: ${name} cannot be trained whole.`, { hint: `Supported: ${Object.keys(saveable).join(', ')}.` })
-    const entry = model.entries.find((candidate) => candidate.id === id)
-    if (entry !== undefined) return entry
-    const embedding = model.entries.find((candidate) => candidate.id === 'embedding')!
-    const [piece] = embedding.pieces
-    return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece!, name: `${model.spec.names.head}.weight`, from: piece!.name }] }
+    return model.entries.find((candidate) => candidate.id === id) ?? untiedHead(model)
   })
+}
+
+/** The head of a tied model as a weight of its own, starting from the embedding. */
+export function untiedHead({ entries, spec }: ModelDescription): WeightEntry {
+  const embedding = entries.find(({ id }) => id === 'embedding')!
+  const piece = embedding.pieces[0]!
+  return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.name }] }
 }
 
 /** Decides what is frozen, what is trained and where everything stands. `weightType` forces the type of frozen weights. */

@@ -1,0 +1,53 @@
+import { copyFile } from 'node:fs/promises'
+import { basename, join } from 'node:path'
+import { writeFolderAtomic } from '../io/atomicFile.ts'
+import type { FileSystem } from '../io/fileSystem.ts'
+import { readModelFolder } from '../io/modelFolder.ts'
+import { writePeftAdapter, type AdapterTensor } from '../io/peftAdapter.ts'
+import type { LoraConfig } from '../io/peftConfig.ts'
+import type { LoadedModel } from '../runtime/loadedModel.ts'
+
+/** Little-endian bytes of fp32 values. */
+export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+
+/** How PEFT describes what is trained here. */
+export function adapterConfig(model: LoadedModel): LoraConfig {
+  const { training, modules } = model.patched
+  if (training.kind !== 'lora') throw new Error('only a LoRA run has an adapter')
+  return {
+    baseModel: model.patched.model.folder, revision: null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
+    targetModules: training.targets === 'all-linear' ? [...new Set(modules.map(({ module }) => module.slice(module.lastIndexOf('.') + 1)))] : training.targets,
+    targetParameters: [], modulesToSave: training.modulesToSave, rslora: training.rslora, rankPattern: {}, alphaPattern: {}, initLoraWeights: true,
+  }
+}
+
+/** Every trained matrix under PEFT's names, in fp32. */
+function adapterTensors(model: LoadedModel): AdapterTensor[] {
+  return model.patched.layout.parameters.map(({ name, shape }) => {
+    const lora = /^(.*)\.(lora_[AB])\.weight$/.exec(name)
+    const [module, part] = lora === null ? [name.replace(/\.weight$/, ''), 'weight' as const] : [lora[1]!, lora[2] as 'lora_A' | 'lora_B']
+    return { module, part, dtype: 'F32', shape, data: () => floatBytes(model.readParameter(name)) }
+  })
+}
+
+/** The adapter's two files into an existing folder; PEFT loads them unchanged. */
+export async function writeAdapterFiles(model: LoadedModel, folder: string, fs?: FileSystem): Promise<void> {
+  await writePeftAdapter(folder, adapterConfig(model), adapterTensors(model), fs === undefined ? {} : { fs })
+}
+
+/** Copies the tokenizer's files of the base model, as they are. */
+export async function copyTokenizer(from: string, to: string): Promise<void> {
+  for (const name of (await readModelFolder(from)).tokenizerFiles) await copyFile(join(from, name), join(to, basename(name)))
+}
+
+/** A complete adapter folder: weights, configuration, tokenizer. Appears whole or not at all. */
+export async function saveAdapter(model: LoadedModel, folder: string, fs?: FileSystem): Promise<void> {
+  await writeFolderAtomic(
+    folder,
+    async (draft) => {
+      await writeAdapterFiles(model, draft, fs)
+      await copyTokenizer(model.patched.model.folder, draft)
+    },
+    fs === undefined ? {} : { fs },
+  )
+}
