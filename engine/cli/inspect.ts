@@ -33,7 +33,10 @@ function ropeFact(config: Config): string | undefined {
   const type = section?.string('rope_type', 'type') ?? 'default'
   const factor = section?.optionalNumber('factor')
   if (theta === undefined && section === undefined) return undefined
-  return [type, theta === undefined ? '' : `theta ${formatCount(theta)}`, factor === undefined ? '' : `factor ${factor}`].filter(Boolean).join(', ')
+  const parts = [type]
+  if (theta !== undefined) parts.push(`theta ${formatCount(theta)}`)
+  if (factor !== undefined) parts.push(`factor ${factor}`)
+  return parts.join(', ')
 }
 
 function modelFacts({ values, where }: ConfigFile, folder: ModelFolder): Facts {
@@ -79,7 +82,13 @@ function adapterFacts({ config, modules, saved, folder }: PeftAdapter): Facts {
   ]
 }
 
-function report(path: string, kind: InspectReport['kind'], facts: Facts, source: TensorSource, warnings: readonly string[]): InspectReport {
+function report(
+  path: string,
+  kind: InspectReport['kind'],
+  facts: Facts,
+  source: TensorSource,
+  warnings: readonly string[],
+): InspectReport {
   const byType = parametersByType(source.tensors)
   const known = facts.filter((fact): fact is [string, string | number] => fact[1] !== undefined)
   return {
@@ -96,7 +105,8 @@ function report(path: string, kind: InspectReport['kind'], facts: Facts, source:
   }
 }
 
-const formatFact = (value: string | number): string => (typeof value === 'number' && Number.isInteger(value) ? formatCount(value) : String(value))
+const formatFact = (value: string | number): string =>
+  typeof value === 'number' && Number.isInteger(value) ? formatCount(value) : String(value)
 
 /** Describes a safetensors file, a shard index, a model folder or an adapter folder from headers and configurations alone. */
 export async function inspectPath(path: string): Promise<InspectReport> {
@@ -118,19 +128,31 @@ type Align = 'left' | 'right'
 /** Lines with aligned columns, two spaces apart. */
 function table(rows: readonly (readonly string[])[], align: readonly Align[]): string[] {
   const widths = align.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
-  return rows.map((row) => row.map((cell, column) => (align[column] === 'right' ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!))).join('  ').trimEnd())
+  const pad = (cell: string, column: number): string =>
+    align[column] === 'right' ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!)
+  return rows.map((row) => row.map(pad).join('  ').trimEnd())
 }
 
 function tensorLines(tensors: readonly DescribedTensor[], all: boolean): string[] {
   const groups = all ? tensors.map((tensor) => ({ ...tensor, count: 1 })) : groupTensors(tensors)
-  const rows = groups.map(({ name, dtype, shape, count, bytes }) => [printable(name), dtype, `[${shape.join(', ')}]`, formatCount(count), formatBytes(bytes)])
+  const showCount = groups.length < tensors.length
+  const row = (name: string, type: string, shape: string, count: string, size: string): string[] =>
+    showCount ? [name, type, shape, count, size] : [name, type, shape, size]
+  const rows = groups.map(({ name, dtype, shape, count, bytes }) =>
+    row(printable(name), dtype, `[${shape.join(', ')}]`, formatCount(count), formatBytes(bytes)),
+  )
   const align: Align[] = ['left', 'left', 'left', 'right', 'right']
-  const full = [['Tensor', 'Type', 'Shape', 'Count', 'Size'], ...rows]
-  return groups.length === tensors.length ? table(full.map((row) => row.filter((_, column) => column !== 3)), align.filter((_, column) => column !== 3)) : table(full, align)
+  const head = row('Tensor', 'Type', 'Shape', 'Count', 'Size')
+  return table([head, ...rows], showCount ? align : align.toSpliced(3, 1))
 }
 
 function totalLines(totals: readonly TypeTotal[]): string[] {
-  const rows = totals.map(({ type, tensors, elements, bytes }) => [type, formatCount(tensors), formatCount(elements), formatBytes(bytes)])
+  const rows = totals.map(({ type, tensors, elements, bytes }) => [
+    type,
+    formatCount(tensors),
+    formatCount(elements),
+    formatBytes(bytes),
+  ])
   return table([['Type', 'Tensors', 'Elements', 'Size'], ...rows], ['left', 'right', 'right', 'right'])
 }
 
@@ -141,11 +163,18 @@ export function formatReport(found: InspectReport, options: { readonly all?: boo
   const { parameters, files, metadata } = found
   const types = parameters.byType.map(({ type, elements }) => `${formatCompact(elements)} ${type}`).join(', ')
   const count = `${formatCount(parameters.total)}${types === '' ? '' : ` (${types})`}`
-  const facts: [string, string | number][] = [...Object.entries(found.facts), [found.kind === 'safetensors' ? 'Elements' : 'Parameters', count], ['Size', `${formatBytes(found.bytes)} in ${files.length} file${files.length === 1 ? '' : 's'}`]]
+  const facts: [string, string | number][] = [
+    ...Object.entries(found.facts),
+    [found.kind === 'safetensors' ? 'Elements' : 'Parameters', count],
+    ['Size', `${formatBytes(found.bytes)} in ${files.length} file${files.length === 1 ? '' : 's'}`],
+  ]
   const sections = [
     [`${printable(found.path)}: ${kindNames[found.kind]}`],
     table(facts.map(([label, value]) => [label, printable(formatFact(value), 400)]), ['left', 'left']),
-    Object.keys(metadata).length === 0 ? [] : ['Metadata', ...table(Object.entries(metadata).map(([key, value]) => [`  ${printable(key)}`, printable(value, 400)]), ['left', 'left'])],
+    Object.keys(metadata).length === 0 ? [] : [
+      'Metadata',
+      ...table(Object.entries(metadata).map(([key, value]) => [`  ${printable(key)}`, printable(value, 400)]), ['left', 'left']),
+    ],
     found.tensors.length === 0 ? [] : tensorLines(found.tensors, options.all === true),
     found.totals.length === 0 ? [] : totalLines(found.totals),
     found.warnings.map((warning) => `Warning: ${warning}`),

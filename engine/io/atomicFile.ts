@@ -40,7 +40,11 @@ async function isPresent(path: string): Promise<boolean> {
  * Replaces the content of a file in one step: readers see the old or the new content, also after a crash or on a full disk.
  * A symbolic link stays, and the file it points to is replaced; permissions are kept.
  */
-export async function writeFileAtomic(path: string, data: string | Uint8Array, options: { mode?: number; fs?: FileSystem } = {}): Promise<void> {
+export async function writeFileAtomic(
+  path: string,
+  data: string | Uint8Array,
+  options: { mode?: number; fs?: FileSystem } = {},
+): Promise<void> {
   const fs = options.fs ?? nodeFileSystem
   const target = await realpath(path).catch(() => path)
   const previous = await stat(target).catch(() => undefined)
@@ -100,7 +104,11 @@ async function swapFolders(temporary: string, path: string, fs: FileSystem): Pro
  * Writes a folder in one step: `fill` writes into the temporary folder it is given; then all of it is synced and takes the
  * place of `path`. When `fill` fails nothing remains of it and what was there stays.
  */
-export async function writeFolderAtomic<T>(path: string, fill: (folder: string) => Promise<T>, options: { fs?: FileSystem } = {}): Promise<T> {
+export async function writeFolderAtomic<T>(
+  path: string,
+  fill: (folder: string) => Promise<T>,
+  options: { fs?: FileSystem } = {},
+): Promise<T> {
   const fs = options.fs ?? nodeFileSystem
   const temporary = temporaryBeside(path)
   const io = async (work: Promise<void>): Promise<void> => {
@@ -165,7 +173,8 @@ export async function cleanPartials(folder: string, options: { fs?: FileSystem }
     const [, base, stage, pid, host] = leftover.exec(name) ?? []
     if (base === undefined) continue
     const path = join(folder, name)
-    if (await isAbandoned(path, stage as Stage, Number(pid), host!)) found.push({ path, target: join(folder, base), stage: stage as Stage })
+    if (await isAbandoned(path, stage as Stage, Number(pid), host!))
+      found.push({ path, target: join(folder, base), stage: stage as Stage })
   }
   // `new` is complete and later than `old`: it is the better one to put back.
   const order: Stage[] = ['new', 'old', 'partial']

@@ -85,14 +85,30 @@ export function readError(error: unknown, path: string, what: string): UnslothEr
   const code = codeOf(error)
   if (code === 'ENOENT' || code === 'ENOTDIR')
     return new UnslothError('FILE_NOT_FOUND', `${path}: no such file.`, { hint: `Check the path of the ${what}.`, cause: error })
-  if (code === 'EISDIR') return new UnslothError('FILE_FORMAT', `${path}: a folder, where a file is expected.`, { hint: `Give the path of the ${what}.`, cause: error })
+  if (code === 'EISDIR') return new UnslothError('FILE_FORMAT', `${path}: a folder, where a file is expected.`, {
+    hint: `Give the path of the ${what}.`,
+    cause: error,
+  })
   if (code === 'EACCES' || code === 'EPERM')
-    return new UnslothError('FILE_NOT_FOUND', `${path}: no permission to read it.`, { hint: 'Change its permissions or run as another user.', cause: error })
-  if (code === 'ERR_INVALID_ARG_VALUE') return new UnslothError('FILE_NOT_FOUND', `${JSON.stringify(path)}: not a possible path.`, { cause: error })
-  return new UnslothError('FILE_FORMAT', `${path}: could not be read: ${(error as Error).message}.`, { hint: 'Check the disk or the network drive.', cause: error })
+    return new UnslothError('FILE_NOT_FOUND', `${path}: no permission to read it.`, {
+      hint: 'Change its permissions or run as another user.',
+      cause: error,
+    })
+  if (code === 'ERR_INVALID_ARG_VALUE')
+    return new UnslothError('FILE_NOT_FOUND', `${JSON.stringify(path)}: not a possible path.`, { cause: error })
+  return new UnslothError('FILE_FORMAT', `${path}: could not be read: ${(error as Error).message}.`, {
+    hint: 'Check the disk or the network drive.',
+    cause: error,
+  })
 }
 
-function writeFailure(code: string, error: unknown, folder: string, free: number | undefined, needed: number | undefined): [what: string, hint: string] {
+function writeFailure(
+  code: string,
+  error: unknown,
+  folder: string,
+  free: number | undefined,
+  needed: number | undefined,
+): [what: string, hint: string] {
   const room = free === undefined ? '' : ` ${formatBytes(free)} are free in ${folder}.`
   const want = needed === undefined ? '' : ` ${formatBytes(needed)} are needed.`
   switch (code) {
@@ -101,7 +117,10 @@ function writeFailure(code: string, error: unknown, folder: string, free: number
     case 'EDQUOT':
       return ['your disk quota is used up', `Delete files you no longer need or choose a folder on another disk.${want}`]
     case 'EFBIG':
-      return ['the file system or a process limit does not allow a file of this size', 'Use smaller shards (save.max_shard_size), or another disk.']
+      return [
+        'the file system or a process limit does not allow a file of this size',
+        'Use smaller shards (save.max_shard_size), or another disk.',
+      ]
     case 'EACCES':
     case 'EPERM':
       return ['no permission to write', `Check the permissions of ${folder}, or choose another folder.`]
@@ -111,7 +130,10 @@ function writeFailure(code: string, error: unknown, folder: string, free: number
     case 'ENOTDIR':
       return ['the folder does not exist', `Create ${folder}, or choose another folder.`]
     case 'EIO':
-      return ['the device reports an input/output error', 'Check the disk or the network drive; nothing that was there before has been replaced.']
+      return [
+        'the device reports an input/output error',
+        'Check the disk or the network drive; nothing that was there before has been replaced.',
+      ]
     default:
       return [(error as Error).message, 'Nothing that was there before has been replaced.']
   }

@@ -45,7 +45,8 @@ class JsonReader {
     const before = this.text.slice(0, at)
     const lines = before.split('\n')
     const { file, hint } = this.options
-    throw new UnslothError('FILE_FORMAT', `${file}: line ${lines.length}, column ${lines.at(-1)!.length + 1}: not valid JSON: ${what}.`, {
+    const place = `line ${lines.length}, column ${lines.at(-1)!.length + 1}`
+    throw new UnslothError('FILE_FORMAT', `${file}: ${place}: not valid JSON: ${what}.`, {
       hint: hint ?? 'Correct the file at that place, or fetch it again if it was downloaded.',
     })
   }
@@ -89,7 +90,8 @@ class JsonReader {
       const start = this.at
       if (this.text[this.at] !== '"') this.fail(`expected a key in double quotes, found ${this.seen()}`)
       const key = this.string()
-      if (this.options.duplicateKeys !== 'last' && Object.hasOwn(object, key)) this.fail(`the key ${quote(key)} appears twice`, start)
+      if (this.options.duplicateKeys !== 'last' && Object.hasOwn(object, key))
+        this.fail(`the key ${quote(key)} appears twice`, start)
       this.space()
       if (this.text[this.at] !== ':') this.fail(`expected ":" after the key ${quote(key)}, found ${this.seen()}`)
       this.at++
@@ -123,18 +125,17 @@ class JsonReader {
 
   private string(): string {
     const start = this.at
-    const pieces: string[] = []
+    let value = ''
     let from = ++this.at
     for (;;) {
       const code = this.text.charCodeAt(this.at)
       if (Number.isNaN(code)) this.fail('this string has no end', start)
       if (code < 0x20) this.fail('a control character inside a string')
       if (code === 0x22) {
-        const last = this.text.slice(from, this.at++)
-        return pieces.length === 0 ? last : pieces.join('') + last
+        return value + this.text.slice(from, this.at++)
       }
       if (code === 0x5c) {
-        pieces.push(this.text.slice(from, this.at), this.escape())
+        value += this.text.slice(from, this.at) + this.escape()
         from = this.at
       } else this.at++
     }
@@ -154,7 +155,25 @@ class JsonReader {
     return character
   }
 
+  /** A plain integer of up to 15 digits, most of what a header holds; undefined leaves it to the full syntax. */
+  private shortInteger(): number | undefined {
+    let value = 0
+    let end = this.at
+    let code = this.text.charCodeAt(end)
+    while (code >= 0x30 && code <= 0x39 && end - this.at < 16) {
+      value = value * 10 + code - 0x30
+      code = this.text.charCodeAt(++end)
+    }
+    const digits = end - this.at
+    const leadingZero = digits > 1 && this.text.charCodeAt(this.at) === 0x30
+    if (digits === 0 || digits > 15 || leadingZero || code === 0x2e || code === 0x45 || code === 0x65) return undefined
+    this.at = end
+    return value
+  }
+
   private scalar(): unknown {
+    const short = this.shortInteger()
+    if (short !== undefined) return short
     number.lastIndex = this.at
     const found = number.exec(this.text)
     if (found !== null) {

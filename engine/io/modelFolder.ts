@@ -48,14 +48,18 @@ export async function readJsonFile(path: string, options: Omit<JsonOptions, 'fil
     throw readError(error, path, 'JSON file')
   })
   const text = decodeUtf8(bytes)
-  if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, { hint: 'Save it as UTF-8, or fetch it again.' })
+  if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, {
+    hint: 'Save it as UTF-8, or fetch it again.',
+  })
   return parseJson(text, { file: path, duplicateKeys: 'last', python: true, ...options })
 }
 
 /** The JSON object in a file. With `keepNumbers`, `pythonJson` writes it again as it was. */
 export async function readJsonObject(path: string, options: Omit<JsonOptions, 'file'> = {}): Promise<HfConfig> {
   const value = await readJsonFile(path, options)
-  if (!isJsonObject(value)) throw new UnslothError('FILE_FORMAT', `${path}: not a JSON object.`, { hint: 'Fetch the file again.' })
+  if (!isJsonObject(value)) throw new UnslothError('FILE_FORMAT', `${path}: not a JSON object.`, {
+    hint: 'Fetch the file again.',
+  })
   return value
 }
 
@@ -70,12 +74,15 @@ export async function readModelFolder(path: string, expect?: 'model' | 'adapter'
   const names = new Set(
     await readdir(path).catch((error: unknown) => {
       if ((error as NodeJS.ErrnoException).code === 'ENOTDIR')
-        throw new UnslothError('FILE_NOT_FOUND', `${path}: a file, where the folder of a model is expected.`, { hint: 'Give the folder that has config.json.', cause: error })
+        throw new UnslothError('FILE_NOT_FOUND', `${path}: a file, where the folder of a model is expected.`, {
+          hint: 'Give the folder that has config.json.',
+          cause: error,
+        })
       throw readError(error, path, 'model folder')
     }),
   )
   if (names.has('config.json') && names.has('adapter_config.json'))
-    throw new UnslothError('MODEL_INVALID', `${path}: the folder has a LoRA adapter (adapter_config.json) and a base model (config.json).`, {
+    throw new UnslothError('MODEL_INVALID', `${path}: has a LoRA adapter (adapter_config.json) and a base model (config.json).`, {
       hint: 'Keep them in two folders, so that it is clear which one is meant.',
     })
   const kind: FolderKind = names.has('config.json') ? 'model' : names.has('adapter_config.json') ? 'adapter' : 'neither'
@@ -92,12 +99,16 @@ export async function readModelFolder(path: string, expect?: 'model' | 'adapter'
 
 function wrongKind(path: string, kind: FolderKind, expect: 'model' | 'adapter'): UnslothError {
   if (kind === 'neither') {
-    const file = expect === 'model' ? 'config.json' : 'adapter_config.json'
-    return new UnslothError('FILE_NOT_FOUND', `${path}: not ${expect === 'model' ? 'a model' : 'a LoRA adapter'}: ${file} is not there.`, {
+    const [what, file] = expect === 'model' ? ['a model', 'config.json'] : ['a LoRA adapter', 'adapter_config.json']
+    return new UnslothError('FILE_NOT_FOUND', `${path}: not ${what}: ${file} is not there.`, {
       hint: 'Give a folder in the layout of the Hugging Face Hub.',
     })
   }
   return kind === 'adapter'
-    ? new UnslothError('MODEL_INVALID', `${path}: a LoRA adapter, where a whole model is expected.`, { hint: 'Give the folder of its base model, or merge the adapter first.' })
-    : new UnslothError('MODEL_INVALID', `${path}: a whole model, where a LoRA adapter is expected.`, { hint: 'Give the folder that has adapter_config.json.' })
+    ? new UnslothError('MODEL_INVALID', `${path}: a LoRA adapter, where a whole model is expected.`, {
+      hint: 'Give the folder of its base model, or merge the adapter first.',
+    })
+    : new UnslothError('MODEL_INVALID', `${path}: a whole model, where a LoRA adapter is expected.`, {
+      hint: 'Give the folder that has adapter_config.json.',
+    })
 }

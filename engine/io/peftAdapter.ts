@@ -64,17 +64,23 @@ interface Halves {
 
 function completeModule(module: string, { a, b, embedding }: Halves, config: LoraConfig, where: string): LoraModule {
   if (a === undefined || b === undefined)
-    throw new UnslothError('MODEL_INVALID', `${where}: module ${quote(module)} has lora_${a === undefined ? 'B without lora_A' : 'A without lora_B'}.`, {
+    throw new UnslothError('MODEL_INVALID', `${where}: module ${quote(module)} lacks lora_${a === undefined ? 'A' : 'B'}.`, {
       hint: 'The adapter is incomplete: fetch or save it again.',
     })
   if (a.shape.length !== 2 || b.shape.length !== 2)
-    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: module ${quote(module)} is not a linear layer or an embedding (lora_A has ${a.shape.length} dimensions).`)
+    throw new UnslothError(
+      'MODEL_UNSUPPORTED',
+      `${where}: module ${quote(module)} is not a linear layer or an embedding (lora_A has ${a.shape.length} dimensions).`,
+    )
   const scaling = loraScaling(config, module, where)
   const stacked = config.targetParameters.length > 0 && a.shape[0]! % scaling.r === 0
   if (a.shape[0] !== b.shape[1] || (a.shape[0] !== scaling.r && !stacked))
-    throw new UnslothError('MODEL_INVALID', `${where}: module ${quote(module)}: lora_A [${a.shape.join(', ')}] and lora_B [${b.shape.join(', ')}] do not fit r = ${scaling.r} of ${adapterConfigFile}.`, {
-      hint: 'Configuration and weights belong to different adapters, or "r" or "rank_pattern" was changed.',
-    })
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `${where}: module ${quote(module)}: lora_A [${a.shape.join(', ')}] and lora_B [${b.shape.join(', ')}] do not fit ` +
+        `r = ${scaling.r} of ${adapterConfigFile}.`,
+      { hint: 'Configuration and weights belong to different adapters, or "r" or "rank_pattern" was changed.' },
+    )
   return { module, a, b, embedding, ...scaling }
 }
 
@@ -86,7 +92,9 @@ export async function openPeftAdapter(path: string): Promise<PeftAdapter> {
   const where = join(path, adapterWeightsFile)
   if (!names.includes(adapterWeightsFile))
     throw new UnslothError('FILE_NOT_FOUND', `${where}: no such file.`, {
-      hint: names.includes('adapter_model.bin') ? 'The adapter is stored as adapter_model.bin (pickle): save it again with PEFT as safetensors.' : 'The adapter is incomplete: fetch it again.',
+      hint: names.includes('adapter_model.bin')
+        ? 'The adapter is stored as adapter_model.bin (pickle): save it again with PEFT as safetensors.'
+        : 'The adapter is incomplete: fetch it again.',
     })
   const source = await openTensorSource(where)
   const halves = new Map<string, Halves>()
@@ -98,9 +106,13 @@ export async function openPeftAdapter(path: string): Promise<PeftAdapter> {
         hint: 'Merge the adapter into its base model with PEFT, and use the merged model.',
       })
     if (!key.startsWith(prefix))
-      throw new UnslothError('FILE_FORMAT', `${where}: tensor ${quote(key)} does not begin with "${prefix}".`, { hint: 'The file is not a PEFT adapter.' })
+      throw new UnslothError('FILE_FORMAT', `${where}: tensor ${quote(key)} does not begin with "${prefix}".`, {
+        hint: 'The file is not a PEFT adapter.',
+      })
     if (!['F32', 'F16', 'BF16'].includes(tensor.dtype))
-      throw new UnslothError('MODEL_UNSUPPORTED', `${where}: tensor ${quote(key)} has type ${tensor.dtype}.`, { hint: 'Save the adapter in float32, bfloat16 or float16.' })
+      throw new UnslothError('MODEL_UNSUPPORTED', `${where}: tensor ${quote(key)} has type ${tensor.dtype}.`, {
+        hint: 'Save the adapter in float32, bfloat16 or float16.',
+      })
     const inner = key.slice(prefix.length)
     const embedding = embeddingKey.exec(inner)
     const [, module, half] = embedding ?? loraKey.exec(inner) ?? []
@@ -113,7 +125,9 @@ export async function openPeftAdapter(path: string): Promise<PeftAdapter> {
     halves.set(module, pair)
   }
   if (halves.size === 0 && saved.size === 0)
-    throw new UnslothError('MODEL_INVALID', `${where}: the file has no tensors.`, { hint: 'The adapter is empty: save or fetch it again.' })
+    throw new UnslothError('MODEL_INVALID', `${where}: the file has no tensors.`, {
+      hint: 'The adapter is empty: save or fetch it again.',
+    })
   const modules = new Map([...halves].map(([module, pair]) => [module, completeModule(module, pair, lora, where)]))
   return { path, folder, weights: where, config: lora, modules, saved, warnings: [...warnings, ...source.warnings] }
 }
@@ -128,7 +142,12 @@ export interface AdapterTensor extends Omit<NamedTensor, 'name'> {
  * Writes adapter_model.safetensors and adapter_config.json into an existing folder, each in one step, the configuration last.
  * PEFT loads the result unchanged.
  */
-export async function writePeftAdapter(folder: string, config: LoraConfig, tensors: readonly AdapterTensor[], options: { fs?: FileSystem } = {}): Promise<void> {
+export async function writePeftAdapter(
+  folder: string,
+  config: LoraConfig,
+  tensors: readonly AdapterTensor[],
+  options: { fs?: FileSystem } = {},
+): Promise<void> {
   const named = tensors.map(({ module, part, ...tensor }) => ({ ...tensor, name: adapterKey(module, part) }))
   await writeSafetensors(join(folder, adapterWeightsFile), named, options)
   await writeFileAtomic(join(folder, adapterConfigFile), loraConfigJson(config), options)

@@ -101,7 +101,9 @@ const isOff = (value: unknown): boolean =>
   value === undefined || value === null || value === false || (typeof value === 'object' && Object.keys(value).length === 0)
 
 function unsupported(where: string, what: string): UnslothError {
-  return new UnslothError('MODEL_UNSUPPORTED', `${where}: ${what}, which is not supported.`, { hint: 'Merge the adapter into its base model with PEFT, and use the merged model.' })
+  return new UnslothError('MODEL_UNSUPPORTED', `${where}: ${what}, which is not supported.`, {
+    hint: 'Merge the adapter into its base model with PEFT, and use the merged model.',
+  })
 }
 
 function readPattern(config: Config, key: string): Record<string, number> {
@@ -117,9 +119,15 @@ function refuseFeatures({ values, where }: ConfigFile, config: Config): void {
   const bias = config.string('bias') ?? 'none'
   if (bias !== 'none') throw unsupported(where, `"bias" is ${quote(bias)}: the biases of the base model are trained, too`)
   const init = values.init_lora_weights
-  if (typeof init === 'string' && changesBase.test(init)) throw unsupported(where, `"init_lora_weights" is ${quote(init)}: this initialisation changes the base weights`)
+  if (typeof init === 'string' && changesBase.test(init)) throw unsupported(
+    where,
+    `"init_lora_weights" is ${quote(init)}: this initialisation changes the base weights`,
+  )
   for (const key of Object.keys(values))
-    if (!Object.hasOwn(plainConfig, key) && key.startsWith('use_') && !isOff(values[key])) throw unsupported(where, `${quote(key)} is set, a feature of a newer PEFT`)
+    if (!Object.hasOwn(plainConfig, key) && key.startsWith('use_') && !isOff(values[key])) throw unsupported(
+      where,
+      `${quote(key)} is set, a feature of a newer PEFT`,
+    )
 }
 
 /** Reads an adapter_config.json; features that would compute something else are refused with the reason. */
@@ -128,7 +136,9 @@ export function readLoraConfig(file: ConfigFile): { readonly lora: LoraConfig; r
   const config = new Config(values, where)
   refuseFeatures(file, config)
   const alpha = config.optionalNumber('lora_alpha')
-  if (alpha === undefined) throw new UnslothError('MODEL_INVALID', `${where}: "lora_alpha" is missing.`, { hint: 'Fetch or save the adapter again.' })
+  if (alpha === undefined) throw new UnslothError('MODEL_INVALID', `${where}: "lora_alpha" is missing.`, {
+    hint: 'Fetch or save the adapter again.',
+  })
   const targets = values.target_modules
   const init = values.init_lora_weights
   const lora: LoraConfig = {
@@ -159,7 +169,10 @@ function lookUp(patterns: Readonly<Record<string, number>>, module: string, fall
     try {
       expression = new RegExp(`^(?:.*\\.)?(?:${pattern})$`)
     } catch (cause) {
-      throw new UnslothError('MODEL_INVALID', `${where}: ${quote(pattern)} is not a regular expression.`, { hint: 'Correct rank_pattern or alpha_pattern.', cause })
+      throw new UnslothError('MODEL_INVALID', `${where}: ${quote(pattern)} is not a regular expression.`, {
+        hint: 'Correct rank_pattern or alpha_pattern.',
+        cause,
+      })
     }
     if (expression.test(module)) return value
   }
@@ -167,7 +180,11 @@ function lookUp(patterns: Readonly<Record<string, number>>, module: string, fall
 }
 
 /** Rank and scale of one module: y = Wx + scale·B(Ax). */
-export function loraScaling(config: LoraConfig, module: string, where = 'adapter_config.json'): { readonly r: number; readonly alpha: number; readonly scale: number } {
+export function loraScaling(
+  config: LoraConfig,
+  module: string,
+  where = 'adapter_config.json',
+): { readonly r: number; readonly alpha: number; readonly scale: number } {
   const r = lookUp(config.rankPattern, module, config.r, where)
   const alpha = lookUp(config.alphaPattern, module, config.alpha, where)
   return { r, alpha, scale: config.rslora ? alpha / Math.sqrt(r) : alpha / r }

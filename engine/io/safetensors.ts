@@ -66,7 +66,8 @@ export interface SafetensorsHeader {
 const fetchAgain = 'The file is damaged, most likely by an interrupted download or copy: fetch it again.'
 const notWritten = 'The file was not written by a safetensors library, or it is damaged: fetch or export it again.'
 
-const bad = (file: string, what: string, hint: string): UnslothError => new UnslothError('FILE_FORMAT', `${file}: ${what}.`, { hint })
+const bad = (file: string, what: string, hint: string): UnslothError =>
+  new UnslothError('FILE_FORMAT', `${file}: ${what}.`, { hint })
 const isDtype = (value: unknown): value is SafetensorsDtype => typeof value === 'string' && Object.hasOwn(dtypeBits, value)
 
 /** Number of elements; NaN when it exceeds what a number can count. */
@@ -98,46 +99,59 @@ function guessFormat(first: Uint8Array): string | undefined {
 
 /** The header length N from the first 8 bytes, checked against the file's size. */
 export function safetensorsHeaderLength(first: Uint8Array, fileBytes: number, file: string): number {
-  if (fileBytes < 8 || first.length < 8) throw bad(file, `only ${fileBytes} bytes long, too short for a safetensors file`, fetchAgain)
+  if (fileBytes < 8 || first.length < 8) throw bad(
+    file,
+    `only ${fileBytes} bytes long, too short for a safetensors file`,
+    fetchAgain,
+  )
   const length = new DataView(first.buffer, first.byteOffset, 8).getBigUint64(0, true)
   const guess = length > BigInt(Math.min(maxHeaderBytes, fileBytes - 8)) ? guessFormat(first) : undefined
   if (guess !== undefined) throw bad(file, 'not a safetensors file', `It looks like ${guess}.`)
   if (length > BigInt(maxHeaderBytes))
     throw bad(file, `the header length ${length} is over the format's limit of ${formatCount(maxHeaderBytes)} bytes`, notWritten)
   const header = Number(length)
-  if (8 + header > fileBytes) throw bad(file, `cut short: the header needs ${formatCount(8 + header)} bytes, the file has ${formatCount(fileBytes)}`, fetchAgain)
+  if (8 + header > fileBytes) throw bad(
+    file,
+    `cut short: the header needs ${formatCount(8 + header)} bytes, the file has ${formatCount(fileBytes)}`,
+    fetchAgain,
+  )
   if (header < 2) throw bad(file, `the header length ${header} is too small`, notWritten)
   return header
 }
 
-function readShape(value: unknown, file: string, tensor: string): readonly number[] {
-  if (!Array.isArray(value)) throw bad(file, `tensor ${tensor}: "shape" is not a list`, notWritten)
+function readShape(value: unknown, file: string, name: string): readonly number[] {
+  if (!Array.isArray(value)) throw bad(file, `tensor ${quote(name)}: "shape" is not a list`, notWritten)
   return value.map((size: unknown) => {
     if (typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0 || Object.is(size, -0))
-      throw bad(file, `tensor ${tensor}: "shape" has ${quote(String(JSON.stringify(size)), 40)} where a size is expected`, notWritten)
+      throw bad(
+        file,
+        `tensor ${quote(name)}: "shape" has ${quote(String(JSON.stringify(size)), 40)} where a size is expected`,
+        notWritten,
+      )
     return size
   })
 }
 
 function readEntry(name: string, value: unknown, dataBegin: number, file: string): TensorEntry {
-  const tensor = quote(name)
-  if (/\p{Surrogate}/u.test(name)) throw bad(file, `tensor ${tensor}: the name is not valid Unicode`, notWritten)
-  if (!isJsonObject(value)) throw bad(file, `tensor ${tensor}: its entry in the header is not an object`, notWritten)
+  if (/\p{Surrogate}/u.test(name)) throw bad(file, `tensor ${quote(name)}: the name is not valid Unicode`, notWritten)
+  if (!isJsonObject(value)) throw bad(file, `tensor ${quote(name)}: its entry in the header is not an object`, notWritten)
   const { dtype, shape: sizes, data_offsets: offsets } = value
   if (!isDtype(dtype)) {
     const given = dtype === undefined ? 'has no "dtype"' : `has the unknown dtype ${quote(String(JSON.stringify(dtype)), 40)}`
-    throw bad(file, `tensor ${tensor} ${given}`, `Known types: ${safetensorsDtypes.join(', ')}.`)
+    throw bad(file, `tensor ${quote(name)} ${given}`, `Known types: ${safetensorsDtypes.join(', ')}.`)
   }
-  const shape = readShape(sizes, file, tensor)
+  const shape = readShape(sizes, file, name)
   const [from, to] = Array.isArray(offsets) && offsets.length === 2 ? (offsets as unknown[]) : []
-  const isOffset = (offset: unknown): offset is number => typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= 0
+  const isOffset = (offset: unknown): offset is number => Number.isSafeInteger(offset) && (offset as number) >= 0
   if (!isOffset(from) || !isOffset(to) || !Number.isSafeInteger(dataBegin + to))
-    throw bad(file, `tensor ${tensor}: "data_offsets" is not a pair of byte offsets`, notWritten)
-  if (from > to) throw bad(file, `tensor ${tensor}: it ends (${to}) before it begins (${from})`, notWritten)
+    throw bad(file, `tensor ${quote(name)}: "data_offsets" is not a pair of byte offsets`, notWritten)
+  if (from > to) throw bad(file, `tensor ${quote(name)}: it ends (${to}) before it begins (${from})`, notWritten)
   const bytes = tensorBytes(dtype, shape)
   if (bytes !== to - from) {
     const needs = Number.isNaN(bytes) ? 'no whole number of bytes that a file can hold' : `${formatCount(bytes)} bytes`
-    throw bad(file, `tensor ${tensor}: ${dtype} of shape [${shape.slice(0, 8).join(', ')}${shape.length > 8 ? ', …' : ''}] needs ${needs}, its offsets span ${formatCount(to - from)}`, notWritten)
+    const sizesShown = `${shape.slice(0, 8).join(', ')}${shape.length > 8 ? ', …' : ''}`
+    const spans = formatCount(to - from)
+    throw bad(file, `tensor ${quote(name)}: ${dtype} of shape [${sizesShown}] needs ${needs}, its offsets span ${spans}`, notWritten)
   }
   return { name, dtype, shape, begin: dataBegin + from, end: dataBegin + to }
 }
@@ -159,14 +173,24 @@ function checkCoverage(tensors: readonly TensorEntry[], dataBegin: number, fileB
   let previous = ''
   for (const { name, begin, end } of tensors) {
     if (begin < position) throw bad(file, `tensor ${quote(name)} overlaps ${quote(previous)}`, notWritten)
-    if (begin > position) throw bad(file, `${formatCount(begin - position)} bytes before tensor ${quote(name)} belong to no tensor`, notWritten)
+    if (begin > position) throw bad(
+      file,
+      `${formatCount(begin - position)} bytes before tensor ${quote(name)} belong to no tensor`,
+      notWritten,
+    )
     position = end
     previous = name
   }
   const cut = tensors.find(({ end }) => end > fileBytes)
-  if (cut !== undefined)
-    throw bad(file, `cut short: tensor ${quote(cut.name)} ends at byte ${formatCount(cut.end)}, the file should have ${formatCount(position)} bytes and has ${formatCount(fileBytes)}`, fetchAgain)
-  if (position < fileBytes) throw bad(file, `${formatCount(fileBytes - position)} bytes after the last tensor belong to no tensor`, notWritten)
+  if (cut !== undefined) {
+    const sizes = `the file should have ${formatCount(position)} bytes and has ${formatCount(fileBytes)}`
+    throw bad(file, `cut short: tensor ${quote(cut.name)} ends at byte ${formatCount(cut.end)}, ${sizes}`, fetchAgain)
+  }
+  if (position < fileBytes) throw bad(
+    file,
+    `${formatCount(fileBytes - position)} bytes after the last tensor belong to no tensor`,
+    notWritten,
+  )
 }
 
 /** Parses the N header bytes of a file that is `fileBytes` long. Touches no file. */
@@ -177,7 +201,8 @@ export function parseSafetensorsHeader(header: Uint8Array, fileBytes: number, fi
   if (!text.startsWith('{')) throw bad(file, `the header begins with ${quote(text.slice(0, 1))} instead of "{"`, notWritten)
   const json = parseJson(text, { file: `${file} (header)`, hint: notWritten }) as Record<string, unknown>
   const tensors: TensorEntry[] = []
-  for (const [name, value] of Object.entries(json)) if (name !== '__metadata__') tensors.push(readEntry(name, value, dataBegin, file))
+  for (const [name, value] of Object.entries(json))
+    if (name !== '__metadata__') tensors.push(readEntry(name, value, dataBegin, file))
   tensors.sort((a, b) => a.begin - b.begin || a.end - b.end)
   const metadata = readMetadata(Object.hasOwn(json, '__metadata__') ? json.__metadata__ : undefined, file)
   checkCoverage(tensors, dataBegin, fileBytes, file)
@@ -207,7 +232,11 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
     const first = await readAt(handle, 0, 8)
     const length = safetensorsHeaderLength(first, size, path)
     const header = await readAt(handle, 8, length)
-    if (header.length < length) throw bad(path, 'the file became shorter while it was read', 'Wait until it is completely written, then try again.')
+    if (header.length < length) throw bad(
+      path,
+      'the file became shorter while it was read',
+      'Wait until it is completely written, then try again.',
+    )
     return parseSafetensorsHeader(header, size, path)
   } catch (error) {
     throw readError(error, path, `safetensors file ${basename(path)}`)

@@ -30,7 +30,10 @@ interface Layout {
 }
 
 /** Lays a file out as the reference writer does: larger types first, then by name; header padded to a multiple of 8. */
-export function layoutSafetensors(tensors: readonly TensorDeclaration[], metadata: Readonly<Record<string, string>> = { format: 'pt' }): Layout {
+export function layoutSafetensors(
+  tensors: readonly TensorDeclaration[],
+  metadata: Readonly<Record<string, string>> = { format: 'pt' },
+): Layout {
   const order = [...tensors].sort((a, b) => dtypeRank(b.dtype) - dtypeRank(a.dtype) || compareCodePoints(a.name, b.name))
   const offsets = new Map<string, readonly [number, number]>()
   const members = Object.keys(metadata).length > 0 ? [`"__metadata__":${JSON.stringify(metadata)}`] : []
@@ -39,14 +42,21 @@ export function layoutSafetensors(tensors: readonly TensorDeclaration[], metadat
     const bytes = tensorBytes(dtype, shape)
     if (name === '__metadata__' || offsets.has(name) || /\p{Surrogate}/u.test(name))
       throw new UnslothError('INTERNAL', `Tensor name ${quote(name)} is ${offsets.has(name) ? 'declared twice' : 'not allowed'}.`)
-    if (Number.isNaN(bytes)) throw new UnslothError('INTERNAL', `Tensor ${quote(name)}: ${dtype} of shape [${shape.join(', ')}] has no size in bytes.`)
+    if (Number.isNaN(bytes)) throw new UnslothError(
+      'INTERNAL',
+      `Tensor ${quote(name)}: ${dtype} of shape [${shape.join(', ')}] has no size in bytes.`,
+    )
     offsets.set(name, [position, position + bytes])
-    members.push(`${JSON.stringify(name)}:{"dtype":"${dtype}","shape":[${shape.join(',')}],"data_offsets":[${position},${position + bytes}]}`)
+    const offset = `[${position},${position + bytes}]`
+    members.push(`${JSON.stringify(name)}:{"dtype":"${dtype}","shape":[${shape.join(',')}],"data_offsets":${offset}}`)
     position += bytes
   }
   const json = Buffer.from(`{${members.join(',')}}`, 'utf8')
   const length = Math.ceil(json.length / 8) * 8
-  if (length > maxHeaderBytes) throw new UnslothError('INTERNAL', `The header of ${formatCount(length)} bytes is over the format's limit.`)
+  if (length > maxHeaderBytes) throw new UnslothError(
+    'INTERNAL',
+    `The header of ${formatCount(length)} bytes is over the format's limit.`,
+  )
   const head = Buffer.alloc(8 + length, ' ')
   head.writeBigUInt64LE(BigInt(length), 0)
   head.set(json, 8)
@@ -81,7 +91,11 @@ export class SafetensorsWriter implements TensorSink {
   }
 
   /** Creates the file; fails at once when the disk cannot hold it. */
-  static async open(path: string, tensors: readonly TensorDeclaration[], options: SafetensorsWriterOptions = {}): Promise<SafetensorsWriter> {
+  static async open(
+    path: string,
+    tensors: readonly TensorDeclaration[],
+    options: SafetensorsWriterOptions = {},
+  ): Promise<SafetensorsWriter> {
     const { fs = nodeFileSystem, metadata } = options
     const layout = layoutSafetensors(tensors, metadata)
     await checkFreeSpace(dirname(path), layout.fileBytes, path, fs)
@@ -97,7 +111,10 @@ export class SafetensorsWriter implements TensorSink {
     await this.guard(async () => {
       const place = this.layout.places.get(name)
       if (place === undefined || !this.missing.has(name))
-        throw new UnslothError('INTERNAL', `${this.path}: tensor ${quote(name)} was ${place === undefined ? 'not declared' : 'written twice'}.`)
+        throw new UnslothError(
+          'INTERNAL',
+          `${this.path}: tensor ${quote(name)} was ${place === undefined ? 'not declared' : 'written twice'}.`,
+        )
       this.missing.delete(name)
       const [begin, end] = place
       let position = begin
@@ -157,7 +174,10 @@ export class SafetensorsWriter implements TensorSink {
   }
 
   private wrongLength(name: string, expected: number, given: string): UnslothError {
-    return new UnslothError('INTERNAL', `${this.path}: tensor ${quote(name)} needs ${formatCount(expected)} bytes and was given ${given}.`)
+    return new UnslothError(
+      'INTERNAL',
+      `${this.path}: tensor ${quote(name)} needs ${formatCount(expected)} bytes and was given ${given}.`,
+    )
   }
 
   private async guard(work: () => Promise<void>): Promise<void> {
@@ -200,6 +220,10 @@ export async function writeTensors(sink: TensorSink, tensors: readonly NamedTens
 }
 
 /** Writes one safetensors file at `path`, atomically. */
-export async function writeSafetensors(path: string, tensors: readonly NamedTensor[], options: SafetensorsWriterOptions = {}): Promise<SinkResult> {
+export async function writeSafetensors(
+  path: string,
+  tensors: readonly NamedTensor[],
+  options: SafetensorsWriterOptions = {},
+): Promise<SinkResult> {
   return writeTensors(await SafetensorsWriter.open(path, tensors, options), tensors)
 }

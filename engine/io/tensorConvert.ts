@@ -11,7 +11,8 @@ function view<T>(bytes: Uint8Array, width: number, make: (buffer: ArrayBufferLik
   return make(aligned.buffer, aligned.byteOffset, Math.floor(bytes.length / width))
 }
 
-const asUint16 = (bytes: Uint8Array): Uint16Array => view(bytes, 2, (buffer, offset, length) => new Uint16Array(buffer, offset, length))
+const asUint16 = (bytes: Uint8Array): Uint16Array =>
+  view(bytes, 2, (buffer, offset, length) => new Uint16Array(buffer, offset, length))
 
 /** Value of a half-precision pattern. */
 export function halfToNumber(bits: number): number {
@@ -91,7 +92,9 @@ const decoders: Partial<Record<SafetensorsDtype, (bytes: Uint8Array) => ArrayLik
 export function decodeElements(dtype: SafetensorsDtype, bytes: Uint8Array, where: string): ArrayLike<number | bigint> {
   const decode = decoders[dtype]
   if (decode === undefined)
-    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: elements of type ${dtype} cannot be read as numbers.`, { hint: 'Use a 16- or 32-bit version of the model.' })
+    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: elements of type ${dtype} cannot be read as numbers.`, {
+      hint: 'Use a 16- or 32-bit version of the model.',
+    })
   return decode(bytes)
 }
 

@@ -40,8 +40,10 @@ export function groupTensors(tensors: Iterable<DescribedTensor>): readonly Tenso
     const key = JSON.stringify([parts.map((part) => (isIndex(part) ? null : part)), tensor.dtype, tensor.shape])
     const numbers = parts.filter(isIndex).map(Number)
     const group = groups.get(key)
-    if (group === undefined) groups.set(key, { first: tensor, count: 1, bytes: tensor.bytes, indices: numbers.map((number) => new Set([number])) })
-    else {
+    if (group === undefined) {
+      const indices = numbers.map((number) => new Set([number]))
+      groups.set(key, { first: tensor, count: 1, bytes: tensor.bytes, indices })
+    } else {
       group.count++
       group.bytes += tensor.bytes
       numbers.forEach((number, place) => group.indices[place]!.add(number))
@@ -87,7 +89,8 @@ export function parametersByType(tensors: ReadonlyMap<string, DescribedTensor>):
     if (quantisationPart.test(tensor.name)) continue
     const packed = ['nf4', 'fp4'].find((type) => tensors.has(`${tensor.name}.quant_state.bitsandbytes__${type}`))
     const elements = elementCount(tensor.shape)
-    rows.push(packed === undefined ? [tensor.dtype, elements, tensor.bytes] : [packed.toUpperCase(), 2 * tensor.bytes, tensor.bytes])
+    if (packed === undefined) rows.push([tensor.dtype, elements, tensor.bytes])
+    else rows.push([packed.toUpperCase(), 2 * tensor.bytes, tensor.bytes])
   }
   return sum(rows)
 }

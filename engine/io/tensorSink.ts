@@ -31,7 +31,8 @@ export interface TensorSink {
   abort(): Promise<void>
 }
 
-const units: Record<string, number> = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30, TIB: 2 ** 40 }
+const decimal = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12 }
+const units: Readonly<Record<string, number>> = { ...decimal, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30, TIB: 2 ** 40 }
 
 /** "5GB", "500 MB", "2GiB" or a number of bytes; decimal units as the Python libraries count them. */
 export function parseSize(size: string | number): number {
@@ -39,7 +40,9 @@ export function parseSize(size: string | number): number {
   const factor = units[(unit ?? '').toUpperCase() || 'B']
   const bytes = factor === undefined ? NaN : Math.floor(Number(digits) * factor)
   if (!Number.isSafeInteger(bytes) || bytes < 1)
-    throw new UnslothError('USAGE', `${quote(String(size))} is not a size.`, { hint: 'Write a number and a unit, such as 500MB or 5GB.' })
+    throw new UnslothError('USAGE', `${quote(String(size))} is not a size.`, {
+      hint: 'Write a number and a unit, such as 500MB or 5GB.',
+    })
   return bytes
 }
 
@@ -102,14 +105,22 @@ export class ModelWriter implements TensorSink {
   }
 
   /** Creates the shard files; fails at once when the disk cannot hold the model. */
-  static async open(folder: string, tensors: readonly TensorDeclaration[], options: ModelWriterOptions = {}): Promise<ModelWriter> {
+  static async open(
+    folder: string,
+    tensors: readonly TensorDeclaration[],
+    options: ModelWriterOptions = {},
+  ): Promise<ModelWriter> {
     const { fs = nodeFileSystem, metadata } = options
     const shards = planShards(tensors, parseSize(options.maxShardSize ?? '5GB'))
-    await checkFreeSpace(folder, tensors.reduce((sum, { dtype, shape }) => sum + tensorBytes(dtype, shape), 0), join(folder, weightsFile), fs)
+    const needed = tensors.reduce((sum, { dtype, shape }) => sum + tensorBytes(dtype, shape), 0)
+    await checkFreeSpace(folder, needed, join(folder, weightsFile), fs)
     const writers: SafetensorsWriter[] = []
     try {
       for (const [index, shard] of shards.entries())
-        writers.push(await SafetensorsWriter.open(join(folder, shardName(index, shards.length)), shard, { fs, ...(metadata && { metadata }) }))
+        writers.push(await SafetensorsWriter.open(join(folder, shardName(index, shards.length)), shard, {
+          fs,
+          ...(metadata && { metadata }),
+        }))
     } catch (error) {
       for (const writer of writers) await writer.abort()
       throw error

@@ -50,7 +50,14 @@ function locate(header: SafetensorsHeader, path: string): TensorLocation[] {
 async function openFile(path: string): Promise<TensorSource> {
   const header = await readSafetensorsHeader(path)
   const tensors = new Map(locate(header, path).map((tensor) => [tensor.name, tensor]))
-  return { path, tensors, metadata: header.metadata, files: [path], totalBytes: header.fileBytes - header.dataBegin, warnings: [] }
+  return {
+    path,
+    tensors,
+    metadata: header.metadata,
+    files: [path],
+    totalBytes: header.fileBytes - header.dataBegin,
+    warnings: [],
+  }
 }
 
 interface ShardIndex {
@@ -61,7 +68,9 @@ interface ShardIndex {
 
 /** A shard must lie in the model's own folder, whatever a downloaded index says. */
 const isInside = (file: string): boolean =>
-  file !== '' && !isAbsolute(file) && !/[\\:\0]/.test(file) && !file.split('/').some((part) => part === '..' || part === '.' || part === '')
+  file !== '' && !isAbsolute(file) && !/[\\:\0]/.test(file) && !file.split('/').some(
+    (part) => part === '..' || part === '.' || part === '',
+  )
 
 async function readIndex(path: string): Promise<ShardIndex> {
   const bytes = await readFile(path).catch((error: unknown) => {
@@ -71,13 +80,17 @@ async function readIndex(path: string): Promise<ShardIndex> {
   if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, { hint: fetchAgain })
   const json = parseJson(text, { file: path })
   const map = isJsonObject(json) && Object.hasOwn(json, 'weight_map') ? json.weight_map : undefined
-  if (!isJsonObject(map)) throw new UnslothError('FILE_FORMAT', `${path}: has no "weight_map" object.`, { hint: 'Fetch the index file again.' })
+  if (!isJsonObject(map)) throw new UnslothError('FILE_FORMAT', `${path}: has no "weight_map" object.`, {
+    hint: 'Fetch the index file again.',
+  })
   const shards = new Map<string, string[]>()
   for (const [tensor, file] of Object.entries(map)) {
-    if (typeof file !== 'string' || !isInside(file))
-      throw new UnslothError('FILE_FORMAT', `${path}: "weight_map" puts tensor ${quote(tensor)} in ${quote(String(JSON.stringify(file)))}, which is not a file of this folder.`, {
+    if (typeof file !== 'string' || !isInside(file)) {
+      const place = `${quote(String(JSON.stringify(file)))}, which is not a file of this folder`
+      throw new UnslothError('FILE_FORMAT', `${path}: "weight_map" puts tensor ${quote(tensor)} in ${place}.`, {
         hint: 'Fetch the index file again from a source you trust.',
       })
+    }
     const names = shards.get(file)
     if (names === undefined) shards.set(file, [tensor])
     else names.push(tensor)
@@ -94,7 +107,11 @@ async function openShards(index: string): Promise<TensorSource> {
   for (const file of shards.keys()) if (!(await exists(join(folder, file)))) missing.push(file)
   if (missing.length > 0) {
     const named = `${missing.slice(0, 5).map((file) => quote(file)).join(', ')}${missing.length > 5 ? ', …' : ''}`
-    throw new UnslothError('FILE_NOT_FOUND', `${folder}: ${missing.length} of ${shards.size} weight files are missing: ${named}.`, { hint: fetchAgain })
+    throw new UnslothError(
+      'FILE_NOT_FOUND',
+      `${folder}: ${missing.length} of ${shards.size} weight files are missing: ${named}.`,
+      { hint: fetchAgain },
+    )
   }
   const tensors = new Map<string, TensorLocation>()
   const files: string[] = []
@@ -114,10 +131,13 @@ async function openShards(index: string): Promise<TensorSource> {
       totalBytes += tensor.bytes
     }
     const [absent] = wanted
-    if (absent !== undefined)
-      throw new UnslothError('FILE_FORMAT', `${path}: tensor ${quote(absent)} is not in this file, although ${basename(index)} says so${wanted.size > 1 ? ` (and ${wanted.size - 1} more)` : ''}.`, {
+    if (absent !== undefined) {
+      const more = wanted.size > 1 ? ` (and ${wanted.size - 1} more)` : ''
+      const claim = `although ${basename(index)} says so${more}`
+      throw new UnslothError('FILE_FORMAT', `${path}: tensor ${quote(absent)} is not in this file, ${claim}.`, {
         hint: 'Index and weight files belong to different versions of the model: fetch all of them again.',
       })
+    }
     if (files.length === 0) metadata = header.metadata
     files.push(path)
   }
@@ -166,7 +186,10 @@ const maxReadBytes = 2 ** 31
 /** The bytes of a tensor. */
 export async function readTensorBytes(tensor: TensorLocation): Promise<Uint8Array> {
   if (tensor.bytes > maxReadBytes)
-    throw new UnslothError('MEMORY', `${tensor.path}: tensor ${quote(tensor.name)} of ${formatBytes(tensor.bytes)} is too large to be read at once.`)
+    throw new UnslothError(
+      'MEMORY',
+      `${tensor.path}: tensor ${quote(tensor.name)} of ${formatBytes(tensor.bytes)} is too large to be read at once.`,
+    )
   const chunks: Uint8Array[] = []
   for await (const chunk of streamTensor(tensor, Math.max(1, tensor.bytes))) chunks.push(chunk)
   return chunks[0] ?? new Uint8Array(0)
@@ -182,7 +205,9 @@ export async function* streamTensor(tensor: TensorLocation, chunkBytes = 4 << 20
       const want = Math.min(chunkBytes, tensor.bytes - done)
       const chunk = await readAt(handle, tensor.offset + done, want)
       if (chunk.length < want)
-        throw new UnslothError('FILE_FORMAT', `${tensor.path}: the file ends inside tensor ${quote(tensor.name)}.`, { hint: fetchAgain })
+        throw new UnslothError('FILE_FORMAT', `${tensor.path}: the file ends inside tensor ${quote(tensor.name)}.`, {
+          hint: fetchAgain,
+        })
       yield chunk
       done += want
     }
@@ -194,7 +219,11 @@ export async function* streamTensor(tensor: TensorLocation, chunkBytes = 4 << 20
 }
 
 const label = (tensor: TensorLocation): string => `${tensor.path}: tensor ${quote(tensor.name)}`
-const decode = async (tensor: TensorLocation): Promise<ArrayLike<number | bigint>> => decodeElements(tensor.dtype, await readTensorBytes(tensor), label(tensor))
+const decode = async (tensor: TensorLocation): Promise<ArrayLike<number | bigint>> => decodeElements(
+  tensor.dtype,
+  await readTensorBytes(tensor),
+  label(tensor),
+)
 
 /** A tensor's elements as float32 (F64 and integers are rounded). */
 export async function readFloat32(tensor: TensorLocation): Promise<Float32Array> {
@@ -215,7 +244,9 @@ export async function readInt32(tensor: TensorLocation): Promise<Int32Array> {
   for (let i = 0; i < values.length; i++) {
     result[i] = Number(values[i])
     if (result[i] !== Number(values[i]))
-      throw new UnslothError('FILE_FORMAT', `${label(tensor)}: element ${i} (${values[i]}) is not a 32-bit integer.`, { hint: 'The file does not hold what is expected here.' })
+      throw new UnslothError('FILE_FORMAT', `${label(tensor)}: element ${i} (${values[i]}) is not a 32-bit integer.`, {
+        hint: 'The file does not hold what is expected here.',
+      })
   }
   return result
 }

@@ -7,7 +7,12 @@ import { writeSafetensors, type NamedTensor } from '../../engine/io/safetensorsW
 import { groupTensors, parametersByType, totalsByType } from '../../engine/io/tensorGroups.ts'
 import { failure, fixture, useFolder } from './io/support.ts'
 
-const zeros = (name: string, shape: number[]): NamedTensor => ({ name, dtype: 'BF16', shape, data: new Uint8Array(2 * shape.reduce((a, b) => a * b, 1)) })
+const zeros = (name: string, shape: number[]): NamedTensor => ({
+  name,
+  dtype: 'BF16',
+  shape,
+  data: new Uint8Array(2 * shape.reduce((a, b) => a * b, 1)),
+})
 
 describe('inspect', () => {
   const folder = useFolder()
@@ -15,7 +20,10 @@ describe('inspect', () => {
   async function writeModel(): Promise<void> {
     for (const name of ['config.json', 'generation_config.json']) copyFileSync(fixture(`model/${name}`), join(folder(), name))
     writeFileSync(join(folder(), 'tokenizer.json'), '{}')
-    const layers = [0, 1, 2, 4].flatMap((layer) => [zeros(`model.layers.${layer}.q.weight`, [2, 3]), zeros(`model.layers.${layer}.norm.weight`, [layer === 2 ? 5 : 3])])
+    const layers = [0, 1, 2, 4].flatMap((layer) => [
+      zeros(`model.layers.${layer}.q.weight`, [2, 3]),
+      zeros(`model.layers.${layer}.norm.weight`, [layer === 2 ? 5 : 3]),
+    ])
     await writeSafetensors(join(folder(), 'model.safetensors'), [zeros('lm_head.weight', [1000, 3]), ...layers])
   }
 
@@ -70,12 +78,20 @@ BF16        9     3,038  5.9 KB
     const report = JSON.parse(await inspect(folder(), { json: true })) as Awaited<ReturnType<typeof inspectPath>>
     assert.deepEqual([report.kind, report.parameters.total, report.bytes, report.tensors.length], ['model', 3038, 6076, 9])
     assert.deepEqual(report.tensors[0], { name: 'lm_head.weight', dtype: 'BF16', shape: [1000, 3], bytes: 6000 })
-    assert.deepEqual([report.facts.Architecture, report.facts['Context length'], report.metadata], ['LlamaForCausalLM', 256, { format: 'pt' }])
+    assert.deepEqual([report.facts.Architecture, report.facts['Context length'], report.metadata], [
+      'LlamaForCausalLM',
+      256,
+      { format: 'pt' },
+    ])
   })
 
   it('shows an adapter', async () => {
     const text = await inspect(fixture('adapter'))
-    for (const line of [/: LoRA adapter$/m, /^Base model +llama$/m, /^Rank \(r\) +4$/m, /^Alpha +8$/m, /^Scale +2$/m, /^Adapted modules +14: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj$/m, /^Parameters +9,728 \(9\.73K F32\)$/m])
+    for (const line of [
+      /: LoRA adapter$/m, /^Base model +llama$/m, /^Rank \(r\) +4$/m, /^Alpha +8$/m, /^Scale +2$/m,
+      /^Adapted modules +14: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj$/m,
+      /^Parameters +9,728 \(9\.73K F32\)$/m,
+    ])
       assert.match(text, line)
   })
 
@@ -112,10 +128,14 @@ describe('tensor groups', () => {
   })
 
   it('joins only what differs in numbers alone', () => {
-    const tensor = (name: string, shape = [1]): { name: string; dtype: 'U8'; shape: number[]; bytes: number } => ({ name, dtype: 'U8', shape, bytes: 1 })
+    const tensor = (name: string, shape = [1]): {
+      name: string; dtype: 'U8'; shape: number[]; bytes: number,
+    } => ({ name, dtype: 'U8', shape, bytes: 1 })
     const names = (...list: string[]): string[] => groupTensors(list.map((name) => tensor(name))).map(({ name, count }) => `${name} ×${count}`)
     assert.deepEqual(names('l.0.e.0.w', 'l.0.e.1.w', 'l.1.e.0.w', 'l.1.e.1.w'), ['l.{0…1}.e.{0…1}.w ×4'])
-    assert.deepEqual(names('l.0.w', 'l.00.w', 'l.#.w', 'l.1.w', 'l1.w', '5'), ['l.{0…1}.w ×2', 'l.00.w ×1', 'l.#.w ×1', 'l1.w ×1', '5 ×1'])
+    assert.deepEqual(names('l.0.w', 'l.00.w', 'l.#.w', 'l.1.w', 'l1.w', '5'), [
+      'l.{0…1}.w ×2', 'l.00.w ×1', 'l.#.w ×1', 'l1.w ×1', '5 ×1',
+    ])
     assert.equal(groupTensors([tensor('a.0', [1]), tensor('a.1', [2])]).length, 2)
   })
 })

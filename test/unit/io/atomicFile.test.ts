@@ -1,7 +1,13 @@
 import assert from 'node:assert/strict'
 import { chmodSync, lstatSync, mkdirSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { cleanPartials, releaseTemporary, temporaryBeside, writeFileAtomic, writeFolderAtomic } from '../../../engine/io/atomicFile.ts'
+import {
+  cleanPartials,
+  releaseTemporary,
+  temporaryBeside,
+  writeFileAtomic,
+  writeFolderAtomic,
+} from '../../../engine/io/atomicFile.ts'
 import { failingFileSystem, failure, useFolder } from './support.ts'
 import type { FileSystem } from '../../../engine/io/fileSystem.ts'
 
@@ -28,7 +34,10 @@ describe('atomic files', () => {
   it('keeps the old content and leaves nothing when writing fails', async () => {
     writeFileSync(at('a'), 'old')
     for (let failAt = 0; failAt < 4; failAt++) {
-      await assert.rejects(writeFileAtomic(at('a'), 'new', { fs: failingFileSystem(failAt, 'ENOSPC') }), failure('FILE_WRITE', /a: could not be written: the disk is full/, /are free in/))
+      await assert.rejects(
+        writeFileAtomic(at('a'), 'new', { fs: failingFileSystem(failAt, 'ENOSPC') }),
+        failure('FILE_WRITE', /a: could not be written: the disk is full/, /are free in/),
+      )
       assert.equal(readFileSync(at('a'), 'utf8'), 'old')
       assert.deepEqual(readdirSync(folder()), ['a'])
     }

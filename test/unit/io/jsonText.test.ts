@@ -16,7 +16,10 @@ describe('JSON parser', () => {
       if (kind === 3) return Math.floor(next() * 1000) - 500
       if (kind === 4) return String.fromCharCode(...Array.from({ length: 5 }, () => next() * (next() < 0.5 ? 128 : 0xd7ff)))
       if (kind === 5) return Array.from({ length: Math.floor(next() * 4) }, () => make(depth + 1))
-      return Object.fromEntries(Array.from({ length: Math.floor(next() * 4) }, (_, i) => [`${i}${String.fromCharCode(next() * 200)}`, make(depth + 1)]))
+      return Object.fromEntries(Array.from({ length: Math.floor(next() * 4) }, (_, i) => [
+        `${i}${String.fromCharCode(next() * 200)}`,
+        make(depth + 1),
+      ]))
     }
     for (let i = 0; i < 500; i++) {
       const value = make(0)
@@ -25,7 +28,11 @@ describe('JSON parser', () => {
   })
 
   it('agrees with JSON.parse on what is valid', () => {
-    const texts = ['', ' ', '1', '-', '-1', '01', '1.', '.5', '1e5', '1E+2', '1e', '+1', '"a', '"\\x"', '"\\u12"', '"\\u00e9\\/"', '"\t"', '[1,]', '[,]', '{"a":1,}', '{a:1}', "{'a':1}", '{"a" 1}', '{"a":}', '[1 2]', 'true', 'True', 'nul', '[]]', '{}x', '\u00a01', '[1]//', 'NaN', '-Infinity', '"\u2028"', '{"__proto__":1}', '{"":{"":0}}']
+    const texts = [
+      '', ' ', '1', '-', '-1', '01', '1.', '.5', '1e5', '1E+2', '1e', '+1', '"a', '"\\x"', '"\\u12"', '"\\u00e9\\/"', '"\t"',
+      '[1,]', '[,]', '{"a":1,}', '{a:1}', "{'a':1}", '{"a" 1}', '{"a":}', '[1 2]', 'true', 'True', 'nul', '[]]', '{}x', '\u00a01',
+      '[1]//', 'NaN', '-Infinity', '"\u2028"', '{"__proto__":1}', '{"":{"":0}}',
+    ]
     for (const text of texts) {
       let expected: unknown
       let valid = true
@@ -40,8 +47,14 @@ describe('JSON parser', () => {
   })
 
   it('tells line and column', () => {
-    assert.throws(() => parse('{\n  "a": 1,\n  "b": tru\n}'), failure('FILE_FORMAT', /^c\.json: line 3, column 8: .*expected a value, found "tru"/))
-    assert.throws(() => parse('{\n  "a": 1\n  "b": 2\n}'), failure('FILE_FORMAT', /line 3, column 3: .*expected "," or "}", found "\\?""/))
+    assert.throws(
+      () => parse('{\n  "a": 1,\n  "b": tru\n}'),
+      failure('FILE_FORMAT', /^c\.json: line 3, column 8: .*expected a value, found "tru"/),
+    )
+    assert.throws(
+      () => parse('{\n  "a": 1\n  "b": 2\n}'),
+      failure('FILE_FORMAT', /line 3, column 3: .*expected "," or "}", found "\\?""/),
+    )
     assert.throws(() => parse('{"a": [1'), failure('FILE_FORMAT', /line 1, column 9: .*end of the file/))
     assert.throws(() => parse('{"a": "x'), failure('FILE_FORMAT', /line 1, column 7: .*no end/))
   })
@@ -54,17 +67,25 @@ describe('JSON parser', () => {
 
   it('bounds the depth and survives what would exhaust the stack', () => {
     assert.doesNotThrow(() => parse('['.repeat(100) + ']'.repeat(100)))
-    for (const open of ['[', '{"a":', '[{"a":']) assert.throws(() => parse(open.repeat(1_000_000)), failure('FILE_FORMAT', /nested more than 100/))
+    for (const open of ['[', '{"a":', '[{"a":']) assert.throws(
+      () => parse(open.repeat(1_000_000)),
+      failure('FILE_FORMAT', /nested more than 100/),
+    )
   })
 
   it('reads what Python writes, and a byte order mark', () => {
-    assert.deepEqual(parseJson('\ufeff[NaN, Infinity, -Infinity, -1]', { file: 'f', python: true }), [NaN, Infinity, -Infinity, -1])
+    assert.deepEqual(parseJson('\ufeff[NaN, Infinity, -Infinity, -1]', { file: 'f', python: true }), [
+      NaN, Infinity, -Infinity, -1,
+    ])
     assert.equal(decodeUtf8(Uint8Array.of(0xff)), undefined)
   })
 
   it('keeps numbers so that they can be written as they were', () => {
     const text = '{"big": 1000000000000000019884624838656, "eps": 1e-06, "one": 1.0, "inf": -Infinity, "n": 5}'
-    assert.equal(pythonJson(parseJson(text, { file: 'f', python: true, keepNumbers: true }), { indent: undefined, sortKeys: false }), text)
+    assert.equal(
+      pythonJson(parseJson(text, { file: 'f', python: true, keepNumbers: true }), { indent: undefined, sortKeys: false }),
+      text,
+    )
   })
 })
 
@@ -73,7 +94,10 @@ describe('JSON as Python writes it', () => {
     // Expected texts from json.dumps of Python 3.11.
     const expected: [number, string][] = [
       [0, '0.0'], [-0, '-0.0'], [1, '1.0'], [1e-5, '1e-05'], [1e-4, '0.0001'], [0.00012345, '0.00012345'], [1e-6, '1e-06'], [1.5e-7, '1.5e-07'],
-      [123456.789, '123456.789'], [1e15, '1000000000000000.0'], [1e16, '1e+16'], [1.2345e16, '1.2345e+16'], [9007199254740992, '9007199254740992.0'],
+      [123456.789, '123456.789'], [1e15, '1000000000000000.0'], [1e16, '1e+16'], [1.2345e16, '1.2345e+16'], [
+        9007199254740992,
+        '9007199254740992.0',
+      ],
       [1e22, '1e+22'], [1e300, '1e+300'], [5e-324, '5e-324'], [0.1, '0.1'], [-2.5, '-2.5'], [3e-5, '3e-05'], [1e17, '1e+17'],
       [123456789012345680, '1.2345678901234568e+17'], [0.05, '0.05'], [10000, '10000.0'],
     ]
@@ -86,7 +110,12 @@ describe('JSON as Python writes it', () => {
   })
 
   it('escapes, indents and sorts like json.dumps(indent=2, sort_keys=True)', () => {
-    const value = { b: [1, 2.5, {}], a: { z: [], y: null, 'é': 'ü\x7f\u2028\u{1f600}"\\\n', none: undefined }, '\uffff': new PyFloat(1), '\u{1f600}': 2n }
+    const value = {
+      b: [1, 2.5, {}],
+      a: { z: [], y: null, 'é': 'ü\x7f\u2028\u{1f600}"\\\n', none: undefined },
+      '\uffff': new PyFloat(1),
+      '\u{1f600}': 2n,
+    }
     assert.equal(
       pythonJson(value),
       '{\n  "a": {\n    "y": null,\n    "z": [],\n    "\\u00e9": "\\u00fc\\u007f\\u2028\\ud83d\\ude00\\"\\\\\\n"\n  },\n  "b": [\n    1,\n    2.5,\n    {}\n  ],\n  "\\uffff": 1.0,\n  "\\ud83d\\ude00": 2\n}',

@@ -24,19 +24,31 @@ describe('model folder', () => {
   it('tells model, adapter, both and neither', async () => {
     assert.equal((await readModelFolder(folder())).kind, 'neither')
     await assert.rejects(readModelFolder(folder(), 'model'), failure('FILE_NOT_FOUND', /not a model: config\.json is not there/))
-    await assert.rejects(readModelFolder(folder(), 'adapter'), failure('FILE_NOT_FOUND', /not a LoRA adapter: adapter_config\.json/))
+    await assert.rejects(
+      readModelFolder(folder(), 'adapter'),
+      failure('FILE_NOT_FOUND', /not a LoRA adapter: adapter_config\.json/),
+    )
     put('adapter_config.json', '{"r": 4}')
     assert.equal((await readModelFolder(folder(), 'adapter')).adapterConfig!.values.r, 4)
-    await assert.rejects(readModelFolder(folder(), 'model'), failure('MODEL_INVALID', /LoRA adapter, where a whole model/, /base model/))
+    await assert.rejects(
+      readModelFolder(folder(), 'model'),
+      failure('MODEL_INVALID', /LoRA adapter, where a whole model/, /base model/),
+    )
     put('config.json', '{}')
-    await assert.rejects(readModelFolder(folder()), failure('MODEL_INVALID', /has a LoRA adapter \(adapter_config\.json\) and a base model \(config\.json\)/, /two folders/))
+    await assert.rejects(
+      readModelFolder(folder()),
+      failure('MODEL_INVALID', /has a LoRA adapter \(adapter_config\.json\) and a base model \(config\.json\)/, /two folders/),
+    )
     await assert.rejects(readModelFolder(join(folder(), 'config.json')), failure('FILE_NOT_FOUND', /a file, where the folder/))
     await assert.rejects(readModelFolder(join(folder(), 'none')), failure('FILE_NOT_FOUND', /no such file/))
   })
 
   it('names file, line and column of broken JSON', async () => {
     put('config.json', '{\n  "a": 1,\n  "b" 2\n}')
-    await assert.rejects(readModelFolder(folder()), failure('FILE_FORMAT', /config\.json: line 3, column 7: .*expected ":" after the key "b"/))
+    await assert.rejects(
+      readModelFolder(folder()),
+      failure('FILE_FORMAT', /config\.json: line 3, column 7: .*expected ":" after the key "b"/),
+    )
     put('config.json', '[]')
     await assert.rejects(readModelFolder(folder()), failure('FILE_FORMAT', /config\.json: not a JSON object/))
     writeFileSync(join(folder(), 'config.json'), Buffer.from([0x7b, 0xff, 0x7d]))

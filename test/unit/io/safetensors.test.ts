@@ -2,7 +2,13 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { parseSafetensorsHeader, readSafetensorsHeader, safetensorsHeaderLength, tensorBytes, type SafetensorsHeader } from '../../../engine/io/safetensors.ts'
+import {
+  parseSafetensorsHeader,
+  readSafetensorsHeader,
+  safetensorsHeaderLength,
+  tensorBytes,
+  type SafetensorsHeader,
+} from '../../../engine/io/safetensors.ts'
 import { failure, fileOf, fixture, useFolder } from './support.ts'
 
 const parse = (file: Uint8Array): SafetensorsHeader => {
@@ -30,22 +36,52 @@ describe('safetensors header', () => {
   })
 
   it('knows every type with its size', () => {
-    const sizes: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, I16: 2, I8: 1, U8: 1, BOOL: 1, F8_E4M3: 1, F8_E5M2: 1, F8_E8M0: 1, U16: 2, U32: 4, U64: 8, C64: 8, F4: 0.5, F6_E2M3: 0.75, F6_E3M2: 0.75 }
+    const sizes: Record<string, number> = {
+      F64: 8,
+      F32: 4,
+      F16: 2,
+      BF16: 2,
+      I64: 8,
+      I32: 4,
+      I16: 2,
+      I8: 1,
+      U8: 1,
+      BOOL: 1,
+      F8_E4M3: 1,
+      F8_E5M2: 1,
+      F8_E8M0: 1,
+      U16: 2,
+      U32: 4,
+      U64: 8,
+      C64: 8,
+      F4: 0.5,
+      F6_E2M3: 0.75,
+      F6_E3M2: 0.75,
+    }
     for (const [dtype, size] of Object.entries(sizes)) {
       const { tensors } = parseText(`{"t":${tensor(dtype, '[2,4]', `[0,${8 * size}]`)}}`, 8 * size)
       assert.equal(tensors[0]!.dtype, dtype)
     }
-    assert.throws(() => parseText(`{"t":${tensor('F4', '[3]', '[0,2]')}}`, 2), failure('FILE_FORMAT', /"t".*no whole number of bytes/))
+    assert.throws(
+      () => parseText(`{"t":${tensor('F4', '[3]', '[0,2]')}}`, 2),
+      failure('FILE_FORMAT', /"t".*no whole number of bytes/),
+    )
   })
 
   it('accepts any order, empty tensors, scalars and unknown members', () => {
-    const { tensors } = parseText(`{"b":${tensor('U8', '[2]', '[4,6]')},"a":${tensor('F32', '[]', '[0,4]')},"e":{"dtype":"F32","shape":[0,9],"data_offsets":[4,4],"x":1}}   `, 6)
+    const { tensors } = parseText(
+      `{"b":${tensor('U8', '[2]', '[4,6]')},"a":${tensor('F32', '[]', '[0,4]')},"e":{"dtype":"F32","shape":[0,9],"data_offsets":[4,4],"x":1}}   `,
+      6,
+    )
     assert.deepEqual(tensors.map(({ name }) => name), ['a', 'e', 'b'])
     assert.deepEqual(parseText('{}').tensors, [])
   })
 
   it('keeps names that are special to JavaScript as ordinary names', () => {
-    const { tensors, metadata } = parseText(`{"__metadata__":{"__proto__":"x"},"__proto__":${tensor('U8', '[1]', '[0,1]')},"constructor":${tensor('U8', '[1]', '[1,2]')}}`, 2)
+    const { tensors, metadata } = parseText(
+      `{"__metadata__":{"__proto__":"x"},"__proto__":${tensor('U8', '[1]', '[0,1]')},"constructor":${tensor('U8', '[1]', '[1,2]')}}`,
+      2,
+    )
     assert.deepEqual(tensors.map(({ name }) => name), ['__proto__', 'constructor'])
     assert.equal(metadata.get('__proto__'), 'x')
     assert.equal(({} as Record<string, unknown>).dtype, undefined)
@@ -86,7 +122,13 @@ describe('safetensors header', () => {
 
   it('bounds the header length by the file and by the format', () => {
     const file = fileOf('{}')
-    for (const [length, message] of [[3n, /cut short: the header needs 11 bytes, the file has 10/], [2n ** 64n - 1n, /over the format's limit/], [100_000_001n, /over the format's limit/], [0n, /too small/]] as const) {
+    const cases: [bigint, RegExp][] = [
+      [3n, /cut short: the header needs 11 bytes, the file has 10/],
+      [2n ** 64n - 1n, /over the format's limit/],
+      [100_000_001n, /over the format's limit/],
+      [0n, /too small/],
+    ]
+    for (const [length, message] of cases) {
       Buffer.from(file.buffer).writeBigUInt64LE(length, file.byteOffset)
       assert.throws(() => parse(file), failure('FILE_FORMAT', message))
     }
@@ -95,14 +137,20 @@ describe('safetensors header', () => {
 
   it('says what a wrong file is instead', () => {
     const guess = (text: string): (() => void) => () => parse(Buffer.from(text.padEnd(64)))
-    assert.throws(guess('version https://git-lfs.github.com/spec/v1'), failure('FILE_FORMAT', /not a safetensors file/, /git lfs pull/))
+    assert.throws(
+      guess('version https://git-lfs.github.com/spec/v1'),
+      failure('FILE_FORMAT', /not a safetensors file/, /git lfs pull/),
+    )
     assert.throws(guess('GGUF\x03\0\0\0\x01'), failure('FILE_FORMAT', /not a safetensors/, /GGUF/))
     assert.throws(guess('PK\x03\x04archive/'), failure('FILE_FORMAT', /not a safetensors/, /PyTorch/))
     assert.throws(guess('<!DOCTYPE html>'), failure('FILE_FORMAT', /not a safetensors/, /web page/))
   })
 
   it('names missing files, folders, pipes and truncated downloads', async () => {
-    await assert.rejects(readSafetensorsHeader(join(folder(), 'none.safetensors')), failure('FILE_NOT_FOUND', /none\.safetensors: no such file/))
+    await assert.rejects(
+      readSafetensorsHeader(join(folder(), 'none.safetensors')),
+      failure('FILE_NOT_FOUND', /none\.safetensors: no such file/),
+    )
     await assert.rejects(readSafetensorsHeader(folder()), failure('FILE_FORMAT', /not a file/))
     if (process.platform !== 'win32') {
       execFileSync('mkfifo', [join(folder(), 'pipe')])
@@ -111,11 +159,17 @@ describe('safetensors header', () => {
     const path = join(folder(), 'cut.safetensors')
     writeFileSync(path, readFileSync(fixture('adapter/adapter_model.safetensors')))
     truncateSync(path, 40_000)
-    await assert.rejects(readSafetensorsHeader(path), failure('FILE_FORMAT', /cut\.safetensors: cut short: tensor "base_model\..*42,408 bytes and has 40,000/, /fetch it again/))
+    await assert.rejects(
+      readSafetensorsHeader(path),
+      failure('FILE_FORMAT', /cut\.safetensors: cut short: tensor "base_model\..*42,408 bytes and has 40,000/, /fetch it again/),
+    )
   })
 
   it('keeps terminal codes of hostile names out of messages', () => {
-    assert.throws(() => parseText('{"\\u001b[2J\\u202ex":1}'), failure('FILE_FORMAT', /^m\.safetensors: tensor "\\u001b\[2J\\u202ex"/))
+    assert.throws(
+      () => parseText('{"\\u001b[2J\\u202ex":1}'),
+      failure('FILE_FORMAT', /^m\.safetensors: tensor "\\u001b\[2J\\u202ex"/),
+    )
   })
 
   it('counts bytes without overflow', () => {

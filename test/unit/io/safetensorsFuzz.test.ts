@@ -2,14 +2,22 @@ import assert from 'node:assert/strict'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { parseSafetensorsHeader, readSafetensorsHeader, safetensorsHeaderLength, type SafetensorsHeader } from '../../../engine/io/safetensors.ts'
+import {
+  parseSafetensorsHeader,
+  readSafetensorsHeader,
+  safetensorsHeaderLength,
+  type SafetensorsHeader,
+} from '../../../engine/io/safetensors.ts'
 import { fixture, random, useFolder } from './support.ts'
 
 const original = readFileSync(fixture('adapter/adapter_model.safetensors'))
 const headerEnd = 8 + Number(original.readBigUInt64LE(0))
 
 /** What a hostile writer puts where a value is expected. */
-const values = ['1e308', '-1', '-0', '"4"', '9007199254740993', '18446744073709551615', 'null', 'true', '[]', '{}', '[[0]]', '1e-400', '0.5', `1${'0'.repeat(400)}`, `${'['.repeat(5000)}`, '"\\u0000"', '"\\ud800"', '__proto__', 'NaN', '\u00ff', '{"__proto__":{"a":1}}']
+const values = [
+  '1e308', '-1', '-0', '"4"', '9007199254740993', '18446744073709551615', 'null', 'true', '[]', '{}', '[[0]]', '1e-400', '0.5',
+  `1${'0'.repeat(400)}`, `${'['.repeat(5000)}`, '"\\u0000"', '"\\ud800"', '__proto__', 'NaN', '\u00ff', '{"__proto__":{"a":1}}',
+]
 
 function mutate(next: () => number): Buffer {
   const pick = <T>(items: readonly T[]): T => items[Math.floor(next() * items.length)]!
@@ -35,7 +43,10 @@ function mutate(next: () => number): Buffer {
         const tokens = [...text.matchAll(/"[^"]*"|\d+/g)]
         if (tokens.length === 0) break
         const token = pick(tokens)
-        const changed = Buffer.from(text.slice(0, token.index) + pick(values) + text.slice(token.index + token[0].length), 'latin1')
+        const changed = Buffer.from(
+          text.slice(0, token.index) + pick(values) + text.slice(token.index + token[0].length),
+          'latin1',
+        )
         const length = Buffer.alloc(8)
         length.writeBigUInt64LE(BigInt(changed.length))
         file = Buffer.concat([length, changed, file.subarray(headerEnd)])

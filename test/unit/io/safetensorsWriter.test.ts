@@ -4,13 +4,24 @@ import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { nodeFileSystem } from '../../../engine/io/fileSystem.ts'
 import { parseSafetensorsHeader, readSafetensorsHeader, safetensorsDtypes, tensorBytes } from '../../../engine/io/safetensors.ts'
-import { layoutSafetensors, SafetensorsWriter, writeSafetensors, writeTensors, type NamedTensor } from '../../../engine/io/safetensorsWriter.ts'
+import {
+  layoutSafetensors,
+  SafetensorsWriter,
+  writeSafetensors,
+  writeTensors,
+  type NamedTensor,
+} from '../../../engine/io/safetensorsWriter.ts'
 import { ModelWriter, parseSize, planShards } from '../../../engine/io/tensorSink.ts'
 import { openTensorSource, readTensorBytes, streamTensor } from '../../../engine/io/tensorSource.ts'
 import { failingFileSystem, failure, fixture, random, useFolder } from './support.ts'
 
 const bytes = (length: number, value = 7): Uint8Array => new Uint8Array(length).fill(value)
-const u8 = (name: string, length: number): NamedTensor => ({ name, dtype: 'U8', shape: [length], data: bytes(length, length & 255) })
+const u8 = (name: string, length: number): NamedTensor => ({
+  name,
+  dtype: 'U8',
+  shape: [length],
+  data: bytes(length, length & 255),
+})
 
 describe('safetensors writer', () => {
   const folder = useFolder()
@@ -18,7 +29,10 @@ describe('safetensors writer', () => {
   it('writes a file of the reference library again, byte for byte', async () => {
     const path = fixture('adapter/adapter_model.safetensors')
     const source = await openTensorSource(path)
-    const tensors = [...source.tensors.values()].reverse().map((tensor) => ({ ...tensor, data: () => streamTensor(tensor, 1000) }))
+    const tensors = [...source.tensors.values()].reverse().map((tensor) => ({
+      ...tensor,
+      data: () => streamTensor(tensor, 1000),
+    }))
     await writeSafetensors(join(folder(), 'copy.safetensors'), tensors)
     assert.ok(readFileSync(join(folder(), 'copy.safetensors')).equals(readFileSync(path)))
     assert.deepEqual(readdirSync(folder()), ['copy.safetensors'])
@@ -36,7 +50,10 @@ describe('safetensors writer', () => {
 
   it('reads back what it wrote, whatever the names, types and chunks', async () => {
     const next = random(5)
-    const odd = ['', ' ', '__proto__', 'constructor', 'a"b\\c', '\u0000\n\u001b', 'ünï', '\ud83d\ude00', '\uffff', 'x'.repeat(5000), '0', '../up', 'toString']
+    const odd = [
+      '', ' ', '__proto__', 'constructor', 'a"b\\c', '\u0000\n\u001b', 'ünï', '\ud83d\ude00', '\uffff', 'x'.repeat(5000), '0',
+      '../up', 'toString',
+    ]
     for (let round = 0; round < 25; round++) {
       const tensors = odd.filter(() => next() < 0.7).map((name) => {
         const dtype = safetensorsDtypes[Math.floor(next() * safetensorsDtypes.length)]!
@@ -83,10 +100,19 @@ describe('safetensors writer', () => {
       await work(await SafetensorsWriter.open(path, [u8('a', 3), u8('b', 5)]))
     }
     await assert.rejects(attempt((writer) => writer.finish()), failure('INTERNAL', /"a" was never written/))
-    await assert.rejects(attempt(async (writer) => (await writer.write('a', bytes(3)), writer.write('a', bytes(3)))), failure('INTERNAL', /"a" was written twice/))
+    await assert.rejects(
+      attempt(async (writer) => (await writer.write('a', bytes(3)), writer.write('a', bytes(3)))),
+      failure('INTERNAL', /"a" was written twice/),
+    )
     await assert.rejects(attempt((writer) => writer.write('c', bytes(3))), failure('INTERNAL', /"c" was not declared/))
-    await assert.rejects(attempt((writer) => writer.write('a', bytes(4))), failure('INTERNAL', /"a" needs 3 bytes and was given more/))
-    await assert.rejects(attempt((writer) => writer.write('a', [bytes(1), bytes(1)])), failure('INTERNAL', /"a" needs 3 bytes and was given only 2/))
+    await assert.rejects(
+      attempt((writer) => writer.write('a', bytes(4))),
+      failure('INTERNAL', /"a" needs 3 bytes and was given more/),
+    )
+    await assert.rejects(
+      attempt((writer) => writer.write('a', [bytes(1), bytes(1)])),
+      failure('INTERNAL', /"a" needs 3 bytes and was given only 2/),
+    )
     assert.deepEqual(readdirSync(folder()), [])
   })
 
@@ -97,7 +123,13 @@ describe('safetensors writer', () => {
     assert.deepEqual(readdirSync(folder()), [])
   })
 
-  for (const [code, message, hint] of [['ENOSPC', /disk is full/, /Free some space/], ['EIO', /input\/output error/, /Check the disk/], ['EACCES', /no permission/, /permissions/], ['EDQUOT', /quota/, /Delete files/]] as const)
+  const failures: [code: string, message: RegExp, hint: RegExp][] = [
+    ['ENOSPC', /disk is full/, /Free some space/],
+    ['EIO', /input\/output error/, /Check the disk/],
+    ['EACCES', /no permission/, /permissions/],
+    ['EDQUOT', /quota/, /Delete files/],
+  ]
+  for (const [code, message, hint] of failures)
     it(`turns ${code} at any moment into advice, removes the partial file and keeps the old one`, async () => {
       const path = join(folder(), 'm.safetensors')
       writeFileSync(path, 'old')
@@ -105,7 +137,10 @@ describe('safetensors writer', () => {
       const whole = failingFileSystem(Infinity, code)
       await writeSafetensors(join(folder(), 'count'), tensors, { fs: whole })
       for (let failAt = 0; failAt < whole.operations(); failAt++) {
-        await assert.rejects(writeSafetensors(path, tensors, { fs: failingFileSystem(failAt, code) }), failure('FILE_WRITE', message, hint))
+        await assert.rejects(
+          writeSafetensors(path, tensors, { fs: failingFileSystem(failAt, code) }),
+          failure('FILE_WRITE', message, hint),
+        )
         assert.equal(readFileSync(path, 'utf8'), 'old')
         assert.deepEqual(readdirSync(folder()).sort(), ['count', 'm.safetensors'])
       }
@@ -114,13 +149,19 @@ describe('safetensors writer', () => {
   it('sees before writing that the disk is too small', async () => {
     const fs = { ...nodeFileSystem, freeBytes: () => Promise.resolve(1_000_000) }
     const huge = { name: 'w', dtype: 'BF16', shape: [8_000_000_000] } as const
-    await assert.rejects(ModelWriter.open(folder(), [huge], { fs }), failure('FILE_WRITE', /disk is full/, /14\.9 GB are needed.*977 KB are free/))
+    await assert.rejects(
+      ModelWriter.open(folder(), [huge], { fs }),
+      failure('FILE_WRITE', /disk is full/, /14\.9 GB are needed.*977 KB are free/),
+    )
     await assert.rejects(SafetensorsWriter.open(join(folder(), 'm'), [huge], { fs }), failure('FILE_WRITE', /disk is full/))
     assert.deepEqual(readdirSync(folder()), [])
   })
 
   it('names a folder that does not exist', async () => {
-    await assert.rejects(writeSafetensors(join(folder(), 'no', 'm.safetensors'), [u8('a', 1)]), failure('FILE_WRITE', /folder does not exist/))
+    await assert.rejects(
+      writeSafetensors(join(folder(), 'no', 'm.safetensors'), [u8('a', 1)]),
+      failure('FILE_WRITE', /folder does not exist/),
+    )
   })
 })
 
@@ -130,7 +171,9 @@ describe('model writer', () => {
   const tensors = sizes.map((size, index) => u8(`t${index}`, size))
 
   it('splits as huggingface_hub does', () => {
-    const names = (limit: number, list = tensors): string[][] => planShards(list, limit).map((shard) => shard.map(({ name }) => name))
+    const names = (limit: number, list = tensors): string[][] => planShards(list, limit).map(
+      (shard) => shard.map(({ name }) => name),
+    )
     assert.deepEqual(names(10), [['t0'], ['t1', 't2'], ['t3', 't4', 't5']])
     assert.deepEqual(names(24), [['t0', 't1', 't2', 't3', 't4', 't5']])
     assert.deepEqual(names(4), [['t0'], ['t1'], ['t3'], ['t2', 't4'], ['t5']])
@@ -156,10 +199,16 @@ describe('model writer', () => {
       'model_notes.safetensors',
     ])
     const map = sizes.map((_, index) => `    "t${index}": "model-0000${[1, 2, 2, 3, 3, 3][index]}-of-00003.safetensors"`).join(',\n')
-    assert.equal(readFileSync(join(folder(), 'model.safetensors.index.json'), 'utf8'), `{\n  "metadata": {\n    "total_size": 24\n  },\n  "weight_map": {\n${map}\n  }\n}\n`)
+    assert.equal(
+      readFileSync(join(folder(), 'model.safetensors.index.json'), 'utf8'),
+      `{\n  "metadata": {\n    "total_size": 24\n  },\n  "weight_map": {\n${map}\n  }\n}\n`,
+    )
     const source = await openTensorSource(folder())
     assert.deepEqual(source.warnings, [])
-    for (const [index, size] of sizes.entries()) assert.deepEqual(await readTensorBytes(source.tensors.get(`t${index}`)!), bytes(size, size))
+    for (const [index, size] of sizes.entries()) assert.deepEqual(
+      await readTensorBytes(source.tensors.get(`t${index}`)!),
+      bytes(size, size),
+    )
   })
 
   it('leaves nothing when the disk fills up before the files are published', async () => {
@@ -170,7 +219,10 @@ describe('model writer', () => {
     const unpublished = 3 * 2 + sizes.length + 3 // create and header, tensors, syncs
     for (let failAt = 0; failAt < unpublished; failAt++) {
       const fs = failingFileSystem(failAt, 'ENOSPC')
-      const save = async (): Promise<unknown> => writeTensors(await ModelWriter.open(target, tensors, { maxShardSize: 10, fs }), tensors)
+      const save = async (): Promise<unknown> => writeTensors(
+        await ModelWriter.open(target, tensors, { maxShardSize: 10, fs }),
+        tensors,
+      )
       await assert.rejects(save(), failure('FILE_WRITE', /disk is full/))
       assert.deepEqual(readdirSync(target), [])
     }
@@ -179,6 +231,9 @@ describe('model writer', () => {
 
   it('reads sizes', () => {
     assert.deepEqual(['5GB', '500 MB', '2GiB', '1.5kb', 10, '7', '3b'].map(parseSize), [5e9, 5e8, 2 ** 31, 1500, 10, 7, 3])
-    for (const wrong of ['', 'GB', '5 XB', '-1', '0', 'NaN', 0.5]) assert.throws(() => parseSize(wrong), failure('USAGE', /is not a size/))
+    for (const wrong of ['', 'GB', '5 XB', '-1', '0', 'NaN', 0.5]) assert.throws(
+      () => parseSize(wrong),
+      failure('USAGE', /is not a size/),
+    )
   })
 })

@@ -4,19 +4,40 @@ import { join } from 'node:path'
 import { writeSafetensors, writeTensors, type NamedTensor } from '../../../engine/io/safetensorsWriter.ts'
 import { encodeFloats, halfToNumber, numberToHalf } from '../../../engine/io/tensorConvert.ts'
 import { ModelWriter } from '../../../engine/io/tensorSink.ts'
-import { openTensorSource, readFloat32, readFloat64, readInt32, readTensorBytes, requireTensor } from '../../../engine/io/tensorSource.ts'
+import {
+  openTensorSource,
+  readFloat32,
+  readFloat64,
+  readInt32,
+  readTensorBytes,
+  requireTensor,
+} from '../../../engine/io/tensorSource.ts'
 import { failure, useFolder } from './support.ts'
 
 const bytesOf = (array: { buffer: ArrayBuffer }): Uint8Array => new Uint8Array(array.buffer)
-const tensors: NamedTensor[] = ['a', 'b', 'c'].map((name, index) => ({ name, dtype: 'F32', shape: [2], data: bytesOf(Float32Array.of(index, -1)) }))
+const tensors: NamedTensor[] = ['a', 'b', 'c'].map((name, index) => ({
+  name,
+  dtype: 'F32',
+  shape: [2],
+  data: bytesOf(Float32Array.of(index, -1)),
+}))
 
 describe('tensor source', () => {
   const folder = useFolder()
   const index = (): string => join(folder(), 'model.safetensors.index.json')
   const shard = (number: number): string => join(folder(), `model-0000${number}-of-00003.safetensors`)
-  const writeShards = async (): Promise<unknown> => writeTensors(await ModelWriter.open(folder(), tensors, { maxShardSize: 8 }), tensors)
-  const changeIndex = (change: (json: { metadata: { total_size: number }; weight_map: Record<string, unknown> }) => unknown): void => {
-    const json = JSON.parse(readFileSync(index(), 'utf8')) as { metadata: { total_size: number }; weight_map: Record<string, unknown> }
+  const writeShards = async (): Promise<unknown> => writeTensors(
+    await ModelWriter.open(folder(), tensors, { maxShardSize: 8 }),
+    tensors,
+  )
+  const changeIndex = (change: (json: {
+    metadata: { total_size: number }; weight_map: Record<string,
+    unknown>,
+  }) => unknown): void => {
+    const json = JSON.parse(readFileSync(index(), 'utf8')) as {
+      metadata: { total_size: number }; weight_map: Record<string,
+      unknown>,
+    }
     change(json)
     writeFileSync(index(), JSON.stringify(json))
   }
@@ -38,13 +59,23 @@ describe('tensor source', () => {
     await writeShards()
     unlinkSync(shard(2))
     unlinkSync(shard(3))
-    await assert.rejects(openTensorSource(folder()), failure('FILE_NOT_FOUND', /2 of 3 weight files are missing: "model-00002-of-00003\.safetensors", "model-00003/, /fetch the model again/))
+    await assert.rejects(
+      openTensorSource(folder()),
+      failure(
+        'FILE_NOT_FOUND',
+        /2 of 3 weight files are missing: "model-00002-of-00003\.safetensors", "model-00003/,
+        /fetch the model again/,
+      ),
+    )
   })
 
   it('names a tensor that its shard does not have', async () => {
     await writeShards()
     changeIndex((json) => (json.weight_map.d = 'model-00001-of-00003.safetensors'))
-    await assert.rejects(openTensorSource(folder()), failure('FILE_FORMAT', /model-00001-of-00003\.safetensors: tensor "d" is not in this file/))
+    await assert.rejects(
+      openTensorSource(folder()),
+      failure('FILE_FORMAT', /model-00001-of-00003\.safetensors: tensor "d" is not in this file/),
+    )
   })
 
   it('warns of a wrong total and of tensors outside the index', async () => {
@@ -72,7 +103,10 @@ describe('tensor source', () => {
   })
 
   it('says what a folder without weights has instead', async () => {
-    const expectHint = (hint: RegExp): Promise<void> => assert.rejects(openTensorSource(folder()), failure('FILE_NOT_FOUND', /neither model\.safetensors nor/, hint))
+    const expectHint = (hint: RegExp): Promise<void> => assert.rejects(
+      openTensorSource(folder()),
+      failure('FILE_NOT_FOUND', /neither model\.safetensors nor/, hint),
+    )
     await expectHint(/Hugging Face Hub/)
     writeFileSync(join(folder(), 'pytorch_model.bin'), '')
     await expectHint(/PyTorch/)
@@ -114,17 +148,28 @@ describe('tensor source', () => {
       ['U8', Uint8Array.of(255), [255]],
       ['BOOL', Uint8Array.of(0, 1), [0, 1]],
     ]
-    await writeSafetensors(path, data.map(([dtype, bytes, expected]) => ({ name: dtype, dtype, shape: [expected.length], data: bytes })))
+    await writeSafetensors(path, data.map(([dtype, bytes, expected]) => ({
+      name: dtype,
+      dtype,
+      shape: [expected.length],
+      data: bytes,
+    })))
     const source = await openTensorSource(path)
     for (const [dtype, , expected] of data) {
       assert.deepEqual([...(await readFloat64(source.tensors.get(dtype)!))], expected, dtype)
       assert.deepEqual(await readFloat32(source.tensors.get(dtype)!), Float32Array.from(expected), dtype)
     }
     assert.deepEqual(await readInt32(source.tensors.get('I32')!), Int32Array.of(-7))
-    await assert.rejects(readInt32(source.tensors.get('I64')!), failure('FILE_FORMAT', /"I64": element 1 \(2147483648\) is not a 32-bit integer/))
+    await assert.rejects(
+      readInt32(source.tensors.get('I64')!),
+      failure('FILE_FORMAT', /"I64": element 1 \(2147483648\) is not a 32-bit integer/),
+    )
     await assert.rejects(readInt32(source.tensors.get('F64')!), failure('FILE_FORMAT', /element 2 \(0\.5\)/))
     await writeSafetensors(path, [{ name: 'p', dtype: 'F4', shape: [2], data: Uint8Array.of(1) }])
-    await assert.rejects(readFloat32((await openTensorSource(path)).tensors.get('p')!), failure('MODEL_UNSUPPORTED', /"p": elements of type F4/))
+    await assert.rejects(
+      readFloat32((await openTensorSource(path)).tensors.get('p')!),
+      failure('MODEL_UNSUPPORTED', /"p": elements of type F4/),
+    )
   })
 
   it('rounds to half precision and bfloat16 to nearest even', () => {
@@ -141,7 +186,10 @@ describe('tensor source', () => {
     }
     assert.deepEqual([65519, 65520, -1e9].map(numberToHalf), [0x7bff, 0x7c00, 0xfc00])
     const brain = (values: number[]): number[] => [...new Uint16Array(encodeFloats('BF16', values).buffer)]
-    assert.deepEqual(brain([1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, Infinity, -Infinity, 3.4e38, -0]), [0x3f80, 0x3f80, 0x3f82, 0x3f81, 0x7f80, 0xff80, 0x7f80, 0x8000])
+    assert.deepEqual(
+      brain([1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, Infinity, -Infinity, 3.4e38, -0]),
+      [0x3f80, 0x3f80, 0x3f82, 0x3f81, 0x7f80, 0xff80, 0x7f80, 0x8000],
+    )
     assert.equal(brain([NaN])[0]! & 0x7fc0, 0x7fc0)
   })
 })
