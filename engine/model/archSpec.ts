@@ -55,7 +55,13 @@ export interface ArchSpec {
   }
   /** Per layer: which rope it uses, or none. */
   readonly rope: { readonly full: RopeSpec; readonly window: RopeSpec; readonly layers: readonly (AttentionKind | 'none')[] }
-  readonly multiplier: { readonly embedding: number; readonly residual: number; readonly logits: number }
+  readonly multiplier: {
+    readonly embedding: number
+    /** Whether the embedding's factor is rounded to the type that a run computes in (Gemma: √2560 is 50.5 in bf16). */
+    readonly embeddingRounds: boolean
+    readonly residual: number
+    readonly logits: number
+  }
   readonly finalSoftcap: number
   readonly tied: boolean
   readonly names: NameMap
@@ -104,3 +110,6 @@ export const llamaNames: NameMap = {
   mlpNorm: 'model.layers.N.post_attention_layernorm',
   mlpPostNorm: 'model.layers.N.post_feedforward_layernorm',
 }
+
+/** With norms before and after each half. `post_attention_layernorm` is the one on the attention's output then. */
+export const prePostNames: NameMap = { ...llamaNames, mlpNorm: 'model.layers.N.pre_feedforward_layernorm' }

@@ -43,6 +43,11 @@ export class Config {
     return this.optionalNumber(...keys) ?? fallback
   }
 
+  /** Like `number`, but an explicit `null` means 0 (a feature switched off) and only a missing key the fallback. */
+  nullableNumber(fallback: number, key: string): number {
+    return this.values[key] === null ? 0 : this.number(fallback, key)
+  }
+
   /** A positive integer that must be there. */
   size(...keys: string[]): number {
     const value = this.optionalNumber(...keys)
@@ -69,14 +74,14 @@ export class Config {
     const value = this.find([key])?.value
     if (value === undefined) return undefined
     if (!Array.isArray(value) || !value.every((item) => typeof item === 'number')) this.wrong(key, 'a list of numbers')
-    return value as number[]
+    return value
   }
 
   strings(key: string): string[] | undefined {
     const value = this.find([key])?.value
     if (value === undefined) return undefined
     if (!Array.isArray(value) || !value.every((item) => typeof item === 'string')) this.wrong(key, 'a list of strings')
-    return value as string[]
+    return value
   }
 
   section(...keys: string[]): Config | undefined {

@@ -3,6 +3,7 @@ import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../
 import { addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
 import { linear, type LoraGroup, type PrecisionCode, type Weight } from '../graph/ops/linear.ts'
 import { norm } from '../graph/ops/norm.ts'
+import { roundToBf16 } from '../graph/dtype.ts'
 import type { ArchSpec, AttentionKind, NormSpec } from './archSpec.ts'
 
 /** Weights and adapters by id; see weightTable. */
@@ -28,7 +29,8 @@ export interface DecoderInputs {
 /** Everything up to the final norm, on the rows in `labelIndex`: [m, hidden]. */
 export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, inputs: DecoderInputs, precision: PrecisionCode): Tensor {
   graph.layer = -1
-  let x = embed(graph, inputs.ids, weights.weight('embedding'), spec.multiplier.embedding)
+  const { embedding, embeddingRounds } = spec.multiplier
+  let x = embed(graph, inputs.ids, weights.weight('embedding'), embeddingRounds && precision === 1 ? roundToBf16(embedding) : embedding)
   const tables = new Map<AttentionKind, Tensor>()
   for (const kind of ['full', 'window'] as const) {
     const shared = kind === 'window' && spec.rope.window === spec.rope.full ? tables.get('full') : undefined

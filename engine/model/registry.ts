@@ -1,10 +1,16 @@
 import { UnslothError } from '#shared/errors.ts'
 import type { ArchSpec } from './archSpec.ts'
 import { Config, type HfConfig } from './config.ts'
+import { cohere, cohere2 } from './arch/cohere.ts'
+import { gemma, gemma2, gemma3 } from './arch/gemma.ts'
+import { granite } from './arch/granite.ts'
 import { llama } from './arch/llama.ts'
 import { mistral } from './arch/mistral.ts'
+import { olmo2 } from './arch/olmo2.ts'
+import { phi3 } from './arch/phi3.ts'
 import { qwen2 } from './arch/qwen2.ts'
 import { qwen3 } from './arch/qwen3.ts'
+import { smollm3 } from './arch/smollm3.ts'
 
 /** One family of models: which Hub architectures it serves and how their config becomes a spec. */
 export interface ArchitectureFamily {
@@ -12,7 +18,7 @@ export interface ArchitectureFamily {
   readonly spec: (config: Config) => ArchSpec
 }
 
-const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3]
+const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)
 

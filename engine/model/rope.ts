@@ -16,6 +16,10 @@ export interface RopeOptions {
   readonly interleaved?: boolean
   /** Which nested `rope_parameters` entry to read when there is one per layer type. */
   readonly layerType?: 'full_attention' | 'sliding_attention'
+  /** Where θ stands in the old config form, `rope_theta` when absent; another key also means that `rope_scaling` is not for these layers. */
+  readonly thetaKey?: string
+  /** Names that this family has for other types. */
+  readonly aliases?: Readonly<Record<string, string>>
 }
 
 /**
@@ -26,11 +30,13 @@ export interface RopeOptions {
 export function ropeSpec(config: Config, options: RopeOptions): RopeSpec {
   const all = config.section('rope_parameters')
   const nested = all?.section('full_attention', 'sliding_attention') !== undefined
-  const parameters = nested ? all.section(options.layerType ?? 'full_attention') : (all ?? config.section('rope_scaling'))
-  const theta = parameters?.optionalNumber('rope_theta') ?? config.number(options.defaultTheta, 'rope_theta')
+  const flat = options.thetaKey === undefined ? (all ?? config.section('rope_scaling')) : undefined
+  const parameters = nested ? all.section(options.layerType ?? 'full_attention') : flat
+  const theta = parameters?.optionalNumber('rope_theta') ?? config.number(options.defaultTheta, options.thetaKey ?? 'rope_theta')
   const partial = parameters?.optionalNumber('partial_rotary_factor') ?? config.number(1, 'partial_rotary_factor')
   const rotated = Math.floor(options.headDim * partial)
-  const type = parameters?.string('rope_type', 'type') ?? 'default'
+  const named = parameters?.string('rope_type', 'type') ?? 'default'
+  const type = options.aliases?.[named] ?? named
   const table = frequencyTable(type, config, parameters, theta, rotated, options.context)
   return { half: rotated / 2, interleaved: options.interleaved === true, table }
 }
@@ -56,7 +62,6 @@ function frequencyTable(type: string, config: Config, parameters: Config | undef
     case 'yarn':
       return yarn(config, parameters, theta, rotated, context, constant)
     case 'longrope':
-    case 'su':
       return longrope(config, parameters, theta, rotated, context)
     default:
       throw new UnslothError('MODEL_UNSUPPORTED', `config.json: rope type "${type}" is not supported.`, { hint: 'Supported: default, linear, dynamic, llama3, yarn, longrope.' })

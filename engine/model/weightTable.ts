@@ -8,6 +8,8 @@ export interface WeightPiece {
   readonly from?: string
   readonly row: number
   readonly rows: number
+  /** Shape in the file where that is not [rows] of a vector or [rows, cols] of a matrix. */
+  readonly shape?: readonly number[]
 }
 
 export type WeightKind = 'embedding' | 'head' | 'linear' | 'bias' | 'norm'
@@ -28,11 +30,12 @@ export interface WeightEntry {
 export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' || entry.kind === 'norm'
 
 /** The shape that a piece has in the checkpoint file. */
-export const pieceShape = (entry: WeightEntry, piece: WeightPiece): number[] => (isVector(entry) ? [piece.rows] : [piece.rows, entry.cols])
+export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] => piece.shape ?? (isVector(entry) ? [piece.rows] : [piece.rows, entry.cols])
 
 interface Projection {
   readonly module: string
   readonly width: number
+  readonly shape?: readonly number[]
 }
 
 /** All weights of a model, in the order in which they are used. Ids: `embedding`, `layers.3.qkv`, `layers.3.qkv.bias`, …, `head`. */
@@ -44,14 +47,15 @@ export function weightTable(spec: ArchSpec): WeightEntry[] {
   const add = (id: string, kind: WeightKind, cols: number, projections: readonly Projection[], suffix: string, layer: number) => {
     const vector = kind === 'bias' || kind === 'norm'
     let row = 0
-    const pieces = projections.map(({ module, width }) => {
-      const piece = { name: `${module}.${suffix}`, row, rows: width }
+    const pieces = projections.map(({ module, width, shape }) => {
+      const piece = { name: `${module}.${suffix}`, row, rows: width, ...(shape === undefined ? {} : { shape }) }
       row += width
       return piece
     })
     entries.push({ id, kind, rows: vector ? 1 : row, cols: vector ? row : cols, pieces, layer })
   }
-  const norm = (id: string, module: string, width: number, layer: number) => add(id, 'norm', width, [{ module, width }], 'weight', layer)
+  const norm = (id: string, module: string, width: number, layer: number, shape?: readonly number[]) =>
+    add(id, 'norm', width, [{ module, width, ...(shape === undefined ? {} : { shape }) }], 'weight', layer)
 
   add('embedding', 'embedding', hidden, [{ module: names.embedding, width: spec.vocabulary }], 'weight', -1)
   for (let layer = 0; layer < spec.layers; ++layer) {
@@ -61,16 +65,18 @@ export function weightTable(spec: ArchSpec): WeightEntry[] {
       add(`layers.${layer}.${id}`, 'linear', cols, placed, 'weight', layer)
       if (bias) add(`layers.${layer}.${id}.bias`, 'bias', cols, placed, 'bias', layer)
     }
-    const layerNorm = (id: string, module: string, width = hidden) => norm(`layers.${layer}.${id}`, at(module), width, layer)
+    const layerNorm = (id: string, module: string, width = hidden, shape?: readonly number[]) => norm(`layers.${layer}.${id}`, at(module), width, layer, shape)
 
     if (spec.block !== 'post') layerNorm('attentionNorm', names.attentionNorm)
     linear('qkv', hidden, spec.fused.qkv
       ? [{ module: names.qkv, width: qWidth + 2 * kvWidth }]
       : [{ module: names.q, width: qWidth }, { module: names.k, width: kvWidth }, { module: names.v, width: kvWidth }], spec.bias.qkv)
     if (spec.qkNorm !== undefined) {
-      const shared = spec.qkNorm.over === 'head' && !spec.qkNorm.weightPerHead
-      layerNorm('qNorm', names.qNorm, shared ? spec.headDim : qWidth)
-      layerNorm('kNorm', names.kNorm, shared ? spec.headDim : kvWidth)
+      const { over, weightPerHead } = spec.qkNorm
+      for (const [id, module, heads] of [['qNorm', names.qNorm, spec.heads], ['kNorm', names.kNorm, spec.kvHeads]] as const) {
+        if (weightPerHead) layerNorm(id, module, heads * spec.headDim, [heads, spec.headDim])
+        else layerNorm(id, module, over === 'head' ? spec.headDim : heads * spec.headDim)
+      }
     }
     linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)

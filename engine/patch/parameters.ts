@@ -1,6 +1,6 @@
 import { whole, type Arena, type Storage, type Tensor } from '../graph/graph.ts'
 import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
-import type { WeightEntry } from '../model/weightTable.ts'
+import { pieceShape, type WeightEntry } from '../model/weightTable.ts'
 import type { LoraModule } from './lora.ts'
 
 export type ParameterGroup = 'default' | 'embedding'
@@ -95,7 +95,9 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
   return {
     group,
     decay: !vector,
-    pieces: entry.pieces.map(({ name, rows }) => (vector ? { name, rows: 1, cols: rows, shape: [rows] } : { name, rows, cols: entry.cols, shape: [rows, entry.cols] })),
+    pieces: entry.pieces.map((piece) => ({
+      name: piece.name, shape: pieceShape(entry, piece), ...(vector ? { rows: 1, cols: piece.rows } : { rows: piece.rows, cols: entry.cols }),
+    })),
     place: (offset) => weights.set(entry.id, trained(entry.id, offset, entry.rows, entry.cols)),
   }
 }

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import { readFloat32, openTensorSource, requireTensor } from '../io/tensorSource.ts'
 import { readJsonObject } from '../io/modelFolder.ts'
 import { Generator } from '../generate/generator.ts'
-import { argmax, greedy } from '../generate/sampler.ts'
+import { greedy } from '../generate/sampler.ts'
 import type { PrecisionCode } from '../graph/ops/linear.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
@@ -12,6 +12,7 @@ import { Optimizer } from '../train/optimizer.ts'
 import type { Golden, Quantity } from './golden.ts'
 import { allLogits, gradients, scores, type ScoredRow } from './passes.ts'
 import { mergedLogits } from './merged.ts'
+import { referenceGreedy } from './referenceGreedy.ts'
 
 export interface ComputeOptions {
   readonly threads: number
@@ -69,8 +70,8 @@ export class CaseComputation {
   private async adapterTraining(): Promise<Training> {
     const config = await readJsonObject(join(this.golden.folder, 'adapter', 'adapter_config.json'))
     return {
-      kind: 'lora', r: config['r'] as number, alpha: config['lora_alpha'] as number, dropout: 0, rslora: config['use_rslora'] === true,
-      targets: config['target_modules'] as string[], modulesToSave: (config['modules_to_save'] as string[] | null) ?? [],
+      kind: 'lora', r: config.r as number, alpha: config.lora_alpha as number, dropout: 0, rslora: config.use_rslora === true,
+      targets: config.target_modules as string[], modulesToSave: (config.modules_to_save as string[] | null) ?? [],
     }
   }
 
@@ -133,13 +134,7 @@ export class CaseComputation {
     const total = this.golden.shape('greedy_ids')[0]!
     const prompt = rows[0]!.subarray(0, 8)
     if (model.spec.rope.full.table(1).key !== '') {
-      // The reference ran the whole text again for every token, with the frequencies of the length reached.
-      const ids = [...prompt]
-      while (ids.length < total) {
-        const logits = await allLogits(model, model.base, [Int32Array.from(ids)])
-        ids.push(argmax(logits.subarray(-model.spec.vocabulary)))
-      }
-      this.set('greedy_ids', Int32Array.from(ids), [total])
+      this.set('greedy_ids', await referenceGreedy(model, prompt, total), [total])
       return
     }
     const generator = new Generator(model, model.base, { batch: 1, maxLength: total })

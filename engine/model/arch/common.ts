@@ -35,6 +35,8 @@ export interface FamilyDefaults {
   /** head_dim when the key is absent; hidden / heads otherwise. */
   readonly headDim?: number
   readonly tied?: boolean
+  readonly interleavedRope?: boolean
+  readonly ropeAliases?: Readonly<Record<string, string>>
   readonly window?: number
   readonly windowLayers?: (layer: number) => boolean
 }
@@ -54,7 +56,7 @@ export function llamaLike(config: Config, family: FamilyDefaults): ArchSpec {
   if (!Number.isInteger(kvHeads) || kvHeads < 1 || heads % kvHeads !== 0)
     throw new UnslothError('MODEL_INVALID', `config.json: num_attention_heads ${heads} is not a multiple of num_key_value_heads ${kvHeads}.`)
   const context = config.number(2048, 'max_position_embeddings')
-  const rope = { headDim, defaultTheta: family.ropeTheta ?? 10_000, context }
+  const rope = { headDim, defaultTheta: family.ropeTheta ?? 10_000, context, interleaved: family.interleavedRope === true, aliases: { su: 'longrope', ...family.ropeAliases } }
   const full = ropeSpec(config, rope)
   const window = family.window ?? 0
   const kinds = attentionKinds(config, layers, (layer) => (window > 0 && (family.windowLayers?.(layer) ?? true) ? 'window' : 'full'))
@@ -70,7 +72,7 @@ export function llamaLike(config: Config, family: FamilyDefaults): ArchSpec {
     activation: activationOf(config),
     attention: { scale: headDim ** -0.5, softcap: 0, window, kinds },
     rope: { full, window: full, layers: kinds },
-    multiplier: { embedding: 1, residual: 1, logits: 1 },
+    multiplier: { embedding: 1, embeddingRounds: false, residual: 1, logits: 1 },
     finalSoftcap: 0,
     tied: config.boolean(family.tied ?? false, 'tie_word_embeddings'),
     names: llamaNames,

@@ -5,5 +5,5 @@ import { llamaLike } from './common.ts'
 export const mistral: ArchitectureFamily = {
   architectures: ['MistralForCausalLM'],
   // A missing key means the 4096 of v0.1; an explicit null means no window.
-  spec: (config) => llamaLike(config, { architecture: 'mistral', window: 'sliding_window' in config.values ? config.number(0, 'sliding_window') : 4096 }),
+  spec: (config) => llamaLike(config, { architecture: 'mistral', window: config.nullableNumber(4096, 'sliding_window') }),
 }
