@@ -1,5 +1,5 @@
 import { capped } from './activation.ts'
-import { addTo, at, matrix, put, type Matrix } from './matrix.ts'
+import { at, matrix, put, type Matrix } from './matrix.ts'
 
 export interface AttentionCase {
   readonly heads: number
@@ -28,14 +28,18 @@ function eachRow(c: AttentionCase, visit: (row: number, head: number, kvHead: nu
 }
 
 const dot = (a: Matrix, aRow: number, aCol: number, b: Matrix, bRow: number, bCol: number, count: number): number => {
+  const aFirst = aRow * a.cols + aCol
+  const bFirst = bRow * b.cols + bCol
   let product = 0
-  for (let i = 0; i < count; i++) product += at(a, aRow, aCol + i) * at(b, bRow, bCol + i)
+  for (let i = 0; i < count; i++) product += a.data[aFirst + i]! * b.data[bFirst + i]!
   return product
 }
 
 /** y[yRow, yCol…] += factor·x[xRow, xCol…] */
 const addScaled = (y: Matrix, yRow: number, yCol: number, factor: number, x: Matrix, xRow: number, xCol: number, count: number): void => {
-  for (let i = 0; i < count; i++) addTo(y, yRow, yCol + i, factor * at(x, xRow, xCol + i))
+  const to = yRow * y.cols + yCol
+  const from = xRow * x.cols + xCol
+  for (let i = 0; i < count; i++) y.data[to + i]! += factor * x.data[from + i]!
 }
 
 const scoreOf = (c: AttentionCase, q: Matrix, k: Matrix, row: number, head: number, kvHead: number, key: number): number =>

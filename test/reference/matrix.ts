@@ -8,9 +8,11 @@ export interface Matrix {
   readonly data: Float64Array
 }
 
-export const matrix = (rows: number, cols: number, value: (row: number, col: number) => number = () => 0): Matrix => ({
-  rows, cols, data: Float64Array.from({ length: rows * cols }, (_, i) => value(Math.floor(i / cols), i % cols)),
-})
+export function matrix(rows: number, cols: number, value: (row: number, col: number) => number = () => 0): Matrix {
+  const data = new Float64Array(rows * cols)
+  for (let row = 0; row < rows; row++) for (let col = 0; col < cols; col++) data[row * cols + col] = value(row, col)
+  return { rows, cols, data }
+}
 
 /** A matrix of one column. */
 export const column = (values: readonly number[]): Matrix => matrix(values.length, 1, (row) => values[row]!)

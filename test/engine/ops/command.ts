@@ -2,7 +2,7 @@ import { strict as assert } from 'node:assert'
 import { commandNames, type CommandName } from '../../../engine/graph/commands.ts'
 import { bytesPerElement, dtypeCode, type DType } from '../../../engine/graph/dtype.ts'
 import { native, type NativeDevice } from '../../../engine/native.ts'
-import { at, matrix, type Matrix } from '../../reference/matrix.ts'
+import { matrix, type Matrix } from '../../reference/matrix.ts'
 
 /** One operand of a command under test: its values before the run, and where it lies. */
 export interface Operand {
@@ -125,9 +125,13 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
     }
   }
   const image = new DataView(new ArrayBuffer(Math.max(bytes, 64)))
-  const element = (i: number, row: number, col: number): number => {
+  /** Calls back with (row, column, byte offset) for every element of an operand's storage; columns beside it are outside 0…cols−1. */
+  const eachElement = (i: number, visit: (row: number, col: number, offset: number) => void): void => {
     const { offset, ld } = places[i]!
-    return offset + (row * ld + layout.before + col) * bytesPerElement(operands[i]!.dtype)
+    const { matrix: m, dtype } = operands[i]!
+    const width = bytesPerElement(dtype)
+    for (let row = 0, at = offset; row < m.rows; row++)
+      for (let col = -layout.before; col < ld - layout.before; col++, at += width) visit(row, col, at)
   }
   const tensors: number[] = []
   const indices = operands.map((operand, i) => {
@@ -135,9 +139,7 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
     const { matrix: m, dtype } = operand
     const { offset, ld } = places[i]!
     if (operand.sameAs === undefined)
-      for (let row = 0; row < m.rows; row++)
-        for (let col = -layout.before; col < ld - layout.before; col++)
-          encode(dtype, image, element(i, row, col), col >= 0 && col < m.cols ? at(m, row, col) : sentinel)
+      eachElement(i, (row, col, at) => encode(dtype, image, at, col >= 0 && col < m.cols ? m.data[row * m.cols + col]! : sentinel))
     tensors.push(dtypeCode(dtype), 0, offset + layout.before * bytesPerElement(dtype), m.rows, m.cols, ld, 0)
     return tensors.length / 7 - 1
   })
@@ -157,16 +159,17 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
     }
     const after = new DataView(device.read(buffer, 0, image.byteLength))
     const unchanged = new DataView(before)
-    operands.forEach((operand, i) => {
-      if (operand === undefined) return
-      const { ld } = places[i]!
-      for (let row = 0; row < operand.matrix.rows; row++)
-        for (let col = -layout.before; col < ld - layout.before; col++)
-          if (col < 0 || col >= operand.matrix.cols)
-            assert.equal(decode(operand.dtype, after, element(i, row, col)), decode(operand.dtype, unchanged, element(i, row, col)), `${name} wrote outside of operand ${i}`)
+    return operands.map((operand, i) => {
+      if (operand === undefined) return matrix(0, 0)
+      const { matrix: m, dtype } = operand
+      const values = matrix(m.rows, m.cols)
+      eachElement(i, (row, col, at) => {
+        const value = decode(dtype, after, at)
+        if (col >= 0 && col < m.cols) values.data[row * m.cols + col] = value
+        else if (value !== decode(dtype, unchanged, at)) assert.fail(`${name} wrote outside of operand ${i}, at row ${row}, column ${col}`)
+      })
+      return values
     })
-    return operands.map((operand, i) =>
-      operand === undefined ? matrix(0, 0) : matrix(operand.matrix.rows, operand.matrix.cols, (row, col) => decode(operand.dtype, after, element(i, row, col))))
   } finally {
     device.free(buffer)
   }
