@@ -1,0 +1,100 @@
+import { existsSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { BuildError, digest, filesBelow, findProgram, isCurrent, markCurrent, root, run, say, seconds, windows } from './common.mjs'
+import { checkVersions, toolchain } from './toolchain.mjs'
+
+const packageVersion = (name) => JSON.parse(readFileSync(join(root, 'node_modules', name, 'package.json'), 'utf8')).version
+
+/** Identity of a program: replaced by an update, it differs. */
+const identity = (program) => {
+  const real = realpathSync(program)
+  const { size, mtimeMs } = statSync(real)
+  return `${real} ${size} ${mtimeMs}`
+}
+
+/**
+ * The generator to configure a build folder with; undefined keeps the one it has. CMake cannot change the place or the
+ * compiler of a build folder: such a folder is made anew.
+ */
+function prepare(folder, { ninja, compiler }) {
+  const generator = ninja ? 'Ninja' : windows ? undefined : 'Unix Makefiles'
+  const cache = join(folder, 'CMakeCache.txt')
+  if (!existsSync(cache)) return generator
+  const text = readFileSync(cache, 'utf8')
+  const value = (name) => new RegExp(`^${name}:\\w+=(.*)$`, 'm').exec(text)?.[1]
+  const usable = value('CMAKE_HOME_DIRECTORY') === join(root, 'kernels').replaceAll('\\', '/') &&
+    existsSync(value('CMAKE_MAKE_PROGRAM') ?? '') && existsSync(value('CMAKE_CXX_COMPILER') ?? '') &&
+    (process.env.CXX === undefined || value('CMAKE_CXX_COMPILER') === compiler)
+  if (usable) return undefined
+  rmSync(folder, { recursive: true, force: true })
+  return generator
+}
+
+function compile(preset, tools) {
+  say(`Compiling the ${preset} kernels …`)
+  const start = performance.now()
+  checkVersions(tools)
+  const folder = join(root, 'build', preset)
+  const generator = prepare(folder, tools)
+  run(tools.cmake, ['--preset', preset, ...(generator === undefined ? [] : ['-G', generator])], { cwd: join(root, 'kernels'), what: 'cmake' })
+  buildTarget(preset, 'kernels', tools.cmake)
+  say(`Compiled the ${preset} kernels in ${seconds(start)}.`)
+}
+
+/** Builds one target of a configured build folder. */
+export function buildTarget(preset, target, cmake = toolchain().cmake) {
+  const args = ['--build', join(root, 'build', preset), '--config', 'Release', '--target', target, '--parallel', String(availableParallelism())]
+  run(cmake, args, { show: process.stdout.isTTY, what: `Compiling ${target}` })
+}
+
+/**
+ * Compiles kernels/ by a preset of kernels/CMakePresets.json into build/<preset>/kernels.node, when anything changed.
+ * Returns whether it did.
+ */
+function build(preset, extra = '') {
+  const tools = toolchain()
+  const output = join('build', preset, 'kernels.node')
+  const key = digest(filesBelow('kernels'), packageVersion('node-addon-api'), packageVersion('node-api-headers'), process.platform, process.arch,
+    identity(tools.compiler), process.env.CXXFLAGS ?? '', extra)
+  if (isCurrent(output, key)) return false
+  compile(preset, tools)
+  if (!existsSync(join(root, output))) throw new BuildError(`The compiler ran, but ${output} was not made.`, 'Remove the folder build and run this again.')
+  markCurrent(output, key)
+  return true
+}
+
+/** The addon that every machine gets; returns whether there was something to compile. */
+export const buildCpu = () => build('cpu')
+
+/** Whether kernels/ has a CUDA backend at all. */
+export const hasCuda = () => readFileSync(join(root, 'kernels', 'CMakeLists.txt'), 'utf8').includes('UNSLOTH_CUDA')
+
+/** Why the CUDA kernels cannot be built here; undefined when they can. */
+function noCuda() {
+  if (!hasCuda()) return 'this version has no CUDA kernels yet'
+  const nvcc = findNvcc()
+  if (nvcc === undefined) return 'nvcc was not found (CUDA 13 or newer is needed)'
+  const version = /release (\d+)\.(\d+)/.exec(run(nvcc, ['--version']))
+  return version === null || Number(version[1]) < 13 ? `${nvcc} is version ${version?.slice(1).join('.') ?? 'unknown'}; CUDA 13 or newer is needed` : undefined
+}
+
+function findNvcc() {
+  const homes = [process.env.CUDA_HOME, process.env.CUDA_PATH, '/usr/local/cuda'].filter(Boolean)
+  return findProgram('nvcc', ...homes.map((home) => join(home, 'bin', 'nvcc')))
+}
+
+/** The CUDA kernels are built where the toolkit is; without them the engine computes on the CPU. `tell` prints why not. */
+export function buildCuda({ tell }) {
+  const reason = noCuda()
+  if (reason !== undefined) {
+    if (tell) say(`CUDA: not built: ${reason}.`)
+    return
+  }
+  try {
+    build('cuda', identity(findNvcc()))
+  } catch (error) {
+    if (!(error instanceof BuildError) || (process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('cuda')) throw error
+    say(`CUDA: not built: ${error.message}`)
+  }
+}
