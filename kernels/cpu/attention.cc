@@ -20,8 +20,18 @@ struct Setting {
 
   AttentionHead head(int64_t s, int64_t kvHead) const {
     const int64_t query = qStart[s], key = kvStart[s];
-    return {q.row(query) + kvHead * group * headDim, k.row(key) + kvHead * headDim, v.row(key) + kvHead * headDim, q.ld, k.ld, v.ld,
-            headDim, group, kvLength[s] - queries(s), window, scale, softcap};
+    return {q.row(query) + kvHead * group * headDim,
+            k.row(key) + kvHead * headDim,
+            v.row(key) + kvHead * headDim,
+            q.ld,
+            k.ld,
+            v.ld,
+            headDim,
+            group,
+            kvLength[s] - queries(s),
+            window,
+            scale,
+            softcap};
   }
 };
 
@@ -36,7 +46,8 @@ Setting settingOf(const Call& call, const Operands& args, int64_t at) {
   s.group = s.heads / s.kvHeads;
   s.headDim = s.q.cols / s.heads;
   if (s.q.cols % s.heads != 0 || s.headDim < 1 || s.headDim > attentionMaxHeadDim)
-    args.refuse("q is " + describe(s.q) + ", expected " + std::to_string(s.heads) + " heads of 1 to " + std::to_string(attentionMaxHeadDim) + " columns");
+    args.refuse("q is " + describe(s.q) + ", expected " + std::to_string(s.heads) + " heads of 1 to " +
+                std::to_string(attentionMaxHeadDim) + " columns");
   s.k = args.matrix(at + 1, "k", Operands::any, s.kvHeads * s.headDim);
   s.v = args.matrix(at + 2, "v", s.k.rows, s.k.cols);
   s.sequences = call.dims.sequences;
@@ -46,9 +57,9 @@ Setting settingOf(const Call& call, const Operands& args, int64_t at) {
   for (int64_t j = 0; j < s.sequences; ++j) {
     const int64_t first = s.qStart[j], last = s.qStart[j + 1], key = s.kvStart[j], keys = s.kvLength[j];
     if (first < 0 || last < first || last > s.q.rows || key < 0 || keys < last - first || key + keys > s.k.rows)
-      args.refuse("sequence " + std::to_string(j) + " has query rows " + std::to_string(first) + " to " + std::to_string(last) + " of " +
-                  std::to_string(s.q.rows) + " and " + std::to_string(keys) + " keys from row " + std::to_string(key) + " of " +
-                  std::to_string(s.k.rows));
+      args.refuse("sequence " + std::to_string(j) + " has query rows " + std::to_string(first) + " to " + std::to_string(last) +
+                  " of " + std::to_string(s.q.rows) + " and " + std::to_string(keys) + " keys from row " + std::to_string(key) +
+                  " of " + std::to_string(s.k.rows));
   }
   return s;
 }
@@ -68,12 +79,14 @@ struct Join {
 };
 
 void joinRow(const Setting& s, const Join& join, int64_t row, const float* partials, const View& o, const View& lse) {
-  const int64_t stride = 2 + s.headDim, head = join.kvHead * s.group + row % s.group, query = s.qStart[join.sequence] + row / s.group;
+  const int64_t stride = 2 + s.headDim, head = join.kvHead * s.group + row % s.group,
+                query = s.qStart[join.sequence] + row / s.group;
   const auto partial = [&](int64_t i) { return partials + join.partial + (i * join.rows + row) * stride; };
   float top = partial(0)[0];
   for (int64_t i = 1; i < join.pieces; ++i) top = std::max(top, partial(i)[0]);
   double total = 0;
-  for (int64_t i = 0; i < join.pieces; ++i) total += std::exp(static_cast<double>(partial(i)[0] - top)) * static_cast<double>(partial(i)[1]);
+  for (int64_t i = 0; i < join.pieces; ++i)
+    total += std::exp(static_cast<double>(partial(i)[0] - top)) * static_cast<double>(partial(i)[1]);
   float* out = o.row(query) + head * s.headDim;
   for (int64_t i = 0; i < join.pieces; ++i) {
     const float* from = partial(i);
@@ -99,7 +112,8 @@ void attention(const Call& call, ThreadPool& pool) {
 
   const auto flush = [&] {
     // The longest pieces first: threads then end together.
-    std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.lastKey - a.firstKey > b.lastKey - b.firstKey; });
+    std::stable_sort(pieces.begin(), pieces.end(),
+                     [](const Piece& a, const Piece& b) { return a.lastKey - a.firstKey > b.lastKey - b.firstKey; });
     pool.parallelFor(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
       const Piece& p = pieces[static_cast<size_t>(i)];
       AttentionTile tile{};
@@ -154,7 +168,8 @@ void attentionGrad(const Call& call, ThreadPool& pool) {
   const View& lse = args.matrix(6, "lse", n, s.heads);
   const VectorKernels& kernels = vectorKernels();
   forRows(pool, n, 3 * s.q.cols, [&](int64_t r) {
-    for (int64_t h = 0; h < s.heads; ++h) delta.row(r)[h] = kernels.dot(dO.row(r) + h * s.headDim, o.row(r) + h * s.headDim, s.headDim);
+    for (int64_t h = 0; h < s.heads; ++h)
+      delta.row(r)[h] = kernels.dot(dO.row(r) + h * s.headDim, o.row(r) + h * s.headDim, s.headDim);
     std::fill_n(dq.row(r), dq.cols, 0.0f);
   });
   forRows(pool, s.k.rows, 2 * s.k.cols, [&](int64_t r) {
@@ -171,20 +186,23 @@ void attentionGrad(const Call& call, ThreadPool& pool) {
   for (int64_t phase = 0, phases = 1; phase < phases; ++phase) {
     tasks.clear();
     for (int64_t j = 0; j < s.sequences; ++j) {
-      const int64_t queries = s.queries(j), keys = s.kvLength[j], offset = keys - queries, size = keys <= 512 ? 64 : attentionGradKeys;
+      const int64_t queries = s.queries(j), keys = s.kvLength[j], offset = keys - queries,
+                    size = keys <= 512 ? 64 : attentionGradKeys;
       const int64_t blocks = (keys + size - 1) / size;
       phases = std::max(phases, blocks);
       for (int64_t b = 0; b < blocks && phase < blocks; ++b) {
         const int64_t query = (b + phase) % blocks * size, lastQuery = std::min(queries, query + size);
         const int64_t key = b * size, lastKey = std::min(keys, key + size);
-        if (query >= queries || key > offset + lastQuery - 1 || (s.window > 0 && offset + query - (lastKey - 1) >= s.window)) continue;
+        if (query >= queries || key > offset + lastQuery - 1 || (s.window > 0 && offset + query - (lastKey - 1) >= s.window))
+          continue;
         for (int64_t kvHead = 0; kvHead < s.kvHeads; ++kvHead)
           tasks.push_back({j, kvHead, query * s.group, (lastQuery - query) * s.group, key, lastKey});
       }
     }
     pool.parallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i, int thread) {
       const Block& b = tasks[static_cast<size_t>(i)];
-      const int64_t query = s.qStart[b.sequence], key = s.kvStart[b.sequence], column = b.kvHead * s.headDim, wide = column * s.group;
+      const int64_t query = s.qStart[b.sequence], key = s.kvStart[b.sequence], column = b.kvHead * s.headDim,
+                    wide = column * s.group;
       AttentionGradTile tile{};
       tile.head = s.head(b.sequence, b.kvHead);
       tile.firstRow = b.firstRow, tile.rows = b.rows, tile.firstKey = b.firstKey, tile.lastKey = b.lastKey;

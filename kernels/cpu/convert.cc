@@ -5,7 +5,9 @@
 namespace unsloth::cpu::ops {
 namespace {
 
-std::byte* at(const View& v, int64_t r, int64_t c) { return static_cast<std::byte*>(v.data) + static_cast<size_t>(r * v.ld + c) * bytesPerElement(v.dtype); }
+std::byte* at(const View& v, int64_t r, int64_t c) {
+  return static_cast<std::byte*>(v.data) + static_cast<size_t>(r * v.ld + c) * bytesPerElement(v.dtype);
+}
 
 template <class T>
 void fillWith(std::byte* to, T value, int64_t n) {

@@ -18,8 +18,8 @@ void dropout(const Call& call, ThreadPool& pool) {
   const bool accumulate = call.i(1) != 0;
   const VectorKernels& kernels = vectorKernels();
   forRows(pool, y.rows, 4 * y.cols, [&](int64_t r) {
-    const DropoutRow row{word(tokenKeys, r, 0), word(tokenKeys, r, 1), static_cast<uint32_t>(call.i(0)), word(random, 0, 0), word(random, 0, 1),
-                         static_cast<uint32_t>(p * 4294967296.0)};
+    const DropoutRow row{word(tokenKeys, r, 0), word(tokenKeys, r, 1), static_cast<uint32_t>(call.i(0)),
+                         word(random, 0, 0),    word(random, 0, 1),    static_cast<uint32_t>(p * 4294967296.0)};
     kernels.dropout(y.row(r), x.row(r), row, scale, accumulate, y.cols);
   });
 }

@@ -19,7 +19,8 @@ void glu(const Call& call, ThreadPool& pool) {
   const View& up = args.matrix(2, "up", h.rows, h.cols);
   const Activation kind = kindOf(args, call.i(0), Activation::geluErf);
   const VectorKernels& kernels = vectorKernels();
-  forPieces(pool, h.rows, h.cols, [&](int64_t r, int64_t c, int64_t n) { kernels.glu(h.row(r) + c, gate.row(r) + c, up.row(r) + c, kind, n); });
+  forPieces(pool, h.rows, h.cols,
+            [&](int64_t r, int64_t c, int64_t n) { kernels.glu(h.row(r) + c, gate.row(r) + c, up.row(r) + c, kind, n); });
 }
 
 void gluGrad(const Call& call, ThreadPool& pool) {
@@ -42,7 +43,8 @@ void activation(const Call& call, ThreadPool& pool) {
   const View& x = args.matrix(1, "x", y.rows, y.cols);
   const Activation kind = kindOf(args, call.i(0), Activation::relu);
   const VectorKernels& kernels = vectorKernels();
-  forPieces(pool, y.rows, y.cols, [&](int64_t r, int64_t c, int64_t n) { kernels.activation(y.row(r) + c, x.row(r) + c, kind, n); });
+  forPieces(pool, y.rows, y.cols,
+            [&](int64_t r, int64_t c, int64_t n) { kernels.activation(y.row(r) + c, x.row(r) + c, kind, n); });
 }
 
 void activationGrad(const Call& call, ThreadPool& pool) {
@@ -52,8 +54,9 @@ void activationGrad(const Call& call, ThreadPool& pool) {
   const View& x = args.matrix(2, "x", dx.rows, dx.cols);
   const Activation kind = kindOf(args, call.i(0), Activation::relu);
   const VectorKernels& kernels = vectorKernels();
-  forPieces(pool, dx.rows, dx.cols,
-            [&](int64_t r, int64_t c, int64_t n) { kernels.activationGrad(dx.row(r) + c, dy.row(r) + c, x.row(r) + c, kind, n); });
+  forPieces(pool, dx.rows, dx.cols, [&](int64_t r, int64_t c, int64_t n) {
+    kernels.activationGrad(dx.row(r) + c, dy.row(r) + c, x.row(r) + c, kind, n);
+  });
 }
 
 }  // namespace unsloth::cpu::ops

@@ -15,7 +15,8 @@ View rowsOf(const View& v, int64_t first, int64_t count) {
   return part;
 }
 
-void multiply(GemmMode mode, Precision precision, float alpha, const View& c, const View& a, const View& b, bool accumulate, ThreadPool& pool) {
+void multiply(GemmMode mode, Precision precision, float alpha, const View& c, const View& a, const View& b, bool accumulate,
+              ThreadPool& pool) {
   Gemm g;
   g.mode = mode, g.precision = precision, g.alpha = alpha, g.accumulate = accumulate;
   g.c = c, g.a = a, g.b = b;

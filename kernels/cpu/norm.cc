@@ -15,14 +15,17 @@ struct Groups {
 };
 
 /** Widens the weight into shared scratch from `at` on; `plusOne` adds the one of the (1 + w) form. */
-Groups groupsOf(const Operands& args, const View& x, int64_t weightAt, const char* name, int64_t groups, bool plusOne, ThreadPool& pool,
-                size_t at = 0) {
-  if (groups < 1 || x.cols % groups != 0) args.refuse(std::to_string(groups) + " groups do not divide x, which is " + describe(x));
+Groups groupsOf(const Operands& args, const View& x, int64_t weightAt, const char* name, int64_t groups, bool plusOne,
+                ThreadPool& pool, size_t at = 0) {
+  if (groups < 1 || x.cols % groups != 0)
+    args.refuse(std::to_string(groups) + " groups do not divide x, which is " + describe(x));
   const int64_t width = x.cols / groups;
   const View& w = args.weight(weightAt, name, 1, Operands::any);
   if (w.cols != width && w.cols != x.cols)
-    args.refuse(std::string(name) + " is " + describe(w) + ", expected " + std::to_string(width) + " or " + std::to_string(x.cols) + " columns");
-  if ((at + static_cast<size_t>(w.cols)) * sizeof(float) > ThreadPool::sharedScratchBytes) args.refuse("the rows are too wide: " + describe(x));
+    args.refuse(std::string(name) + " is " + describe(w) + ", expected " + std::to_string(width) + " or " +
+                std::to_string(x.cols) + " columns");
+  if ((at + static_cast<size_t>(w.cols)) * sizeof(float) > ThreadPool::sharedScratchBytes)
+    args.refuse("the rows are too wide: " + describe(x));
   float* wide = reinterpret_cast<float*>(pool.sharedScratch()) + at;
   vectorKernels().widen(wide, w.data, w.dtype, w.cols);
   if (plusOne)
@@ -31,7 +34,8 @@ Groups groupsOf(const Operands& args, const View& x, int64_t weightAt, const cha
 }
 
 /** dw += Σ dy⊙x̂ over rows, and over groups where they share their weights. Reads (μ, r) or r at stats + group·statsWidth. */
-void addWeightGrad(ThreadPool& pool, const View& dw, const View& dy, const View& x, const View& stats, const Groups& groups, bool centred) {
+void addWeightGrad(ThreadPool& pool, const View& dw, const View& dy, const View& x, const View& stats, const Groups& groups,
+                   bool centred) {
   const VectorKernels& kernels = vectorKernels();
   const auto addGroup = [&](int64_t r, int64_t group, int64_t column, int64_t count, float* sums) {
     const float* s = stats.row(r) + group * (centred ? 2 : 1);
@@ -50,7 +54,9 @@ void addWeightGrad(ThreadPool& pool, const View& dw, const View& dy, const View&
   });
 }
 
-const View& weightGrad(const Operands& args, int64_t at, const char* name, const View& w) { return args.matrix(at, name, 1, w.cols); }
+const View& weightGrad(const Operands& args, int64_t at, const char* name, const View& w) {
+  return args.matrix(at, name, 1, w.cols);
+}
 
 }  // namespace
 
@@ -84,7 +90,8 @@ void rmsNormGrad(const Call& call, ThreadPool& pool) {
   forRows(pool, x.rows, x.cols, [&](int64_t r) {
     for (int64_t g = 0; g < groups.count; ++g) {
       const int64_t column = g * groups.width;
-      kernels.rmsNormGrad(dx.row(r) + column, dy.row(r) + column, x.row(r) + column, groups.of(g), rstd.row(r)[g], accumulate, groups.width);
+      kernels.rmsNormGrad(dx.row(r) + column, dy.row(r) + column, x.row(r) + column, groups.of(g), rstd.row(r)[g], accumulate,
+                          groups.width);
     }
   });
 }
@@ -102,8 +109,8 @@ void layerNorm(const Call& call, ThreadPool& pool) {
   forRows(pool, x.rows, x.cols, [&](int64_t r) {
     for (int64_t g = 0; g < groups.count; ++g) {
       const int64_t column = g * groups.width;
-      kernels.layerNorm(y.row(r) + column, stats.row(r) + 2 * g, x.row(r) + column, groups.of(g), hasBias ? bias.of(g) : nullptr, eps,
-                        groups.width);
+      kernels.layerNorm(y.row(r) + column, stats.row(r) + 2 * g, x.row(r) + column, groups.of(g), hasBias ? bias.of(g) : nullptr,
+                        eps, groups.width);
     }
   });
 }
@@ -129,7 +136,8 @@ void layerNormGrad(const Call& call, ThreadPool& pool) {
     for (int64_t g = 0; g < groups.count; ++g) {
       const int64_t column = g * groups.width;
       const float* s = stats.row(r) + 2 * g;
-      kernels.layerNormGrad(dx.row(r) + column, dy.row(r) + column, x.row(r) + column, groups.of(g), s[0], s[1], accumulate, groups.width);
+      kernels.layerNormGrad(dx.row(r) + column, dy.row(r) + column, x.row(r) + column, groups.of(g), s[0], s[1], accumulate,
+                            groups.width);
     }
   });
 }

@@ -81,8 +81,8 @@ class Operands {
     const Vector<int32_t> list = numbers<int32_t>(i, name, count);
     for (int64_t r = 0; r < count; ++r)
       if (list[r] < 0 || list[r] >= limit)
-        refuse(std::string(name) + "[" + std::to_string(r) + "] = " + std::to_string(list[r]) + " is not a row of " + into + ", which has " +
-               std::to_string(limit) + " rows");
+        refuse(std::string(name) + "[" + std::to_string(r) + "] = " + std::to_string(list[r]) + " is not a row of " + into +
+               ", which has " + std::to_string(limit) + " rows");
     return list;
   }
 

@@ -32,7 +32,8 @@ void sumSquares(const Call& call, ThreadPool& pool) {
       }
       float block[squaresBlock];  // the same blocks, whatever the stride
       for (int64_t done = 0; done < length;) {
-        const int64_t row = (start + done) / x.cols, column = (start + done) % x.cols, piece = std::min(length - done, x.cols - column);
+        const int64_t row = (start + done) / x.cols, column = (start + done) % x.cols,
+                      piece = std::min(length - done, x.cols - column);
         std::copy_n(x.row(row) + column, piece, block + done);
         done += piece;
       }
@@ -54,9 +55,14 @@ void adamw(const Call& call, ThreadPool& pool) {
   args.require(group >= 0, "group is negative");
   const Vector<double> scalars = args.numbers<double>(4, "scalars", 4 + group);
   const double beta1 = call.f(0), beta2 = call.f(1), rate = scalars[3 + group];
-  const AdamwStep step{static_cast<float>(scalars[0]), static_cast<float>(1 - rate * call.f(3)), static_cast<float>(1 - beta1),
-                       static_cast<float>(beta2),      static_cast<float>(1 - beta2),            static_cast<float>(rate / scalars[1]),
-                       static_cast<float>(std::sqrt(scalars[2])), static_cast<float>(call.f(2))};
+  const AdamwStep step{static_cast<float>(scalars[0]),
+                       static_cast<float>(1 - rate * call.f(3)),
+                       static_cast<float>(1 - beta1),
+                       static_cast<float>(beta2),
+                       static_cast<float>(1 - beta2),
+                       static_cast<float>(rate / scalars[1]),
+                       static_cast<float>(std::sqrt(scalars[2])),
+                       static_cast<float>(call.f(2))};
   const bool flat = gapless(p) && gapless(m) && gapless(v) && gapless(grad);
   const VectorKernels& kernels = vectorKernels();
   forPieces(pool, flat ? 1 : p.rows, flat ? p.rows * p.cols : p.cols, [&](int64_t r, int64_t c, int64_t n) {

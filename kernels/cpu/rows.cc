@@ -11,7 +11,8 @@ void gatherRows(const Call& call, ThreadPool& pool) {
   const View& y = args.matrix(0, "y", Operands::any, Operands::any);
   const View& x = args.matrix(1, "x", Operands::any, y.cols);
   const Vector<int32_t> index = args.indices(2, "index", y.rows, x.rows, "x");
-  forRows(pool, y.rows, y.cols, [&](int64_t r) { std::memcpy(y.row(r), x.row(index[r]), static_cast<size_t>(y.cols) * sizeof(float)); });
+  forRows(pool, y.rows, y.cols,
+          [&](int64_t r) { std::memcpy(y.row(r), x.row(index[r]), static_cast<size_t>(y.cols) * sizeof(float)); });
 }
 
 void scatterRows(const Call& call, ThreadPool& pool) {
@@ -22,7 +23,8 @@ void scatterRows(const Call& call, ThreadPool& pool) {
   const size_t bytes = static_cast<size_t>(y.cols) * sizeof(float);
   if (call.i(0) != 0) {
     const VectorKernels& kernels = vectorKernels();
-    return forRows(pool, x.rows, y.cols, [&](int64_t r) { kernels.scaleAdd(y.row(index[r]), y.row(index[r]), x.row(r), 1, 1, y.cols); });
+    return forRows(pool, x.rows, y.cols,
+                   [&](int64_t r) { kernels.scaleAdd(y.row(index[r]), y.row(index[r]), x.row(r), 1, 1, y.cols); });
   }
   forRows(pool, y.rows, y.cols, [&](int64_t r) { std::memset(y.row(r), 0, bytes); });
   forRows(pool, x.rows, y.cols, [&](int64_t r) { std::memcpy(y.row(index[r]), x.row(r), bytes); });
@@ -33,7 +35,8 @@ void storeRows(const Call& call, ThreadPool& pool) {
   const View& x = args.matrix(1, "x", Operands::any, Operands::any);
   const View& cache = args.matrix(0, "cache", Operands::any, x.cols);
   const Vector<int32_t> slots = args.indices(2, "slots", x.rows, cache.rows, "cache");
-  forRows(pool, x.rows, x.cols, [&](int64_t r) { std::memcpy(cache.row(slots[r]), x.row(r), static_cast<size_t>(x.cols) * sizeof(float)); });
+  forRows(pool, x.rows, x.cols,
+          [&](int64_t r) { std::memcpy(cache.row(slots[r]), x.row(r), static_cast<size_t>(x.cols) * sizeof(float)); });
 }
 
 }  // namespace unsloth::cpu::ops

@@ -59,7 +59,8 @@ UNSLOTH_INLINE float largest(Vec a) {
 }
 
 UNSLOTH_INLINE Vec loadBf16(const uint16_t* p) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16))};
+  return {
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16))};
 }
 UNSLOTH_INLINE Vec loadF16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 /** Round to nearest even; NaN stays NaN. */

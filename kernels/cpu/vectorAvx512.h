@@ -36,16 +36,15 @@ UNSLOTH_INLINE Vec squareRoot(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 UNSLOTH_INLINE Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 UNSLOTH_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
 UNSLOTH_INLINE Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
-UNSLOTH_INLINE Vec roundToEven(Vec a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+UNSLOTH_INLINE Vec roundToEven(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 /** a·2ⁿ for whole n, with gradual underflow. */
 UNSLOTH_INLINE Vec scaleByPowerOfTwo(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 UNSLOTH_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 UNSLOTH_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 UNSLOTH_INLINE Vec loadBf16(const uint16_t* p) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+  return {
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
 }
 UNSLOTH_INLINE Vec loadF16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};

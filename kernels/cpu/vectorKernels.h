@@ -15,8 +15,8 @@ struct AdamwStep {
   float keep;  // 1 − lr·weightDecay
   float oneMinusBeta1;
   float beta2, oneMinusBeta2;
-  float rate;          // lr / c1
-  float rootC2;        // √c2
+  float rate;    // lr / c1
+  float rootC2;  // √c2
   float eps;
 };
 
@@ -89,7 +89,8 @@ struct VectorKernels {
   float (*rmsNorm)(float* y, const float* x, const float* w, double eps, int64_t n);
   void (*rmsNormGrad)(float* dx, const float* dy, const float* x, const float* w, float r, bool accumulate, int64_t n);
   void (*layerNorm)(float* y, float* stats, const float* x, const float* w, const float* b, double eps, int64_t n);
-  void (*layerNormGrad)(float* dx, const float* dy, const float* x, const float* w, float mean, float r, bool accumulate, int64_t n);
+  void (*layerNormGrad)(float* dx, const float* dy, const float* x, const float* w, float mean, float r, bool accumulate,
+                        int64_t n);
   /** dw += dy·(x − mean)·r */
   void (*addNormWeightGrad)(float* dw, const float* dy, const float* x, float mean, float r, int64_t n);
   void (*rotateHalves)(float* y, const float* x, const float* cosine, const float* sine, float direction, int64_t half);

@@ -52,8 +52,9 @@ UNSLOTH_INLINE Normal normal(Vec x) {
   const Vec z = min(set(9.6f), abs(x) * set(0.70710678118654752f));
   const Vec t = set(1.0f) / mulAdd(z, set(0.5f), set(1.0f));
   const Vec u = mulAdd(t, set(2.41666675f), set(-1.41666663f));
-  const float p[] = {4.602631631e-06f,  6.586019743e-06f, -6.143026011e-05f, 1.078555265e-06f, 5.715549111e-04f, -5.748152712e-04f,
-                     -6.006350329e-03f, 5.673752980e-03f, 1.007472541e-01f,  3.253711275e-01f, 5.742666410e-01f};
+  const float p[] = {4.602631631e-06f, 6.586019743e-06f,  -6.143026011e-05f, 1.078555265e-06f,
+                     5.715549111e-04f, -5.748152712e-04f, -6.006350329e-03f, 5.673752980e-03f,
+                     1.007472541e-01f, 3.253711275e-01f,  5.742666410e-01f};
   // exp(−x²/2) with the rounding error of x² put back, which matters when x² is large.
   const Vec bounded = min(set(13.6f), abs(x)), square = bounded * bounded, rest = mulSub(bounded, bounded, square);
   const Vec rounded = exp(set(-0.5f) * square);

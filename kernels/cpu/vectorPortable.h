@@ -39,15 +39,25 @@ template <class Lane>
 UNSLOTH_INLINE Vec perLane(Lane lane) {
   return of(lane(0), lane(1), lane(2), lane(3));
 }
-UNSLOTH_INLINE Vec operator+(Vec a, Vec b) { return perLane([&](int i) { return a.v[i] + b.v[i]; }); }
-UNSLOTH_INLINE Vec operator-(Vec a, Vec b) { return perLane([&](int i) { return a.v[i] - b.v[i]; }); }
-UNSLOTH_INLINE Vec operator*(Vec a, Vec b) { return perLane([&](int i) { return a.v[i] * b.v[i]; }); }
-UNSLOTH_INLINE Vec operator/(Vec a, Vec b) { return perLane([&](int i) { return a.v[i] / b.v[i]; }); }
+UNSLOTH_INLINE Vec operator+(Vec a, Vec b) {
+  return perLane([&](int i) { return a.v[i] + b.v[i]; });
+}
+UNSLOTH_INLINE Vec operator-(Vec a, Vec b) {
+  return perLane([&](int i) { return a.v[i] - b.v[i]; });
+}
+UNSLOTH_INLINE Vec operator*(Vec a, Vec b) {
+  return perLane([&](int i) { return a.v[i] * b.v[i]; });
+}
+UNSLOTH_INLINE Vec operator/(Vec a, Vec b) {
+  return perLane([&](int i) { return a.v[i] / b.v[i]; });
+}
 UNSLOTH_INLINE Mask less(Vec a, Vec b) { return {{a.v[0] < b.v[0], a.v[1] < b.v[1], a.v[2] < b.v[2], a.v[3] < b.v[3]}}; }
 UNSLOTH_INLINE Mask operator&(Mask a, Mask b) {
   return {{a.m[0] && b.m[0], a.m[1] && b.m[1], a.m[2] && b.m[2], a.m[3] && b.m[3]}};
 }
-UNSLOTH_INLINE Vec select(Mask m, Vec yes, Vec no) { return perLane([&](int i) { return m.m[i] ? yes.v[i] : no.v[i]; }); }
+UNSLOTH_INLINE Vec select(Mask m, Vec yes, Vec no) {
+  return perLane([&](int i) { return m.m[i] ? yes.v[i] : no.v[i]; });
+}
 #endif
 
 UNSLOTH_INLINE Vec set(float x) { return of(x, x, x, x); }
@@ -91,7 +101,8 @@ UNSLOTH_INLINE Vec scaleByPowerOfTwo(Vec a, Vec n) {
   float first[4], second[4];
   for (int i = 0; i < 4; ++i) {
     const float lane = n.v[i];
-    const int32_t whole = lane > -253 && lane < 255 ? static_cast<int32_t>(lane) : 0, half = whole >> 1;  // a NaN lane is NaN in `a` too
+    const int32_t whole = lane > -253 && lane < 255 ? static_cast<int32_t>(lane) : 0,
+                  half = whole >> 1;  // a NaN lane is NaN in `a` too
     first[i] = powerOfTwo(half);
     second[i] = powerOfTwo(whole - half);
   }
@@ -105,7 +116,9 @@ UNSLOTH_INLINE float largest(Vec a) {
 UNSLOTH_INLINE Vec loadBf16(const uint16_t* p) {
   return of(bf16ToFloat(p[0]), bf16ToFloat(p[1]), bf16ToFloat(p[2]), bf16ToFloat(p[3]));
 }
-UNSLOTH_INLINE Vec loadF16(const uint16_t* p) { return of(f16ToFloat(p[0]), f16ToFloat(p[1]), f16ToFloat(p[2]), f16ToFloat(p[3])); }
+UNSLOTH_INLINE Vec loadF16(const uint16_t* p) {
+  return of(f16ToFloat(p[0]), f16ToFloat(p[1]), f16ToFloat(p[2]), f16ToFloat(p[3]));
+}
 UNSLOTH_INLINE void storeBf16(uint16_t* p, Vec a) {
   for (int i = 0; i < 4; ++i) p[i] = floatToBf16(a.v[i]);
 }

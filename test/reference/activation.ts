@@ -22,12 +22,18 @@ export function erfc(z: number): number {
 
 export function act(x: number, kind: number): number {
   switch (kind) {
-    case kinds.silu: return x / (1 + Math.exp(-x))
-    case kinds.geluTanh: return x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
-    case kinds.geluErf: return (x * erfc(-x / Math.SQRT2)) / 2
-    case kinds.reluSquared: return Math.max(x, 0) ** 2
-    case kinds.relu: return Math.max(x, 0)
-    default: throw new Error(`no activation ${kind}`)
+    case kinds.silu:
+      return x / (1 + Math.exp(-x))
+    case kinds.geluTanh:
+      return x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
+    case kinds.geluErf:
+      return (x * erfc(-x / Math.SQRT2)) / 2
+    case kinds.reluSquared:
+      return Math.max(x, 0) ** 2
+    case kinds.relu:
+      return Math.max(x, 0)
+    default:
+      throw new Error(`no activation ${kind}`)
   }
 }
 
@@ -38,4 +44,5 @@ export const glu = (gate: Matrix, up: Matrix, kind: number): Matrix =>
   matrix(gate.rows, gate.cols, (row, c) => act(at(gate, row, c), kind) * at(up, row, c))
 
 /** softcap·tanh(scale·x/softcap), or scale·x when softcap is 0. */
-export const capped = (x: number, scale: number, softcap: number): number => (softcap === 0 ? scale * x : softcap * Math.tanh((scale * x) / softcap))
+export const capped = (x: number, scale: number, softcap: number): number =>
+  softcap === 0 ? scale * x : softcap * Math.tanh((scale * x) / softcap)

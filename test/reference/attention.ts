@@ -22,7 +22,12 @@ function eachRow(c: AttentionCase, visit: (row: number, head: number, kvHead: nu
       for (let head = 0; head < c.heads; head++) {
         const position = length - queries + i
         const keys = Array.from({ length: position + 1 }, (_, t) => t).filter((t) => c.window === 0 || position - t < c.window)
-        visit(first + i, head, Math.floor((head * c.kvHeads) / c.heads), keys.map((t) => c.kvStart[sequence]! + t))
+        visit(
+          first + i,
+          head,
+          Math.floor((head * c.kvHeads) / c.heads),
+          keys.map((t) => c.kvStart[sequence]! + t),
+        )
       }
   })
 }
@@ -36,7 +41,16 @@ const dot = (a: Matrix, aRow: number, aCol: number, b: Matrix, bRow: number, bCo
 }
 
 /** y[yRow, yCol…] += factor·x[xRow, xCol…] */
-const addScaled = (y: Matrix, yRow: number, yCol: number, factor: number, x: Matrix, xRow: number, xCol: number, count: number): void => {
+const addScaled = (
+  y: Matrix,
+  yRow: number,
+  yCol: number,
+  factor: number,
+  x: Matrix,
+  xRow: number,
+  xCol: number,
+  count: number,
+): void => {
   const to = yRow * y.cols + yCol
   const from = xRow * x.cols + xCol
   for (let i = 0; i < count; i++) y.data[to + i]! += factor * x.data[from + i]!
@@ -63,7 +77,13 @@ export function attention(c: AttentionCase, q: Matrix, k: Matrix, v: Matrix): { 
 }
 
 /** The gradient, written out for one row of scores at a time. */
-export function attentionGrad(c: AttentionCase, dO: Matrix, q: Matrix, k: Matrix, v: Matrix): { dq: Matrix; dk: Matrix; dv: Matrix } {
+export function attentionGrad(
+  c: AttentionCase,
+  dO: Matrix,
+  q: Matrix,
+  k: Matrix,
+  v: Matrix,
+): { dq: Matrix; dk: Matrix; dv: Matrix } {
   const dq = matrix(q.rows, q.cols)
   const dk = matrix(k.rows, k.cols)
   const dv = matrix(v.rows, v.cols)

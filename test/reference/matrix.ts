@@ -56,11 +56,17 @@ const bits = new DataView(new ArrayBuffer(4))
 /** Round to nearest even to `dtype`, written from the definition of the formats. */
 export function roundTo(dtype: DType, value: number): number {
   switch (dtype) {
-    case 'f32': return Math.fround(value)
-    case 'bf16': return roundToBits(Math.fround(value), 8, -126, 127)
-    case 'f16': return roundToBits(Math.fround(value), 11, -14, 15)
-    case 'i32': case 'u8': return Math.trunc(value) + 0 // there is no negative zero
-    case 'f64': return value
+    case 'f32':
+      return Math.fround(value)
+    case 'bf16':
+      return roundToBits(Math.fround(value), 8, -126, 127)
+    case 'f16':
+      return roundToBits(Math.fround(value), 11, -14, 15)
+    case 'i32':
+    case 'u8':
+      return Math.trunc(value) + 0 // there is no negative zero
+    case 'f64':
+      return value
   }
 }
 

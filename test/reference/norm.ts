@@ -15,7 +15,13 @@ export function rmsNorm(x: Matrix, w: Matrix, groups: number, plusOne: boolean, 
 }
 
 /** y = (x − μ)·r·w + b in each group; stats holds (μ, r) pairs. */
-export function layerNorm(x: Matrix, w: Matrix, b: Matrix | undefined, groups: number, eps: number): { y: Matrix; stats: Matrix } {
+export function layerNorm(
+  x: Matrix,
+  w: Matrix,
+  b: Matrix | undefined,
+  groups: number,
+  eps: number,
+): { y: Matrix; stats: Matrix } {
   const width = x.cols / groups
   const stats = matrix(x.rows, 2 * groups)
   for (let row = 0; row < x.rows; row++)

@@ -1,7 +1,12 @@
 import { at, copyOf, matrix, put, type Matrix } from './matrix.ts'
 
 /** cos then sin of position·inverseFrequency, the angle rounded to fp32, times a factor. */
-export function ropeTable(positions: readonly number[], table: readonly number[], inverseFrequency: Matrix, factor: readonly number[]): Matrix {
+export function ropeTable(
+  positions: readonly number[],
+  table: readonly number[],
+  inverseFrequency: Matrix,
+  factor: readonly number[],
+): Matrix {
   const half = inverseFrequency.cols
   return matrix(positions.length, 2 * half, (row, c) => {
     const angle = Math.fround(positions[row]! * at(inverseFrequency, table[row]!, c % half))

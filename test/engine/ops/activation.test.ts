@@ -4,7 +4,12 @@ import { finiteDifferences } from '../../reference/finiteDifferences.ts'
 import { at, close, equal, inner, matrix, random, type Matrix } from '../../reference/matrix.ts'
 import { blank, compute, f32, over, refuses } from './command.ts'
 
-const shapes = [[1, 1], [3, 17], [5, 64], [3, 17000]] as const
+const shapes = [
+  [1, 1],
+  [3, 17],
+  [5, 64],
+  [3, 17000],
+] as const
 /** What the tails of the functions look like: from −12 to 12. */
 const sweep = matrix(1, 4801, (_, c) => Math.fround((c - 2400) / 200))
 
@@ -21,7 +26,12 @@ describe('glu', () => {
 
   it('refuses a kind that it does not have', async () => {
     await refuses('glu', [blank(1, 2), f32(matrix(1, 2)), f32(matrix(1, 2))], { ints: [3] }, /glu: unknown activation kind 3/)
-    await refuses('glu', [blank(1, 2), f32(matrix(1, 3)), f32(matrix(1, 2))], { ints: [0] }, /glu: gate is f32\[1,3\], expected \[1,2\]/)
+    await refuses(
+      'glu',
+      [blank(1, 2), f32(matrix(1, 3)), f32(matrix(1, 2))],
+      { ints: [0] },
+      /glu: gate is f32\[1,3\], expected \[1,2\]/,
+    )
   })
 })
 
@@ -32,8 +42,18 @@ describe('gluGrad', () => {
       const up = random(3, 17, 2)
       const dH = random(3, 17, 3)
       const [dGate, dUp] = await compute('gluGrad', [blank(3, 17), blank(3, 17), f32(dH), f32(gate), f32(up)], { ints: [kind] })
-      close(dGate!, finiteDifferences((v) => inner(glu(v, up, kind), dH), gate), 1e-6, 'dGate')
-      close(dUp!, finiteDifferences((v) => inner(glu(gate, v, kind), dH), up), 1e-6, 'dUp')
+      close(
+        dGate!,
+        finiteDifferences((v) => inner(glu(v, up, kind), dH), gate),
+        1e-6,
+        'dGate',
+      )
+      close(
+        dUp!,
+        finiteDifferences((v) => inner(glu(gate, v, kind), dH), up),
+        1e-6,
+        'dUp',
+      )
       const operands = [f32(gate), f32(up), f32(dH)]
       const inPlace = await compute('gluGrad', [...operands, over(operands, 0), over(operands, 1)], { ints: [kind] })
       equal(inPlace[0]!, dGate!, 'dGate in place')
@@ -57,7 +77,10 @@ describe('activation', () => {
         const expected = act(x, kind)
         // A tail is exp of a number that is itself rounded: the error grows with that number.
         const tolerance = 2e-7 * (1 + Math.abs(Math.log(Math.abs(expected) + 1e-37)))
-        assert.ok(Math.abs(y!.data[i]! - expected) <= tolerance * Math.abs(expected) + 1e-37, `act(${x}) = ${y!.data[i]}, expected ${expected}`)
+        assert.ok(
+          Math.abs(y!.data[i]! - expected) <= tolerance * Math.abs(expected) + 1e-37,
+          `act(${x}) = ${y!.data[i]}, expected ${expected}`,
+        )
       })
     })
   }
@@ -79,7 +102,12 @@ describe('activationGrad', () => {
       const x = random(3, 17, 1, 4)
       const dy = random(3, 17, 2)
       const [dx] = await compute('activationGrad', [blank(3, 17), f32(dy), f32(x)], { ints: [kind] })
-      close(dx!, finiteDifferences((v) => inner(activation(v, kind), dy), x), 1e-6, 'dx')
+      close(
+        dx!,
+        finiteDifferences((v) => inner(activation(v, kind), dy), x),
+        1e-6,
+        'dx',
+      )
       const operands = [f32(dy)]
       const [inPlace] = await compute('activationGrad', [...operands, over(operands, 0), f32(x)], { ints: [kind] })
       equal(inPlace!, dx!, 'dx in the memory of dy')
@@ -88,7 +116,12 @@ describe('activationGrad', () => {
 
 describe('logitCap', () => {
   const cap = (x: Matrix, scale: number, softcap: number) => matrix(x.rows, x.cols, (r, c) => capped(at(x, r, c), scale, softcap))
-  for (const [scale, softcap] of [[1, 0], [0.25, 0], [1, 30], [0.5, 4]] as const)
+  for (const [scale, softcap] of [
+    [1, 0],
+    [0.25, 0],
+    [1, 30],
+    [0.5, 4],
+  ] as const)
     it(`scale ${scale}, softcap ${softcap}`, async () => {
       for (const [rows, cols] of shapes) {
         const x = random(rows, cols, 1, 40)

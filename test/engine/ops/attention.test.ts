@@ -42,11 +42,22 @@ function inputs(c: AttentionCase, seed: number): { q: Matrix; k: Matrix; v: Matr
 }
 
 const numbers = (c: AttentionCase) =>
-  ({ ints: [c.heads, c.kvHeads, c.window], floats: [c.scale, c.softcap], dims: [c.qStart.at(-1)!, 0, c.kvLength.length] }) as const
+  ({
+    ints: [c.heads, c.kvHeads, c.window],
+    floats: [c.scale, c.softcap],
+    dims: [c.qStart.at(-1)!, 0, c.kvLength.length],
+  }) as const
 
-async function run(c: AttentionCase, seed: number): Promise<{ o: Matrix; lse: Matrix; q: Matrix; k: Matrix; v: Matrix; where: Operand[] }> {
+async function run(
+  c: AttentionCase,
+  seed: number,
+): Promise<{ o: Matrix; lse: Matrix; q: Matrix; k: Matrix; v: Matrix; where: Operand[] }> {
   const { q, k, v, where } = inputs(c, seed)
-  const [o, lse] = await compute('attention', [blank(q.rows, q.cols), blank(q.rows, c.heads), f32(q), f32(k), f32(v), ...where], numbers(c))
+  const [o, lse] = await compute(
+    'attention',
+    [blank(q.rows, q.cols), blank(q.rows, c.heads), f32(q), f32(k), f32(v), ...where],
+    numbers(c),
+  )
   return { o: o!, lse: lse!, q, k, v, where }
 }
 
@@ -75,7 +86,11 @@ describe('attention', () => {
     const alone: AttentionCase = { ...pair, qStart: [0, 1], kvStart: [30], kvLength: [1300] }
     const last = matrix(1, q.cols, (_, c) => at(q, 30, c))
     const where = [i32(alone.qStart), i32(alone.kvStart), i32(alone.kvLength)]
-    const [single] = await compute('attention', [blank(1, q.cols), blank(1, 4), f32(last), f32(k), f32(v), ...where], numbers(alone))
+    const [single] = await compute(
+      'attention',
+      [blank(1, q.cols), blank(1, 4), f32(last), f32(k), f32(v), ...where],
+      numbers(alone),
+    )
     assert.deepEqual([...single!.data], [...o.data.slice(30 * q.cols)])
   })
 
@@ -102,7 +117,11 @@ describe('attentionGrad', () => {
     const dO = random(q.rows, q.cols, seed + 3)
     const { o, lse } = attention(c, q, k, v)
     const outputs = [blank(q.rows, q.cols), blank(k.rows, k.cols), blank(k.rows, k.cols), blank(q.rows, c.heads)]
-    const [dq, dk, dv] = await compute('attentionGrad', [...outputs, f32(dO), f32(o), f32(lse), f32(q), f32(k), f32(v), ...where], numbers(c))
+    const [dq, dk, dv] = await compute(
+      'attentionGrad',
+      [...outputs, f32(dO), f32(o), f32(lse), f32(q), f32(k), f32(v), ...where],
+      numbers(c),
+    )
     return { dq: dq!, dk: dk!, dv: dv!, dO, q, k, v }
   }
 
@@ -113,8 +132,15 @@ describe('attentionGrad', () => {
       close(dv, expected.dv, 1e-6, 'dv')
       // A window of one key leaves nothing for q and k to change: their gradient is rounding.
       const floor = c.window === 1 || c.qStart.at(-1) === 1 ? 1e-5 : 0
-      for (const [what, actual, reference] of [['dq', dq, expected.dq], ['dk', dk, expected.dk]] as const)
-        if (floor > 0) assert.ok(actual.data.every((value) => Math.abs(value) < floor), what)
+      for (const [what, actual, reference] of [
+        ['dq', dq, expected.dq],
+        ['dk', dk, expected.dk],
+      ] as const)
+        if (floor > 0)
+          assert.ok(
+            actual.data.every((value) => Math.abs(value) < floor),
+            what,
+          )
         else close(actual, reference, 5e-6, what)
     })
 
@@ -126,9 +152,24 @@ describe('attentionGrad', () => {
     ]
     for (const c of small) {
       const { dq, dk, dv, dO, q, k, v } = await gradients(c, 21)
-      close(dq, finiteDifferences((x) => inner(attention(c, x, k, v).o, dO), q), 5e-6, 'dq')
-      close(dk, finiteDifferences((x) => inner(attention(c, q, x, v).o, dO), k), 5e-6, 'dk')
-      close(dv, finiteDifferences((x) => inner(attention(c, q, k, x).o, dO), v), 5e-6, 'dv')
+      close(
+        dq,
+        finiteDifferences((x) => inner(attention(c, x, k, v).o, dO), q),
+        5e-6,
+        'dq',
+      )
+      close(
+        dk,
+        finiteDifferences((x) => inner(attention(c, q, x, v).o, dO), k),
+        5e-6,
+        'dk',
+      )
+      close(
+        dv,
+        finiteDifferences((x) => inner(attention(c, q, k, x).o, dO), v),
+        5e-6,
+        'dv',
+      )
     }
   })
 

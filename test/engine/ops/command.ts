@@ -13,12 +13,18 @@ export interface Operand {
 }
 
 export const f32 = (m: Matrix): Operand => ({ matrix: m, dtype: 'f32' })
-export const i32 = (values: readonly number[]): Operand => ({ matrix: matrix(values.length, 1, (row) => values[row]!), dtype: 'i32' })
+export const i32 = (values: readonly number[]): Operand => ({
+  matrix: matrix(values.length, 1, (row) => values[row]!),
+  dtype: 'i32',
+})
 export const typed = (m: Matrix, dtype: DType): Operand => ({ matrix: m, dtype })
 /** An output of that size, full of rubbish, so that an element left unwritten shows. */
 export const blank = (rows: number, cols: number): Operand => f32(matrix(rows, cols, () => 77))
 /** An output in another operand's memory. */
-export const over = (operands: readonly (Operand | undefined)[], index: number): Operand => ({ ...operands[index]!, sameAs: index })
+export const over = (operands: readonly (Operand | undefined)[], index: number): Operand => ({
+  ...operands[index]!,
+  sameAs: index,
+})
 
 export interface Numbers {
   readonly ints?: readonly number[]
@@ -51,23 +57,35 @@ const sentinel = -1234.5
 
 function encode(dtype: DType, view: DataView, offset: number, value: number): void {
   switch (dtype) {
-    case 'f32': return view.setFloat32(offset, value, true)
-    case 'f64': return view.setFloat64(offset, value, true)
-    case 'i32': return view.setInt32(offset, value, true)
-    case 'u8': return view.setUint8(offset, value)
-    case 'bf16': return view.setUint16(offset, bf16Bits(value), true)
-    case 'f16': return view.setUint16(offset, f16Bits(value), true)
+    case 'f32':
+      return view.setFloat32(offset, value, true)
+    case 'f64':
+      return view.setFloat64(offset, value, true)
+    case 'i32':
+      return view.setInt32(offset, value, true)
+    case 'u8':
+      return view.setUint8(offset, value)
+    case 'bf16':
+      return view.setUint16(offset, bf16Bits(value), true)
+    case 'f16':
+      return view.setUint16(offset, f16Bits(value), true)
   }
 }
 
 function decode(dtype: DType, view: DataView, offset: number): number {
   switch (dtype) {
-    case 'f32': return view.getFloat32(offset, true)
-    case 'f64': return view.getFloat64(offset, true)
-    case 'i32': return view.getInt32(offset, true)
-    case 'u8': return view.getUint8(offset)
-    case 'bf16': return fromBf16(view.getUint16(offset, true))
-    case 'f16': return fromF16(view.getUint16(offset, true))
+    case 'f32':
+      return view.getFloat32(offset, true)
+    case 'f64':
+      return view.getFloat64(offset, true)
+    case 'i32':
+      return view.getInt32(offset, true)
+    case 'u8':
+      return view.getUint8(offset)
+    case 'bf16':
+      return fromBf16(view.getUint16(offset, true))
+    case 'f16':
+      return fromF16(view.getUint16(offset, true))
   }
 }
 
@@ -111,7 +129,13 @@ const dense: Layout = { before: 0, behind: 0 }
 /** A slice of a wider buffer, at an odd place. */
 const sliced: Layout = { before: 1, behind: 4 }
 
-async function runOnce(threads: number, layout: Layout, name: CommandName, operands: readonly (Operand | undefined)[], numbers: Numbers): Promise<Matrix[]> {
+async function runOnce(
+  threads: number,
+  layout: Layout,
+  name: CommandName,
+  operands: readonly (Operand | undefined)[],
+  numbers: Numbers,
+): Promise<Matrix[]> {
   const device = deviceOf(threads)
   const places: (Place | undefined)[] = []
   let bytes = 0
@@ -139,7 +163,9 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
     const { matrix: m, dtype } = operand
     const { offset, ld } = places[i]!
     if (operand.sameAs === undefined)
-      eachElement(i, (row, col, at) => encode(dtype, image, at, col >= 0 && col < m.cols ? m.data[row * m.cols + col]! : sentinel))
+      eachElement(i, (row, col, at) =>
+        encode(dtype, image, at, col >= 0 && col < m.cols ? m.data[row * m.cols + col]! : sentinel),
+      )
     tensors.push(dtypeCode(dtype), 0, offset + layout.before * bytesPerElement(dtype), m.rows, m.cols, ld, 0)
     return tensors.length / 7 - 1
   })
@@ -166,7 +192,8 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
       eachElement(i, (row, col, at) => {
         const value = decode(dtype, after, at)
         if (col >= 0 && col < m.cols) values.data[row * m.cols + col] = value
-        else if (value !== decode(dtype, unchanged, at)) assert.fail(`${name} wrote outside of operand ${i}, at row ${row}, column ${col}`)
+        else if (value !== decode(dtype, unchanged, at))
+          assert.fail(`${name} wrote outside of operand ${i}, at row ${row}, column ${col}`)
       })
       return values
     })
@@ -179,20 +206,36 @@ async function runOnce(threads: number, layout: Layout, name: CommandName, opera
  * Runs one command and returns all its operands as they stand afterwards. Runs with 1 and with 2 threads, and on slices of wider
  * buffers, and fails unless all results are equal bit for bit and nothing was written beside an operand.
  */
-export async function compute(name: CommandName, operands: readonly (Operand | undefined)[], numbers: Numbers = {}): Promise<Matrix[]> {
+export async function compute(
+  name: CommandName,
+  operands: readonly (Operand | undefined)[],
+  numbers: Numbers = {},
+): Promise<Matrix[]> {
   const result = await runOnce(1, dense, name, operands, numbers)
-  const variants: [string, number, Layout][] = [['2 threads', 2, dense], ['slices of wider buffers', 2, sliced]]
+  const variants: [string, number, Layout][] = [
+    ['2 threads', 2, dense],
+    ['slices of wider buffers', 2, sliced],
+  ]
   for (const [what, threads, layout] of variants) {
     const other = await runOnce(threads, layout, name, operands, numbers)
     result.forEach((m, i) => {
       const differs = m.data.findIndex((value, k) => !Object.is(value, other[i]!.data[k]))
-      assert.equal(differs, -1, `${name}: operand ${i}, element ${differs} differs with ${what}: ${m.data[differs]} and ${other[i]!.data[differs]}`)
+      assert.equal(
+        differs,
+        -1,
+        `${name}: operand ${i}, element ${differs} differs with ${what}: ${m.data[differs]} and ${other[i]!.data[differs]}`,
+      )
     })
   }
   return result
 }
 
 /** Fails unless the command is refused with a message that matches. */
-export async function refuses(name: CommandName, operands: readonly (Operand | undefined)[], numbers: Numbers, message: RegExp): Promise<void> {
+export async function refuses(
+  name: CommandName,
+  operands: readonly (Operand | undefined)[],
+  numbers: Numbers,
+  message: RegExp,
+): Promise<void> {
   await assert.rejects(runOnce(2, dense, name, operands, numbers), { message })
 }

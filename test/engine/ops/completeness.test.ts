@@ -8,16 +8,20 @@ import { native } from '../../../engine/native.ts'
 import { disposeDevices } from './command.ts'
 
 const folder = dirname(fileURLToPath(import.meta.url))
-const testFiles = readdirSync(folder).filter((name) => name.endsWith('.test.ts') && name !== 'completeness.test.ts').sort()
+const testFiles = readdirSync(folder)
+  .filter((name) => name.endsWith('.test.ts') && name !== 'completeness.test.ts')
+  .sort()
 
 /** Runs the tests of this folder in a process that may use no more than one instruction set. */
 function runWith(isa: string): Promise<{ status: number | null; output: string }> {
   const project = join(folder, '../../..')
   const mocha = join(project, 'node_modules/mocha/bin/mocha.js')
   const files = testFiles.map((name) => join(folder, name))
-  const child = spawn(process.execPath, [mocha, '--no-config', '--import=tsx', '--timeout', '60000', '--reporter', 'dot', ...files], {
-    cwd: project, env: { ...process.env, UNSLOTH_CPU_ISA: isa }, stdio: ['ignore', 'pipe', 'pipe'],
-  })
+  const child = spawn(
+    process.execPath,
+    [mocha, '--no-config', '--import=tsx', '--timeout', '60000', '--reporter', 'dot', ...files],
+    { cwd: project, env: { ...process.env, UNSLOTH_CPU_ISA: isa }, stdio: ['ignore', 'pipe', 'pipe'] },
+  )
   let output = ''
   child.stdout.on('data', (data: Buffer) => (output += data.toString()))
   child.stderr.on('data', (data: Buffer) => (output += data.toString()))

@@ -4,20 +4,33 @@ import { dropout, philox } from '../../reference/random.ts'
 import { blank, compute, f32, refuses, typed } from './command.ts'
 
 const keys = (rows: number) => matrix(rows, 2, (row, c) => (c === 0 ? 3 + row : 1000 * row))
-const seedStep = typed(matrix(1, 2, (_, c) => [123456789, 42][c]!), 'i32')
+const seedStep = typed(
+  matrix(1, 2, (_, c) => [123456789, 42][c]!),
+  'i32',
+)
 const operands = (x: ReturnType<typeof random>) => [blank(x.rows, x.cols), f32(x), typed(keys(x.rows), 'i32'), seedStep]
 
 describe('dropout', () => {
   it('uses the reference generator: known answers of Random123', () => {
     // kat_vectors of Random123 1.14, philox4x32 with 10 rounds.
-    const answer = (counter: number[], key: number[]) => philox(counter, key).map((word) => word.toString(16).padStart(8, '0')).join(' ')
+    const answer = (counter: number[], key: number[]) =>
+      philox(counter, key)
+        .map((word) => word.toString(16).padStart(8, '0'))
+        .join(' ')
     const all = 0xffffffff
     assert.equal(answer([0, 0, 0, 0], [0, 0]), '6627e8d5 e169c58d bc57ac4c 9b00dbd8')
     assert.equal(answer([all, all, all, all], [all, all]), '408f276d 41c83b0e a20bc7c6 6d5451fd')
-    assert.equal(answer([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]), 'd16cfe09 94fdcceb 5001e420 24126ea1')
+    assert.equal(
+      answer([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
+      'd16cfe09 94fdcceb 5001e420 24126ea1',
+    )
   })
 
-  for (const [rows, cols] of [[1, 1], [3, 17], [4, 300]] as const)
+  for (const [rows, cols] of [
+    [1, 1],
+    [3, 17],
+    [4, 300],
+  ] as const)
     it(`[${rows},${cols}] keeps exactly the elements that the formula keeps`, async () => {
       const x = random(rows, cols, 1)
       for (const p of [0, 0.1, 0.5]) {
@@ -35,17 +48,34 @@ describe('dropout', () => {
     const [y] = await compute('dropout', operands(x), { ints: [1, 0], floats: [0.25] })
     const share = y!.data.filter((value) => value === 0).length / y!.data.length
     assert.ok(Math.abs(share - 0.25) < 0.01, `${share}`)
-    assert.ok(Math.abs(at(y!, 0, [...y!.data].findIndex((value) => value !== 0)) - 4 / 3) < 1e-6)
+    assert.ok(
+      Math.abs(
+        at(
+          y!,
+          0,
+          [...y!.data].findIndex((value) => value !== 0),
+        ) -
+          4 / 3,
+      ) < 1e-6,
+    )
   })
 
   it('treats negative seeds as unsigned words', async () => {
     const x = random(2, 9, 1)
-    const random32 = typed(matrix(1, 2, (_, c) => [-5, 1][c]!), 'i32')
+    const random32 = typed(
+      matrix(1, 2, (_, c) => [-5, 1][c]!),
+      'i32',
+    )
     const [y] = await compute('dropout', [blank(2, 9), f32(x), typed(keys(2), 'i32'), random32], { ints: [0, 0], floats: [0.5] })
     close(y!, dropout(x, keys(2), 2 ** 32 - 5, 1, 0, 0.5), 1e-7, 'y')
   })
 
   it('refuses to drop everything', async () => {
-    await refuses('dropout', operands(random(1, 4, 1)), { ints: [0, 0], floats: [1] }, /dropout: p must be at least 0 and below 1/)
+    await refuses(
+      'dropout',
+      operands(random(1, 4, 1)),
+      { ints: [0, 0], floats: [1] },
+      /dropout: p must be at least 0 and below 1/,
+    )
   })
 })

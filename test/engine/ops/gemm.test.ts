@@ -5,15 +5,30 @@ import { at, close, inner, matrix, plus, random, relativeError, roundTo, type Ma
 import { blank, compute, f32, refuses, typed, type Operand } from './command.ts'
 
 const modes = { forward: 0, inputGradient: 1, weightGradient: 2 } as const
-const shapes = [[1, 1, 1], [1, 33, 17], [3, 17, 5], [37, 70, 129], [70, 130, 300]] as const
+const shapes = [
+  [1, 1, 1],
+  [1, 33, 17],
+  [3, 17, 5],
+  [37, 70, 129],
+  [70, 130, 300],
+] as const
 
-function operandsOf(mode: number, m: number, n: number, k: number, dtype: 'f32' | 'bf16' | 'f16' = 'f32'): { a: Matrix; b: Matrix } {
+function operandsOf(
+  mode: number,
+  m: number,
+  n: number,
+  k: number,
+  dtype: 'f32' | 'bf16' | 'f16' = 'f32',
+): { a: Matrix; b: Matrix } {
   const a = mode === 2 ? random(k, m, 1) : random(m, k, 1)
   const b = mode === 0 ? random(n, k, 2, 1, dtype) : random(k, n, 2, 1, dtype)
   return { a, b }
 }
 
-const numbers = (mode: number, options: { accumulate?: boolean; precision?: number; alpha?: number; columns?: number[]; alphas?: number[] } = {}) => ({
+const numbers = (
+  mode: number,
+  options: { accumulate?: boolean; precision?: number; alpha?: number; columns?: number[]; alphas?: number[] } = {},
+) => ({
   ints: [mode, options.accumulate === true ? 1 : 0, options.precision ?? 0, ...(options.columns ?? [])],
   floats: [options.alpha ?? 1, ...(options.alphas ?? [])],
 })
@@ -28,7 +43,11 @@ describe('gemm', () => {
           const [c] = await compute('gemm', [blank(m, n), f32(a), typed(b, dtype), undefined, undefined], numbers(mode))
           close(c!, exact, 1e-6, `c, ${dtype}`)
           const start = random(m, n, 3)
-          const [sum] = await compute('gemm', [f32(start), f32(a), typed(b, dtype), undefined, undefined], numbers(mode, { accumulate: true, alpha: -0.5 }))
+          const [sum] = await compute(
+            'gemm',
+            [f32(start), f32(a), typed(b, dtype), undefined, undefined],
+            numbers(mode, { accumulate: true, alpha: -0.5 }),
+          )
           const scaled = matrix(m, n, (r, col) => -0.5 * at(exact, r, col))
           close(sum!, plus(start, scaled), 1e-6, `accumulated c, ${dtype}`)
         }
@@ -61,9 +80,19 @@ describe('gemm', () => {
     const w = random(9, 7, 2)
     const dy = random(5, 9, 3)
     const [dx] = await compute('gemm', [blank(5, 7), f32(dy), f32(w), undefined, undefined], numbers(modes.inputGradient))
-    close(dx!, finiteDifferences((v) => inner(product(v, w, 0), dy), x), 1e-6, 'dx')
+    close(
+      dx!,
+      finiteDifferences((v) => inner(product(v, w, 0), dy), x),
+      1e-6,
+      'dx',
+    )
     const [dw] = await compute('gemm', [blank(9, 7), f32(dy), f32(x), undefined, undefined], numbers(modes.weightGradient))
-    close(dw!, finiteDifferences((v) => inner(product(x, v, 0), dy), w), 1e-6, 'dw')
+    close(
+      dw!,
+      finiteDifferences((v) => inner(product(x, v, 0), dy), w),
+      1e-6,
+      'dw',
+    )
   })
 
   it('rounds both operands to bf16 when told to, and nothing else', async () => {

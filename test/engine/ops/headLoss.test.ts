@@ -42,8 +42,21 @@ describe('headLoss', () => {
       const [nll, dH, dW] = await compute('headLoss', [blank(c.rows, 1), blank(c.rows, c.hidden), f32(start), ...inputs], numbers)
       close(nll!, alone!, 0, 'nll with gradients')
       const loss = (h: Matrix, w: Matrix) => inner(headLoss(h, w, labels, c.logitScale, c.softcap), weights)
-      close(dH!, finiteDifferences((v) => loss(v, w), h), 1e-6, 'dH')
-      close(dW!, plus(start, finiteDifferences((v) => loss(h, v), w)), 1e-6, 'dW')
+      close(
+        dH!,
+        finiteDifferences((v) => loss(v, w), h),
+        1e-6,
+        'dH',
+      )
+      close(
+        dW!,
+        plus(
+          start,
+          finiteDifferences((v) => loss(h, v), w),
+        ),
+        1e-6,
+        'dW',
+      )
     })
 
   it('keeps its precision over a large vocabulary', async () => {
@@ -68,6 +81,11 @@ describe('headLoss', () => {
 
   it('refuses a label that is not in the vocabulary', async () => {
     const inputs = [blank(2, 3), f32(random(2, 4, 1)), f32(random(3, 4, 2)), i32([0, 3]), f32(column([1, 1]))]
-    await refuses('headLoss', [blank(2, 1), undefined, undefined, ...inputs], { ints: [0], floats: [1, 0] }, /headLoss: labels\[1\] = 3 is not a row of w, which has 3 rows/)
+    await refuses(
+      'headLoss',
+      [blank(2, 1), undefined, undefined, ...inputs],
+      { ints: [0], floats: [1, 0] },
+      /headLoss: labels\[1\] = 3 is not a row of w, which has 3 rows/,
+    )
   })
 })

@@ -20,7 +20,10 @@ describe('rmsNorm', () => {
         const w = random(1, shared ? cols / groups : cols, 2, 1, dtype)
         for (const plusOne of [false, true]) {
           const expected = rmsNorm(x, w, groups, plusOne, eps)
-          const [y, rstd] = await compute('rmsNorm', [blank(rows, cols), blank(rows, groups), f32(x), typed(w, dtype)], { ints: [groups, plusOne ? 1 : 0], floats: [eps] })
+          const [y, rstd] = await compute('rmsNorm', [blank(rows, cols), blank(rows, groups), f32(x), typed(w, dtype)], {
+            ints: [groups, plusOne ? 1 : 0],
+            floats: [eps],
+          })
           close(y!, expected.y, 2e-7, 'y')
           close(rstd!, expected.rstd, 1e-7, 'rstd')
         }
@@ -35,8 +38,18 @@ describe('rmsNorm', () => {
 
   it('refuses groups that do not divide the row, and a weight of another width', async () => {
     const operands = (cols: number) => [blank(2, 10), blank(2, 3), f32(random(2, 10, 1)), f32(random(1, cols, 2))]
-    await refuses('rmsNorm', operands(10), { ints: [3, 0], floats: [eps] }, /rmsNorm: 3 groups do not divide x, which is f32\[2,10\]/)
-    await refuses('rmsNorm', [blank(2, 10), blank(2, 1), ...operands(7).slice(2)], { ints: [1, 0], floats: [eps] }, /w is f32\[1,7\], expected 10/)
+    await refuses(
+      'rmsNorm',
+      operands(10),
+      { ints: [3, 0], floats: [eps] },
+      /rmsNorm: 3 groups do not divide x, which is f32\[2,10\]/,
+    )
+    await refuses(
+      'rmsNorm',
+      [blank(2, 10), blank(2, 1), ...operands(7).slice(2)],
+      { ints: [1, 0], floats: [eps] },
+      /w is f32\[1,7\], expected 10/,
+    )
   })
 })
 
@@ -64,8 +77,18 @@ describe('rmsNormGrad', () => {
         return
       }
       const loss = (x: Matrix, w: Matrix) => inner(rmsNorm(x, w, groups, plusOne, eps).y, dy)
-      close(dx!, finiteDifferences((v) => loss(v, w), x), 1e-6, 'dx')
-      close(matrix(1, w.cols, (_, c) => at(dw!, 0, c) - at(startW, 0, c)), finiteDifferences((v) => loss(x, v), w), 1e-6, 'dw')
+      close(
+        dx!,
+        finiteDifferences((v) => loss(v, w), x),
+        1e-6,
+        'dx',
+      )
+      close(
+        matrix(1, w.cols, (_, c) => at(dw!, 0, c) - at(startW, 0, c)),
+        finiteDifferences((v) => loss(x, v), w),
+        1e-6,
+        'dw',
+      )
     })
 })
 
@@ -98,7 +121,13 @@ describe('layerNorm', () => {
       const b = random(1, w.cols, 3)
       for (const bias of [b, undefined]) {
         const expected = layerNorm(x, w, bias, groups, eps)
-        const operands = [blank(rows, cols), blank(rows, 2 * groups), f32(x), typed(w, 'bf16'), bias === undefined ? undefined : f32(bias)]
+        const operands = [
+          blank(rows, cols),
+          blank(rows, 2 * groups),
+          f32(x),
+          typed(w, 'bf16'),
+          bias === undefined ? undefined : f32(bias),
+        ]
         const [y, stats] = await compute('layerNorm', operands, { ints: [groups], floats: [eps] })
         close(y!, expected.y, 3e-7, 'y')
         close(stats!, expected.stats, 2e-7, 'stats')
@@ -126,13 +155,30 @@ describe('layerNormGrad', () => {
       const zeros = f32(matrix(1, w.cols))
       const [dx, dw, db] = await compute('layerNormGrad', [blank(rows, cols), zeros, zeros, ...inputs], { ints: [groups, 0] })
       const loss = (x: Matrix, w: Matrix, b: Matrix) => inner(layerNorm(x, w, b, groups, eps).y, dy)
-      close(dx!, finiteDifferences((v) => loss(v, w, b), x), 2e-6, 'dx')
-      close(dw!, finiteDifferences((v) => loss(x, v, b), w), 1e-6, 'dw')
-      close(db!, finiteDifferences((v) => loss(x, w, v), b), 1e-6, 'db')
+      close(
+        dx!,
+        finiteDifferences((v) => loss(v, w, b), x),
+        2e-6,
+        'dx',
+      )
+      close(
+        dw!,
+        finiteDifferences((v) => loss(x, v, b), w),
+        1e-6,
+        'dw',
+      )
+      close(
+        db!,
+        finiteDifferences((v) => loss(x, w, v), b),
+        1e-6,
+        'db',
+      )
       const start = random(rows, cols, 5)
       const [added] = await compute('layerNormGrad', [f32(start), undefined, undefined, ...inputs], { ints: [groups, 1] })
       close(added!, plus(start, dx!), 2e-7, 'accumulated dx')
-      const [inPlace] = await compute('layerNormGrad', placeOver([undefined, undefined, undefined, ...inputs], 3), { ints: [groups, 0] })
+      const [inPlace] = await compute('layerNormGrad', placeOver([undefined, undefined, undefined, ...inputs], 3), {
+        ints: [groups, 0],
+      })
       close(inPlace!, dx!, 0, 'dx in the memory of dy')
     })
 
@@ -142,7 +188,14 @@ describe('layerNormGrad', () => {
     const w = random(1, 70, 3)
     const { stats } = layerNorm(x, w, undefined, 1, eps)
     const zeros = f32(matrix(1, 70))
-    const [, , db] = await compute('layerNormGrad', [blank(700, 70), zeros, zeros, f32(dy), f32(x), f32(w), f32(stats)], { ints: [1, 0] })
-    close(db!, matrix(1, 70, (_, c) => sum(matrix(700, 1, (row) => at(dy, row, c)))), 1e-6, 'db')
+    const [, , db] = await compute('layerNormGrad', [blank(700, 70), zeros, zeros, f32(dy), f32(x), f32(w), f32(stats)], {
+      ints: [1, 0],
+    })
+    close(
+      db!,
+      matrix(1, 70, (_, c) => sum(matrix(700, 1, (row) => at(dy, row, c)))),
+      1e-6,
+      'db',
+    )
   })
 })

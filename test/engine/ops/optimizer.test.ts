@@ -3,11 +3,19 @@ import { at, close, equal, floatFromBits, matrix, put, random, roundTo, type Mat
 import { adamw } from '../../reference/optimizer.ts'
 import { blank, compute, f32, refuses, typed } from './command.ts'
 
-const shapes = [[1, 1], [3, 17], [2, 20001]] as const
+const shapes = [
+  [1, 1],
+  [3, 17],
+  [2, 20001],
+] as const
 
 describe('adamw', () => {
   const settings = { rate: 0.003, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.1 }
-  const scalars = (t: number, gradientScale: number) => typed(matrix(5, 1, (row) => [gradientScale, 1 - 0.9 ** t, 1 - 0.999 ** t, 1, settings.rate][row]!), 'f64')
+  const scalars = (t: number, gradientScale: number) =>
+    typed(
+      matrix(5, 1, (row) => [gradientScale, 1 - 0.9 ** t, 1 - 0.999 ** t, 1, settings.rate][row]!),
+      'f64',
+    )
 
   for (const [rows, cols] of shapes)
     it(`[${rows},${cols}] follows torch's steps`, async () => {
@@ -33,7 +41,12 @@ describe('adamw', () => {
 
   it('refuses a group without a learning rate', async () => {
     const one = f32(matrix(1, 1))
-    await refuses('adamw', [one, one, one, one, scalars(1, 1)], { ints: [2], floats: [0.9, 0.999, 1e-8, 0] }, /adamw: scalars is f64\[5,1\], expected f64\[6,1\]/)
+    await refuses(
+      'adamw',
+      [one, one, one, one, scalars(1, 1)],
+      { ints: [2], floats: [0.9, 0.999, 1e-8, 0] },
+      /adamw: scalars is f64\[5,1\], expected f64\[6,1\]/,
+    )
   })
 })
 
@@ -56,24 +69,59 @@ describe('fill', () => {
   it('sets every element of every type', async () => {
     for (const dtype of ['f32', 'bf16', 'f16', 'i32', 'f64', 'u8'] as const) {
       const [x] = await compute('fill', [typed(matrix(3, 17), dtype)], { floats: [3] })
-      equal(x!, matrix(3, 17, () => 3), dtype)
+      equal(
+        x!,
+        matrix(3, 17, () => 3),
+        dtype,
+      )
     }
     const [wide] = await compute('fill', [blank(2, 20000)], { floats: [-0.5] })
-    equal(wide!, matrix(2, 20000, () => -0.5), 'a row of many pieces')
+    equal(
+      wide!,
+      matrix(2, 20000, () => -0.5),
+      'a row of many pieces',
+    )
   })
 })
 
 describe('cast', () => {
   const types = ['f32', 'bf16', 'f16'] as const
-  const edges = [0, -0, 1, -1.5, 65504, 65519.996, 65520, 1e30, 2 ** -14, 2 ** -24, 2 ** -25, 3 * 2 ** -25, 1.00390625, 1.01171875, 0.1]
+  const edges = [
+    0,
+    -0,
+    1,
+    -1.5,
+    65504,
+    65519.996,
+    65520,
+    1e30,
+    2 ** -14,
+    2 ** -24,
+    2 ** -25,
+    3 * 2 ** -25,
+    1.00390625,
+    1.01171875,
+    0.1,
+  ]
 
   for (const from of [...types, 'i32'] as const)
     for (const to of types)
       it(`${from} to ${to} rounds to nearest even`, async () => {
-        const values = from === 'i32' ? edges.map((_, i) => i * 777 - 3000) : edges.map((value) => roundTo(from, value)).filter(Number.isFinite)
-        for (const x of [matrix(1, values.length, (_, c) => values[c]!), random(3, 17, 1, 100, from), random(2, 600, 2, 1, from)]) {
+        const values =
+          from === 'i32'
+            ? edges.map((_, i) => i * 777 - 3000)
+            : edges.map((value) => roundTo(from, value)).filter(Number.isFinite)
+        for (const x of [
+          matrix(1, values.length, (_, c) => values[c]!),
+          random(3, 17, 1, 100, from),
+          random(2, 600, 2, 1, from),
+        ]) {
           const [y] = await compute('cast', [typed(matrix(x.rows, x.cols), to), typed(x, from)])
-          equal(y!, matrix(x.rows, x.cols, (r, c) => roundTo(to, at(x, r, c))), `${from} to ${to}`)
+          equal(
+            y!,
+            matrix(x.rows, x.cols, (r, c) => roundTo(to, at(x, r, c))),
+            `${from} to ${to}`,
+          )
         }
       })
 

@@ -42,13 +42,23 @@ describe('rope', () => {
 
   it('runs many heads and rows', async () => {
     const rows = 90
-    const many = ropeTable(Array.from({ length: rows }, (_, i) => i), Array.from({ length: rows }, () => 0), random(1, 32, 4), [1])
+    const many = ropeTable(
+      Array.from({ length: rows }, (_, i) => i),
+      Array.from({ length: rows }, () => 0),
+      random(1, 32, 4),
+      [1],
+    )
     const x = random(rows, 6 * 64, 5)
     const [y] = await compute('rope', [blank(rows, x.cols), f32(x), f32(many)], { ints: [6, 64, 0, 0] })
     close(y!, rope(x, many, 6, 64, false, false), 2e-7, 'y')
   })
 
   it('refuses a table wider than a head', async () => {
-    await refuses('rope', [blank(7, 16), f32(random(7, 16, 1)), f32(cosSin)], { ints: [1, 16, 0, 0] }, /rope: cosSin is f32\[7,18\], expected .* at most 16/)
+    await refuses(
+      'rope',
+      [blank(7, 16), f32(random(7, 16, 1)), f32(cosSin)],
+      { ints: [1, 16, 0, 0] },
+      /rope: cosSin is f32\[7,18\], expected .* at most 16/,
+    )
   })
 })

@@ -3,7 +3,8 @@ import { at, close, equal, inner, matrix, plus, random, type Matrix } from '../.
 import { blank, compute, f32, i32, over, refuses, typed } from './command.ts'
 
 const ids = [4, 0, 4, 2, 4]
-const embed = (table: Matrix, ids: readonly number[], scale: number) => matrix(ids.length, table.cols, (row, c) => scale * at(table, ids[row]!, c))
+const embed = (table: Matrix, ids: readonly number[], scale: number) =>
+  matrix(ids.length, table.cols, (row, c) => scale * at(table, ids[row]!, c))
 
 describe('embed', () => {
   for (const dtype of ['f32', 'bf16', 'f16'] as const)
@@ -28,7 +29,15 @@ describe('embedGrad', () => {
     const table = random(6, 70, 1)
     const dOut = random(5, 70, 2)
     const [dTable] = await compute('embedGrad', [f32(table), i32(ids), f32(dOut)], { floats: [0.5] })
-    close(dTable!, plus(table, finiteDifferences((v) => inner(embed(v, ids, 0.5), dOut), table)), 1e-7, 'dTable')
+    close(
+      dTable!,
+      plus(
+        table,
+        finiteDifferences((v) => inner(embed(v, ids, 0.5), dOut), table),
+      ),
+      1e-7,
+      'dTable',
+    )
   })
 })
 
@@ -64,13 +73,21 @@ describe('storeRows', () => {
     const cache = random(9, 40, 2)
     const slots = [7, 1, 8]
     const [after] = await compute('storeRows', [f32(cache), f32(x), i32(slots)])
-    equal(after!, matrix(9, 40, (row, c) => (slots.includes(row) ? at(x, slots.indexOf(row), c) : at(cache, row, c))), 'cache')
+    equal(
+      after!,
+      matrix(9, 40, (row, c) => (slots.includes(row) ? at(x, slots.indexOf(row), c) : at(cache, row, c))),
+      'cache',
+    )
     await refuses('storeRows', [f32(cache), f32(x), i32([0, 9, 1])], {}, /storeRows: slots\[1\] = 9 is not a row of cache/)
   })
 })
 
 describe('add', () => {
-  for (const [rows, cols] of [[1, 1], [3, 17], [2, 20000]] as const)
+  for (const [rows, cols] of [
+    [1, 1],
+    [3, 17],
+    [2, 20000],
+  ] as const)
     it(`[${rows},${cols}], in place as well`, async () => {
       const a = random(rows, cols, 1)
       const b = random(rows, cols, 2)
@@ -84,17 +101,29 @@ describe('add', () => {
       const [inPlaceB] = await compute('add', [...second, f32(a), over(second, 0)], { floats: [0.5, -3] })
       equal(inPlaceB!, y!, 'y in the memory of b')
       const [scaled] = await compute('add', [blank(rows, cols), f32(a), undefined], { floats: [0.5, 0] })
-      equal(scaled!, matrix(rows, cols, (r, c) => 0.5 * at(a, r, c)), 'one operand')
+      equal(
+        scaled!,
+        matrix(rows, cols, (r, c) => 0.5 * at(a, r, c)),
+        'one operand',
+      )
     })
 })
 
 describe('columnSum', () => {
-  for (const [rows, cols] of [[1, 1], [3, 17], [700, 130]] as const)
+  for (const [rows, cols] of [
+    [1, 1],
+    [3, 17],
+    [700, 130],
+  ] as const)
     it(`[${rows},${cols}]`, async () => {
       const x = random(rows, cols, 1)
       const start = random(1, cols, 2)
       const [out] = await compute('columnSum', [f32(start), f32(x)], { floats: [-0.5] })
-      const sums = matrix(1, cols, (_, c) => at(start, 0, c) - 0.5 * Array.from({ length: rows }, (_, r) => at(x, r, c)).reduce((s, v) => s + v, 0))
+      const sums = matrix(
+        1,
+        cols,
+        (_, c) => at(start, 0, c) - 0.5 * Array.from({ length: rows }, (_, r) => at(x, r, c)).reduce((s, v) => s + v, 0),
+      )
       close(out!, sums, 3e-7, 'out')
     })
 })
