@@ -21,9 +21,10 @@ export const benchShapes: Readonly<Record<string, HfConfig>> = {
   stories15m: { ...llama(288, 768, 6, 6, 6, 48, 32000, true), rope_theta: 10_000 },
 }
 
-/** A model of a published shape with weights in the given type, described but not stored anywhere. */
-export function shapeModel(name: string, dtype: 'BF16' | 'F32'): ModelDescription {
-  const config = benchShapes[name]
+/** A model of a published shape with weights in the given type, described but not stored anywhere; `layers` shortens it. */
+export function shapeModel(name: string, dtype: 'BF16' | 'F32', layers?: number): ModelDescription {
+  const published = benchShapes[name]
+  const config = published === undefined || layers === undefined ? published : { ...published, num_hidden_layers: layers }
   if (config === undefined) throw new UnslothError('USAGE', `There is no shape "${name}".`, { hint: `Shapes: ${Object.keys(benchShapes).join(', ')}.` })
   const spec = archSpec(config, name)
   const entries = weightTable(spec)

@@ -6,7 +6,7 @@ import { patchModel, type PatchedModel, type Training } from '../runtime/patched
 import { Runtime } from '../runtime/runtime.ts'
 import { Trainer, type LossBatch } from '../train/trainer.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../train/trainingPlan.ts'
-import { stepFlops } from './flops.ts'
+import { commandBytes, commandFlops, stepFlops } from './flops.ts'
 import { measureGemm } from './gemm.ts'
 import { shapeModel } from './shapes.ts'
 
@@ -18,6 +18,8 @@ export interface StepBenchOptions {
   readonly precision: PrecisionCode
   readonly checkpointing: Checkpointing
   readonly training: Training
+  /** Use only so many layers of the shape. */
+  readonly layers?: number
   /** Also tell the seconds of each kind of command. */
   readonly profile: boolean
 }
@@ -38,13 +40,21 @@ export interface StepBench {
   readonly plannedBytes: number
   readonly plan: string
   /** Seconds by command, largest first. */
-  readonly commands: readonly { readonly name: string; readonly seconds: number; readonly count: number }[]
+  readonly commands: readonly CommandTotal[]
+}
+
+export interface CommandTotal {
+  readonly name: string
+  readonly count: number
+  readonly seconds: number
+  readonly flops: number
+  readonly bytes: number
 }
 
 /** Whole optimizer steps of the trainer on made-up weights and one repeated batch, whose loss has to fall. */
 export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const peak = await measureGemm({ m: 2048, n: 2048, k: 2048, mode: 0, weight: 'f32', precision: options.precision, threads: options.threads })
-  const patched = patchModel(shapeModel(options.shape, 'BF16'), options.training)
+  const patched = patchModel(shapeModel(options.shape, 'BF16', options.layers), options.training)
   const plan = planTraining(patched, {
     precision: options.precision, checkpointing: options.checkpointing, longestSample: options.tokens, longestStep: options.tokens, sequences: 1,
     evaluates: false, availableBytes: os.freemem(), threads: options.threads,
@@ -97,13 +107,13 @@ function madeUpBatch(tokens: number, vocabulary: number): LossBatch {
 }
 
 function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['commands'] {
-  const sums = new Map<string, { seconds: number; count: number }>()
+  const sums = new Map<string, CommandTotal>()
   plan.training.plan.commands.forEach((command, index) => {
     const part = index < plan.training.forwardCommands ? 'forward' : 'backward'
     const detail = command.name === 'gemm' ? ` ${['Y=XWᵀ', 'dX=dYW', 'dW=dYᵀX'][command.ints[0]!]} ${command.tensors[0]!.cols}x${command.tensors[1]!.cols}` : ''
     const name = `${part} ${command.name}${detail}`
-    const sum = sums.get(name) ?? { seconds: 0, count: 0 }
-    sums.set(name, { seconds: sum.seconds + seconds[index]!, count: sum.count + 1 })
+    const sum = sums.get(name) ?? { name, seconds: 0, count: 0, flops: 0, bytes: 0 }
+    sums.set(name, { name, seconds: sum.seconds + seconds[index]!, count: sum.count + 1, flops: sum.flops + commandFlops(command), bytes: sum.bytes + commandBytes(command) })
   })
-  return [...sums].map(([name, sum]) => ({ name, ...sum })).sort((a, b) => b.seconds - a.seconds)
+  return [...sums.values()].sort((a, b) => b.seconds - a.seconds)
 }

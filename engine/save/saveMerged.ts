@@ -1,9 +1,11 @@
+import { existsSync } from 'node:fs'
+import { copyFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import type { DType } from '../graph/dtype.ts'
 import { writeFileAtomic, writeFolderAtomic } from '../io/atomicFile.ts'
 import type { FileSystem } from '../io/fileSystem.ts'
-import { readModelFolder } from '../io/modelFolder.ts'
+import { readJsonObject } from '../io/modelFolder.ts'
 import { pythonJson } from '../io/pythonJson.ts'
 import { writeTensors, type NamedTensor } from '../io/safetensorsWriter.ts'
 import { ModelWriter } from '../io/tensorSink.ts'
@@ -75,13 +77,13 @@ async function writeWeights(model: LoadedModel, folder: string, type: DType & ke
 
 /** The base's config without quantisation; an own head or a trained copy of a tied embedding is no longer tied. */
 async function writeConfig(model: LoadedModel, folder: string, type: keyof typeof fileTypes): Promise<void> {
-  const { config, folder: base } = model.patched.model
-  const { quantization_config: _, ...rest } = config
+  const base = model.patched.model.folder
+  const { quantization_config: _, ...rest } = await readJsonObject(join(base, 'config.json'), { keepNumbers: true })
   const dtypeKey = 'dtype' in rest || !('torch_dtype' in rest) ? 'dtype' : 'torch_dtype'
   const values = { ...rest, [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type], ...(isUntied(model) ? { tie_word_embeddings: false } : {}) }
   await writeFileAtomic(join(folder, 'config.json'), `${pythonJson(values)}\n`)
-  const { generationConfig } = await readModelFolder(base)
-  if (generationConfig !== undefined) await writeFileAtomic(join(folder, 'generation_config.json'), `${pythonJson(generationConfig.values)}\n`)
+  const generation = join(base, 'generation_config.json')
+  if (existsSync(generation)) await copyFile(generation, join(folder, 'generation_config.json'))
 }
 
 async function checkMerged(model: LoadedModel, folder: string, type: keyof typeof fileTypes, probes: readonly Int32Array[]): Promise<MergeCheck> {
