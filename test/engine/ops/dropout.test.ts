@@ -1,7 +1,8 @@
 import { strict as assert } from 'node:assert'
+import { dtypeCode } from '../../../engine/graph/dtype.ts'
 import { at, close, matrix, plus, random } from '../../reference/matrix.ts'
 import { dropout, philox } from '../../reference/random.ts'
-import { blank, compute, f32, refuses, typed } from './command.ts'
+import { blank, compute, deviceOf, f32, refuses, typed } from './command.ts'
 
 const keys = (rows: number) => matrix(rows, 2, (row, c) => (c === 0 ? 3 + row : 1000 * row))
 const seedStep = typed(
@@ -42,6 +43,19 @@ describe('dropout', () => {
         close(added!, plus(start, expected), 1e-7, `accumulated, p = ${p}`)
       }
     })
+
+  it('shares its generator with fillUniform', async () => {
+    const device = deviceOf(2)
+    const elements = 100003
+    const buffer = device.alloc(4 * elements)
+    await device.fillUniform(buffer, 0, elements, dtypeCode('f32'), -1, 3, 77, 5)
+    const values = new Float32Array(device.read(buffer, 0, 4 * elements))
+    device.free(buffer)
+    for (const i of [0, 1, 2, 3, 4, 65535, 65536, elements - 1]) {
+      const word = philox([Math.floor(i / 4), 0, 5, 0], [77, 0x756e6974])[i % 4]!
+      assert.ok(Math.abs(values[i]! - (-1 + 4 * ((word >>> 8) / 2 ** 24))) < 1e-6, `element ${i} is ${values[i]}`)
+    }
+  })
 
   it('drops the share that it was told to', async () => {
     const x = matrix(64, 512, () => 1)
