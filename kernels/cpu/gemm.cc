@@ -17,7 +17,7 @@ constexpr int64_t fewColumns = 64;         // up to here B is packed once for al
 constexpr int64_t maxTaskColumns = 256;    // a packed block of B stays in the second cache level
 constexpr int64_t maxBlockBytes = 3 << 19; // of A, per task
 constexpr int64_t goodSharedBytes = 4 << 20;  // of packed A per pass: larger ones would leave the last cache level
-constexpr int64_t tasksPerThread = 4;
+constexpr int64_t tasksPerThread = 6;
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -126,20 +126,42 @@ class PackedGemm {
     });
   }
 
-  /** Rectangles of C: large enough to reuse what is packed, small enough that all threads have several. */
+  struct Grid {
+    int64_t down, across;  // panels per task
+  };
+
+  /**
+   * Rectangles of C for the tasks: the least estimated time of the busiest thread, in multiply-adds, when every task also packs
+   * its part of the operand that is not shared. Several tasks per thread make up for threads that are held up.
+   */
+  Grid chooseGrid(int64_t rowPanels, int64_t columnPanels) const {
+    const int64_t threads = pool_.size();
+    const int64_t maxDown = std::clamp<int64_t>(maxBlockBytes / 4 / (kernel_.strideA * kernel_.blockWords), 1, rowPanels);
+    const int64_t maxAcross = std::min(columnPanels, maxTaskColumns / kernel_.tileColumns);
+    if (threads == 1) return {maxDown, maxAcross};
+    constexpr double packing = 10, perTask = 2000;  // multiply-adds that packing an element, and a task's start, take
+    const int64_t wanted = std::min(tasksPerThread * threads, rowPanels * columnPanels);
+    Grid best{1, 1};
+    double least = 0;
+    for (int64_t parts = ceilDiv(rowPanels, maxDown);; parts = std::min(2 * parts, rowPanels)) {
+      const int64_t down = ceilDiv(rowPanels, parts);
+      for (int64_t across = maxAcross; across > 0; --across) {
+        const int64_t tasks = ceilDiv(rowPanels, down) * ceilDiv(columnPanels, across);
+        if (tasks < wanted && (down > 1 || across > 1)) continue;
+        const auto rows = static_cast<double>(down * panelRows_), columns = static_cast<double>(across * kernel_.tileColumns);
+        const double time = static_cast<double>(ceilDiv(tasks, threads)) * (rows * columns + packing * (shareB_ ? rows : columns) + perTask);
+        if (least == 0 || time < least) {
+          least = time;
+          best = {down, across};
+        }
+      }
+      if (parts == rowPanels) return best;
+    }
+  }
+
   void multiply(int64_t beginPanel, int64_t endPanel) {
     const int64_t rowPanels = endPanel - beginPanel, columnPanels = ceilDiv(n_, kernel_.tileColumns);
-    const int64_t maxRowPanels = std::max<int64_t>(1, maxBlockBytes / 4 / (kernel_.strideA * kernel_.blockWords));
-    int64_t down = std::min(rowPanels, maxRowPanels), across = std::min(columnPanels, maxTaskColumns / kernel_.tileColumns);
-    const int64_t wanted = pool_.size() == 1 ? 1 : tasksPerThread * pool_.size();
-    constexpr int64_t goodRows = 128, goodColumns = 128;
-    while (ceilDiv(rowPanels, down) * ceilDiv(columnPanels, across) < wanted) {
-      if (across * kernel_.tileColumns > goodColumns) across = ceilDiv(across, 2);
-      else if (down * panelRows_ > goodRows) down = ceilDiv(down, 2);
-      else if (across > 1) across = ceilDiv(across, 2);
-      else if (down > 1) down = ceilDiv(down, 2);
-      else break;
-    }
+    const auto [down, across] = chooseGrid(rowPanels, columnPanels);
     const Runs rows(rowPanels, down), columns(columnPanels, across);
     pool_.parallelFor(rows.parts * columns.parts, [&](int64_t task, int thread) {
       const int64_t r = task % rows.parts, c = task / rows.parts;

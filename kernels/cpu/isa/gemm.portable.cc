@@ -45,7 +45,7 @@ struct Portable {
     for (int i = 0; i < count && i < lanes; ++i) p[i] = v[i];
   }
   static UNSLOTH_ALWAYS_INLINE float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-  static UNSLOTH_ALWAYS_INLINE void prefetch(const float* p) {
+  static UNSLOTH_ALWAYS_INLINE void prefetch(const void* p) {
 #if defined(__GNUC__)
     __builtin_prefetch(p);
 #else
