@@ -107,6 +107,38 @@ export const commandSignatures = {
   fill: signature('x', '', '', 'value'),
   /** y = x converted to y's type, round to nearest even. */
   cast: signature('y', 'x'),
+  /**
+   * Chooses k of E experts for each token: those of the largest logits (the lower number on a tie). A choice is a slot; slots are
+   * sorted by expert, then token, then rank. In that order: weight[n·k] = p (÷ Σ p of the token's choices when `renormalise`) with
+   * p = softmax(logits), token[n·k] = the row it came from. place[n,k] = slot of each choice, first[E+1] = where each expert's slots
+   * begin. balance[1,2E] (f64) = how often each expert was chosen, then Σ_rows p. Sparse mixture: arXiv 1701.06538.
+   */
+  route: signature('weight token place first balance?', 'logits', 'renormalise'),
+  /**
+   * dLogits of `route` from dWeight, for all tokens: with renormalisation w_j·(dw_j − Σ w·dw) over the choices, without it
+   * p_e·(g_e − Σ p·g), g = dw at the choices and 0 elsewhere. With `share` also p_e·(b_e − Σ p·b), b = shareWeight·share.
+   */
+  routeGrad: signature('dLogits', 'dWeight logits place first share? shareWeight?', 'renormalise'),
+  /**
+   * Load balance over all routed layers (arXiv 2101.03961): N = Σ counts / choices rows; loss = E·Σ_e (counts_e/N)·(Σp_e/N);
+   * share[1,E] = ∂loss/∂p of any row = E·counts_e/N². Counts pass no gradient.
+   */
+  balanceLoss: signature('loss share', '…balance', 'choices'),
+  /**
+   * A gemm for each expert e on its slots S_e = first[e] … first[e+1]−1, with its own matrix b_e out of a stack of E.
+   * mode 0: c[S_e] = alpha·a[S_e]·b_eᵀ + lowAlpha·lowA[S_e]·lowB_eᵀ; mode 1: the same with b_e and lowB_e not transposed;
+   * mode 2: c_e += alpha·a[S_e]ᵀ·b[S_e]. A stack is [E·rows, cols], matrix e its rows from e·rows on; `byColumns` says which operand
+   * is [rows, cols·E] instead, matrix e the columns e, e+E, …: 0 none, 1 b (c in mode 2), 2 lowB. PEFT stores lora_B of experts so.
+   */
+  expertGemm: signature('c', 'a b first lowA? lowB?', 'mode precision byColumns', 'alpha lowAlpha'),
+  /** y[i] (+)= Σ_j x[place[i,j]] + add[i], j in order. Several rows of x go to one row of y, each to one only. */
+  combineRows: signature('y', 'x place add?', 'accumulate'),
+  /** y[i] = w[i]·x[i]. y may be x. */
+  scaleRows: signature('y', 'x w'),
+  /** dx[i] = w[i]·dy[i]; dw[i] = dy[i]·x[i]. dx may be dy's memory. */
+  scaleRowsGrad: signature('dx dw?', 'dy x w'),
+  /** c += alpha·b_e·a_e for rows [row, row + c.rows) of a stack [E·out, in]: a [r·E, in] by rows, b [out, r·E] by columns (see expertGemm). */
+  expertDelta: signature('c', 'a b', 'row experts', 'alpha'),
 } as const satisfies Record<string, CommandSignature>
 
 export type CommandName = keyof typeof commandSignatures

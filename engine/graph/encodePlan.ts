@@ -22,7 +22,7 @@ export function encodePlan(plan: Plan): EncodedPlan {
     const base = storage.arena === 'activations' ? plan.offsets.get(storage)! : storage.offset
     const numbers = [
       dtypeCode(storage.dtype), used.indexOf(storage.arena), base + column * bytesPerElement(storage.dtype), storage.rows, cols, storage.cols,
-      rowRules.indexOf(storage.rule),
+      rowRules.indexOf(storage.rule) + rowRules.length * ((storage.repeat ?? 1) - 1),
     ]
     const key = numbers.join()
     const known = table.get(key)

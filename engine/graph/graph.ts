@@ -25,6 +25,8 @@ export interface Storage {
   readonly rows: number
   readonly cols: number
   readonly rule: RowRule
+  /** Rows for each live one: a token that goes to several experts has several rows. 1 when absent. */
+  readonly repeat?: number
   readonly keep: Keep
   /** Layer that the value belongs to, -1 outside of layers. */
   readonly layer: number
@@ -98,12 +100,13 @@ export class Graph {
   }
 
   /** A new activation. */
-  activation(name: string, cols: number, options: { rule?: RowRule; keep?: Keep; rows?: number; dtype?: DType } = {}): Tensor {
+  activation(name: string, cols: number, options: { rule?: RowRule; keep?: Keep; rows?: number; repeat?: number; dtype?: DType } = {}): Tensor {
     const rule = options.rule ?? 'tokens'
+    const repeat = options.repeat ?? 1
     const layered = this.layer < 0 ? name : `layers.${this.layer}.${name}`
     return whole({
-      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? 'f32', rows: this.rowsOf(rule, options.rows), cols, rule,
-      keep: options.keep ?? 'residual', layer: this.layer,
+      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? 'f32', rows: repeat * this.rowsOf(rule, options.rows), cols, rule,
+      ...(repeat === 1 ? {} : { repeat }), keep: options.keep ?? 'residual', layer: this.layer,
     })
   }
 

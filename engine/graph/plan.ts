@@ -101,7 +101,7 @@ export function printPlan(plan: Plan): string {
   const show = (tensor: Tensor | undefined): string => {
     if (tensor === undefined) return '-'
     const { storage, column, cols } = tensor
-    const rows = storage.rule === 'fixed' ? String(storage.rows) : storage.rule
+    const rows = storage.rule === 'fixed' ? String(storage.rows) : `${storage.repeat === undefined ? '' : `${storage.repeat}·`}${storage.rule}`
     const part = cols === storage.cols ? '' : `:${column}`
     const place = storage.arena === 'activations' ? `@${plan.offsets.get(storage)}` : `@${storage.arena}`
     return `${storage.name}[${rows}x${cols}${part}]${place}`

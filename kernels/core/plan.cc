@@ -7,7 +7,7 @@
 namespace unsloth {
 namespace {
 
-constexpr int64_t numbersPerTensor = 7;
+constexpr int64_t numbersPerTensor = 7, rowRules = 4, mostRepeats = 1024;
 
 int64_t wholeNumber(double value, const char* what) {
   if (!(value >= 0) || value > 9007199254740991.0 || std::floor(value) != value) fail(std::string("plan: ") + what + " is not a whole number");
@@ -27,8 +27,9 @@ PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& buffer
   t.cols = wholeNumber(numbers[4], "cols");
   t.ld = wholeNumber(numbers[5], "row stride");
   const int64_t rule = wholeNumber(numbers[6], "row rule");
-  if (rule > static_cast<int64_t>(RowRule::sequences)) fail("plan: unknown row rule " + std::to_string(rule));
-  t.rule = static_cast<RowRule>(rule);
+  if (rule >= rowRules * mostRepeats) fail("plan: unknown row rule " + std::to_string(rule));
+  t.rule = static_cast<RowRule>(rule % rowRules);
+  t.repeat = rule / rowRules + 1;
   if (t.ld < t.cols) fail("plan: row stride " + std::to_string(t.ld) + " is below " + std::to_string(t.cols) + " columns");
   const size_t width = bytesPerElement(t.dtype);
   const int64_t elements = t.rows == 0 || t.cols == 0 ? 0 : (t.rows - 1) * t.ld + t.cols;
@@ -51,9 +52,9 @@ const char* opName(Op op) {
 
 int64_t liveRows(const PlanTensor& tensor, const Dims& dims) {
   switch (tensor.rule) {
-    case RowRule::tokens: return dims.tokens;
-    case RowRule::labelled: return dims.labelled;
-    case RowRule::sequences: return dims.sequences;
+    case RowRule::tokens: return dims.tokens * tensor.repeat;
+    case RowRule::labelled: return dims.labelled * tensor.repeat;
+    case RowRule::sequences: return dims.sequences * tensor.repeat;
     case RowRule::fixed: break;
   }
   return tensor.rows;

@@ -16,6 +16,7 @@ struct PlanTensor {
   int64_t offset;  // bytes
   int64_t rows, cols, ld;
   RowRule rule;
+  int64_t repeat;  // rows for each live one
 };
 
 struct PlanCommand {
@@ -38,9 +39,9 @@ struct Plan {
 const char* opName(Op op);
 
 /**
- * Decodes what engine/graph/encodePlan.ts wrote: seven doubles per tensor (dtype, buffer, offset, rows, cols, ld, rule), and per
- * command op, operand count, int count, float count, operands, ints. Checks every number, so that a wrong plan is an error and
- * never a stray write. `bufferBytes[i]` is the size of buffers[i].
+ * Decodes what engine/graph/encodePlan.ts wrote: seven doubles per tensor (dtype, buffer, offset, rows, cols, ld,
+ * rule + 4·(repeat − 1)), and per command op, operand count, int count, float count, operands, ints. Checks every number, so that
+ * a wrong plan is an error and never a stray write. `bufferBytes[i]` is the size of buffers[i].
  */
 Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
                 size_t floatNumbers, std::vector<int32_t> buffers, const std::vector<size_t>& bufferBytes);

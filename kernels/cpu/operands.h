@@ -52,6 +52,24 @@ class Operands {
     return v;
   }
 
+  /** An i32 matrix. */
+  const View& integers(int64_t i, const char* name, int64_t rows, int64_t cols) const {
+    const View& v = shaped(i, name, rows, cols);
+    if (v.dtype != DType::I32) refuse(std::string(name) + " is " + describe(v) + ", expected i32");
+    return v;
+  }
+
+  /** Every entry of an i32 matrix is a row number below `limit`. */
+  void entries(const View& v, const char* name, int64_t limit) const {
+    for (int64_t r = 0; r < v.rows; ++r)
+      for (int64_t c = 0; c < v.cols; ++c) {
+        const int32_t value = v.i32()[r * v.ld + c];
+        if (value < 0 || value >= limit)
+          refuse(std::string(name) + "[" + std::to_string(r) + "," + std::to_string(c) + "] = " + std::to_string(value) + " is not below " +
+                 std::to_string(limit));
+      }
+  }
+
   /** A matrix of any type. */
   const View& shaped(int64_t i, const char* name, int64_t rows, int64_t cols) const {
     const View& v = call_.t(i);
