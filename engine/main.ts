@@ -1,30 +1,65 @@
 import { describeError } from '#shared/errors.ts'
-import { exitCodeOf, parseArgs } from './cli/args.ts'
+import { exitCodeOf, parseArgs, type ParsedArgs } from './cli/args.ts'
 
 /** The program: runs one command line (without the program's own name) and resolves to its exit code. */
 export async function main(argv: readonly string[]): Promise<number> {
   try {
     const args = parseArgs(argv)
-    switch (args.command) {
-      case 'version': {
-        const { programVersion } = await import('./cli/doctor.ts')
-        console.log(programVersion())
-        return 0
-      }
-      case 'doctor': {
-        const { doctor, doctorExitCode, formatDoctor } = await import('./cli/doctor.ts')
-        const report = await doctor()
-        console.log(args.flags.json ? JSON.stringify(report, null, 2) : formatDoctor(report))
-        return doctorExitCode(report)
-      }
-      default: {
-        const { helpText } = await import('./cli/help.ts')
-        console.log(helpText(args.command === 'help' ? args.topic : null))
-        return args.command === 'help' ? 0 : 2
-      }
-    }
+    if ('warnings' in args) for (const warning of args.warnings) console.error(`warning: ${warning}`)
+    return await run(args)
   } catch (error) {
-    console.error(describeError(error))
+    console.error(`error: ${describeError(error)}`)
     return exitCodeOf(error)
+  }
+}
+
+/** Each command is loaded when it is asked for, so that the others start at once. */
+async function run(args: ParsedArgs): Promise<number> {
+  switch (args.command) {
+    case 'version': {
+      const { programVersion } = await import('./cli/doctor.ts')
+      console.log(programVersion())
+      return 0
+    }
+    case 'help': {
+      const { helpText } = await import('./cli/help.ts')
+      console.log(helpText(args.topic))
+      return 0
+    }
+    case 'doctor': {
+      const { doctor, doctorExitCode, formatDoctor } = await import('./cli/doctor.ts')
+      const report = await doctor()
+      console.log(args.flags.json ? JSON.stringify(report, null, 2) : formatDoctor(report))
+      return doctorExitCode(report)
+    }
+    case 'inspect': {
+      const { inspect } = await import('./cli/inspect.ts')
+      console.log(await inspect(args.positionals[0]!, { json: args.flags.json }))
+      return 0
+    }
+    case 'finetune':
+      return (await import('./cli/commands/finetune.ts')).finetuneCommand(args)
+    case 'run':
+      return (await import('./cli/commands/run.ts')).runCommand(args)
+    case 'resume':
+      return (await import('./cli/commands/resume.ts')).resumeCommand(args)
+    case 'status':
+      return (await import('./cli/commands/status.ts')).statusCommand(args)
+    case 'stop':
+      return (await import('./cli/commands/control.ts')).stopCommand(args)
+    case 'pause':
+      return (await import('./cli/commands/control.ts')).pauseCommand(args)
+    case 'generate':
+      return (await import('./cli/commands/generate.ts')).generateCommand(args)
+    case 'verify':
+      return (await import('./cli/commands/verify.ts')).verifyCommand(args)
+    case 'bench':
+      return (await import('./cli/commands/bench.ts')).benchCommand(args)
+    case 'demo':
+      return (await import('./cli/commands/demo.ts')).demoCommand(args)
+    case 'docs':
+      return (await import('./cli/commands/docs.ts')).docsCommand(args)
+    case 'serve':
+      return (await import('./cli/commands/serve.ts')).serveCommand(args)
   }
 }

@@ -16,3 +16,6 @@ export function projectRoot(): string {
   found = folder
   return folder
 }
+
+/** The script that starts this program as another process. */
+export const engineEntry = (): string => join(projectRoot(), 'engine', 'unsloth.mjs')

@@ -18,6 +18,7 @@ export interface GenerationOptions {
   readonly stopIds: ReadonlySet<number>
   /** Called with each new token; returning true ends that text. */
   readonly onToken?: (request: number, id: number) => boolean
+  /** Ends all texts where they are. */
   readonly signal?: AbortSignal
 }
 
@@ -66,7 +67,7 @@ export class Generator {
     }
     let active = options.maxNewTokens > 0 ? rows : []
     while (active.length > 0) {
-      options.signal?.throwIfAborted()
+      if (options.signal?.aborted === true) break
       const logits = await this.advance(active, options.maxNewTokens)
       active = active.filter((row) => {
         const mine = logits.get(row)

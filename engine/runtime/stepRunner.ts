@@ -23,6 +23,8 @@ export interface PackedTokens {
   readonly slots?: Int32Array
   /** Length that decides a sequence's rope frequencies; kvLength when absent. */
   readonly ropeLength?: Int32Array
+  /** This micro-step's share of the routers' balance loss; the sum of `weights` when absent, so that the shares of a step add up to 1. */
+  readonly balanceShare?: number
 }
 
 /** Feeds one plan and fetches its results. */
@@ -96,6 +98,7 @@ export class StepRunner {
     put('labelIndex', tokens.labelIndex)
     put('labels', tokens.labels)
     put('weights', tokens.weights)
+    if (this.spec.moe !== undefined) put('balanceWeight', Float32Array.of(this.spec.moe.balance * (tokens.balanceShare ?? tokens.weights?.reduce((sum, weight) => sum + weight, 0) ?? 1)))
     put('tokenKeys', tokens.tokenKeys)
     put('slots', tokens.slots)
     if (random !== undefined) put('random', Int32Array.of(random.seed, random.step))

@@ -1,0 +1,115 @@
+import { UnslothError } from '#shared/errors.ts'
+import { StreamDecoder } from '../data/streamDecoder.ts'
+import { checkVocabulary, loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { openPeftAdapter } from '../io/peftAdapter.ts'
+import { LoadedModel } from '../runtime/loadedModel.ts'
+import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { restoreParameters } from '../train/checkpoint.ts'
+import { Generator } from './generator.ts'
+import { checkSampling, type SamplingOptions } from './sampler.ts'
+import { StopMatcher } from './stopMatcher.ts'
+
+export interface TextOptions {
+  readonly maxNewTokens: number
+  readonly sampling: SamplingOptions
+  readonly stop: readonly string[]
+  /** Prompt and new tokens together, at most; the model's context when absent. */
+  readonly maxLength?: number
+  readonly seed: number
+  /** The base model, though an adapter is loaded. */
+  readonly base?: boolean
+  readonly onText?: (prompt: number, piece: string) => void
+  readonly signal?: AbortSignal
+}
+
+export interface GeneratedText {
+  readonly text: string
+  readonly promptTokens: number
+  readonly newTokens: number
+  /** `end`: the model ended it; `stop`: a stop string; `length`: the limit of new tokens. */
+  readonly reason: 'end' | 'stop' | 'length' | 'cancelled'
+}
+
+/** The adapters of a folder as a training description, so that base and tuned model share one set of weights. */
+export async function adapterTraining(folder: string): Promise<Training> {
+  const { config } = await openPeftAdapter(folder)
+  const { targetModules: targets } = config
+  return {
+    kind: 'lora', r: config.r, alpha: config.alpha, dropout: 0, rslora: config.rslora, modulesToSave: config.modulesToSave,
+    targets: typeof targets === 'string' && targets !== 'all-linear' ? [targets] : (targets as readonly string[] | 'all-linear'),
+  }
+}
+
+/** Text from text: a model with its tokenizer, and perhaps an adapter that can be switched off. */
+export class TextGenerator {
+  readonly tokenizer: Tokenizer
+  readonly model: LoadedModel
+  private readonly generators = new Map<string, Generator>()
+
+  constructor(model: LoadedModel, tokenizer: Tokenizer) {
+    this.model = model
+    this.tokenizer = tokenizer
+  }
+
+  static async open(folder: string, adapter: string | undefined, options: { threads: number; precision: PrecisionCode }): Promise<TextGenerator> {
+    const description = await describeModel(folder)
+    const tokenizer = await loadTokenizer(folder)
+    checkVocabulary(tokenizer, description.spec.vocabulary)
+    const patched = patchModel(description, adapter === undefined ? { kind: 'none' } : await adapterTraining(adapter))
+    const runtime = new Runtime('cpu', options.threads)
+    const model = await LoadedModel.load(patched, runtime, { precision: options.precision, seed: 0 })
+    if (adapter !== undefined) await restoreParameters(model, adapter)
+    return new TextGenerator(model, tokenizer)
+  }
+
+  /** Completes each prompt, given as token ids. Prompts of one call run together; none depends on the others. */
+  async complete(prompts: readonly Int32Array[], options: TextOptions): Promise<GeneratedText[]> {
+    checkSampling(options.sampling)
+    const context = Math.min(options.maxLength ?? Infinity, this.model.spec.context)
+    const longest = Math.max(...prompts.map(({ length }) => length))
+    if (longest >= context) throw new UnslothError('USAGE', `The prompt has ${longest} tokens; there is room for ${context}.`, { hint: 'Shorten the prompt.' })
+    const maxNewTokens = Math.min(options.maxNewTokens, context - longest)
+    const decoders = prompts.map((ids) => new StreamDecoder(this.tokenizer, { prompt: ids }))
+    const matchers = prompts.map(() => new StopMatcher(options.stop))
+    const texts = prompts.map(() => '')
+    const tokens = prompts.map(() => 0)
+    const show = (prompt: number, piece: string) => {
+      if (piece === '') return
+      texts[prompt] += piece
+      options.onText?.(prompt, piece)
+    }
+    await this.generator(options.base === true, prompts.length, longest + maxNewTokens).generate(
+      prompts.map((ids) => ({ ids, seed: options.seed })),
+      {
+        maxNewTokens, sampling: options.sampling, stopIds: new Set(this.tokenizer.eosIds), ...(options.signal === undefined ? {} : { signal: options.signal }),
+        onToken: (prompt, id) => {
+          ++tokens[prompt]!
+          show(prompt, matchers[prompt]!.push(decoders[prompt]!.push(id)))
+          return matchers[prompt]!.matched
+        },
+      },
+    )
+    return prompts.map((ids, prompt) => {
+      const matcher = matchers[prompt]!
+      show(prompt, matcher.push(matcher.matched ? '' : decoders[prompt]!.end()))
+      show(prompt, matcher.end())
+      const reason = matcher.matched ? 'stop' : tokens[prompt] === maxNewTokens ? 'length' : options.signal?.aborted === true ? 'cancelled' : 'end'
+      return { text: texts[prompt]!, promptTokens: ids.length, newTokens: tokens[prompt]!, reason }
+    })
+  }
+
+  private generator(base: boolean, batch: number, maxLength: number): Generator {
+    const key = `${base}.${batch}.${maxLength}`
+    const known = this.generators.get(key)
+    if (known !== undefined) return known
+    const made = new Generator(this.model, base ? this.model.base : this.model.trained, { batch, maxLength })
+    this.generators.set(key, made)
+    return made
+  }
+
+  dispose(): void {
+    this.model.runtime.dispose()
+  }
+}

@@ -1,0 +1,132 @@
+import { UnslothError } from '#shared/errors.ts'
+import { engineNotifications, type DoctorResult, type GenerateParams, type InspectResult, type PlanResult, type RecipeDiagnostic, type VerifyResult } from '#shared/protocol.ts'
+import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe.ts'
+import { dirname } from 'node:path'
+import { availableMemory } from '../runtime/memory.ts'
+import { chatTemplateFor, encodeRendered } from '../data/chatTemplate.ts'
+import { TextGenerator } from '../generate/textGenerator.ts'
+import { parameterCount } from '../model/weightTable.ts'
+import { formatRecipe } from '../recipe/formatRecipe.ts'
+import { diagnoseRecipe, type LocatedIssue } from '../recipe/parseRecipe.ts'
+import { resolveRecipePaths } from '../recipe/recipePaths.ts'
+import { physicalCores } from '../runtime/cores.ts'
+import { resolveModel } from '../runtime/resolveModel.ts'
+import { prepareRun } from '../train/prepareRun.ts'
+import { compare } from '../verify/compare.ts'
+import { CaseComputation } from '../verify/compute.ts'
+import { Golden } from '../verify/golden.ts'
+import type { EngineHandlers, ServeContext } from './serve.ts'
+
+export interface HandlerOptions {
+  readonly inspect: (path: string, limit: number) => Promise<InspectResult>
+  readonly doctor: () => Promise<DoctorResult>
+}
+
+/** The engine's answers to an editor. */
+export function engineHandlers(options: HandlerOptions): EngineHandlers {
+  const generators = new GeneratorCache()
+  return {
+    plan: ({ recipe, path, overrides }) => plan(recipe, path ?? 'finetune.yaml', overrides ?? {}),
+    inspect: ({ path, limit }) => options.inspect(path, limit ?? 1000),
+    generate: (params, context) => generators.generate(params, context),
+    verify: ({ path, skip }) => verify(path, skip ?? []),
+    doctor: () => options.doctor(),
+  }
+}
+
+async function plan(text: string, path: string, values: Readonly<Record<string, unknown>>): Promise<PlanResult> {
+  const overrides: RecipeOverride[] = Object.entries(values).map(([key, value]) => ({ path: key, value, flag: key }))
+  const { recipe, issues } = diagnoseRecipe(text, path, { overrides })
+  const diagnostics = issues.map(diagnostic)
+  if (recipe === null) return { diagnostics }
+  const absolute = resolveRecipePaths(recipe, dirname(path))
+  const resolved = formatRecipe(absolute)
+  try {
+    return { diagnostics, resolved, ...(await planSummary(absolute)) }
+  } catch (error) {
+    if (!UnslothError.is(error)) throw error
+    const hint = error.hint === undefined ? '' : ` ${error.hint}`
+    return { diagnostics: [...diagnostics, { severity: 'error', code: error.code, message: `${error.message}${hint}` }], resolved }
+  }
+}
+
+async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>> {
+  const prepared = await prepareRun(recipe)
+  const { spec, entries } = prepared.patched.model
+  return {
+    summary: {
+      model: {
+        name: recipe.model.name, architecture: spec.architecture, layers: spec.layers, hiddenSize: spec.hidden, contextLength: spec.context,
+        parameters: parameterCount(entries), trainableParameters: prepared.patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
+      },
+      device: 'cpu',
+      memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes, availableBytes: availableMemory() },
+      steps: { total: prepared.totalSteps, epochs: prepared.epochOf(prepared.totalSteps), samples: prepared.samples.length, effectiveBatch: effectiveBatch(recipe) },
+      patches: prepared.patchLines,
+    },
+  }
+}
+
+function diagnostic(issue: LocatedIssue): RecipeDiagnostic {
+  const { severity, code, message, path, suggestion, range } = issue
+  return {
+    severity, code, message, key: path.join('.'), ...(suggestion === undefined ? {} : { suggestion }),
+    line: range.start.line, column: range.start.column, endLine: range.end.line, endColumn: range.end.column,
+  }
+}
+
+async function verify(path: string, skip: readonly string[]): Promise<VerifyResult> {
+  const golden = await Golden.open(path)
+  const computation = new CaseComputation(golden, { threads: physicalCores(), precision: 0 })
+  await computation.run()
+  const rows = (await compare(golden, computation.quantities, new Set(skip))).map(({ name, error, tolerance, verdict }) => ({
+    quantity: name, relativeError: Number.isFinite(error) ? error : null, tolerance, passed: verdict === 'ok' || verdict === 'skipped',
+    ...(verdict === 'ok' || verdict === 'wrong' ? {} : { note: verdict }),
+  }))
+  return { passed: rows.every(({ passed }) => passed), rows }
+}
+
+/** Keeps the last model loaded, so that base and tuned text come from one set of weights and a second question is quick. */
+class GeneratorCache {
+  private key = ''
+  private generator: TextGenerator | undefined
+  private queue: Promise<unknown> = Promise.resolve()
+
+  /** One at a time: the device computes one thing anyway. */
+  generate(params: GenerateParams, context: ServeContext) {
+    const answer = this.queue.then(() => this.answer(params, context))
+    this.queue = answer.catch(() => undefined)
+    return answer
+  }
+
+  private async answer(params: GenerateParams, { signal, notify }: ServeContext) {
+    const generator = await this.open(params.model, params.adapter)
+    const { tokenizer } = generator
+    if ((params.prompt === undefined) === (params.messages === undefined)) throw new UnslothError('USAGE', 'Give a prompt or messages.')
+    const ids = params.prompt !== undefined
+      ? tokenizer.encode(params.prompt, { addSpecialTokens: true })
+      : encodeRendered(tokenizer, chatTemplateFor(tokenizer).render(params.messages!.map((message) => ({ ...message })), { addGenerationPrompt: true }))
+    const began = performance.now()
+    const { sampling = {} } = params
+    const [made] = await generator.complete([ids], {
+      maxNewTokens: sampling.maxNewTokens ?? 256, stop: sampling.stop ?? [], seed: sampling.seed ?? 3407, base: params.adapter === undefined, signal,
+      sampling: { temperature: sampling.temperature ?? 0.7, topK: sampling.topK ?? 40, topP: sampling.topP ?? 0.9, minP: sampling.minP ?? 0, repetitionPenalty: sampling.repetitionPenalty ?? 1.1 },
+      onText: (_prompt, text) => notify(engineNotifications.generated, { id: params.id, text, tokens: 1 }),
+    })
+    const { text, promptTokens, newTokens, reason } = made!
+    return { text, promptTokens, newTokens, stopReason: reason, seconds: (performance.now() - began) / 1000 }
+  }
+
+  /** A base model is answered by one that has an adapter loaded, when that is there. */
+  private async open(model: string, adapter: string | undefined): Promise<TextGenerator> {
+    const resolved = await resolveModel(model)
+    const wanted = adapter ?? resolved.adapter
+    const key = `${resolved.folder}\n${wanted ?? ''}`
+    if (this.generator !== undefined && (key === this.key || (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`)))) return this.generator
+    this.generator?.dispose()
+    this.generator = undefined
+    this.generator = await TextGenerator.open(resolved.folder, wanted, { threads: physicalCores(), precision: 0 })
+    this.key = key
+    return this.generator
+  }
+}

@@ -1,0 +1,159 @@
+import { join, resolve } from 'node:path'
+import { UnslothError } from '#shared/errors.ts'
+import { effectiveBatch, stepsPerEpoch, targetModules, totalSteps, type Recipe } from '#shared/recipe.ts'
+import { formatCompact, formatCount } from '#shared/units.ts'
+import { buildDataset, splitDataset, type Dataset } from '../data/dataset.ts'
+import { packRows } from '../data/packRows.ts'
+import type { Sample } from '../data/sample.ts'
+import { checkVocabulary, loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
+import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { parameterCount } from '../model/weightTable.ts'
+import { formatPatchReport } from '../patch/lora.ts'
+import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
+import { listRuns } from '../run/runReader.ts'
+import { physicalCores } from '../runtime/cores.ts'
+import { availableMemory } from '../runtime/memory.ts'
+import { describeModel, patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
+import { resolveModel } from '../runtime/resolveModel.ts'
+import { labelledTokens, packMicroSteps, SampleOrder, type StepSample } from './batches.ts'
+import type { LossBatch } from './trainer.ts'
+import { planTraining, type TrainingPlan } from './trainingPlan.ts'
+
+/** A run as far as it is decided before weights are read: enough for a dry run, and for training without further decisions. */
+export interface PreparedRun {
+  readonly patched: PatchedModel
+  readonly plan: TrainingPlan
+  readonly precision: PrecisionCode
+  readonly threads: number
+  readonly samples: readonly Sample[]
+  readonly totalSteps: number
+  /** The micro-steps of an optimizer step, counted from 0. */
+  batches(step: number): LossBatch[]
+  /** Epochs done after so many steps. */
+  epochOf(steps: number): number
+  readonly evaluation: readonly LossBatch[] | undefined
+  /** Adapter folder to begin with. */
+  readonly initAdapter: string | undefined
+  /** Checkpoint of another run to go on from. */
+  readonly resumeFrom: CheckpointInfo | undefined
+  readonly patchLines: readonly string[]
+  /** For people: model, data, steps, what is trained, memory. */
+  readonly summaryLines: readonly string[]
+  readonly warnings: readonly string[]
+}
+
+/** Part of the free memory that a plan may take; the rest is for the files' cache, the tokenizer and everything else. */
+const usableShare = 0.9
+
+/** Reads and checks everything but the weights: model, tokenizer, data, plan. */
+export async function prepareRun(recipe: Recipe): Promise<PreparedRun> {
+  const { training } = recipe
+  const resolved = await resolveModel(recipe.model.name)
+  const model = await describeModel(resolved.folder)
+  const { spec } = model
+  const tokenizer = await loadTokenizer(resolved.folder)
+  checkVocabulary(tokenizer, spec.vocabulary)
+  const { train, evaluation } = await readData(recipe, tokenizer)
+  const patched = patchModel(model, trainingOf(recipe), { embeddingRate: training.embedding_learning_rate !== null })
+  const units = trainingUnits(recipe, train.samples)
+  const perStep = effectiveBatch(recipe)
+  const order = new SampleOrder({ count: units.length, perStep, seed: training.random_seed, shuffle: recipe.data.shuffle })
+  const steps = totalSteps(recipe, units.length)
+  if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
+  const threads = training.threads === 0 ? physicalCores() : training.threads
+  const precision: PrecisionCode = training.compute === 'bfloat16' ? 1 : 0
+  const sizes = [...units, ...(evaluation?.samples ?? []).map((sample) => [sample])].map((unit) => unit.reduce((sum, { ids }) => sum + ids.length, 0))
+  const plan = planTraining(patched, {
+    precision, checkpointing: training.gradient_checkpointing, threads,
+    longestSample: train.samples.concat(evaluation?.samples ?? []).reduce((most, { ids }) => Math.max(most, ids.length), 0),
+    longestStep: sumOfLargest(sizes, perStep),
+    sequences: Math.max(...units.map((unit) => unit.length)) * perStep,
+    evaluates: evaluation !== undefined, availableBytes: Math.floor(availableMemory() * usableShare),
+  })
+  const capacity = plan.training.capacity
+  const batches = (step: number): LossBatch[] => packMicroSteps([...order.step(step).indices].flatMap((index) => units[index]!), [capacity])
+  const patchLines = patched.report === undefined ? ['full fine-tuning: every weight is trained'] : formatPatchReport(patched.report)
+  return {
+    patched, plan, precision, threads, samples: train.samples, totalSteps: steps, batches,
+    epochOf: (done) => (done === 0 ? 0 : order.step(done - 1).epochAfter),
+    evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
+    initAdapter: recipe.lora.init_adapter ?? resolved.adapter,
+    resumeFrom: await checkpointToResume(recipe),
+    patchLines,
+    summaryLines: summary(recipe, patched, train, steps, [...patchLines, plan.summary]),
+    warnings: [...model.source.warnings, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+  }
+}
+
+function trainingOf({ training, lora }: Recipe): Training {
+  if (training.training_type === 'full') return { kind: 'full' }
+  return {
+    kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora, modulesToSave: lora.modules_to_save ?? [],
+    targets: targetModules({ training, lora } as Recipe), ...(lora.layers_to_transform === null ? {} : { layers: lora.layers_to_transform }),
+  }
+}
+
+async function readData({ data, training }: Recipe, tokenizer: Tokenizer): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
+  const options = {
+    maxSeqLength: training.max_seq_length, trainOnCompletions: training.train_on_completions, format: data.format_type === 'raw' ? 'text' : data.format_type,
+    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
+  } as const
+  const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
+  const all = await buildDataset({ ...options, files, ...(data.max_samples === null ? {} : { maxSamples: data.max_samples }) }, tokenizer)
+  if (data.eval_dataset.length > 0) return { train: all, evaluation: await buildDataset({ ...options, files: data.eval_dataset }, tokenizer) }
+  if (data.eval_split === null) return { train: all, evaluation: undefined }
+  if (typeof data.eval_split === 'string')
+    throw new UnslothError('DATA', `data.eval_split: local files have no split named "${data.eval_split}".`, { hint: 'Give a share such as 0.05, a number of rows, or name files in data.eval_dataset.' })
+  return splitDataset(all, data.eval_split, training.random_seed)
+}
+
+/** What one sample of a batch is: a sample, or with packing a row of joined samples. */
+function trainingUnits({ training, data }: Recipe, samples: readonly Sample[]): StepSample[][] {
+  const keyed = samples.map(({ ids, labels }, key): StepSample => ({ ids, labels, key }))
+  if (!training.packing) return keyed.map((sample) => [sample])
+  const rows = packRows(keyed.map(({ ids }) => ids.length), { rowTokens: training.max_seq_length, seed: training.random_seed, shuffle: data.shuffle })
+  return rows.map((row) => row.map((index) => keyed[index]!))
+}
+
+const sumOfLargest = (sizes: readonly number[], count: number): number =>
+  [...sizes].sort((a, b) => b - a).slice(0, count).reduce((sum, size) => sum + size, 0)
+
+function evaluationBatches(samples: readonly Sample[], capacities: Parameters<typeof packMicroSteps>[1]): LossBatch[] {
+  const keyed = samples.map(({ ids, labels }, key): StepSample => ({ ids, labels, key }))
+  return packMicroSteps(keyed, capacities, labelledTokens(keyed))
+}
+
+async function checkpointToResume({ training }: Recipe): Promise<CheckpointInfo | undefined> {
+  if (training.resume_from === null) return undefined
+  if (training.resume_from === 'latest') {
+    const runs = await listRuns(training.output_dir)
+    const found = runs.map(({ dir }) => latestCheckpoint(dir)).find((checkpoint) => checkpoint !== undefined)
+    if (found !== undefined) return found
+    throw new UnslothError('RUN_INVALID', `training.resume_from: no run below ${training.output_dir} has a checkpoint.`, { hint: 'Name a checkpoint folder, or remove the key.' })
+  }
+  const path = resolve(training.resume_from)
+  const found = readCheckpoint(path) ?? latestCheckpoint(path)
+  if (found === undefined) throw new UnslothError('RUN_INVALID', `training.resume_from: ${path} is no complete checkpoint.`, { hint: `Checkpoints stand in ${join('RUN', 'checkpoints')}.` })
+  return found
+}
+
+function stepWarnings(recipe: Recipe, steps: number): string[] {
+  const { warmup_steps, warmup_ratio } = recipe.training
+  return warmup_ratio === null && warmup_steps >= steps
+    ? [`training.warmup_steps (${warmup_steps}) is not below the ${steps} steps of this run, so the learning rate never reaches its peak.`] : []
+}
+
+function summary(recipe: Recipe, patched: PatchedModel, train: Dataset, steps: number, lines: readonly string[]): string[] {
+  const { spec, entries } = patched.model
+  const trained = patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
+  const total = parameterCount(entries)
+  const perEpoch = stepsPerEpoch(recipe, train.samples.length)
+  const tokens = train.samples.reduce((sum, { ids }) => sum + ids.length, 0)
+  return [
+    `model: ${recipe.model.name} (${spec.architecture}, ${formatCompact(total)} parameters, ${spec.layers} layers)`,
+    `data: ${formatCount(train.samples.length)} samples, ${formatCount(tokens)} tokens; ${train.format.format}: ${train.format.reason}`,
+    `steps: ${steps} of ${effectiveBatch(recipe)} samples each${recipe.training.packing ? '' : `, ${perEpoch} an epoch`}`,
+    `trained: ${formatCompact(trained)} parameters (${((100 * trained) / total).toFixed(2)} %)`,
+    ...lines,
+  ]
+}

@@ -1,0 +1,258 @@
+import { join } from 'node:path'
+import { UnslothError } from '#shared/errors.ts'
+import type { StepRecord } from '#shared/metrics.ts'
+import { warmupSteps, evalInterval, schedulerCycles, type Recipe } from '#shared/recipe.ts'
+import { hasEnded, type RunState } from '#shared/runState.ts'
+import { acquireDevice } from '../run/deviceQueue.ts'
+import type { RunWriter } from '../run/runWriter.ts'
+import { LoadedModel } from '../runtime/loadedModel.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { restoreCheckpoint, restoreParameters, writeCheckpoint } from './checkpoint.ts'
+import { prepareRun, type PreparedRun } from './prepareRun.ts'
+import type { RunControl } from './runControl.ts'
+import { saveOutputs } from './saveOutputs.ts'
+import { learningRate } from './schedule.ts'
+import { Trainer, type StepOutcome } from './trainer.ts'
+
+/** What a run tells while it works; everything also stands in the run directory. */
+export interface RunEvents {
+  onState?(state: RunState, detail: string | null): void
+  onPrepared?(prepared: PreparedRun): void
+  onStep?(record: StepRecord, totalSteps: number, etaSeconds: number): void
+  onEvaluation?(step: number, loss: number): void
+  onWarning?(message: string): void
+  onOutput?(kind: string, path: string): void
+}
+
+type Ending = 'finished' | 'stopped' | 'paused'
+
+/** A whole fine-tuning run on a locked run directory: from its frozen recipe to its outputs, resuming where a checkpoint stands. */
+export class TrainingRun {
+  private readonly writer: RunWriter
+  private readonly recipe: Recipe
+  private readonly control: RunControl
+  private readonly events: RunEvents
+
+  constructor(writer: RunWriter, recipe: Recipe, control: RunControl, events: RunEvents = {}) {
+    this.writer = writer
+    this.recipe = recipe
+    this.control = control
+    this.events = events
+  }
+
+  /** Runs to the end, through any number of pauses. Failures stand in the status before they are thrown. */
+  async execute(): Promise<Ending> {
+    try {
+      for (;;) {
+        const ending = await this.session()
+        if (ending !== 'paused') return ending
+        await this.control.whilePaused()
+        if (this.control.request !== 'none') return this.end('stopped', 'stopped while paused')
+      }
+    } catch (error) {
+      if (UnslothError.is(error, 'STOPPED')) return this.end('stopped', 'stopped by the user')
+      if (this.writer.isOwner && !hasEnded(this.writer.status.state)) this.writer.fail(error, { step: this.writer.status.step })
+      throw error
+    }
+  }
+
+  private state(state: RunState, detail: string | null = null, patch: Parameters<RunWriter['setState']>[1] = {}): void {
+    this.writer.setState(state, { detail, ...patch })
+    this.writer.log(detail === null ? state : `${state}: ${detail}`)
+    this.events.onState?.(state, detail)
+  }
+
+  private end(ending: 'finished' | 'stopped', detail: string | null): Ending {
+    this.writer.appendEvent(ending === 'finished' ? 'finish' : 'stop')
+    this.state(ending, detail)
+    return ending
+  }
+
+  private warn(message: string): void {
+    this.writer.warn(message)
+    this.events.onWarning?.(message)
+  }
+
+  /** From the device's queue to the end, or to a pause, which leaves a checkpoint and no memory behind. */
+  private async session(): Promise<Ending> {
+    this.writer.begin('queued', { device: 'cpu' })
+    const abort = new AbortController()
+    this.control.onStopNow = () => abort.abort()
+    const lease = await acquireDevice('cpu', this.writer.status.name, {
+      signal: abort.signal,
+      onWait: (ahead, owner) => this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for cpu, used by ${owner.purpose}`),
+    })
+    let runtime: Runtime | undefined
+    try {
+      this.state('preparing')
+      const prepared = await prepareRun(this.recipe)
+      for (const warning of prepared.warnings) this.warn(warning)
+      this.events.onPrepared?.(prepared)
+      for (const line of [...prepared.patchLines, prepared.plan.summary]) this.writer.log(line)
+      runtime = new Runtime('cpu', prepared.threads)
+      this.control.onStopNow = () => runtime?.stop()
+      this.throwIfStopped()
+      return await this.train(prepared, runtime)
+    } finally {
+      this.control.onStopNow = undefined
+      runtime?.dispose()
+      lease.release()
+    }
+  }
+
+  private throwIfStopped(): void {
+    if (this.control.request === 'stopNow') throw new UnslothError('STOPPED', 'The run was stopped.')
+  }
+
+  private async train(prepared: PreparedRun, runtime: Runtime): Promise<Ending> {
+    const { recipe } = this
+    const { training } = recipe
+    this.state('loading', null, { plannedBytes: prepared.plan.totalBytes, totalSteps: prepared.totalSteps })
+    const model = await LoadedModel.load(prepared.patched, runtime, { precision: prepared.precision, seed: training.random_seed })
+    const trainer = new Trainer(model, prepared.plan, {
+      seed: training.random_seed, maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
+      eps: training.adam_epsilon, weightDecay: training.weight_decay,
+    })
+    const progress = new Progress(await this.start(trainer, prepared), prepared)
+    this.state('training')
+    const every = evalInterval(recipe, prepared.totalSteps)
+    while (progress.step < prepared.totalSteps) {
+      this.throwIfStopped()
+      if (this.control.request === 'stopAndSave') return this.stopAndSave(trainer, prepared, progress)
+      if (this.control.request === 'pause') {
+        await this.checkpoint(trainer, progress)
+        this.writer.appendEvent('pause')
+        this.state('paused', `after step ${progress.step}`)
+        return 'paused'
+      }
+      const began = performance.now()
+      const rate = learningRate(progress.step, scheduleOf(recipe, prepared.totalSteps))
+      const embedding = (training.embedding_learning_rate ?? training.learning_rate) * rate
+      const outcome = await trainer.step(progress.step, prepared.batches(progress.step), { default: training.learning_rate * rate, embedding })
+      progress.advance(outcome, (performance.now() - began) / 1000)
+      this.report(progress, outcome, training.learning_rate * rate)
+      if (prepared.evaluation !== undefined && every > 0 && (progress.step % every === 0 || progress.step === prepared.totalSteps)) await this.evaluate(trainer, prepared, progress)
+      if (training.save_steps > 0 && progress.step % training.save_steps === 0 && progress.step < prepared.totalSteps) await this.checkpoint(trainer, progress)
+    }
+    await this.save(trainer, prepared)
+    return this.end('finished', null)
+  }
+
+  /** Puts back the newest checkpoint, or begins with the adapter that the recipe names. Returns the steps done. */
+  private async start(trainer: Trainer, prepared: PreparedRun): Promise<number> {
+    const checkpoint = this.writer.latestCheckpoint() ?? prepared.resumeFrom
+    if (checkpoint !== undefined) {
+      await restoreCheckpoint(trainer, checkpoint.path)
+      this.writer.resumeFrom(checkpoint.step)
+      return checkpoint.step
+    }
+    this.writer.resumeFrom(0)
+    this.writer.appendEvent('start')
+    if (prepared.initAdapter !== undefined) await restoreParameters(trainer.model, prepared.initAdapter)
+    return 0
+  }
+
+  private report(progress: Progress, outcome: StepOutcome, rate: number): void {
+    const { totalSteps } = progress.prepared
+    const record: StepRecord = {
+      type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: rate, grad_norm: outcome.gradientNorm,
+      num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(), memory_bytes: process.memoryUsage.rss(),
+    }
+    const every = this.recipe.logging.logging_steps
+    if (progress.step % every === 0 || progress.step === totalSteps || progress.step === 1) this.writer.appendMetrics(record)
+    const etaSeconds = progress.etaSeconds
+    this.writer.progress({ step: progress.step, epoch: progress.epoch, loss: outcome.loss, tokensPerSecond: progress.tokensPerSecond, etaSeconds })
+    this.events.onStep?.(record, totalSteps, etaSeconds)
+  }
+
+  private async evaluate(trainer: Trainer, prepared: PreparedRun, progress: Progress): Promise<void> {
+    this.state('evaluating')
+    const began = performance.now()
+    const loss = await trainer.evaluate(prepared.evaluation!)
+    if (!Number.isFinite(loss)) this.warn(`The evaluation loss after step ${progress.step} is ${loss}.`)
+    this.writer.appendMetrics({
+      type: 'eval', step: progress.step, epoch: progress.epoch, eval_loss: loss, eval_perplexity: Math.exp(loss), time: Date.now(), eval_runtime: (performance.now() - began) / 1000,
+    })
+    this.state('training', null, { evalLoss: loss })
+    this.events.onEvaluation?.(progress.step, loss)
+  }
+
+  private async checkpoint(trainer: Trainer, progress: Progress): Promise<void> {
+    const before = this.writer.status.state
+    this.state('saving', `checkpoint of step ${progress.step}`)
+    const draft = this.writer.beginCheckpoint(progress.step)
+    try {
+      await writeCheckpoint(trainer, draft.path)
+      draft.commit({ epoch: progress.epoch, loss: progress.lastLoss })
+    } catch (error) {
+      draft.discard()
+      throw error
+    }
+    const { save_total_limit: limit } = this.recipe.training
+    if (limit !== null) this.writer.pruneCheckpoints(limit)
+    this.writer.appendEvent('checkpoint')
+    this.state(before)
+  }
+
+  private async stopAndSave(trainer: Trainer, prepared: PreparedRun, progress: Progress): Promise<Ending> {
+    await this.checkpoint(trainer, progress)
+    await this.save(trainer, prepared)
+    return this.end('stopped', `after step ${progress.step}, saved`)
+  }
+
+  private async save(trainer: Trainer, prepared: PreparedRun): Promise<void> {
+    this.state('saving')
+    await saveOutputs(trainer.model, prepared, this.recipe, join(this.writer.run.dir), {
+      onOutput: (kind, path) => {
+        this.writer.addOutput(kind, path)
+        this.writer.appendEvent('output', { path: this.writer.run.relative(path), message: kind })
+        this.events.onOutput?.(kind, path)
+      },
+      log: (message) => this.writer.log(message),
+    })
+  }
+}
+
+const scheduleOf = (recipe: Recipe, totalSteps: number) => ({
+  type: recipe.training.lr_scheduler_type, totalSteps, warmupSteps: warmupSteps(recipe, totalSteps), numCycles: schedulerCycles(recipe),
+  power: recipe.training.power, rateEnd: recipe.training.lr_end / recipe.training.learning_rate,
+})
+
+/** Where a run stands, and how fast it goes. */
+class Progress {
+  step: number
+  tokens = 0
+  lastLoss = NaN
+  readonly prepared: PreparedRun
+  /** Seconds and tokens of the latest steps. */
+  private readonly recent: { seconds: number; tokens: number }[] = []
+
+  constructor(step: number, prepared: PreparedRun) {
+    this.step = step
+    this.prepared = prepared
+  }
+
+  advance(outcome: StepOutcome, seconds: number): void {
+    ++this.step
+    this.tokens += outcome.tokens
+    this.lastLoss = outcome.loss
+    this.recent.push({ seconds, tokens: outcome.tokens })
+    if (this.recent.length > 20) this.recent.shift()
+  }
+
+  get epoch(): number {
+    return this.prepared.epochOf(this.step)
+  }
+
+  private sum(key: 'seconds' | 'tokens'): number {
+    return this.recent.reduce((sum, item) => sum + item[key], 0)
+  }
+
+  get tokensPerSecond(): number {
+    return this.sum('tokens') / Math.max(1e-9, this.sum('seconds'))
+  }
+
+  get etaSeconds(): number {
+    return (this.sum('seconds') / Math.max(1, this.recent.length)) * (this.prepared.totalSteps - this.step)
+  }
+}
