@@ -64,10 +64,28 @@ export interface ArchSpec {
   }
   readonly finalSoftcap: number
   readonly tied: boolean
+  readonly moe?: MoeSpec
   readonly names: NameMap
 }
 
-/** Tensor names of a checkpoint; `N` in a layer name is replaced by the layer number. Modules are names without `.weight`. */
+/** Layers whose MLP is a sparse mixture of experts. */
+export interface MoeSpec {
+  readonly experts: number
+  /** Experts that each token goes to. */
+  readonly choices: number
+  /** Width of one expert. */
+  readonly ffn: number
+  /** Whether the weights of a token's choices are made to add up to 1. */
+  readonly renormalise: boolean
+  readonly layers: readonly boolean[]
+  /** Factor of the routers' balance loss in training; 0: none. */
+  readonly balance: number
+}
+
+/**
+ * Tensor names of a checkpoint; `N` in a layer name is replaced by the layer number, `E` by the expert's. Modules are names
+ * without `.weight`.
+ */
 export interface NameMap {
   readonly embedding: string
   readonly finalNorm: string
@@ -88,6 +106,17 @@ export interface NameMap {
   readonly attentionPostNorm: string
   readonly mlpNorm: string
   readonly mlpPostNorm: string
+  readonly router: string
+  readonly expertGate: string
+  readonly expertUp: string
+  readonly expertDown: string
+  /** What transformers calls these in memory: in adapters, and in checkpoints saved without conversion. */
+  readonly memory: {
+    readonly router: string
+    /** Parameters, not modules: all experts in one [E, out, in] tensor, gate and up together. */
+    readonly expertGateUp: string
+    readonly expertDown: string
+  }
 }
 
 export const llamaNames: NameMap = {
@@ -109,6 +138,11 @@ export const llamaNames: NameMap = {
   attentionPostNorm: 'model.layers.N.post_attention_layernorm',
   mlpNorm: 'model.layers.N.post_attention_layernorm',
   mlpPostNorm: 'model.layers.N.post_feedforward_layernorm',
+  router: 'model.layers.N.mlp.gate',
+  expertGate: 'model.layers.N.mlp.experts.E.gate_proj',
+  expertUp: 'model.layers.N.mlp.experts.E.up_proj',
+  expertDown: 'model.layers.N.mlp.experts.E.down_proj',
+  memory: { router: 'model.layers.N.mlp.gate', expertGateUp: 'model.layers.N.mlp.experts.gate_up_proj', expertDown: 'model.layers.N.mlp.experts.down_proj' },
 }
 
 /** With norms before and after each half. `post_attention_layernorm` is the one on the attention's output then. */

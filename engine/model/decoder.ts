@@ -2,9 +2,11 @@ import { slice, type Graph, type Tensor } from '../graph/graph.ts'
 import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../graph/ops/attention.ts'
 import { addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
 import { linear, type LoraGroup, type PrecisionCode, type Weight } from '../graph/ops/linear.ts'
+import { balanceLoss, newBalance, type Balance } from '../graph/ops/moe.ts'
 import { norm } from '../graph/ops/norm.ts'
 import { roundToBf16 } from '../graph/dtype.ts'
 import type { ArchSpec, AttentionKind, NormSpec } from './archSpec.ts'
+import { expertMixture } from './expertMixture.ts'
 
 /** Weights and adapters by id; see weightTable. */
 export interface DecoderWeights {
@@ -22,6 +24,8 @@ export interface DecoderInputs {
   readonly layout: SequenceLayout
   readonly labelIndex: Tensor
   readonly randomness?: { readonly tokenKeys: Tensor; readonly random: Tensor }
+  /** Where the routers' balance loss goes, and its factor in this micro-step. */
+  readonly balance?: { readonly loss: Tensor; readonly weight: Tensor }
   /** Keys and values of earlier tokens, one pair of matrices per layer, and the rows where this step's tokens go. */
   readonly cache?: { readonly slots: Tensor; readonly layers: readonly { readonly k: Tensor; readonly v: Tensor }[] }
 }
@@ -37,23 +41,27 @@ export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, i
     if (!spec.rope.layers.includes(kind) && !(kind === 'full' && spec.rope.window === spec.rope.full && spec.rope.layers.includes('window'))) continue
     tables.set(kind, shared ?? ropeTable(graph, `rope.${kind}`, spec.rope[kind].half, { positions: inputs.positions, ...inputs.rope[kind] }))
   }
-  const context: LayerContext = { graph, spec, weights, inputs, precision, tables }
+  const balance = inputs.balance === undefined ? undefined : newBalance(graph, spec.moe!.experts, inputs.balance.weight)
+  const context: LayerContext = { graph, spec, weights, inputs, precision, tables, balance }
   for (let layer = 0; layer < spec.layers; ++layer) {
     graph.layer = layer
     x = decoderLayer(context, layer, x)
   }
   graph.layer = -1
+  if (balance !== undefined) balanceLoss(graph, balance, spec.moe!.choices, inputs.balance!.loss)
   const rows = gatherRows(graph, x, inputs.labelIndex)
   return norm(graph, 'finalNorm', rows, graph.activation('final', spec.hidden, { rule: 'labelled', keep: 'derived' }), normOptions(spec.norm, weights.weight('finalNorm')))
 }
 
-interface LayerContext {
+/** What every part of a layer needs. */
+export interface LayerContext {
   readonly graph: Graph
   readonly spec: ArchSpec
   readonly weights: DecoderWeights
   readonly inputs: DecoderInputs
   readonly precision: PrecisionCode
   readonly tables: ReadonlyMap<AttentionKind, Tensor>
+  readonly balance: Balance | undefined
 }
 
 const normOptions = (spec: NormSpec, weight: Weight, groups = 1) => ({ kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, weight, groups })
@@ -63,21 +71,22 @@ function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
   const { hidden } = spec
   const normed = (id: string, from: Tensor) =>
     norm(graph, id, from, graph.activation(`${id}.y`, hidden, { keep: 'derived' }), normOptions(spec.norm, c.weights.weight(`layers.${layer}.${id}`)))
-  /** A projection back into the residual stream, with the residual added in the same pass where no norm stands between. */
-  const project = (id: string, from: Tensor, residual: Tensor, last: boolean): Tensor => {
-    const postNorm = spec.block === 'prePost' || spec.block === 'post'
-    const keep = last ? 'residual' : 'attention'
-    if (!postNorm) return projection(c, layer, id, from, hidden, keep, residual)
-    const out = normed(id === 'o' ? 'attentionPostNorm' : 'mlpPostNorm', projection(c, layer, id, from, hidden, 'attention'))
+  /** A product back into the residual stream, with the residual added in the same pass where no norm stands between. */
+  const into = (residual: Tensor, id: 'o' | 'down', product: (keep: 'residual' | 'attention', add?: Tensor) => Tensor): Tensor => {
+    const keep = id === 'down' ? 'residual' : 'attention'
+    if (spec.block !== 'prePost' && spec.block !== 'post') return product(keep, residual)
+    const out = normed(id === 'o' ? 'attentionPostNorm' : 'mlpPostNorm', product('attention'))
     return addRows(graph, `${id}.residual`, residual, out, spec.multiplier.residual, keep)
   }
 
   const first = spec.block === 'post' ? x : normed('attentionNorm', x)
   const mixed = selfAttention(c, layer, first)
-  const middle = project('o', mixed, x, false)
+  const middle = into(x, 'o', (keep, add) => projection(c, layer, 'o', mixed, hidden, keep, add))
   const second = spec.block === 'parallel' ? first : spec.block === 'post' ? middle : normed('mlpNorm', middle)
+  if (spec.moe?.layers[layer] === true) return into(middle, 'down', (keep, add) => expertMixture(c, spec.moe!, layer, second, keep, add))
   const gateUp = projection(c, layer, 'gateUp', second, 2 * spec.ffn, 'mlp')
-  return project('down', glu(graph, gateUp, spec.activation), middle, true)
+  const h = glu(graph, gateUp, spec.activation)
+  return into(middle, 'down', (keep, add) => projection(c, layer, 'down', h, hidden, keep, add))
 }
 
 function projection(c: LayerContext, layer: number, id: string, x: Tensor, width: number, keep: 'residual' | 'attention' | 'mlp', add?: Tensor): Tensor {

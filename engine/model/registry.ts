@@ -6,10 +6,12 @@ import { gemma, gemma2, gemma3 } from './arch/gemma.ts'
 import { granite } from './arch/granite.ts'
 import { llama } from './arch/llama.ts'
 import { mistral } from './arch/mistral.ts'
+import { mixtral } from './arch/mixtral.ts'
 import { olmo2 } from './arch/olmo2.ts'
 import { phi3 } from './arch/phi3.ts'
 import { qwen2 } from './arch/qwen2.ts'
 import { qwen3 } from './arch/qwen3.ts'
+import { qwen3Moe } from './arch/qwen3Moe.ts'
 import { smollm3 } from './arch/smollm3.ts'
 
 /** One family of models: which Hub architectures it serves and how their config becomes a spec. */
@@ -18,7 +20,7 @@ export interface ArchitectureFamily {
   readonly spec: (config: Config) => ArchSpec
 }
 
-const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3]
+const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)
 

@@ -105,20 +105,28 @@ export interface TrainingOptions extends StepOptions {
   readonly recompute: (layer: number) => Recompute
 }
 
+/** Whether the routers' balance loss belongs to a model's training loss. */
+export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefined && spec.moe.balance > 0
+
 function finish(capacity: Capacity, io: IoBuilder, inputBytes: number, commands: readonly Command[], forwardCommands: number): StepPlan {
   return { plan: planMemory(commands), capacity, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands }
 }
 
-/** Forward, loss and backward of one micro-step: gradients accumulate in the gradient arena; `nll` of each labelled row comes out. */
+/**
+ * Forward, loss and backward of one micro-step: gradients accumulate in the gradient arena; `nll` of each labelled row comes out,
+ * and `balanceLoss` where the model trains with one.
+ */
 export function trainingPlan(options: TrainingOptions): StepPlan {
   const { spec, weights, capacity, precision } = options
   const io = new IoBuilder()
   const graph = new Graph(capacity)
   const wired = inputs(io, spec, capacity, { dropout: options.dropout })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
+  const balanceWeight = hasBalanceLoss(spec) ? io.add('balanceWeight', 'fixed', 1, 1, 'f32') : undefined
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
-  const h = decoder(graph, spec, weights, wired, precision)
+  const balance = balanceWeight === undefined ? {} : { balance: { weight: balanceWeight, loss: io.add('balanceLoss', 'fixed', 1, 1, 'f32') } }
+  const h = decoder(graph, spec, weights, { ...wired, ...balance }, precision)
   headLoss(graph, h, { nll, labels, weights: rowWeights }, headOptions(spec, weights, precision), true)
   const forward = graph.forwardCommands()
   const backward = new Backward(graph, savePolicy(options.recompute)).run()

@@ -1,4 +1,4 @@
-import type { ArchSpec } from './archSpec.ts'
+import type { ArchSpec, MoeSpec } from './archSpec.ts'
 
 /** One tensor of the checkpoint inside a weight: rows [row, row + rows) of it. */
 export interface WeightPiece {
@@ -12,7 +12,7 @@ export interface WeightPiece {
   readonly shape?: readonly number[]
 }
 
-export type WeightKind = 'embedding' | 'head' | 'linear' | 'bias' | 'norm'
+export type WeightKind = 'embedding' | 'head' | 'linear' | 'bias' | 'norm' | 'router' | 'experts'
 
 /**
  * A matrix as the graph uses it: one or more checkpoint tensors stacked by rows, so that projections which share their input are
@@ -25,6 +25,10 @@ export interface WeightEntry {
   readonly cols: number
   readonly pieces: readonly WeightPiece[]
   readonly layer: number
+  /** What transformers calls the whole in memory, when that is not the name of its pieces. */
+  readonly parameter?: string
+  /** Matrices of this many experts, one below the other. */
+  readonly experts?: number
 }
 
 export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' || entry.kind === 'norm'
@@ -32,14 +36,20 @@ export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' |
 /** The shape that a piece has in the checkpoint file. */
 export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] => piece.shape ?? (isVector(entry) ? [piece.rows] : [piece.rows, entry.cols])
 
+/** The checkpoint's tensor names: models with experts are stored in more than one form. */
+export type HasTensor = (name: string) => boolean
+
 interface Projection {
   readonly module: string
   readonly width: number
   readonly shape?: readonly number[]
 }
 
-/** All weights of a model, in the order in which they are used. Ids: `embedding`, `layers.3.qkv`, `layers.3.qkv.bias`, …, `head`. */
-export function weightTable(spec: ArchSpec): WeightEntry[] {
+/**
+ * All weights of a model, in the order in which they are used. Ids: `embedding`, `layers.3.qkv`, `layers.3.qkv.bias`, …, `head`.
+ * Without `has` experts are taken to be stored one by one, as published checkpoints are.
+ */
+export function weightTable(spec: ArchSpec, has: HasTensor = () => false): WeightEntry[] {
   const { hidden, names } = spec
   const qWidth = spec.heads * spec.headDim
   const kvWidth = spec.kvHeads * spec.headDim
@@ -81,15 +91,44 @@ export function weightTable(spec: ArchSpec): WeightEntry[] {
     linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)
     if (spec.block === 'pre' || spec.block === 'prePost') layerNorm('mlpNorm', names.mlpNorm)
-    linear('gateUp', hidden, spec.fused.gateUp
-      ? [{ module: names.gateUp, width: 2 * spec.ffn }]
-      : [{ module: names.gate, width: spec.ffn }, { module: names.up, width: spec.ffn }], spec.bias.mlp)
-    linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
+    if (spec.moe?.layers[layer] === true) entries.push(...expertEntries(spec, spec.moe, layer, has))
+    else {
+      linear('gateUp', hidden, spec.fused.gateUp
+        ? [{ module: names.gateUp, width: 2 * spec.ffn }]
+        : [{ module: names.gate, width: spec.ffn }, { module: names.up, width: spec.ffn }], spec.bias.mlp)
+      linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
+    }
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('mlpPostNorm', names.mlpPostNorm)
   }
   norm('finalNorm', names.finalNorm, hidden, -1)
   if (!spec.tied) add('head', 'head', hidden, [{ module: names.head, width: spec.vocabulary }], 'weight', -1)
   return entries
+}
+
+/** The router and the experts of one layer: each expert its own tensors, or all of them in one of three dimensions. */
+function expertEntries({ hidden, names }: ArchSpec, { experts, ffn }: MoeSpec, layer: number, has: HasTensor): WeightEntry[] {
+  const at = (name: string, expert = 0) => name.replace('.N.', `.${layer}.`).replace('.E.', `.${expert}.`)
+  const routerName = `${at(names.memory.router)}.weight`
+  const stack = (id: string, memory: string, cols: number, each: readonly Projection[]): WeightEntry => {
+    const width = each.reduce((sum, projection) => sum + projection.width, 0)
+    const parameter = at(memory)
+    let row = 0
+    const single = Array.from({ length: experts }, (_, expert) => each.map(({ module, width: rows }) => {
+      const piece = { name: `${at(module, expert)}.weight`, row, rows }
+      row += rows
+      return piece
+    })).flat()
+    const pieces = has(parameter) ? [{ name: parameter, row: 0, rows: experts * width, shape: [experts, width, cols] }] : single
+    return { id: `layers.${layer}.${id}`, kind: 'experts', rows: experts * width, cols, pieces, layer, parameter, experts }
+  }
+  return [
+    {
+      id: `layers.${layer}.router`, kind: 'router', rows: experts, cols: hidden, layer, parameter: routerName,
+      pieces: [{ name: has(routerName) ? routerName : `${at(names.router)}.weight`, row: 0, rows: experts }],
+    },
+    stack('expertGateUp', names.memory.expertGateUp, hidden, [{ module: names.expertGate, width: ffn }, { module: names.expertUp, width: ffn }]),
+    stack('expertDown', names.memory.expertDown, ffn, [{ module: names.expertDown, width: hidden }]),
+  ]
 }
 
 export const parameterCount = (entries: readonly WeightEntry[]): number => entries.reduce((sum, { rows, cols }) => sum + rows * cols, 0)

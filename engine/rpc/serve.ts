@@ -7,7 +7,7 @@ import { UnslothError } from '#shared/errors.ts'
 
 export interface ServeContext extends RequestContext {
   /** Sends the client a notification, such as a generated token. */
-  notify<P>(descriptor: NotificationDescriptor<P>, params: P): void
+  readonly notify: <P>(descriptor: NotificationDescriptor<P>, params: P) => void
 }
 
 type Handler<D> = (params: ParamsOf<D>, context: ServeContext) => ResultOf<D> | Promise<ResultOf<D>>

@@ -124,6 +124,7 @@ export class ControlSocket {
       socket.pause()
       if (received.length > expected.length + 1) socket.unshift(received.subarray(expected.length + 1))
       this.#serve(socket)
+      socket.resume()
     }
     socket.on('data', onData)
   }

@@ -8,7 +8,7 @@ export type GluKind = keyof typeof gluKinds
 export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
   const f = gateUp.cols / 2
   const [gate, up] = [slice(gateUp, 0, f), slice(gateUp, f, f)]
-  const h = graph.activation('h', f, { rule: gateUp.storage.rule, keep: 'derived' })
+  const h = graph.activation('h', f, { rule: gateUp.storage.rule, repeat: gateUp.storage.repeat ?? 1, keep: 'derived' })
   const ints = [gluKinds[kind]]
   graph.record(
     {
