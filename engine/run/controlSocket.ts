@@ -28,8 +28,6 @@ export type RunControlHandlers = {
 
 /** Milliseconds that a client has to send the secret. */
 const handshakeTime = 5_000
-/** Milliseconds between two looks whether the socket file is still there. */
-const checkInterval = 5_000
 const maximumClients = 64
 
 /** The server behind a run's control socket. It keeps the process alive (a paused run has nothing else): close it at the end. */
@@ -49,8 +47,11 @@ export class ControlSocket {
     this.#handlers = handlers
   }
 
-  /** Opens the socket of the run in `dir` and writes control.json. The process must own the run's lock. */
-  static async open(dir: string, handlers: RunControlHandlers): Promise<ControlSocket> {
+  /**
+   * Opens the socket of the run in `dir` and writes control.json. The process must own the run's lock. `checkInterval` is
+   * the time between two looks whether the socket file is still there, in milliseconds.
+   */
+  static async open(dir: string, handlers: RunControlHandlers, checkInterval = 5_000): Promise<ControlSocket> {
     const control = new ControlSocket(dir, handlers)
     await control.#listen(runtimeFolder)
     process.once('exit', control.#removeOnExit)
