@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "../core/error.h"
@@ -34,7 +35,7 @@ Registers cpuid(uint32_t leaf, uint32_t subleaf) {
 #ifdef _MSC_VER
   int values[4];
   __cpuidex(values, static_cast<int>(leaf), static_cast<int>(subleaf));
-  r = {static_cast<uint32_t>(values[0]), static_cast<uint32_t>(values[1]), static_cast<uint32_t>(values[2]), static_cast<uint32_t>(values[3])};
+  std::memcpy(&r, values, sizeof r);
 #else
   __cpuid_count(leaf, subleaf, r.a, r.b, r.c, r.d);
 #endif

@@ -2,7 +2,7 @@
 
 namespace unsloth::cpu {
 
-/** Instruction sets that the processor has, the operating system saves, and UNSLOTH_CPU_ISA allows. Each implies those above it. */
+/** Instruction sets that the processor has, the system saves, and UNSLOTH_CPU_ISA allows. Each implies those above it. */
 struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C
   bool avx512 = false;      // F, BW, DQ, VL

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gemmFewRows.h"
 #include "gemmSelect.h"
 
 /**
@@ -12,7 +13,6 @@
 namespace unsloth::cpu {
 namespace {
 
-constexpr int64_t fewRows = 8;             // up to here NT reads B in place
 constexpr int64_t fewColumns = 64;         // up to here B is packed once for all and A per task
 constexpr int64_t maxTaskColumns = 256;    // a packed block of B stays in the second cache level
 constexpr int64_t maxBlockBytes = 3 << 19; // of A, per task
@@ -53,15 +53,18 @@ struct Runs {
   int64_t begin(int64_t part) const { return part * count / parts; }
 };
 
-void loadBias(const View& bias, int64_t first, int64_t count, float* target) {
-  for (int64_t i = 0; i < count; ++i) target[i] = loadElement(bias, 0, first + i);
-}
-
 class PackedGemm {
  public:
   PackedGemm(const Gemm& g, ThreadPool& pool, const GemmKernel& kernel, bool round)
-      : g_(g), pool_(pool), kernel_(kernel), round_(round), a_{g.a, g.mode != GemmMode::TN}, b_{g.b, g.mode == GemmMode::NT},
-        blocks_(g.mode == GemmMode::TN ? g.a.rows : g.a.cols, kernel), m_(g.c.rows), n_(g.c.cols) {
+      : g_(g),
+        pool_(pool),
+        kernel_(kernel),
+        round_(round),
+        a_{g.a, g.mode != GemmMode::TN},
+        b_{g.b, g.mode == GemmMode::NT},
+        blocks_(g.mode == GemmMode::TN ? g.a.rows : g.a.cols, kernel),
+        m_(g.c.rows),
+        n_(g.c.cols) {
     panels_ = ceilDiv(m_, kernel.tileRows);
     panelRows_ = ceilDiv(m_, panels_);
     panels_ = ceilDiv(m_, panelRows_);
@@ -69,7 +72,8 @@ class PackedGemm {
   }
 
   void run() {
-    const int64_t blockBytes = 4 * blocks_.words * (shareB_ ? kernel_.strideB * ceilDiv(n_, kernel_.tileColumns) : kernel_.strideA * panels_);
+    const int64_t columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t blockBytes = 4 * blocks_.words * (shareB_ ? kernel_.strideB * columnPanels : kernel_.strideA * panels_);
     const int64_t perPass = blockBytes == 0 ? 1 : std::max<int64_t>(1, goodSharedBytes / blockBytes);
     firstBlock_ = 0;
     do {
@@ -102,7 +106,8 @@ class PackedGemm {
     kernel_.packA({target, a.at(row, k), a.view.dtype, a.view.ld, a.kContiguous, rows, length, panelRows_, round_});
   }
   void packB(const Operand& b, int64_t column, int64_t columns, int64_t k, int64_t length, uint32_t* target) const {
-    kernel_.packB({target, b.at(column, k), b.view.dtype, b.view.ld, b.kContiguous, columns, length, kernel_.tileColumns, round_});
+    const int64_t panelColumns = kernel_.tileColumns;
+    kernel_.packB({target, b.at(column, k), b.view.dtype, b.view.ld, b.kContiguous, columns, length, panelColumns, round_});
   }
 
   void packSharedA(int64_t begin, int64_t end) {
@@ -110,7 +115,8 @@ class PackedGemm {
     const Runs runs(count, std::clamp<int64_t>(count / (tasksPerThread * pool_.size()), 1, 8));
     uint32_t* const target = shared();
     pool_.parallelFor(runs.parts, [&](int64_t task, int) {
-      const int64_t first = runs.begin(task), row = rowOf(begin + first), rows = rowOf(begin + runs.begin(task + 1)) - row;
+      const int64_t first = runs.begin(task), row = rowOf(begin + first);
+      const int64_t rows = rowOf(begin + runs.begin(task + 1)) - row;
       for (int64_t block = firstBlock_; block < lastBlock_; ++block)
         packA(a_, row, rows, blocks_.begin(block), blocks_.length(block),
               target + kernel_.strideA * (wordsBefore(block) * count + first * blocks_.depth(block)));
@@ -148,8 +154,10 @@ class PackedGemm {
       for (int64_t across = maxAcross; across > 0; --across) {
         const int64_t tasks = ceilDiv(rowPanels, down) * ceilDiv(columnPanels, across);
         if (tasks < wanted && (down > 1 || across > 1)) continue;
-        const auto rows = static_cast<double>(down * panelRows_), columns = static_cast<double>(across * kernel_.tileColumns);
-        const double time = static_cast<double>(ceilDiv(tasks, threads)) * (rows * columns + packing * (shareB_ ? rows : columns) + perTask);
+        const auto rows = static_cast<double>(down * panelRows_);
+        const auto columns = static_cast<double>(across * kernel_.tileColumns);
+        const double task = rows * columns + packing * (shareB_ ? rows : columns) + perTask;
+        const double time = static_cast<double>(ceilDiv(tasks, threads)) * task;
         if (least == 0 || time < least) {
           least = time;
           best = {down, across};
@@ -165,7 +173,8 @@ class PackedGemm {
     const Runs rows(rowPanels, down), columns(columnPanels, across);
     pool_.parallelFor(rows.parts * columns.parts, [&](int64_t task, int thread) {
       const int64_t r = task % rows.parts, c = task / rows.parts;
-      rectangle(rows.begin(r), rows.begin(r + 1), beginPanel, rowPanels, columnOf(columns.begin(c)), columnOf(columns.begin(c + 1)), thread);
+      const int64_t column = columnOf(columns.begin(c)), endColumn = columnOf(columns.begin(c + 1));
+      rectangle(rows.begin(r), rows.begin(r + 1), beginPanel, rowPanels, column, endColumn, thread);
     });
   }
 
@@ -187,7 +196,7 @@ class PackedGemm {
     if (firstBlock_ == 0) {
       call.accumulate = g_.accumulate;
       if (g_.bias.present()) {
-        loadBias(g_.bias, column, columns, bias);
+        gemmSelection().widen(bias, Operand{g_.bias, false}.at(column, 0), g_.bias.dtype, columns, false);
         call.bias = bias;
       }
       if (g_.add.present()) {
@@ -254,90 +263,11 @@ class PackedGemm {
   int64_t firstBlock_ = 0, lastBlock_ = 0, passWords_ = 0;
 };
 
-/** NT with few rows: B streams through once, in place; the rows of A stay in the cache. Independent of the count of rows. */
-class FewRowsGemm {
- public:
-  FewRowsGemm(const Gemm& g, ThreadPool& pool) : g_(g), pool_(pool), round_(g.precision == Precision::bfloat16) {}
-
-  bool fits() const {
-    int64_t words = g_.a.cols;
-    for (const LowRankTerm& term : g_.terms) words += term.a.cols;
-    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && words * fewRows * 4 <= static_cast<int64_t>(ThreadPool::sharedScratchBytes);
-  }
-
-  void run() {
-    const int64_t n = g_.c.cols;
-    std::vector<View> left{widen(g_.a)};
-    for (const LowRankTerm& term : g_.terms) left.push_back(widen(term.a));
-    constexpr int64_t unit = 8, most = 65536;
-    const int64_t share = ceilDiv(n, 8 * pool_.size());
-    const int64_t perTask = std::min(ceilDiv(share, unit) * unit, most);
-    pool_.parallelFor(ceilDiv(n, perTask), [&](int64_t task, int thread) {
-      const int64_t column = task * perTask, columns = std::min(perTask, n - column);
-      DotCall call = product(left[0], g_.b, column, columns, column, g_.alpha);
-      call.accumulate = g_.accumulate;
-      if (g_.bias.present()) {
-        float* const bias = reinterpret_cast<float*>(pool_.scratch(thread));
-        loadBias(g_.bias, column, columns, bias);
-        call.bias = bias;
-      }
-      if (g_.add.present()) {
-        call.add = g_.add.f32() + column;
-        call.ldAdd = g_.add.ld;
-      }
-      gemmSelection().dot(call);
-      for (size_t i = 0; i < g_.terms.size(); ++i) {
-        const LowRankTerm& term = g_.terms[i];
-        const int64_t first = std::max(column, term.column), last = std::min(column + columns, term.column + term.b.rows);
-        if (first >= last || term.a.cols == 0) continue;
-        DotCall extra = product(left[i + 1], term.b, first - term.column, last - first, first, term.alpha);
-        extra.accumulate = true;
-        gemmSelection().dot(extra);
-      }
-    });
-  }
-
- private:
-  /** fp32 rows of A as the precision wants them; copied only when they differ. */
-  View widen(const View& a) {
-    if (a.dtype == DType::F32 && !round_) return a;
-    float* const target = reinterpret_cast<float*>(pool_.sharedScratch()) + used_;
-    used_ += a.rows * a.cols;
-    const auto bytes = static_cast<int64_t>(bytesPerElement(a.dtype));
-    for (int64_t r = 0; r < a.rows; ++r)
-      gemmSelection().widen(target + r * a.cols, static_cast<const std::byte*>(a.data) + r * a.ld * bytes, a.dtype, a.cols, round_);
-    return {target, DType::F32, a.rows, a.cols, a.cols};
-  }
-
-  DotCall product(const View& a, const View& b, int64_t rowOfB, int64_t columns, int64_t column, float alpha) const {
-    DotCall call{};
-    call.a = a.f32();
-    call.lda = a.ld;
-    call.b = static_cast<const std::byte*>(b.data) + rowOfB * b.ld * static_cast<int64_t>(bytesPerElement(b.dtype));
-    call.dtypeB = b.dtype;
-    call.ldb = b.ld;
-    call.round = round_;
-    call.k = a.cols;
-    call.rows = g_.c.rows;
-    call.columns = columns;
-    call.c = g_.c.f32() + column;
-    call.ldc = g_.c.ld;
-    call.alpha = alpha;
-    return call;
-  }
-
-  const Gemm& g_;
-  ThreadPool& pool_;
-  const bool round_;
-  int64_t used_ = 0;
-};
-
 }  // namespace
 
 void gemm(const Gemm& g, ThreadPool& pool) {
   if (g.c.rows == 0 || g.c.cols == 0) return;
-  FewRowsGemm few(g, pool);
-  if (few.fits()) return few.run();
+  if (gemmFewRows(g, pool)) return;
   const GemmSelection& selection = gemmSelection();
   const bool bfloat16 = g.precision == Precision::bfloat16;
   PackedGemm(g, pool, bfloat16 ? *selection.bfloat16 : *selection.float32, bfloat16 && selection.bfloat16Rounds).run();

@@ -26,19 +26,21 @@ void requireTerm(const LowRankTerm& term, const Gemm& g, const std::string& name
   requireOperand(term.b, (name + " b").c_str());
   const bool transposed = g.mode == GemmMode::NT;
   const int64_t rank = transposed ? term.b.cols : term.b.rows, width = transposed ? term.b.rows : term.b.cols;
+  const std::string place = " at column " + std::to_string(term.column);
   require(term.a.rows == g.c.rows && term.a.cols == rank && term.column >= 0 && term.column + width <= g.c.cols,
-          name + " a " + shape(term.a) + ", b " + shape(term.b) + " at column " + std::to_string(term.column) + " does not fit c " + shape(g.c));
+          name + " a " + shape(term.a) + ", b " + shape(term.b) + place + " does not fit c " + shape(g.c));
 }
 
 }  // namespace
 
 void gemm(const Call& call, ThreadPool& pool) {
   constexpr int64_t fixedTensors = 5, fixedInts = 3, fixedFloats = 1;
-  require(call.tensorCount >= fixedTensors && call.intCount >= fixedInts && call.floatCount >= fixedFloats, "the command is cut short");
+  require(call.tensorCount >= fixedTensors && call.intCount >= fixedInts && call.floatCount >= fixedFloats,
+          "the command is cut short");
   const int64_t terms = call.intCount - fixedInts;
   require(call.tensorCount == fixedTensors + 2 * terms && call.floatCount == fixedFloats + terms,
-          std::to_string(terms) + " columns do not match " + std::to_string(call.tensorCount - fixedTensors) + " low-rank operands and " +
-              std::to_string(call.floatCount - fixedFloats) + " factors");
+          std::to_string(terms) + " columns do not match " + std::to_string(call.tensorCount - fixedTensors) +
+              " low-rank operands and " + std::to_string(call.floatCount - fixedFloats) + " factors");
   require(call.i(0) >= 0 && call.i(0) <= 2, "mode " + std::to_string(call.i(0)) + " is unknown");
   require(call.i(2) == 0 || call.i(2) == 1, "precision " + std::to_string(call.i(2)) + " is unknown");
 
@@ -61,18 +63,20 @@ void gemm(const Call& call, ThreadPool& pool) {
   const int64_t n = transposedB ? g.b.rows : g.b.cols, kOfB = transposedB ? g.b.cols : g.b.rows;
   static const char* const modes[] = {"NT", "NN", "TN"};
   require(g.c.rows == m && g.c.cols == n && k == kOfB,
-          std::string("c ") + shape(g.c) + ", a " + shape(g.a) + " and b " + shape(g.b) + " do not fit in mode " + modes[call.i(0)]);
+          "c " + shape(g.c) + ", a " + shape(g.a) + " and b " + shape(g.b) + " do not fit in mode " + modes[call.i(0)]);
   if (g.bias.present()) {
     requireOperand(g.bias, "bias");
     require(g.bias.rows * g.bias.cols == n && g.bias.ld >= g.bias.cols && g.bias.rows == 1,
             "bias " + shape(g.bias) + " must be 1x" + std::to_string(n));
   }
   if (g.add.present())
-    require(g.add.dtype == DType::F32 && g.add.rows == m && g.add.cols == n, "add " + shape(g.add) + " must be fp32 like c " + shape(g.c));
+    require(g.add.dtype == DType::F32 && g.add.rows == m && g.add.cols == n,
+            "add " + shape(g.add) + " must be fp32 like c " + shape(g.c));
   require(terms == 0 || !transposedA, "low-rank terms need mode NT or NN");
   for (int64_t j = 0; j < terms; ++j) {
     const int64_t at = fixedTensors + 2 * j;
-    g.terms.push_back({call.t(at), call.t(at + 1), call.i(fixedInts + j), static_cast<float>(call.f(fixedFloats + j))});
+    const auto factor = static_cast<float>(call.f(fixedFloats + j));
+    g.terms.push_back({call.t(at), call.t(at + 1), call.i(fixedInts + j), factor});
     requireTerm(g.terms.back(), g, "low-rank term " + std::to_string(j));
   }
   cpu::gemm(g, pool);

@@ -15,8 +15,8 @@ namespace amxEmulator {
 
 struct Tiles {
   bool configured = false;
-  int rows[8], rowBytes[8];
-  unsigned char data[8][16][64];
+  int rows[8] = {}, rowBytes[8] = {};
+  unsigned char data[8][16][64] = {};
 };
 inline thread_local Tiles tiles;
 
@@ -26,7 +26,7 @@ inline void need(bool condition) {
 inline void loadConfig(const void* p) {
   const auto* bytes = static_cast<const unsigned char*>(p);
   need(bytes[0] == 1);
-  std::memset(&tiles, 0, sizeof tiles);
+  tiles = {};
   tiles.configured = true;
   for (int i = 0; i < 8; ++i) {
     tiles.rowBytes[i] = bytes[16 + 2 * i] | (bytes[17 + 2 * i] << 8);
@@ -44,11 +44,13 @@ inline void zero(int t) {
 inline void load(int t, const void* p, size_t stride) {
   need(tiles.configured);
   zero(t);
-  for (int r = 0; r < tiles.rows[t]; ++r) std::memcpy(tiles.data[t][r], static_cast<const char*>(p) + r * stride, static_cast<size_t>(tiles.rowBytes[t]));
+  const auto bytes = static_cast<size_t>(tiles.rowBytes[t]);
+  for (int r = 0; r < tiles.rows[t]; ++r) std::memcpy(tiles.data[t][r], static_cast<const char*>(p) + r * stride, bytes);
 }
 inline void store(int t, void* p, size_t stride) {
   need(tiles.configured);
-  for (int r = 0; r < tiles.rows[t]; ++r) std::memcpy(static_cast<char*>(p) + r * stride, tiles.data[t][r], static_cast<size_t>(tiles.rowBytes[t]));
+  const auto bytes = static_cast<size_t>(tiles.rowBytes[t]);
+  for (int r = 0; r < tiles.rows[t]; ++r) std::memcpy(static_cast<char*>(p) + r * stride, tiles.data[t][r], bytes);
 }
 inline float widen(const unsigned char* p) {
   const uint32_t bits = (static_cast<uint32_t>(p[0]) << 16) | (static_cast<uint32_t>(p[1]) << 24);

@@ -1,6 +1,6 @@
 // Speed of gemm, in GFLOP/s, best of several runs; beside OpenBLAS when built with it, in turns within one process:
-//   cmake --preset cpu -S kernels -DUNSLOTH_BENCH=ON -DUNSLOTH_OPENBLAS=ON && cmake --build build/cpu --target gemmBench
-//   OPENBLAS_CORETYPE=SkylakeX build/cpu/gemmBench 2
+//   cmake --preset cpu -S kernels -DUNSLOTH_TESTS=ON && cmake --build build/cpu --target gemmBench && build/cpu/gemmBench 2
+// OpenBLAS does not know every processor; OPENBLAS_CORETYPE=SkylakeX makes it use AVX-512.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -11,8 +11,8 @@
 
 #ifdef UNSLOTH_OPENBLAS
 extern "C" {
-void cblas_sgemm(int order, int transA, int transB, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
-                 float* c, int ldc);
+void cblas_sgemm(int order, int transA, int transB, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
+                 int ldb, float beta, float* c, int ldc);
 void openblas_set_num_threads(int threads);
 char* openblas_get_corename(void);
 }
@@ -42,7 +42,8 @@ double seconds(const Run& run) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   ThreadPool pool(threads);
-  std::printf("%d threads; float32 %s, bfloat16 %s", threads, gemmKernelName(Precision::float32), gemmKernelName(Precision::bfloat16));
+  std::printf("%d threads; float32 %s, bfloat16 %s", threads, gemmKernelName(Precision::float32),
+              gemmKernelName(Precision::bfloat16));
 #ifdef UNSLOTH_OPENBLAS
   openblas_set_num_threads(threads);
   std::printf(", OpenBLAS %s", openblas_get_corename());
@@ -52,14 +53,27 @@ int main(int argc, char** argv) {
   const GemmMode NT = GemmMode::NT, NN = GemmMode::NN, TN = GemmMode::TN;
   const DType F32 = DType::F32, BF16 = DType::BF16;
   const Shape shapes[] = {
-      {"square", NT, 2048, 2048, 2048, F32},       {"square", NN, 2048, 2048, 2048, F32},  {"square", TN, 2048, 2048, 2048, F32},
-      {"qkv", NT, 512, 1152, 896, BF16},           {"o", NT, 512, 896, 896, BF16},         {"gate and up", NT, 512, 9728, 896, BF16},
-      {"down", NT, 512, 896, 4864, BF16},          {"qkv gradient", NN, 512, 896, 1152, BF16},
-      {"gate and up gradient", NN, 512, 896, 9728, BF16},                                  {"down gradient", NN, 512, 4864, 896, BF16},
-      {"head slice", NT, 512, 4096, 896, BF16},    {"head slice gradient", NN, 512, 896, 4096, BF16},
-      {"LoRA u", NT, 512, 16, 896, F32},           {"LoRA u, down", NT, 512, 16, 4864, F32}, {"LoRA du", NN, 512, 16, 4864, F32},
-      {"LoRA da", TN, 16, 896, 512, F32},          {"LoRA da, down", TN, 16, 4864, 512, F32}, {"LoRA db", TN, 4864, 16, 512, F32},
-      {"weight gradient", TN, 896, 4864, 512, F32}, {"decode", NT, 1, 9728, 896, BF16},    {"decode", NT, 8, 9728, 896, BF16},
+      {"square", NT, 2048, 2048, 2048, F32},
+      {"square", NN, 2048, 2048, 2048, F32},
+      {"square", TN, 2048, 2048, 2048, F32},
+      {"qkv", NT, 512, 1152, 896, BF16},
+      {"o", NT, 512, 896, 896, BF16},
+      {"gate and up", NT, 512, 9728, 896, BF16},
+      {"down", NT, 512, 896, 4864, BF16},
+      {"qkv gradient", NN, 512, 896, 1152, BF16},
+      {"gate and up gradient", NN, 512, 896, 9728, BF16},
+      {"down gradient", NN, 512, 4864, 896, BF16},
+      {"head slice", NT, 512, 4096, 896, BF16},
+      {"head slice gradient", NN, 512, 896, 4096, BF16},
+      {"LoRA u", NT, 512, 16, 896, F32},
+      {"LoRA u, down", NT, 512, 16, 4864, F32},
+      {"LoRA du", NN, 512, 16, 4864, F32},
+      {"LoRA da", TN, 16, 896, 512, F32},
+      {"LoRA da, down", TN, 16, 4864, 512, F32},
+      {"LoRA db", TN, 4864, 16, 512, F32},
+      {"weight gradient", TN, 896, 4864, 512, F32},
+      {"decode", NT, 1, 9728, 896, BF16},
+      {"decode", NT, 8, 9728, 896, BF16},
       {"decode head", NT, 1, 151936, 896, BF16},
   };
   for (const Shape& s : shapes) {
@@ -87,9 +101,10 @@ int main(int argc, char** argv) {
     for (int i = 0; i < repeats; ++i) {
 #ifdef UNSLOTH_OPENBLAS
       constexpr int rowMajor = 101, plain = 111, transposed = 112;
+      const auto whole = [](int64_t x) { return static_cast<int>(x); };
       best[0] = std::min(best[0], seconds([&] {
-        cblas_sgemm(rowMajor, s.mode == TN ? transposed : plain, s.mode == NT ? transposed : plain, static_cast<int>(s.m), static_cast<int>(s.n),
-                    static_cast<int>(s.k), 1, a.data(), static_cast<int>(g.a.ld), b.data(), static_cast<int>(g.b.ld), 0, c.data(), static_cast<int>(s.n));
+        cblas_sgemm(rowMajor, s.mode == TN ? transposed : plain, s.mode == NT ? transposed : plain, whole(s.m), whole(s.n),
+                    whole(s.k), 1, a.data(), whole(g.a.ld), b.data(), whole(g.b.ld), 0, c.data(), whole(s.n));
       }));
 #endif
       for (const int precision : {0, 1}) {
@@ -98,7 +113,8 @@ int main(int argc, char** argv) {
       }
     }
     static const char* const modes[] = {"NT", "NN", "TN"};
-    std::printf("%-2s %-25s %6ld %6ld %6ld", modes[static_cast<int>(s.mode)], s.name, static_cast<long>(s.m), static_cast<long>(s.n), static_cast<long>(s.k));
+    std::printf("%-2s %-25s %6ld %6ld %6ld", modes[static_cast<int>(s.mode)], s.name, static_cast<long>(s.m),
+                static_cast<long>(s.n), static_cast<long>(s.k));
     for (const double time : best) std::printf(time == 1e9 ? "         -" : " %9.1f", flops / time * 1e-9);
     std::printf("\n");
   }

@@ -1,6 +1,7 @@
 #include "gemmIsa.inc"
 
-#if (defined(__x86_64__) || defined(_M_X64)) && defined(__AVX512BF16__) && (defined(__AMX_BF16__) || defined(UNSLOTH_AMX_EMULATOR))
+#if (defined(__x86_64__) || defined(_M_X64)) && defined(__AVX512BF16__) && \
+    (defined(__AMX_BF16__) || defined(UNSLOTH_AMX_EMULATOR))
 #include <immintrin.h>
 #ifdef UNSLOTH_AMX_EMULATOR
 #include UNSLOTH_AMX_EMULATOR

@@ -25,7 +25,9 @@ struct Portable {
   static UNSLOTH_ALWAYS_INLINE Vec mul(Vec a, Vec b) { return {a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]}; }
 #endif
 #if defined(__ARM_NEON)
-  static UNSLOTH_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+  static UNSLOTH_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  }
 #else
   static UNSLOTH_ALWAYS_INLINE Vec fma(Vec a, Vec b, Vec c) { return add(mul(a, b), c); }
 #endif
