@@ -122,31 +122,41 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const graph = new Graph(capacity)
   const wired = inputs(io, spec, capacity, { dropout: options.dropout })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
-  const balanceWeight = hasBalanceLoss(spec) ? io.add('balanceWeight', 'fixed', 1, 1, 'f32') : undefined
+  const balance = balanceInput(io, hasBalanceLoss(spec))
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
-  const balance = balanceWeight === undefined ? {} : { balance: { weight: balanceWeight, loss: io.add('balanceLoss', 'fixed', 1, 1, 'f32') } }
-  const h = decoder(graph, spec, weights, { ...wired, ...balance }, precision)
+  const h = decoder(graph, spec, weights, { ...wired, ...balance() }, precision)
   headLoss(graph, h, { nll, labels, weights: rowWeights }, headOptions(spec, weights, precision), true)
   const forward = graph.forwardCommands()
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
   return finish(capacity, io, inputBytes, [...forward, ...backward], forward.length)
 }
 
+/** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */
+function balanceInput(io: IoBuilder, wanted: boolean): () => Pick<DecoderInputs, 'balance'> {
+  if (!wanted) return () => ({})
+  const weight = io.add('balanceWeight', 'fixed', 1, 1, 'f32')
+  return () => ({ balance: { weight, loss: io.add('balanceLoss', 'fixed', 1, 1, 'f32') } })
+}
+
 function lossInputs(io: IoBuilder, { labelled }: Capacity) {
   return { labels: io.add('labels', 'labelled', labelled, 1, 'i32'), weights: io.add('weights', 'labelled', labelled, 1, 'f32') }
 }
 
-/** Forward and `nll` of each labelled row: evaluation, and log-probabilities for preference losses. */
-export function scoringPlan(options: StepOptions): StepPlan {
+/**
+ * Forward and `nll` of each labelled row: evaluation, and log-probabilities for preference losses; with `balance` also the routers'
+ * `balanceLoss`.
+ */
+export function scoringPlan(options: StepOptions & { readonly balance?: boolean }): StepPlan {
   const { spec, weights, capacity, precision } = options
   const io = new IoBuilder()
   const graph = new Graph(capacity)
   const wired = inputs(io, spec, capacity, { dropout: false })
   const loss = lossInputs(io, capacity)
+  const balance = balanceInput(io, options.balance === true)
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
-  headLoss(graph, decoder(graph, spec, weights, wired, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
+  headLoss(graph, decoder(graph, spec, weights, { ...wired, ...balance() }, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
   const commands = graph.forwardCommands()
   return finish(capacity, io, inputBytes, commands, commands.length)
 }

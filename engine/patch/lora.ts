@@ -10,6 +10,11 @@ export interface LoraOptions {
   readonly rslora: boolean
   /** Only these layers, when given. */
   readonly layers?: readonly number[]
+  /**
+   * Stacked expert parameters by the end of their name (`mlp.experts.gate_up_proj`). When absent, targets named like the parts of
+   * an expert (`gate_proj`, `up_proj`, `down_proj`) mean the experts too.
+   */
+  readonly targetParameters?: readonly string[]
 }
 
 /** One adapted projection: a range of rows of a weight. */
@@ -21,9 +26,14 @@ export interface LoraModule {
   readonly column: number
   readonly width: number
   readonly inputs: number
+  /** Of one expert, when the weight is a stack. */
   readonly rank: number
   readonly scale: number
   readonly dropout: number
+  /** The weight is a stack of this many experts: A is [experts·rank, inputs], B [width, experts·rank] as PEFT stores them. */
+  readonly experts?: number
+  /** The parameter that PEFT's `target_parameters` would name. */
+  readonly parameter?: string
 }
 
 /** scale = alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732). */
@@ -42,24 +52,64 @@ function candidates(weights: readonly WeightEntry[]): LoraModule[] {
     )
 }
 
+const partsOfExperts: Readonly<Record<string, readonly string[]>> = { gate_up_proj: ['gate_proj', 'up_proj', 'gate_up_proj'], down_proj: ['down_proj'] }
+
+const endsIn = (name: string, target: string): boolean => name === target || name.endsWith(`.${target}`)
+
+/**
+ * Stacked experts that are adapted. PEFT wraps a module once for each of its parameters, the later around the earlier: the last
+ * one's matrices stand under the module's name, those before it under one `base_layer` more each.
+ */
+function expertModules(weights: readonly WeightEntry[], options: LoraOptions): LoraModule[] {
+  const stacks = weights.filter((entry) => entry.kind === 'experts' && (options.layers?.includes(entry.layer) ?? true))
+  const wanted = ({ parameter }: WeightEntry): boolean => {
+    if (options.targetParameters !== undefined) return options.targetParameters.some((target) => endsIn(parameter!, target))
+    const { targets } = options
+    return targets !== 'all-linear' && (partsOfExperts[lastName(parameter!)] ?? []).some((part) => targets.includes(part))
+  }
+  const chosen = stacks.filter(wanted)
+  if (chosen.length > 0 && options.dropout > 0)
+    throw new UnslothError('RECIPE', `lora.lora_dropout: ${options.dropout} is not possible with adapters on experts (${lastName(chosen[0]!.parameter!)}).`, {
+      hint: 'Set lora_dropout to 0, or leave the experts out of lora.target_modules.',
+    })
+  return chosen.map((entry) => {
+    const parameter = entry.parameter!
+    const owner = parameter.slice(0, parameter.lastIndexOf('.'))
+    const around = chosen.slice(chosen.indexOf(entry) + 1).filter((other) => other.parameter!.startsWith(`${owner}.`)).length
+    const experts = entry.experts!
+    return {
+      module: owner + '.base_layer'.repeat(around), weightId: entry.id, layer: entry.layer, column: 0, width: entry.rows / experts,
+      inputs: entry.cols, rank: 0, scale: 0, dropout: 0, experts, parameter,
+    }
+  })
+}
+
 /** Which projections are adapted, with rank and scale. A target that matches nothing is an error that lists what there is. */
 export function loraModules(weights: readonly WeightEntry[], options: LoraOptions): LoraModule[] {
   const all = candidates(weights)
   const { targets } = options
-  const matches = (module: string, target: string) => module === target || module.endsWith(`.${target}`)
+  const experts = expertModules(weights, options)
   if (targets !== 'all-linear') {
-    const missing = targets.filter((target) => !all.some(({ module }) => matches(module, target)))
+    const parts = options.targetParameters === undefined ? experts.flatMap(({ parameter }) => partsOfExperts[lastName(parameter!)] ?? []) : []
+    const missing = targets.filter((target) => !parts.includes(target) && !all.some(({ module }) => endsIn(module, target)))
     if (missing.length > 0) {
       const names = [...new Set(all.map(({ module }) => lastName(module)))]
       throw new UnslothError('RECIPE', `lora.target_modules: this model has no ${missing.join(', ')}.`, { hint: `It has ${names.join(', ')}; "all-linear" takes all of them.` })
     }
   }
+  const stacks = weights.flatMap(({ kind, parameter }) => (kind === 'experts' ? [parameter!] : []))
+  const unknown = (options.targetParameters ?? []).filter((target) => !stacks.some((parameter) => endsIn(parameter, target)))
+  if (unknown.length > 0)
+    throw new UnslothError('RECIPE', `lora.target_parameters: this model has no ${unknown.join(', ')}.`, {
+      hint: stacks.length === 0 ? 'It has no experts; leave target_parameters out.' : `It has ${[...new Set(stacks.map((parameter) => parameter.split('.').slice(-3).join('.')))].join(', ')}.`,
+    })
   const chosen = all.filter(
-    ({ module, layer }) => (targets === 'all-linear' || targets.some((target) => matches(module, target))) && (options.layers?.includes(layer) ?? true),
+    ({ module, layer }) => (targets === 'all-linear' || targets.some((target) => endsIn(module, target))) && (options.layers?.includes(layer) ?? true),
   )
-  if (chosen.length === 0) throw new UnslothError('RECIPE', 'lora.target_modules and lora.layers_to_transform leave nothing to train.')
+  const modules = [...chosen, ...experts]
+  if (modules.length === 0) throw new UnslothError('RECIPE', 'lora.target_modules and lora.layers_to_transform leave nothing to train.')
   const scale = loraScale(options.alpha, options.r, options.rslora)
-  return chosen.map((module) => ({ ...module, rank: options.r, scale, dropout: options.dropout }))
+  return modules.map((module) => ({ ...module, rank: options.r, scale, dropout: options.dropout }))
 }
 
 /** What users of the Python library look for: how many layers run fused, and why a group does not. */
@@ -72,14 +122,16 @@ export interface PatchReport {
   readonly notFused: readonly { readonly group: 'QKV' | 'O' | 'MLP'; readonly reason: string; readonly layers: readonly number[] }[]
 }
 
-/** A group is fused when all of its projections are adapted and share one pass over their input. */
+/** A group is fused when all of its projections are adapted and share one pass over their input; experts are one projection each. */
 export function patchReport(weights: readonly WeightEntry[], modules: readonly LoraModule[], layers: number): PatchReport {
-  const adapted = new Map(modules.map((module) => [module.module, module]))
+  const adapted = new Map(modules.map((module) => [module.parameter ?? module.module, module]))
   const byLayer = (layer: number, ids: readonly string[]) =>
-    weights.filter((entry) => entry.layer === layer && entry.kind === 'linear' && ids.some((id) => entry.id === `layers.${layer}.${id}`)).flatMap(({ pieces }) => pieces.map(({ name }) => name.replace(/\.weight$/, '')))
+    weights
+      .filter((entry) => entry.layer === layer && ids.some((id) => entry.id === `layers.${layer}.${id}`))
+      .flatMap(({ kind, parameter, pieces }) => (kind === 'experts' ? [parameter!] : pieces.map(({ name }) => name.replace(/\.weight$/, ''))))
   const count = { QKV: 0, O: 0, MLP: 0 }
   const reasons = new Map<string, { group: 'QKV' | 'O' | 'MLP'; reason: string; layers: number[] }>()
-  const groups = [['QKV', ['qkv']], ['O', ['o']], ['MLP', ['gateUp', 'down']]] as const
+  const groups = [['QKV', ['qkv']], ['O', ['o']], ['MLP', ['gateUp', 'down', 'expertGateUp', 'expertDown']]] as const
   for (let layer = 0; layer < layers; ++layer) {
     for (const [group, ids] of groups) {
       const names = byLayer(layer, ids)

@@ -102,31 +102,35 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
   }
 }
 
+/** Rows of A and columns of B: those of all experts together. */
+const ranksOf = ({ rank, experts }: LoraModule): number => rank * (experts ?? 1)
+
 function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>): Block[] {
   const byWeight = new Map<string, LoraModule[]>()
   for (const module of modules) byWeight.set(module.weightId, [...(byWeight.get(module.weightId) ?? []), module])
   const site = new Map(modules.map((module, index) => [module, index]))
   const blocks: Block[] = []
   for (const [weightId, members] of byWeight) {
-    const rank = members.reduce((sum, module) => sum + module.rank, 0)
+    const rank = members.reduce((sum, module) => sum + ranksOf(module), 0)
     const inputs = members[0]!.inputs
     const offsets = { a: 0, b: members.map(() => 0) }
     /** Called after every placement; complete once all matrices of the weight have their place. */
     const assemble = () => {
       let row = 0
       const parts = members.map((module, index) => {
-        const a = trained(`${module.module}.lora_A`, offsets.a + row * inputs, module.rank, inputs)
-        row += module.rank
-        const b = trained(`${module.module}.lora_B`, offsets.b[index]!, module.width, module.rank)
+        const rank = ranksOf(module)
+        const a = trained(`${module.module}.lora_A`, offsets.a + row * inputs, rank, inputs)
+        row += rank
+        const b = trained(`${module.module}.lora_B`, offsets.b[index]!, module.width, rank)
         const { column, width, scale } = module
         return { column, width, rank: module.rank, a, b, scale, ...(module.dropout > 0 ? { dropout: { p: module.dropout, site: site.get(module)! } } : {}) }
       })
-      const stackable = members.every(({ dropout }) => dropout === 0)
+      const stackable = members.every(({ dropout, experts }) => dropout === 0 && experts === undefined)
       groups.set(weightId, { parts, ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}) })
     }
     blocks.push({
       group: 'default', decay: true,
-      pieces: members.map(({ module, rank: r }) => ({ name: `${module}.lora_A.weight`, rows: r, cols: inputs, shape: [r, inputs] })),
+      pieces: members.map((module) => ({ name: `${module.module}.lora_A.weight`, rows: ranksOf(module), cols: inputs, shape: [ranksOf(module), inputs] })),
       place: (offset) => {
         offsets.a = offset
         assemble()
@@ -135,7 +139,7 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
     members.forEach((module, index) => {
       blocks.push({
         group: 'default', decay: true,
-        pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: module.rank, shape: [module.width, module.rank] }],
+        pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: ranksOf(module), shape: [module.width, ranksOf(module)] }],
         place: (offset) => {
           offsets.b[index] = offset
           assemble()

@@ -24,7 +24,8 @@ export interface ModelDescription {
 export async function describeModel(folder: string): Promise<ModelDescription> {
   const { config } = await readModelFolder(folder, 'model')
   const spec = archSpec(config!.values, config!.where)
-  return { folder, config: config!.values, spec, entries: weightTable(spec), source: await openTensorSource(folder) }
+  const source = await openTensorSource(folder)
+  return { folder, config: config!.values, spec, entries: weightTable(spec, (name) => source.tensors.has(name)), source }
 }
 
 /** What is trained. */

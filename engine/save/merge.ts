@@ -26,7 +26,8 @@ export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece
   const out = activation('rounded', rows, cols, dtype)
   const commands: Command[] = [{ name: 'cast', tensors: [sum, value], ints: [], floats: [] }]
   for (const part of model.trained.lora(entry.id)?.parts ?? [])
-    if (part.column === piece.row) commands.push(gemm(1, sum, part.b.value, part.a.value, { alpha: part.scale, accumulate: true, precision: 0 }))
+    if (entry.experts !== undefined) commands.push({ name: 'expertDelta', tensors: [sum, part.a.value, part.b.value], ints: [piece.row, entry.experts], floats: [part.scale] })
+    else if (part.column === piece.row) commands.push(gemm(1, sum, part.b.value, part.a.value, { alpha: part.scale, accumulate: true, precision: 0 }))
   commands.push({ name: 'cast', tensors: [out, sum], ints: [], floats: [] })
   const plan = planMemory(commands)
   await model.runtime.compile(plan).run()

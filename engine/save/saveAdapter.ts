@@ -16,8 +16,8 @@ export function adapterConfig(model: LoadedModel): LoraConfig {
   if (training.kind !== 'lora') throw new Error('only a LoRA run has an adapter')
   return {
     baseModel: model.patched.model.folder, revision: null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
-    targetModules: training.targets === 'all-linear' ? [...new Set(modules.map(({ module }) => module.slice(module.lastIndexOf('.') + 1)))] : training.targets,
-    targetParameters: [], modulesToSave: training.modulesToSave, rslora: training.rslora, rankPattern: {}, alphaPattern: {}, initLoraWeights: true,
+    targetModules: training.targets === 'all-linear' ? [...new Set(modules.filter(({ experts }) => experts === undefined).map(({ module }) => module.slice(module.lastIndexOf('.') + 1)))] : training.targets,
+    targetParameters: [...new Set(modules.flatMap(({ parameter }) => (parameter === undefined ? [] : [parameter.split('.').slice(-3).join('.')])))], modulesToSave: training.modulesToSave, rslora: training.rslora, rankPattern: {}, alphaPattern: {}, initLoraWeights: true,
   }
 }
 

@@ -10,7 +10,7 @@ import { Runtime } from '../runtime/runtime.ts'
 import { linearSchedule } from './schedule.ts'
 import { Optimizer } from '../train/optimizer.ts'
 import type { Golden, Quantity } from './golden.ts'
-import { allLogits, gradients, scores, type ScoredRow } from './passes.ts'
+import { allLogits, balance, gradients, scores, type ScoredRow } from './passes.ts'
 import { mergedLogits } from './merged.ts'
 import { referenceGreedy } from './referenceGreedy.ts'
 
@@ -72,6 +72,7 @@ export class CaseComputation {
     return {
       kind: 'lora', r: config.r as number, alpha: config.lora_alpha as number, dropout: 0, rslora: config.use_rslora === true,
       targets: config.target_modules as string[], modulesToSave: (config.modules_to_save as string[] | null) ?? [],
+      targetParameters: (config.target_parameters as string[] | null | undefined) ?? [],
     }
   }
 
@@ -152,12 +153,20 @@ export class CaseComputation {
       if (this.golden.has(`full_grad_row_norm.${name}`)) this.set(`full_grad_row_norm.${name}`, rowNorms(gradient, shape[0]!), [shape[0]!])
     }
     this.set('full_grad_norm', Math.sqrt(squares))
+    // The reference knows these by their names in memory, and experts as one tensor [E, rows, cols].
+    for (const { id, parameter, rows, cols, experts } of model.patched.full) {
+      const name = `full_grad_row_norm.${parameter}`
+      if (parameter === undefined || !this.golden.has(name)) continue
+      const { offset } = model.patched.layout.weights.get(id)!.grad!.storage
+      this.set(name, rowNorms(model.runtime.readFloats('grads', offset, rows * cols), rows), experts === undefined ? [rows] : [experts, rows / experts])
+    }
   }
 
   private async adapterForward(model: LoadedModel): Promise<void> {
     await this.paddedLogits(model, 'lora_logits')
     this.set('lora_loss', await gradients(model, await this.labelledRows()))
     this.setParameters(model, 'lora_grad', (name) => model.readGradient(name))
+    if (this.golden.has('router_aux_loss')) this.set('router_aux_loss', await balance(model, model.trained, await this.labelledRows()))
   }
 
   /** A matrix for each parameter that the golden holds under `<prefix>.`, row norms where it holds `<prefix>_row_norm.`. */

@@ -66,6 +66,15 @@ export async function scores(model: LoadedModel, weights: DecoderWeights, rows: 
   return runner.read('nll', packed.labelIndex.length)
 }
 
+/** The routers' balance loss over all tokens of the rows, without its factor. */
+export async function balance(model: LoadedModel, weights: DecoderWeights, rows: readonly ScoredRow[]): Promise<number> {
+  const packed = packScored(rows)
+  const { spec, precision, runtime } = model
+  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), precision, balance: true }))
+  await runner.run(packed)
+  return runner.read('balanceLoss', 1)[0]!
+}
+
 /** Runs forward and backward with these weights on positions; gradients are left in the gradient arena. Σ weight·nll. */
 export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], recompute: Recompute = 'none'): Promise<number> {
   const { spec, precision, runtime, trained, patched } = model

@@ -1,6 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import type { GluKind } from '../../graph/ops/elementwise.ts'
-import { llamaNames, type ArchSpec, type AttentionKind } from '../archSpec.ts'
+import { llamaNames, type ArchSpec, type AttentionKind, type MoeSpec } from '../archSpec.ts'
 import type { Config } from '../config.ts'
 import { ropeSpec } from '../rope.ts'
 
@@ -77,4 +77,16 @@ export function llamaLike(config: Config, family: FamilyDefaults): ArchSpec {
     tied: config.boolean(family.tied ?? false, 'tie_word_embeddings'),
     names: llamaNames,
   }
+}
+
+/**
+ * A mixture of experts as the config gives it. The balance loss counts only when the config asks for the routers' logits, as in
+ * transformers.
+ */
+export function mixture(config: Config, moe: Omit<MoeSpec, 'balance'>): MoeSpec {
+  for (const [key, value] of [['num_local_experts', moe.experts], ['num_experts_per_tok', moe.choices]] as const)
+    if (!Number.isInteger(value) || value < 1) throw new UnslothError('MODEL_INVALID', `config.json: "${key}" should be a positive integer, but is ${value}.`)
+  if (moe.choices > moe.experts)
+    throw new UnslothError('MODEL_INVALID', `config.json: "num_experts_per_tok" is ${moe.choices}, but there are ${moe.experts} experts.`)
+  return { ...moe, balance: config.boolean(false, 'output_router_logits') ? config.number(1e-3, 'router_aux_loss_coef') : 0 }
 }

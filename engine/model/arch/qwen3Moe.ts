@@ -1,6 +1,5 @@
-import type { MoeSpec } from '../archSpec.ts'
 import type { ArchitectureFamily } from '../registry.ts'
-import { balanceFactor } from './mixtral.ts'
+import { mixture } from './common.ts'
 import { qwen3 } from './qwen3.ts'
 
 /** Qwen3 mixtures: Qwen3 with experts in all layers but those that the config names. */
@@ -10,12 +9,14 @@ export const qwen3Moe: ArchitectureFamily = {
     const base = qwen3.spec(config)
     const dense = config.numbers('mlp_only_layers') ?? []
     const every = config.number(1, 'decoder_sparse_step')
-    const experts = config.number(128, 'num_local_experts', 'num_experts')
-    const moe: MoeSpec = {
-      experts, choices: config.number(8, 'num_experts_per_tok'), ffn: config.number(768, 'moe_intermediate_size'),
-      renormalise: config.boolean(false, 'norm_topk_prob'), balance: balanceFactor(config),
-      layers: base.attention.kinds.map((_, layer) => experts > 0 && !dense.includes(layer) && (layer + 1) % every === 0),
+    return {
+      ...base,
+      architecture: 'qwen3-moe',
+      moe: mixture(config, {
+        experts: config.number(128, 'num_local_experts', 'num_experts'), choices: config.number(8, 'num_experts_per_tok'),
+        ffn: config.number(768, 'moe_intermediate_size'), renormalise: config.boolean(false, 'norm_topk_prob'),
+        layers: base.attention.kinds.map((_, layer) => !dense.includes(layer) && (layer + 1) % every === 0),
+      }),
     }
-    return { ...base, architecture: 'qwen3-moe', moe }
   },
 }
