@@ -137,7 +137,8 @@ export class RpcConnection {
       || error.code === ErrorCodes.MessageWriteError) return this.#gone(method)
     if (error.code === requestCancelled) return new UnslothError('STOPPED', `${method} was cancelled`)
     if (error.code === ErrorCodes.MethodNotFound) {
-      return new UnslothError('INTERNAL', `${this.#peer} does not know ${method}`, { hint: 'Its version differs from this one; restart it.' })
+      const hint = 'Its version differs from this one; restart it.'
+      return new UnslothError('INTERNAL', `${this.#peer} does not know ${method}`, { hint })
     }
     const data = error.data as Partial<ErrorData> | undefined
     const code = errorCodes.find((known) => known === data?.code) ?? ('INTERNAL' satisfies ErrorCode)
@@ -148,7 +149,8 @@ export class RpcConnection {
 function toResponseError(error: unknown, cancelled: boolean): ResponseError<ErrorData> {
   if (error instanceof UnslothError) {
     if (cancelled && error.code === 'STOPPED') return new ResponseError(requestCancelled, error.message)
-    return new ResponseError(applicationError, error.message, { code: error.code, ...(error.hint === undefined ? {} : { hint: error.hint }) })
+    const hint = error.hint === undefined ? {} : { hint: error.hint }
+    return new ResponseError(applicationError, error.message, { code: error.code, ...hint })
   }
   if (cancelled) return new ResponseError(requestCancelled, 'cancelled')
   return new ResponseError(applicationError, error instanceof Error ? error.message : String(error), { code: 'INTERNAL' })

@@ -32,7 +32,9 @@ export function stdioTransport(): Transport {
 export async function serve(transport: Transport, handlers: EngineHandlers, options: ServeOptions): Promise<void> {
   const connection = new RpcConnection(transport, 'the client')
   const answered = new Map<string, RequestDescriptor<never, unknown>>()
-  const register = <P, R>(descriptor: RequestDescriptor<P, R>, handler: (params: P, context: ServeContext) => R | Promise<R>): void => {
+  const register = <P, R>(
+    descriptor: RequestDescriptor<P, R>, handler: (params: P, context: ServeContext) => R | Promise<R>,
+  ): void => {
     answered.set(descriptor.method, descriptor)
     connection.onRequest(descriptor, (params, { signal }) =>
       handler(params, { signal, notify: (kind, value) => connection.notify(kind, value) }))

@@ -4,7 +4,8 @@ import * as z from 'zod'
 import { UnslothError } from '#shared/errors.ts'
 import type { RunFs } from './files.ts'
 import {
-  fileWriteError, nodeFs, readJson, readNames, renameOver, syncFolder, temporaryName, temporaryPrefix, uniqueSuffix, writeFileAtomic,
+  fileWriteError, nodeFs, readJson, readNames, renameOver, syncFolder, temporaryName, temporaryPrefix, uniqueSuffix,
+  writeFileAtomic,
 } from './files.ts'
 import { runFiles } from './runFiles.ts'
 
@@ -127,8 +128,8 @@ export class CheckpointDraft {
       throw fileWriteError(error, target)
     }
     const checkpoint = readCheckpoint(target)
-    if (checkpoint === undefined) throw new UnslothError('FILE_WRITE', `${target}: the checkpoint was changed while it was written.`)
-    return checkpoint
+    if (checkpoint !== undefined) return checkpoint
+    throw new UnslothError('FILE_WRITE', `${target}: the checkpoint was changed while it was written.`)
   }
 
   /** Removes the draft. */

@@ -61,7 +61,8 @@ async function notAlive(dir: string, cause?: unknown): Promise<UnslothError> {
   const { state, alive, heartbeat, resumable } = await RunReader.open(dir).view()
   const detail = cause === undefined ? {} : { cause }
   if (alive && heartbeat !== undefined && heartbeat.host !== thisHost()) {
-    return new UnslothError('RUN_INVALID', `${dir}: the run works on ${heartbeat.host}; it can be controlled only from there.`, detail)
+    const where = `the run works on ${heartbeat.host}; it can be controlled only from there.`
+    return new UnslothError('RUN_INVALID', `${dir}: ${where}`, detail)
   }
   if (alive) {
     return new UnslothError('RUN_INVALID', `${dir}: the run's process ${heartbeat?.pid} does not listen (yet).`, {
@@ -69,5 +70,6 @@ async function notAlive(dir: string, cause?: unknown): Promise<UnslothError> {
     })
   }
   const what = hasEnded(state) ? `the run has ended (${state})` : `no process works on the run (${state})`
-  return new UnslothError('RUN_INVALID', `${dir}: ${what}.`, { ...(resumable ? { hint: 'Resume it from its newest checkpoint.' } : {}), ...detail })
+  const hint = resumable ? { hint: 'Resume it from its newest checkpoint.' } : {}
+  return new UnslothError('RUN_INVALID', `${dir}: ${what}.`, { ...hint, ...detail })
 }

@@ -22,9 +22,8 @@ export const controlFileSchema = processIdentitySchema.extend({
 export type ControlFile = z.infer<typeof controlFileSchema>
 
 /** What the trainer does for its clients. A handler may answer before the effect has taken place. */
-export type RunControlHandlers = {
-  readonly [K in keyof RunRequests]: (params: ParamsOf<RunRequests[K]>) => ResultOf<RunRequests[K]> | Promise<ResultOf<RunRequests[K]>>
-}
+export type RunControlHandlers = { readonly [K in keyof RunRequests]: Handler<RunRequests[K]> }
+type Handler<D> = (params: ParamsOf<D>) => ResultOf<D> | Promise<ResultOf<D>>
 
 /** Milliseconds that a client has to send the secret. */
 const handshakeTime = 5_000

@@ -44,7 +44,8 @@ export async function launchRun(dir: string, options: LaunchOptions): Promise<La
     const failure = await ended
     throw failure instanceof UnslothError ? failure : new UnslothError('INTERNAL', 'the engine could not be started')
   }
-  const deadline = Date.now() + (options.timeout ?? 30_000)
+  const { timeout = 30_000 } = options
+  const deadline = Date.now() + timeout
   for (;;) {
     const exit = await Promise.race([ended, delay(15)])
     if (exit instanceof UnslothError) throw exit
@@ -57,7 +58,7 @@ export async function launchRun(dir: string, options: LaunchOptions): Promise<La
     if (exit !== undefined) throw await earlyFailure(reader, folder, exit)
     if (Date.now() > deadline) {
       process.kill(pid, 'SIGKILL')
-      throw new UnslothError('INTERNAL', `${folder}: the engine has not begun to work within ${(options.timeout ?? 30_000) / 1000} s.`, {
+      throw new UnslothError('INTERNAL', `${folder}: the engine has not begun to work within ${timeout / 1000} s.`, {
         hint: `Look into ${join(folder, runFiles.stdout)}.`,
       })
     }
@@ -120,7 +121,8 @@ async function earlyFailure(reader: RunReader, dir: string, exit: Exit): Promise
   }
   const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`
   const output = redact(await readTail(join(dir, runFiles.stdout), 20))
-  return new UnslothError('INTERNAL', `${dir}: the engine ended ${how} before it began to work${output === '' ? '.' : `:\n${output}`}`, {
+  const printed = output === '' ? '.' : `:\n${output}`
+  return new UnslothError('INTERNAL', `${dir}: the engine ended ${how} before it began to work${printed}`, {
     hint: `All that it printed is in ${join(dir, runFiles.stdout)}.`,
   })
 }

@@ -4,7 +4,9 @@ import * as z from 'zod'
 import type { ProcessIdentity } from '#shared/runState.ts'
 import { heartbeatStale, processIdentitySchema } from '#shared/runState.ts'
 import type { RunFs } from './files.ts'
-import { errorCode, fileWriteError, nodeFs, readJson, readNames, removeQuietly, temporaryName, temporaryPrefix, writeFileAtomic } from './files.ts'
+import {
+  errorCode, fileWriteError, nodeFs, readJson, readNames, removeQuietly, temporaryName, temporaryPrefix, writeFileAtomic,
+} from './files.ts'
 import { isProcessAlive, thisProcess } from './processInfo.ts'
 
 const ownerSchema = processIdentitySchema.extend({
@@ -69,7 +71,8 @@ export async function livingOwner(path: string, disk: RunFs = nodeFs): Promise<L
   if (!parsed.success) {
     // Unreadable: being written on a file system without links, or left by a dead writer.
     const age = ageOf(path, disk)
-    return age !== undefined && age < heartbeatStale ? { host: '', machine: '', pid: 0, startTime: '', purpose: 'being taken' } : undefined
+    const beingTaken = { host: '', machine: '', pid: 0, startTime: '', purpose: 'being taken' }
+    return age !== undefined && age < heartbeatStale ? beingTaken : undefined
   }
   const { held, ...owner } = parsed.data
   if (!held) return undefined

@@ -24,7 +24,7 @@ export const uniqueSuffix = (): string => randomBytes(6).toString('hex')
 
 const reasons: Readonly<Record<string, readonly [reason: string, hint: string]>> = {
   ENOSPC: ['the disk is full', 'Free some space and resume the run; what was there before is unchanged.'],
-  EDQUOT: ['your disk quota is used up', 'Delete files you no longer need and resume the run; what was there before is unchanged.'],
+  EDQUOT: ['your disk quota is used up', 'Delete files you no longer need and resume; what was there before is unchanged.'],
   EACCES: ['no permission to write', 'Check the permissions of the folder, or choose another output folder.'],
   EPERM: ['no permission to write', 'Check the permissions of the folder, or choose another output folder.'],
   EROFS: ['the file system is read-only', 'Choose an output folder on a disk that can be written.'],
@@ -38,7 +38,8 @@ const reasons: Readonly<Record<string, readonly [reason: string, hint: string]>>
 export function fileWriteError(error: unknown, path: string): UnslothError {
   if (error instanceof UnslothError) return error
   const [reason, hint] = reasons[errorCode(error)] ?? [error instanceof Error ? error.message : String(error), undefined]
-  return new UnslothError('FILE_WRITE', `${path}: could not be written: ${reason}.`, { ...(hint === undefined ? {} : { hint }), cause: error })
+  const details = hint === undefined ? { cause: error } : { hint, cause: error }
+  return new UnslothError('FILE_WRITE', `${path}: could not be written: ${reason}.`, details)
 }
 
 /** Writes every byte; a device that takes none is full. */
@@ -117,7 +118,8 @@ export function writeFileAtomic(path: string, text: string, options: AtomicWrite
 export const temporaryPrefix = '.tmp-'
 
 /** A name beside `path` that shows it is unfinished; `sweepTemporaries` finds it when its writer died. */
-export const temporaryName = (path: string): string => join(dirname(path), `${temporaryPrefix}${basename(path)}-${uniqueSuffix()}`)
+export const temporaryName = (path: string): string =>
+  join(dirname(path), `${temporaryPrefix}${basename(path)}-${uniqueSuffix()}`)
 
 /** Removes what dead writers left in the folder. Only the owner of the folder's lock may call it. */
 export function sweepTemporaries(folder: string): void {

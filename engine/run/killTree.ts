@@ -14,7 +14,8 @@ interface ProcessRow {
  */
 export async function killTree(pid: number, grace = 2_000): Promise<void> {
   if (process.platform === 'win32') {
-    await new Promise<void>((resolve) => execFile('taskkill', ['/PID', String(pid), '/T', '/F'], { windowsHide: true }, () => resolve()))
+    const call = ['/PID', String(pid), '/T', '/F']
+    await new Promise<void>((resolve) => execFile('taskkill', call, { windowsHide: true }, () => resolve()))
     return
   }
   const pids = descendants(pid, await processTable())

@@ -98,7 +98,9 @@ export class MetricsParser {
 
   /** Everything pushed so far. */
   batch(): MetricBatch {
-    return { steps: this.#steps.rows.snapshot(), evals: this.#evals.rows.snapshot(), events: this.#events, invalid: this.#invalid }
+    return {
+      steps: this.#steps.rows.snapshot(), evals: this.#evals.rows.snapshot(), events: this.#events, invalid: this.#invalid,
+    }
   }
 
   #fast(layout: Layout, bytes: Uint8Array, start: number, end: number): boolean {

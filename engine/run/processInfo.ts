@@ -53,7 +53,8 @@ export async function processStartTime(pid: number): Promise<string | undefined>
   try {
     if (process.platform === 'win32') {
       const script = `(Get-Process -Id ${pid}).StartTime.ToFileTimeUtc()`
-      const { stdout } = await execute('powershell.exe', ['-NoProfile', '-NonInteractive', '-Command', script], { windowsHide: true })
+      const call = ['-NoProfile', '-NonInteractive', '-Command', script]
+      const { stdout } = await execute('powershell.exe', call, { windowsHide: true })
       return stdout.trim()
     }
     const { stdout } = await execute('ps', ['-o', 'stat=,lstart=', '-p', String(pid)], { env: { ...process.env, LC_ALL: 'C' } })

@@ -20,7 +20,7 @@ export interface CreateRunOptions {
 
 export interface LockOptions {
   readonly disk?: RunFs
-  /** Called once when another process has taken this one for dead and taken the directory over: nothing may be written any more. */
+  /** Called once when another process took this one for dead and took the directory over: nothing may be written any more. */
   readonly onLost?: () => void
 }
 

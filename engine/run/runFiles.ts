@@ -43,7 +43,9 @@ export function parseStatus(text: string, path: string): RunStatus {
   if (parsed.success) return parsed.data
   const version = (value as { version?: unknown } | null)?.version
   if (typeof version === 'number' && version > 1) {
-    throw new UnslothError('RUN_INVALID', `${path}: written by a newer version (format ${version}).`, { hint: 'Update Unsloth to read this run.' })
+    throw new UnslothError('RUN_INVALID', `${path}: written by a newer version (format ${version}).`, {
+      hint: 'Update Unsloth to read this run.',
+    })
   }
   const issue = parsed.error.issues[0]
   throw new UnslothError('RUN_INVALID', `${path}: ${issue?.path.join('.') ?? ''}: ${issue?.message ?? 'damaged'}`)

@@ -78,7 +78,8 @@ export class RunReader {
     const status = await this.status()
     const state = shownState(status, alive, Date.now())
     const checkpoint = newestCheckpoint(join(this.dir, runFiles.checkpoints))
-    return { dir: this.dir, status, state, alive, resumable: canResume(state, alive, checkpoint !== undefined), heartbeat, checkpoint }
+    const resumable = canResume(state, alive, checkpoint !== undefined)
+    return { dir: this.dir, status, state, alive, resumable, heartbeat, checkpoint }
   }
 
   /** The frozen recipe's text. */

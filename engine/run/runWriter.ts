@@ -114,7 +114,8 @@ export class RunWriter {
   /** Ends the run as failed and logs why. Never throws for a full disk: the failure that led here is the one to report. */
   fail(error: unknown, where: { readonly tensor?: string; readonly step?: number } = {}): RunFailure {
     const failure = failureOf(error, where)
-    const safe: RunFailure = { ...failure, message: redact(failure.message), hint: failure.hint === null ? null : redact(failure.hint) }
+    const hint = failure.hint === null ? null : redact(failure.hint)
+    const safe: RunFailure = { ...failure, message: redact(failure.message), hint }
     try {
       this.log(safe.hint === null ? safe.message : `${safe.message}\n${safe.hint}`, 'error')
       this.appendEvent('fail', { message: safe.message })

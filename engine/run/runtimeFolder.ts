@@ -1,6 +1,6 @@
 import fs from 'node:fs'
 import { tmpdir, userInfo } from 'node:os'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { errorCode } from './files.ts'
 
@@ -19,7 +19,10 @@ const userKey = (): string => {
  */
 export function runtimeFolder(): string {
   const chosen = process.env.UNSLOTH_RUNTIME_DIR
-  if (chosen !== undefined && chosen !== '') return privateFolder(resolve(chosen))
+  if (chosen !== undefined && chosen !== '') {
+    fs.mkdirSync(dirname(resolve(chosen)), { recursive: true })
+    return privateFolder(resolve(chosen))
+  }
   for (const parent of [process.env.XDG_RUNTIME_DIR, `/run/user/${userKey()}`]) {
     if (parent === undefined || parent === '' || process.platform === 'win32') continue
     try {

@@ -15,11 +15,14 @@ export function temporaryFolder(): string {
 
 /** Points the runtime folder (sockets, device locks) into the tests' own folder. */
 export function ownRuntimeFolder(parent: string): void {
-  const before = process.env.UNSLOTH_RUNTIME_DIR
-  process.env.UNSLOTH_RUNTIME_DIR = join(parent, 'runtime')
+  let earlier: string | undefined
+  before(() => {
+    earlier = process.env.UNSLOTH_RUNTIME_DIR
+    process.env.UNSLOTH_RUNTIME_DIR = join(parent, 'runtime')
+  })
   after(() => {
-    if (before === undefined) delete process.env.UNSLOTH_RUNTIME_DIR
-    else process.env.UNSLOTH_RUNTIME_DIR = before
+    if (earlier === undefined) delete process.env.UNSLOTH_RUNTIME_DIR
+    else process.env.UNSLOTH_RUNTIME_DIR = earlier
   })
 }
 
