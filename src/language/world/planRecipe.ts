@@ -1,0 +1,75 @@
+import { effectiveBatch, hasEvalSet, targetModules, type Recipe } from '#shared/recipe.ts'
+import { UnslothError } from '#shared/errors.ts'
+import { physicalCores } from '../../../engine/runtime/cores.ts'
+import { parameterCount } from '../../../engine/model/weightTable.ts'
+import { describeModel, patchModel, type ModelDescription, type Training } from '../../../engine/runtime/patchedModel.ts'
+import { planTraining, type Checkpointing, type TrainingPlan } from '../../../engine/train/trainingPlan.ts'
+import type { RecipePlan } from '../workspace.ts'
+
+export interface PlanRequest {
+  readonly recipe: Recipe
+  readonly folder: string
+  /** Tokens of the longest sample, where the data were measured. */
+  readonly longestSample: number | undefined
+  /** Tokens of a usual sample, for packing. */
+  readonly usualSample: number | undefined
+  readonly freeBytes: number | undefined
+  readonly deviceBytes: number | undefined
+}
+
+/** Share of the free memory that the engine lets a plan take. */
+const usableShare = 0.9
+
+/** What a recipe trains, as the engine's planner takes it. */
+export function trainingOf(recipe: Recipe, layers: number): Training {
+  const { training, lora } = recipe
+  if (training.training_type === 'full') return { kind: 'full' }
+  const last = lora.finetune_last_n_layers
+  const chosen = lora.layers_to_transform
+    ?? (last === null ? null : Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index))
+  return {
+    kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora,
+    modulesToSave: lora.modules_to_save, targets: targetModules(recipe), ...(chosen === null ? {} : { layers: chosen }),
+  }
+}
+
+let latest: { readonly folder: string; readonly model: ModelDescription } | undefined
+
+/** Memory and parameters of a recipe, by the engine's own planner; only headers of the model's files are read. */
+export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
+  const { recipe, folder } = request
+  const { training } = recipe
+  if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
+  const { model } = latest
+  const patched = patchModel(model, trainingOf(recipe, model.spec.layers), { embeddingRate: training.embedding_learning_rate !== null })
+  const perStep = effectiveBatch(recipe)
+  const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
+  const row = training.packing ? training.max_seq_length : longest
+  const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
+  const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
+    precision: training.compute === 'bfloat16' ? 1 : 0, checkpointing, longestSample: longest, longestStep: row * perStep,
+    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes, threads: training.threads === 0 ? physicalCores() : training.threads,
+  })
+  const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
+  return {
+    totalBytes, parts, summary, freeBytes: request.freeBytes, deviceBytes: request.deviceBytes,
+    trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
+    parameters: parameterCount(model.entries),
+  }
+}
+
+/** The plan that the engine would choose; when none fits, the smallest one, so that the figure can be told. */
+function leastOrFitting(plan: (checkpointing: Checkpointing, bytes: number) => TrainingPlan, asked: Checkpointing, free: number | undefined): TrainingPlan {
+  if (free === undefined) return plan(asked, Infinity)
+  try {
+    return plan(asked, Math.floor(free * usableShare))
+  } catch (error) {
+    if (!UnslothError.is(error, 'MEMORY')) throw error
+    return plan(asked === 'auto' ? 'full' : asked, Infinity)
+  }
+}
+
+/** Forgets the model that was read last: its files changed. */
+export function forgetModel(): void {
+  latest = undefined
+}

@@ -1,0 +1,32 @@
+import { buildDataset } from '../../../engine/data/dataset.ts'
+import { loadTokenizer, type Tokenizer } from '../../../engine/data/tokenizer.ts'
+import type { Recipe } from '#shared/recipe.ts'
+import type { TokenFacts } from '../workspace.ts'
+
+export interface TokenRequest {
+  readonly data: Recipe['data']
+  readonly files: readonly string[]
+  readonly folder: string
+  /** Rows to look at. */
+  readonly rows: number
+  /** Whether those are all rows. */
+  readonly whole: boolean
+}
+
+let latest: { readonly folder: string; readonly tokenizer: Tokenizer } | undefined
+
+/** Lengths of the first samples in tokens, made as the engine makes them. */
+export async function tokenFacts({ data, files, folder, rows, whole }: TokenRequest): Promise<TokenFacts> {
+  if (latest?.folder !== folder) latest = { folder, tokenizer: await loadTokenizer(folder) }
+  const { statistics } = await buildDataset({
+    files, maxSamples: rows, maxSeqLength: 2 ** 31 - 1, format: data.format_type === 'raw' ? 'text' : data.format_type,
+    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
+  }, latest.tokenizer)
+  const { p50, p99, longest } = statistics.lengths
+  return { samples: statistics.samples, p50, p99, longest, whole }
+}
+
+/** Forgets the tokenizer that was read last. */
+export function forgetTokenizer(): void {
+  latest = undefined
+}
