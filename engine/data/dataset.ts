@@ -120,8 +120,7 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   const template = (tools: boolean) => chatTemplateFor(tokenizer, {
     tools, ...(options.chatTemplate !== undefined && { template: options.chatTemplate }), ...(options.now && { now: options.now }),
   })
-  for await (const row of readRows(files)) {
-    if (notes.rows >= maxSamples) break
+  for await (const row of readRows(files, maxSamples)) {
     notes.rows++
     await breathe(notes.rows, options)
     format ??= chooseFormat(row, options.format, options.columns)

@@ -180,9 +180,16 @@ async function* readFileRows(file: string): AsyncGenerator<Row> {
 }
 
 /**
- * The rows of JSONL and JSON files, in the order given, read as a stream: what is not taken is not read. A broken row is a DATA
- * error naming file and line.
+ * The rows of JSONL and JSON files, in the order given and at most `limit`, read as a stream: what is not taken is not read.
+ * A broken row is a DATA error naming file and line.
  */
-export async function* readRows(files: readonly string[]): AsyncGenerator<Row> {
-  for (const file of files) yield* readFileRows(file)
+export async function* readRows(files: readonly string[], limit = Infinity): AsyncGenerator<Row> {
+  let left = limit
+  if (left <= 0) return
+  for (const file of files) {
+    for await (const row of readFileRows(file)) {
+      yield row
+      if (--left <= 0) return
+    }
+  }
 }
