@@ -2,6 +2,8 @@ import tseslint from 'typescript-eslint'
 
 /** The architecture, as import rules: who may know what. */
 const noEditor = { name: 'vscode', message: 'Only src/ outside src/shared may know the editor.' }
+const onlyShared = { group: ['**/webview/**', '**/src/*', '!**/src/shared/**'], message: 'The engine knows only src/shared.' }
+const nodeGlobals = ['process', 'console', 'performance', 'setTimeout', 'clearTimeout', 'URL', 'require', 'module']
 const forbid = (paths, patterns) => ({ 'no-restricted-imports': ['error', { paths, patterns }] })
 
 export default tseslint.config(
@@ -26,17 +28,20 @@ export default tseslint.config(
       ],
     },
   },
+  { files: ['engine/**/*.ts'], rules: forbid([noEditor], [onlyShared]) },
   {
-    files: ['engine/**/*.ts'],
-    rules: forbid([noEditor], [{ group: ['**/webview/**', '**/src/*', '!**/src/shared/**'], message: 'The engine knows only src/shared.' }]),
+    files: ['engine/graph/**/*.ts', 'engine/model/**/*.ts'],
+    rules: forbid([noEditor], [onlyShared, { group: ['**/native*', '**/runtime/**', '**/train/**', '**/cli/**', '**/run/**', '**/io/**', 'node:*'], message: 'Graphs, plans and model descriptions are pure: no addon, no files, no trainer.' }]),
   },
   {
     files: ['src/shared/**/*.ts'],
     rules: forbid([noEditor], [{ group: ['**/engine/**', '**/webview/**', '../*', 'node:*'], message: 'src/shared is pure: it imports nothing of the project and nothing of Node.' }]),
   },
   {
-    files: ['engine/graph/**/*.ts', 'engine/model/**/*.ts'],
-    rules: forbid([noEditor], [{ group: ['**/native*', '**/train/**', '**/cli/**', '**/run/**', 'node:*'], message: 'Graphs, plans and model descriptions are pure: no addon, no files, no trainer.' }]),
+    files: ['**/*.mjs', '**/*.cjs'],
+    languageOptions: { globals: Object.fromEntries(nodeGlobals.map((name) => [name, 'readonly'])) },
+    rules: { 'no-undef': 'error', 'no-unused-vars': 'error', 'prefer-const': 'error' },
   },
+  { files: ['build.mjs', 'tools/**'], rules: forbid([], [{ regex: '^[^.](?!ode:)', message: 'The build runs before any package is installed: import packages with await import() where they are used.' }]) },
   { files: ['test/**/*.ts'], rules: { '@typescript-eslint/no-unused-expressions': 'off', '@typescript-eslint/no-floating-promises': 'off' } },
 )

@@ -1,4 +1,4 @@
-import { readFileSync, utimesSync, writeFileSync } from 'node:fs'
+import { utimesSync } from 'node:fs'
 import { join } from 'node:path'
 import { BuildError, digest, filesBelow, isCurrent, markCurrent, root, say, seconds } from './common.mjs'
 
@@ -27,13 +27,11 @@ export async function bundleEngine() {
   if (!isCurrent(output, key)) {
     const start = performance.now()
     const { build } = await import('esbuild')
-    let result
     try {
-      result = await build(engineOptions)
+      await build(engineOptions)
     } catch (error) {
       throw new BuildError(`The engine was not bundled: ${error.message}`)
     }
-    writeFileSync(join(root, 'dist', 'engine.meta.json'), JSON.stringify(result.metafile))
     markCurrent(output, key)
     say(`Bundled the engine in ${seconds(start)}.`)
   }
@@ -42,13 +40,14 @@ export async function bundleEngine() {
   utimesSync(join(root, output), now, now)
 }
 
-/** Names of the packages whose code stands in dist/engine.mjs, sorted. */
-export function bundledPackages() {
-  const { inputs } = JSON.parse(readFileSync(join(root, 'dist', 'engine.meta.json'), 'utf8'))
+/** Names of the packages whose code stands in a bundle, by esbuild's metafile. */
+export function bundledPackages({ outputs }) {
   const names = new Set()
-  for (const file of Object.keys(inputs)) {
-    const match = /^node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(file)
-    if (match !== null) names.add(match[1])
+  for (const { inputs } of Object.values(outputs)) {
+    for (const [file, { bytesInOutput }] of Object.entries(inputs)) {
+      const match = /^node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(file)
+      if (match !== null && bytesInOutput > 0) names.add(match[1])
+    }
   }
   return [...names].sort()
 }

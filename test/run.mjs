@@ -1,0 +1,156 @@
+// What `npm test` runs after the build: type check, lint, the mocha tests, the native tests. The last line is
+// "N passed, N failed"; the exit status is not 0 when anything failed or nothing ran.
+//
+//   npm test                 everything
+//   npm test -- gemm         only test files (or else test names) that contain "gemm"
+//
+// UNSLOTH_REQUIRE=vscode,cuda makes it a failure when that part cannot be tested here.
+import { spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { findProgram, root, run as runProgram } from '../tools/common.mjs'
+import { buildTarget, hasCuda } from '../tools/kernels.mjs'
+
+const filters = process.argv.slice(2)
+const required = (process.env.UNSLOTH_REQUIRE ?? '').split(',').map((name) => name.trim()).filter(Boolean)
+const total = { passed: 0, failed: 0 }
+
+function count({ passed, failed }) {
+  total.passed += passed
+  total.failed += failed
+}
+
+/** Runs a program of node_modules; resolves to its exit status and, when it is not shown, what it printed. */
+function start(script, args, { show = false, env = {} } = {}) {
+  const child = spawn(process.execPath, [...script, ...args], { cwd: root, stdio: ['ignore', show ? 'inherit' : 'pipe', show ? 'inherit' : 'pipe'], env: { ...process.env, ...env } })
+  let output = ''
+  for (const stream of [child.stdout, child.stderr]) stream?.setEncoding('utf8').on('data', (text) => (output += text))
+  return new Promise((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (status, signal) => resolve({ passed: status === 0, how: signal ?? `status ${status}`, output }))
+  })
+}
+
+/** A check that counts as one test. */
+async function check(name, script, args) {
+  const since = performance.now()
+  const { passed, how, output } = await start([join('node_modules', ...script)], args)
+  console.log(`${passed ? '✓' : '✗'} ${name}: ${passed ? 'passed' : `failed (${how})`} (${((performance.now() - since) / 1000).toFixed(1)} s)`)
+  if (!passed) console.log(output.trimEnd())
+  count({ passed: Number(passed), failed: Number(!passed) })
+}
+
+/** Test files below a folder, as paths from the root. */
+function testFiles(folder, suffix) {
+  if (!existsSync(join(root, folder))) return []
+  return readdirSync(join(root, folder), { recursive: true }).map((file) => join(folder, file)).filter((file) => file.endsWith(suffix)).sort()
+}
+
+/** Mocha over some files; a part without a single test, or with a skipped one, has failed. */
+async function mocha(name, files, { grep, env } = {}) {
+  const folder = mkdtempSync(join(tmpdir(), 'unsloth-test-'))
+  const counts = join(folder, 'counts.json')
+  console.log(`\n${name}`)
+  try {
+    const args = ['--no-config', '--timeout', '120000', '--reporter', join(root, 'test', 'reporter.cjs'), '--reporter-option', `counts=${counts}`,
+      ...(grep === undefined ? [] : ['--grep', grep]), ...files]
+    const { passed, how } = await start(['--import', 'tsx', join('node_modules', 'mocha', 'bin', 'mocha.js')], args, { show: true, env })
+    const result = existsSync(counts) ? JSON.parse(readFileSync(counts, 'utf8')) : { passed: 0, failed: 0, pending: 0 }
+    const wrong = result.failed + result.pending
+    if (wrong === 0 && !passed) console.log(`✗ ${name}: mocha ended early (${how})`)
+    else if (wrong === 0 && result.passed === 0) console.log(`✗ ${name}: no test ran`)
+    count({ passed: result.passed, failed: wrong > 0 ? wrong : passed && result.passed > 0 ? 0 : 1 })
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** Instruction sets that this machine can run the native tests on, as UNSLOTH_CPU_ISA names them. */
+async function instructionSets() {
+  const program = "const { cpu } = require('./build/cpu/kernels.node').describe(); console.log(['avx2', 'avx512', 'avx512bf16', 'amx'].filter((isa) => cpu[isa]).join(' '))"
+  const { output } = await start(['-e', program], [])
+  return ['portable', ...output.trim().split(' ').filter(Boolean)]
+}
+
+/** Programs of test/native, one run for each instruction set; each run counts as one test. */
+async function native(files) {
+  const description = readFileSync(join(root, 'kernels', 'CMakeLists.txt'), 'utf8')
+  console.log('\nnative')
+  const sets = await instructionSets()
+  for (const file of files) {
+    const name = /(\w+)\.cc$/.exec(file)[1]
+    try {
+      if (description.includes('UNSLOTH_TESTS')) runProgram(findProgram('cmake'), ['--preset', 'cpu', '-DUNSLOTH_TESTS=ON'], { cwd: join(root, 'kernels'), what: 'cmake' })
+      buildTarget('cpu', name)
+    } catch (error) {
+      console.log(`  ✗ ${name}: ${error.message}`)
+      count({ passed: 0, failed: 1 })
+      continue
+    }
+    for (const isa of sets) {
+      const child = spawn(join(root, 'build', 'cpu', name), [], { env: { ...process.env, UNSLOTH_CPU_ISA: isa }, stdio: ['ignore', 'pipe', 'inherit'] })
+      let output = ''
+      child.stdout.setEncoding('utf8').on('data', (text) => (output += text))
+      const passed = await new Promise((resolve) => {
+        child.on('error', () => resolve(false))
+        child.on('close', (status) => resolve(status === 0))
+      })
+      console.log(`  ${passed ? '✓' : '✗'} ${name} on ${isa}: ${output.trim().split('\n').join('\n    ')}`)
+      count({ passed: Number(passed), failed: Number(!passed) })
+    }
+  }
+}
+
+/** Parts that not every machine can test: where their tests stand, and what is missing here. */
+const optionalParts = [
+  {
+    name: 'vscode', folder: join('test', 'host'),
+    missing: () => (existsSync(join(root, 'src', 'extension.ts')) ? undefined : 'this version has no editor extension yet'),
+  },
+  {
+    name: 'cuda', folder: join('test', 'cuda'),
+    missing() {
+      if (!hasCuda()) return 'this version has no CUDA kernels yet'
+      if (!existsSync('/proc/driver/nvidia/version') && findProgram('nvidia-smi') === undefined) return 'this machine has no NVIDIA driver'
+      return existsSync(join(root, 'build', 'cuda', 'kernels.node')) ? undefined : 'the CUDA kernels are not built; `npm run build` says why'
+    },
+  },
+]
+
+async function optional({ name, folder, missing }) {
+  const reason = missing()
+  if (reason === undefined) await mocha(name, testFiles(folder, '.test.ts'))
+  else if (required.includes(name)) {
+    console.log(`✗ ${name}: required, but not tested: ${reason}`)
+    count({ passed: 0, failed: 1 })
+  } else console.log(`- ${name}: not tested: ${reason}`)
+}
+
+const apart = optionalParts.map(({ folder }) => folder)
+const unit = testFiles('test', '.test.ts').filter((file) => !apart.some((folder) => file.startsWith(folder)))
+const nativeTests = testFiles(join('test', 'native'), 'Test.cc')
+for (const name of required.filter((name) => !optionalParts.some((part) => part.name === name))) {
+  console.log(`✗ UNSLOTH_REQUIRE names ${name}; there are ${optionalParts.map((part) => part.name).join(' and ')}`)
+  count({ passed: 0, failed: 1 })
+}
+
+if (filters.length > 0) {
+  const matches = (file) => filters.some((filter) => file.includes(filter))
+  const files = unit.filter(matches), programs = nativeTests.filter(matches)
+  if (files.length > 0) await mocha('tests', files)
+  else if (programs.length === 0) await mocha('tests', unit, { grep: filters.join('|') })
+  if (programs.length > 0) await native(programs)
+} else {
+  await Promise.all([
+    check('types', ['typescript', 'bin', 'tsc'], ['--noEmit']),
+    check('lint', ['eslint', 'bin', 'eslint.js'], ['.', '--max-warnings', '0']),
+  ])
+  await mocha('tests', unit)
+  if (nativeTests.length > 0) await native(nativeTests)
+  console.log()
+  for (const part of optionalParts) await optional(part)
+}
+
+console.log(`\n${total.passed} passed, ${total.failed} failed`)
+process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0
