@@ -2,6 +2,8 @@ import type { GluKind } from '../graph/ops/elementwise.ts'
 
 /** Rotary embedding of one kind of layer: frequencies may depend on a sequence's length. Half = rotated dims / 2. */
 export interface RopeSpec {
+  /** The scaling that the config names: default, linear, dynamic, llama3, yarn, longrope. */
+  readonly scaling: string
   readonly half: number
   readonly interleaved: boolean
   /** Frequencies and the factor on cos and sin for a sequence of `length` tokens; tables of equal `key` are the same. */

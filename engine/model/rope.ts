@@ -38,7 +38,7 @@ export function ropeSpec(config: Config, options: RopeOptions): RopeSpec {
   const named = parameters?.string('rope_type', 'type') ?? 'default'
   const type = options.aliases?.[named] ?? named
   const table = frequencyTable(type, config, parameters, theta, rotated, options.context)
-  return { half: rotated / 2, interleaved: options.interleaved === true, table }
+  return { scaling: type === 'su' ? 'longrope' : type, half: rotated / 2, interleaved: options.interleaved === true, table }
 }
 
 function frequencyTable(type: string, config: Config, parameters: Config | undefined, theta: number, rotated: number, context: number): RopeSpec['table'] {
