@@ -1,12 +1,7 @@
 import { UnslothError } from '#shared/errors.ts'
 import { StreamDecoder } from '../data/streamDecoder.ts'
-import { checkVocabulary, loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
-import { openPeftAdapter } from '../io/peftAdapter.ts'
-import { LoadedModel } from '../runtime/loadedModel.ts'
-import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
-import { Runtime } from '../runtime/runtime.ts'
-import { restoreParameters } from '../train/checkpoint.ts'
+import type { Tokenizer } from '../data/tokenizer.ts'
+import type { LoadedModel } from '../runtime/loadedModel.ts'
 import { Generator } from './generator.ts'
 import { checkSampling, type SamplingOptions } from './sampler.ts'
 import { StopMatcher } from './stopMatcher.ts'
@@ -32,16 +27,6 @@ export interface GeneratedText {
   readonly reason: 'end' | 'stop' | 'length' | 'cancelled'
 }
 
-/** The adapters of a folder as a training description, so that base and tuned model share one set of weights. */
-export async function adapterTraining(folder: string): Promise<Training> {
-  const { config } = await openPeftAdapter(folder)
-  const { targetModules: targets } = config
-  return {
-    kind: 'lora', r: config.r, alpha: config.alpha, dropout: 0, rslora: config.rslora, modulesToSave: config.modulesToSave,
-    targets: typeof targets === 'string' && targets !== 'all-linear' ? [targets] : (targets as readonly string[] | 'all-linear'),
-  }
-}
-
 /** Text from text: a model with its tokenizer, and perhaps an adapter that can be switched off. */
 export class TextGenerator {
   readonly tokenizer: Tokenizer
@@ -51,17 +36,6 @@ export class TextGenerator {
   constructor(model: LoadedModel, tokenizer: Tokenizer) {
     this.model = model
     this.tokenizer = tokenizer
-  }
-
-  static async open(folder: string, adapter: string | undefined, options: { threads: number; precision: PrecisionCode }): Promise<TextGenerator> {
-    const description = await describeModel(folder)
-    const tokenizer = await loadTokenizer(folder)
-    checkVocabulary(tokenizer, description.spec.vocabulary)
-    const patched = patchModel(description, adapter === undefined ? { kind: 'none' } : await adapterTraining(adapter))
-    const runtime = new Runtime('cpu', options.threads)
-    const model = await LoadedModel.load(patched, runtime, { precision: options.precision, seed: 0 })
-    if (adapter !== undefined) await restoreParameters(model, adapter)
-    return new TextGenerator(model, tokenizer)
   }
 
   /** Completes each prompt, given as token ids. Prompts of one call run together; none depends on the others. */

@@ -4,7 +4,8 @@ import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe
 import { dirname } from 'node:path'
 import { availableMemory } from '../runtime/memory.ts'
 import { chatTemplateFor, encodeRendered } from '../data/chatTemplate.ts'
-import { TextGenerator } from '../generate/textGenerator.ts'
+import { FastLanguageModel } from '../fastLanguageModel.ts'
+import type { TextGenerator } from '../generate/textGenerator.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { formatRecipe } from '../recipe/formatRecipe.ts'
 import { diagnoseRecipe, type LocatedIssue } from '../recipe/parseRecipe.ts'
@@ -52,17 +53,18 @@ async function plan(text: string, path: string, values: Readonly<Record<string, 
 
 async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>> {
   const prepared = await prepareRun(recipe)
-  const { spec, entries } = prepared.patched.model
+  const { patched } = prepared.model
+  const { spec, entries } = patched.model
   return {
     summary: {
       model: {
         name: recipe.model.name, architecture: spec.architecture, layers: spec.layers, hiddenSize: spec.hidden, contextLength: spec.context,
-        parameters: parameterCount(entries), trainableParameters: prepared.patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
+        parameters: parameterCount(entries), trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
       },
       device: 'cpu',
       memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes, availableBytes: availableMemory() },
       steps: { total: prepared.totalSteps, epochs: prepared.epochOf(prepared.totalSteps), samples: prepared.samples.length, effectiveBatch: effectiveBatch(recipe) },
-      patches: prepared.patchLines,
+      patches: prepared.model.patchReport,
     },
   }
 }
@@ -125,7 +127,7 @@ class GeneratorCache {
     if (this.generator !== undefined && (key === this.key || (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`)))) return this.generator
     this.generator?.dispose()
     this.generator = undefined
-    this.generator = await TextGenerator.open(resolved.folder, wanted, { threads: physicalCores(), precision: 0 })
+    this.generator = await FastLanguageModel.forInference({ modelName: resolved.folder, adapter: wanted })
     this.key = key
     return this.generator
   }

@@ -5,26 +5,21 @@ import { formatCompact, formatCount } from '#shared/units.ts'
 import { buildDataset, splitDataset, type Dataset } from '../data/dataset.ts'
 import { packRows } from '../data/packRows.ts'
 import type { Sample } from '../data/sample.ts'
-import { checkVocabulary, loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import type { Tokenizer } from '../data/tokenizer.ts'
+import { FastLanguageModel } from '../fastLanguageModel.ts'
 import { parameterCount } from '../model/weightTable.ts'
-import { formatPatchReport } from '../patch/lora.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
-import { physicalCores } from '../runtime/cores.ts'
 import { availableMemory } from '../runtime/memory.ts'
-import { describeModel, patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
-import { resolveModel } from '../runtime/resolveModel.ts'
 import { labelledTokens, packMicroSteps, SampleOrder, type StepSample } from './batches.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
 
 /** A run as far as it is decided before weights are read: enough for a dry run, and for training without further decisions. */
 export interface PreparedRun {
-  readonly patched: PatchedModel
+  /** Patched, not loaded. */
+  readonly model: FastLanguageModel
   readonly plan: TrainingPlan
-  readonly precision: PrecisionCode
-  readonly threads: number
   readonly samples: readonly Sample[]
   readonly totalSteps: number
   /** The micro-steps of an optimizer step, counted from 0. */
@@ -32,11 +27,10 @@ export interface PreparedRun {
   /** Epochs done after so many steps. */
   epochOf(steps: number): number
   readonly evaluation: readonly LossBatch[] | undefined
-  /** Adapter folder to begin with. */
+  /** Adapter folder to begin with, when the model itself is not one. */
   readonly initAdapter: string | undefined
   /** Checkpoint of another run to go on from. */
   readonly resumeFrom: CheckpointInfo | undefined
-  readonly patchLines: readonly string[]
   /** For people: model, data, steps, what is trained, memory. */
   readonly summaryLines: readonly string[]
   readonly warnings: readonly string[]
@@ -48,23 +42,17 @@ const usableShare = 0.9
 /** Reads and checks everything but the weights: model, tokenizer, data, plan. */
 export async function prepareRun(recipe: Recipe): Promise<PreparedRun> {
   const { training } = recipe
-  const resolved = await resolveModel(recipe.model.name)
-  const model = await describeModel(resolved.folder)
-  const { spec } = model
-  const tokenizer = await loadTokenizer(resolved.folder)
-  checkVocabulary(tokenizer, spec.vocabulary)
-  const { train, evaluation } = await readData(recipe, tokenizer)
-  const patched = patchModel(model, trainingOf(recipe), { embeddingRate: training.embedding_learning_rate !== null })
+  const model = await patchedModel(recipe)
+  const { patched } = model
+  const { train, evaluation } = await readData(recipe, model.tokenizer)
   const units = trainingUnits(recipe, train.samples)
   const perStep = effectiveBatch(recipe)
   const order = new SampleOrder({ count: units.length, perStep, seed: training.random_seed, shuffle: recipe.data.shuffle })
   const steps = totalSteps(recipe, units.length)
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
-  const threads = training.threads === 0 ? physicalCores() : training.threads
-  const precision: PrecisionCode = training.compute === 'bfloat16' ? 1 : 0
   const sizes = [...units, ...(evaluation?.samples ?? []).map((sample) => [sample])].map((unit) => unit.reduce((sum, { ids }) => sum + ids.length, 0))
   const plan = planTraining(patched, {
-    precision, checkpointing: training.gradient_checkpointing, threads,
+    precision: model.precision, checkpointing: training.gradient_checkpointing, threads: model.threads,
     longestSample: train.samples.concat(evaluation?.samples ?? []).reduce((most, { ids }) => Math.max(most, ids.length), 0),
     longestStep: sumOfLargest(sizes, perStep),
     sequences: Math.max(...units.map((unit) => unit.length)) * perStep,
@@ -72,25 +60,35 @@ export async function prepareRun(recipe: Recipe): Promise<PreparedRun> {
   })
   const capacity = plan.training.capacity
   const batches = (step: number): LossBatch[] => packMicroSteps([...order.step(step).indices].flatMap((index) => units[index]!), [capacity])
-  const patchLines = patched.report === undefined ? ['full fine-tuning: every weight is trained'] : formatPatchReport(patched.report)
   return {
-    patched, plan, precision, threads, samples: train.samples, totalSteps: steps, batches,
+    model, plan, samples: train.samples, totalSteps: steps, batches,
     epochOf: (done) => (done === 0 ? 0 : order.step(done - 1).epochAfter),
     evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
-    initAdapter: recipe.lora.init_adapter ?? resolved.adapter,
+    initAdapter: recipe.lora.init_adapter ?? undefined,
     resumeFrom: await checkpointToResume(recipe),
-    patchLines,
-    summaryLines: summary(recipe, patched, train, steps, [...patchLines, plan.summary]),
-    warnings: [...model.source.warnings, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+    summaryLines: summary(recipe, patched, train, steps, [...model.patchReport, plan.summary]),
+    warnings: [...model.warnings, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
 
-function trainingOf({ training, lora }: Recipe): Training {
-  if (training.training_type === 'full') return { kind: 'full' }
-  return {
-    kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora, modulesToSave: lora.modules_to_save ?? [],
-    targets: targetModules({ training, lora } as Recipe), ...(lora.layers_to_transform === null ? {} : { layers: lora.layers_to_transform }),
-  }
+async function patchedModel(recipe: Recipe): Promise<FastLanguageModel> {
+  const { training, lora } = recipe
+  const model = await FastLanguageModel.fromPretrained({
+    modelName: recipe.model.name, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', randomState: training.random_seed,
+    compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
+  })
+  if (training.training_type === 'full') return model
+  return model.getPeftModel({
+    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, modulesToSave: lora.modules_to_save ?? [],
+    targetModules: targetModules(recipe), embeddingLearningRate: training.embedding_learning_rate !== null, ...layersOf(recipe, model.patched.model.spec.layers),
+  })
+}
+
+/** The layers that the recipe names, or the last ones when it counts from the end. */
+function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: readonly number[] } {
+  const { layers_to_transform: named, finetune_last_n_layers: last } = lora
+  if (named !== null) return { layersToTransform: named }
+  return last === null ? {} : { layersToTransform: Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index) }
 }
 
 async function readData({ data, training }: Recipe, tokenizer: Tokenizer): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
@@ -143,7 +141,7 @@ function stepWarnings(recipe: Recipe, steps: number): string[] {
     ? [`training.warmup_steps (${warmup_steps}) is not below the ${steps} steps of this run, so the learning rate never reaches its peak.`] : []
 }
 
-function summary(recipe: Recipe, patched: PatchedModel, train: Dataset, steps: number, lines: readonly string[]): string[] {
+function summary(recipe: Recipe, patched: FastLanguageModel['patched'], train: Dataset, steps: number, lines: readonly string[]): string[] {
   const { spec, entries } = patched.model
   const trained = patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
   const total = parameterCount(entries)

@@ -1,18 +1,16 @@
-import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import type { StepRecord } from '#shared/metrics.ts'
 import { warmupSteps, evalInterval, schedulerCycles, type Recipe } from '#shared/recipe.ts'
 import { hasEnded, type RunState } from '#shared/runState.ts'
 import { acquireDevice } from '../run/deviceQueue.ts'
 import type { RunWriter } from '../run/runWriter.ts'
-import { LoadedModel } from '../runtime/loadedModel.ts'
 import { Runtime } from '../runtime/runtime.ts'
-import { restoreCheckpoint, restoreParameters, writeCheckpoint } from './checkpoint.ts'
+import { restoreCheckpoint, writeCheckpoint } from './checkpoint.ts'
 import { prepareRun, type PreparedRun } from './prepareRun.ts'
 import type { RunControl } from './runControl.ts'
 import { saveOutputs } from './saveOutputs.ts'
 import { learningRate } from './schedule.ts'
-import { Trainer, type StepOutcome } from './trainer.ts'
+import type { StepOutcome, Trainer } from './trainer.ts'
 
 /** What a run tells while it works; everything also stands in the run directory. */
 export interface RunEvents {
@@ -88,8 +86,8 @@ export class TrainingRun {
       const prepared = await prepareRun(this.recipe)
       for (const warning of prepared.warnings) this.warn(warning)
       this.events.onPrepared?.(prepared)
-      for (const line of [...prepared.patchLines, prepared.plan.summary]) this.writer.log(line)
-      runtime = new Runtime('cpu', prepared.threads)
+      for (const line of prepared.summaryLines) this.writer.log(line)
+      runtime = new Runtime('cpu', prepared.model.threads)
       this.control.onStopNow = () => runtime?.stop()
       this.throwIfStopped()
       return await this.train(prepared, runtime)
@@ -108,9 +106,9 @@ export class TrainingRun {
     const { recipe } = this
     const { training } = recipe
     this.state('loading', null, { plannedBytes: prepared.plan.totalBytes, totalSteps: prepared.totalSteps })
-    const model = await LoadedModel.load(prepared.patched, runtime, { precision: prepared.precision, seed: training.random_seed })
-    const trainer = new Trainer(model, prepared.plan, {
-      seed: training.random_seed, maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
+    await prepared.model.load({ runtime, adapter: prepared.initAdapter })
+    const trainer = prepared.model.trainer(prepared.plan, {
+      maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
       eps: training.adam_epsilon, weightDecay: training.weight_decay,
     })
     const progress = new Progress(await this.start(trainer, prepared), prepared)
@@ -134,11 +132,11 @@ export class TrainingRun {
       if (prepared.evaluation !== undefined && every > 0 && (progress.step % every === 0 || progress.step === prepared.totalSteps)) await this.evaluate(trainer, prepared, progress)
       if (training.save_steps > 0 && progress.step % training.save_steps === 0 && progress.step < prepared.totalSteps) await this.checkpoint(trainer, progress)
     }
-    await this.save(trainer, prepared)
+    await this.save(prepared)
     return this.end('finished', null)
   }
 
-  /** Puts back the newest checkpoint, or begins with the adapter that the recipe names. Returns the steps done. */
+  /** Puts back the newest checkpoint, if there is one. Returns the steps done. */
   private async start(trainer: Trainer, prepared: PreparedRun): Promise<number> {
     const checkpoint = this.writer.latestCheckpoint() ?? prepared.resumeFrom
     if (checkpoint !== undefined) {
@@ -148,7 +146,6 @@ export class TrainingRun {
     }
     this.writer.resumeFrom(0)
     this.writer.appendEvent('start')
-    if (prepared.initAdapter !== undefined) await restoreParameters(trainer.model, prepared.initAdapter)
     return 0
   }
 
@@ -196,13 +193,13 @@ export class TrainingRun {
 
   private async stopAndSave(trainer: Trainer, prepared: PreparedRun, progress: Progress): Promise<Ending> {
     await this.checkpoint(trainer, progress)
-    await this.save(trainer, prepared)
+    await this.save(prepared)
     return this.end('stopped', `after step ${progress.step}, saved`)
   }
 
-  private async save(trainer: Trainer, prepared: PreparedRun): Promise<void> {
+  private async save(prepared: PreparedRun): Promise<void> {
     this.state('saving')
-    await saveOutputs(trainer.model, prepared, this.recipe, join(this.writer.run.dir), {
+    await saveOutputs(prepared, this.recipe, this.writer.run.dir, {
       onOutput: (kind, path) => {
         this.writer.addOutput(kind, path)
         this.writer.appendEvent('output', { path: this.writer.run.relative(path), message: kind })

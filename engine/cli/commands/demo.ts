@@ -1,11 +1,10 @@
 import { join } from 'node:path'
 import { loadRecipe } from '../../recipe/loadRecipe.ts'
 import { formatRecipe } from '../../recipe/formatRecipe.ts'
-import { TextGenerator } from '../../generate/textGenerator.ts'
+import { FastLanguageModel } from '../../fastLanguageModel.ts'
 import { greedy } from '../../generate/sampler.ts'
 import { projectRoot } from '../../projectRoot.ts'
 import { RunDirectory } from '../../run/runDirectory.ts'
-import { resolveModel } from '../../runtime/resolveModel.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { progressView, shownPath } from '../progressView.ts'
 import { executeRun } from '../runLauncher.ts'
@@ -44,8 +43,7 @@ export async function demoCommand({ flags }: CommandArgs<'demo'>): Promise<numbe
 }
 
 async function beforeAndAfter(model: string, adapter: string, threads: number): Promise<{ before: string; after: string }> {
-  const { folder } = await resolveModel(model)
-  const generator = await TextGenerator.open(folder, adapter, { threads, precision: 0 })
+  const generator = await FastLanguageModel.forInference({ modelName: model, adapter, threads })
   try {
     const ids = generator.tokenizer.encode(prompt, { addSpecialTokens: true })
     const options = { maxNewTokens: 80, sampling: greedy, stop: ['\n\n'], seed: 0 }

@@ -58,6 +58,6 @@ async function dryRun(recipe: Recipe, json: boolean): Promise<number> {
 }
 
 const dryRunReport = (recipe: Recipe, prepared: PreparedRun) => ({
-  recipe, patches: prepared.patchLines, totalSteps: prepared.totalSteps, plan: prepared.plan.summary,
+  recipe, patches: prepared.model.patchReport, totalSteps: prepared.totalSteps, plan: prepared.plan.summary,
   memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes }, warnings: prepared.warnings,
 })

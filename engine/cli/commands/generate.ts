@@ -5,20 +5,18 @@ import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { chatTemplateFor, encodeRendered } from '../../data/chatTemplate.ts'
 import type { Tokenizer } from '../../data/tokenizer.ts'
-import { TextGenerator } from '../../generate/textGenerator.ts'
+import { FastLanguageModel } from '../../fastLanguageModel.ts'
 import { RunDirectory } from '../../run/runDirectory.ts'
 import { latestCheckpoint } from '../../run/checkpoints.ts'
-import { resolveModel } from '../../runtime/resolveModel.ts'
 import type { CommandArgs } from '../commandArgs.ts'
-import { deviceOf, precisionOf, threadsOf } from '../settings.ts'
+import { computeOf, deviceOf, threadsOf } from '../settings.ts'
 
 /** Writes text with a model, an adapter or a run's result. One prompt streams; several run as one batch. */
 export async function generateCommand({ positionals, flags }: CommandArgs<'generate'>): Promise<number> {
   deviceOf(flags.device)
   const [name, ...words] = positionals
   const prompts = await readPrompts(words, flags.prompt_file)
-  const resolved = await resolveModel(runResult(name!))
-  const generator = await TextGenerator.open(resolved.folder, flags.adapter ?? resolved.adapter, { threads: threadsOf(flags.threads), precision: precisionOf(flags.compute) })
+  const generator = await FastLanguageModel.forInference({ modelName: runResult(name!), adapter: flags.adapter, threads: threadsOf(flags.threads), compute: computeOf(flags.compute) })
   const abort = new AbortController()
   const interrupt = () => abort.abort()
   process.once('SIGINT', interrupt)

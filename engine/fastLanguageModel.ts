@@ -1,0 +1,169 @@
+import { UnslothError } from '#shared/errors.ts'
+import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
+import { TextGenerator } from './generate/textGenerator.ts'
+import type { PrecisionCode } from './graph/ops/linear.ts'
+import { openPeftAdapter } from './io/peftAdapter.ts'
+import { extendContext } from './model/extendContext.ts'
+import { formatPatchReport } from './patch/lora.ts'
+import { physicalCores } from './runtime/cores.ts'
+import { LoadedModel } from './runtime/loadedModel.ts'
+import { describeModel, patchModel, type ModelDescription, type PatchedModel, type Training } from './runtime/patchedModel.ts'
+import { resolveModel } from './runtime/resolveModel.ts'
+import { Runtime } from './runtime/runtime.ts'
+import { saveAdapter } from './save/saveAdapter.ts'
+import { saveMerged, type MergeCheck, type MergeOptions } from './save/saveMerged.ts'
+import { restoreParameters } from './train/checkpoint.ts'
+import { Trainer, type TrainerOptions } from './train/trainer.ts'
+import type { TrainingPlan } from './train/trainingPlan.ts'
+
+export interface PretrainedOptions {
+  /** Folder of a model or adapter, or the name of a bundled model. */
+  readonly modelName: string
+  /** Longest sample; beyond the model's context its positions are stretched, with a warning. */
+  readonly maxSeqLength?: number
+  /** Train all weights instead of adapters. */
+  readonly fullFinetuning?: boolean
+  /** Default float32. */
+  readonly compute?: 'float32' | 'bfloat16'
+  /** Default: one for each physical core. */
+  readonly threads?: number
+  readonly randomState?: number
+}
+
+export interface PeftOptions {
+  readonly r?: number
+  readonly targetModules?: readonly string[] | 'all-linear'
+  readonly loraAlpha?: number
+  readonly loraDropout?: number
+  readonly useRslora?: boolean
+  readonly modulesToSave?: readonly string[]
+  readonly layersToTransform?: readonly number[]
+  /** `embed_tokens` and `lm_head` get a learning rate of their own. */
+  readonly embeddingLearningRate?: boolean
+}
+
+const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+
+/**
+ * The engine as one object, named as users of the Python library know it: from_pretrained, get_peft_model, then train, generate,
+ * save. Command line, runs and editor all go through it. Until `load` it is only a description: no weight is read.
+ */
+export class FastLanguageModel {
+  readonly tokenizer: Tokenizer
+  readonly precision: PrecisionCode
+  readonly threads: number
+  /** Oddities found on the way, one sentence each. */
+  readonly warnings: readonly string[]
+  private readonly description: ModelDescription
+  private readonly seed: number
+  /** Adapter that was named in the model's place: where training goes on from, and what generates. */
+  readonly adapter: string | undefined
+  private patchedModel: PatchedModel
+  private loaded: LoadedModel | undefined
+
+  private constructor(description: ModelDescription, tokenizer: Tokenizer, adapter: string | undefined, options: PretrainedOptions, warnings: readonly string[]) {
+    this.description = description
+    this.tokenizer = tokenizer
+    this.adapter = adapter
+    this.precision = options.compute === 'bfloat16' ? 1 : 0
+    this.threads = options.threads ?? physicalCores()
+    this.seed = options.randomState ?? 3407
+    this.warnings = warnings
+    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' })
+  }
+
+  /** Reads and checks a model folder: config, tokenizer, tensor names and shapes. */
+  static async fromPretrained(options: PretrainedOptions): Promise<FastLanguageModel> {
+    const { folder, adapter } = await resolveModel(options.modelName)
+    if (options.fullFinetuning === true && adapter !== undefined)
+      throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, { hint: 'Name the base model, or merge the adapter first.' })
+    const described = await describeModel(folder)
+    const { spec, warning } = extendContext(described.spec, options.maxSeqLength ?? described.spec.context)
+    const tokenizer = await loadTokenizer(folder)
+    checkVocabulary(tokenizer, spec.vocabulary)
+    const warnings = [...(warning === undefined ? [] : [warning]), ...described.source.warnings]
+    return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, options, warnings)
+  }
+
+  /** Puts LoRA on the chosen projections. To be called before `load`. */
+  getPeftModel(options: PeftOptions = {}): this {
+    if (this.loaded !== undefined) throw new UnslothError('INTERNAL', 'getPeftModel comes before load')
+    if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
+    const training: Training = {
+      kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0, targets: options.targetModules ?? defaultTargets,
+      rslora: options.useRslora ?? false, modulesToSave: options.modulesToSave ?? [], ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
+    }
+    this.patchedModel = patchModel(this.description, training, { embeddingRate: options.embeddingLearningRate === true })
+    return this
+  }
+
+  /** What is frozen and what is trained, with every offset: enough to plan memory. */
+  get patched(): PatchedModel {
+    return this.patchedModel
+  }
+
+  /** "patched 32 layers: 32 fused QKV, 32 O, 32 MLP", and the reason for each group that is not fused. */
+  get patchReport(): readonly string[] {
+    const { report, training } = this.patchedModel
+    return report !== undefined ? formatPatchReport(report) : training.kind === 'full' ? ['full fine-tuning: every weight is trained'] : []
+  }
+
+  /** Reads the weights into a device's memory; `adapter` (default: the one that was named) starts the trained matrices. */
+  async load(options: { adapter?: string | undefined; runtime?: Runtime; onProgress?: (done: number, total: number) => void } = {}): Promise<LoadedModel> {
+    const runtime = options.runtime ?? new Runtime('cpu', this.threads)
+    const progress = options.onProgress === undefined ? {} : { progress: options.onProgress }
+    this.loaded = await LoadedModel.load(this.patchedModel, runtime, { precision: this.precision, seed: this.seed, ...progress })
+    const adapter = options.adapter ?? (this.patchedModel.training.kind === 'lora' ? this.adapter : undefined)
+    if (adapter !== undefined) await restoreParameters(this.loaded, adapter)
+    return this.loaded
+  }
+
+  private get model(): LoadedModel {
+    if (this.loaded === undefined) throw new UnslothError('INTERNAL', 'the model is not loaded')
+    return this.loaded
+  }
+
+  /** Optimizer steps on this model, by a plan made for it. */
+  trainer(plan: TrainingPlan, options: Omit<TrainerOptions, 'seed'>): Trainer {
+    return new Trainer(this.model, plan, { ...options, seed: this.seed })
+  }
+
+  /**
+   * A model ready to write text. `adapter` is put on it (default: the one that was named), so that base and tuned model share one
+   * set of weights.
+   */
+  static async forInference(options: PretrainedOptions & { readonly adapter?: string | undefined }): Promise<TextGenerator> {
+    const model = await FastLanguageModel.fromPretrained(options)
+    const adapter = options.adapter ?? model.adapter
+    if (adapter !== undefined) {
+      const { config } = await openPeftAdapter(adapter)
+      const targets = config.targetModules
+      model.getPeftModel({
+        r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, modulesToSave: config.modulesToSave,
+        targetModules: targets === 'all-linear' ? targets : typeof targets === 'string' ? [targets] : targets,
+      })
+    }
+    await model.load({ adapter })
+    return model.generator()
+  }
+
+  /** Text generation with the trained and the base model alike. */
+  generator(): TextGenerator {
+    return new TextGenerator(this.model, this.tokenizer)
+  }
+
+  /** The adapter as PEFT reads it, with the tokenizer. */
+  async savePretrained(folder: string): Promise<void> {
+    await saveAdapter(this.model, folder)
+  }
+
+  /** The whole model in 16 bits, adapters merged; refused when its logits are not those of the trained model. */
+  async savePretrainedMerged(folder: string, options: MergeOptions): Promise<MergeCheck> {
+    return saveMerged(this.model, folder, options)
+  }
+
+  dispose(): void {
+    this.loaded?.runtime.dispose()
+    this.loaded = undefined
+  }
+}
