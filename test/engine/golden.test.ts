@@ -1,0 +1,42 @@
+import { strict as assert } from 'node:assert'
+import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { compare } from '../../engine/verify/compare.ts'
+import { CaseComputation } from '../../engine/verify/compute.ts'
+import { Golden } from '../../engine/verify/golden.ts'
+import { packedCases, packedSuffix, unpackCase } from '../golden/packedCase.ts'
+
+const fixtures = join(dirname(fileURLToPath(import.meta.url)), '../fixtures/golden')
+
+/** Fails unless every quantity of the case is within its tolerance. */
+async function verify(folder: string): Promise<void> {
+  const golden = await Golden.open(folder)
+  const computation = new CaseComputation(golden, { threads: 2, precision: 0 })
+  await computation.run()
+  const results = await compare(golden, computation.quantities, new Set())
+  assert.ok(results.length > 15, `only ${results.length} quantities`)
+  const bad = results.filter(({ verdict }) => verdict !== 'ok')
+  assert.deepEqual(bad.map(({ name, verdict, error, tolerance }) => `${name}: ${verdict}, error ${error}, allowed ${tolerance}`), [])
+}
+
+describe('models made by transformers and PEFT', () => {
+  let folder: string
+  before(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'golden-'))
+    for (const name of await packedCases(fixtures)) await unpackCase(join(fixtures, `${name}${packedSuffix}`), join(folder, name))
+  })
+  after(() => rm(folder, { recursive: true }))
+
+  // Listed here, so that a case that gets lost is a failure.
+  const required = [
+    'llama', 'llama-rope-llama3', 'llama-rope-linear', 'llama-dynamic', 'llama-gqa', 'llama-bias', 'llama-embed', 'llama-rslora', 'mistral', 'mistral-nemo',
+    'mistral-300', 'qwen2', 'qwen2-rope-yarn', 'qwen3', 'gemma2', 'gemma3', 'phi3-longrope-short', 'cohere-qk-norm', 'cohere2', 'granite', 'olmo2', 'smollm3',
+    'mixtral-experts', 'qwen3-moe-mixed',
+  ]
+  it('are all here', async () => {
+    assert.deepEqual((await readdir(folder)).sort(), [...required].sort())
+  })
+  for (const name of required) it(`${name}: logits, losses, gradients, training, merging and greedy tokens`, () => verify(join(folder, name)))
+})
