@@ -77,7 +77,8 @@ export class ArrayScanner {
 
   /** Checks that the list was there and is complete. */
   end(): void {
-    if (this.target === 0) throw new ScanFailure(this.onlyData ? 'an object without a list under the key "data"' : 'no list of rows', 1)
+    const missing = this.onlyData ? 'an object without a list under the key "data"' : 'no list of rows'
+    if (this.target === 0) throw new ScanFailure(missing, 1)
     if (this.inString || this.depth > 0) throw new ScanFailure('the file ends inside the list of rows', this.line)
   }
 
@@ -107,7 +108,8 @@ export class ArrayScanner {
       if (code === openList && wanted && this.target === 0) this.target = this.depth
     } else if (code === closeList || code === closeObject) this.close(code)
     else if (code === commaCode && this.depth === 1) this.key = ''
-    else if (this.depth === 0) throw new ScanFailure(this.target === -1 ? 'there is more after the end of the list' : `unexpected "${text[at]!}"`, this.line)
+    else if (this.depth === 0 && this.target === -1) throw new ScanFailure('there is more after the end of the list', this.line)
+    else if (this.depth === 0) throw new ScanFailure(`unexpected "${text[at]!}"`, this.line)
     else if (code !== colonCode && this.target === 0 && this.depth === 1) this.key = ''
   }
 

@@ -20,7 +20,7 @@ export interface RenderOptions {
 }
 
 export interface ChatTemplateOptions {
-  /** Where the source came from, for messages. */
+  /** What it is called in messages: `the chat template of …`. */
   readonly name: string
   readonly tokens: Pick<Tokenizer, 'bosToken' | 'eosToken' | 'padToken' | 'unkToken'>
   /** What the template takes for now: a resumed run passes the time of its start, so that the data stay the same. */
@@ -30,14 +30,17 @@ export interface ChatTemplateOptions {
 /** Templates that can be named instead of given. */
 const namedTemplates: Readonly<Record<string, string>> = {
   chatml:
-    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{%- endfor %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    + '{%- endfor %}'
     + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}",
 }
 
 /** What a template itself refuses with `raise_exception`. */
 class TemplateRefusal extends Error {}
 
-const months = ['January', 'February', 'March', 'April', 'May', 'June', 'July', 'August', 'September', 'October', 'November', 'December']
+const months = [
+  'January', 'February', 'March', 'April', 'May', 'June', 'July', 'August', 'September', 'October', 'November', 'December',
+]
 const days = ['Sunday', 'Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday']
 
 /** Python's strftime in the C locale, for the directives that templates use. */
@@ -77,11 +80,13 @@ export class ChatTemplate {
     try {
       this.program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }))
     } catch (error) {
-      throw new UnslothError('TOKENIZER', `${name}: not a valid chat template: ${(error as Error).message}.`, {
+      throw new UnslothError('TOKENIZER', `${name} is not valid: ${(error as Error).message}.`, {
         hint: 'Correct the Jinja template, or name another one with data.chat_template.', cause: error,
       })
     }
-    const special = { bos_token: tokens.bosToken, eos_token: tokens.eosToken, pad_token: tokens.padToken, unk_token: tokens.unkToken }
+    const special = {
+      bos_token: tokens.bosToken, eos_token: tokens.eosToken, pad_token: tokens.padToken, unk_token: tokens.unkToken,
+    }
     const set = Object.fromEntries(Object.entries(special).filter(([, token]) => token !== undefined))
     this.globals = {
       true: true, false: false, none: null, True: true, False: false, None: null, range, ...set,
@@ -110,10 +115,10 @@ export class ChatTemplate {
   private failure(error: unknown, messages: readonly ChatMessage[]): UnslothError {
     const roles = messages.map(({ role }) => role).slice(0, 8).join(', ')
     const reason = error instanceof Error ? error.message : String(error)
-    const text = error instanceof TemplateRefusal ? `the chat template refuses these messages: ${reason}` : `the chat template failed: ${reason}`
-    return new UnslothError('DATA', `${this.name}: ${text}${/[.!?]$/.test(text) ? '' : '.'}`, {
-      hint: `The roles are ${roles}${messages.length > 8 ? ', …' : ''}. Bring the messages into the form that this model expects, `
-        + 'or name another template with data.chat_template.',
+    const text = `${this.name} ${error instanceof TemplateRefusal ? 'refuses these messages' : 'failed'}: ${reason}`
+    return new UnslothError('DATA', `${text}${/[.!?]$/.test(text) ? '' : '.'}`, {
+      hint: `The roles are ${roles}${messages.length > 8 ? ', …' : ''}. `
+        + 'Bring the messages into the form that this model expects, or name another template with data.chat_template.',
       cause: error,
     })
   }
@@ -128,24 +133,27 @@ export interface ChatTemplateChoice {
 
 /** The template to use with a tokenizer; a model that has none is an error that says what to do. */
 export function chatTemplateFor(tokenizer: Tokenizer, { template, tools = false, now }: ChatTemplateChoice = {}): ChatTemplate {
-  const make = (source: string, name: string): ChatTemplate => new ChatTemplate(source, { name, tokens: tokenizer, ...(now && { now }) })
+  const make = (source: string, name: string): ChatTemplate =>
+    new ChatTemplate(source, { name, tokens: tokenizer, ...(now && { now }) })
   const own = tokenizer.chatTemplates
   if (template !== undefined) {
     const named = own.get(template) ?? (Object.hasOwn(namedTemplates, template) ? namedTemplates[template] : undefined)
-    if (named !== undefined) return make(named, `chat template ${quote(template)}`)
+    if (named !== undefined) return make(named, `the chat template ${quote(template)}`)
     if (!/\{[{%]/.test(template)) {
       const known = [...own.keys(), ...Object.keys(namedTemplates)].map((name) => quote(name)).join(', ')
-      throw new UnslothError('TOKENIZER', `${quote(template)}: neither a Jinja template nor the name of a known one.`, { hint: `Known are ${known}.` })
+      throw new UnslothError(
+        'TOKENIZER', `${quote(template)}: neither a Jinja template nor the name of a known one.`, { hint: `Known are ${known}.` },
+      )
     }
-    return make(template, 'data.chat_template')
+    return make(template, 'the template of data.chat_template')
   }
   const source = (tools ? own.get('tool_use') : undefined) ?? own.get('default') ?? own.values().next().value
   if (source === undefined)
-    throw new UnslothError('TOKENIZER', `${tokenizer.folder}: this model has no chat template, so conversations cannot be put into its form.`, {
+    throw new UnslothError('TOKENIZER', `${tokenizer.folder}: this model has no chat template for conversations.`, {
       hint: 'It is a base model. Set data.chat_template to chatml or to a Jinja file, use its instruction-tuned sibling, '
         + 'or give the data as prompt and completion.',
     })
-  return make(source, `${tokenizer.folder}: chat template`)
+  return make(source, `the chat template of ${tokenizer.folder}`)
 }
 
 /**

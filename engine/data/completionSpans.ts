@@ -68,17 +68,34 @@ export interface TokenSpan {
   readonly to: number
 }
 
+/** How many of the tokens from `start` on are those of `part`. */
+function sharedTokens(part: ArrayLike<number>, ids: ArrayLike<number>, start: number): number {
+  let shared = 0
+  while (shared < part.length && part[shared] === ids[start + shared]) shared++
+  return shared
+}
+
 /**
  * Which tokens of `ids` = encode(text) the spans cover. A boundary in the text becomes the number of first tokens that the text
- * before it shares with the whole, so a token that reaches over the start of an answer belongs to the answer.
+ * before it shares with the whole, so a token that reaches over the start of an answer belongs to the answer. Spans are in order.
  */
 export function tokenSpans(tokenizer: Tokenizer, text: string, ids: ArrayLike<number>, spans: readonly TextSpan[]): TokenSpan[] {
+  // A boundary after a special token splits the text cleanly: the next one need only encode what follows it.
+  let clean = { at: 0, tokens: 0 }
   const boundary = (at: number): number => {
     if (at >= text.length) return ids.length
-    const part = tokenizer.encode(text.slice(0, at))
-    let shared = 0
-    while (shared < part.length && part[shared] === ids[shared]) shared++
-    return shared
+    let part = tokenizer.encode(text.slice(clean.at, at))
+    let shared = sharedTokens(part, ids, clean.tokens)
+    // Some tokenizers treat the start of a text in another way than what follows a special token.
+    if (shared === 0 && clean.at > 0 && at > clean.at) {
+      clean = { at: 0, tokens: 0 }
+      part = tokenizer.encode(text.slice(0, at))
+      shared = sharedTokens(part, ids, 0)
+    }
+    const tokens = clean.tokens + shared
+    if (shared > 0 && shared === part.length && (splits(tokens - 1) || splits(tokens))) clean = { at, tokens }
+    return tokens
   }
+  const splits = (token: number): boolean => tokenizer.specialIds.has(ids[token] ?? -1)
   return spans.map(({ from, to }) => ({ from: boundary(from), to: boundary(to) })).filter(({ from, to }) => from < to)
 }

@@ -2,7 +2,9 @@ import { UnslothError } from '#shared/errors.ts'
 import { formatCount } from '#shared/units.ts'
 import { chatTemplateFor } from './chatTemplate.ts'
 import { ChatRenderer } from './completionSpans.ts'
-import { chooseFormat, readExample, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
+import {
+  chooseFormat, readExample, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice,
+} from './formats.ts'
 import { permutation } from './random.ts'
 import { place, readRows, type Row } from './readRows.ts'
 import { countLabelled, SampleEncoder, type Sample } from './sample.ts'
@@ -44,7 +46,7 @@ export interface Dataset {
   readonly warnings: readonly string[]
 }
 
-const maskHint = 'Is the column or the chat template the right one for this data and model, and are there answers to learn from? '
+const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model, and are there answers to learn from? '
   + 'Answers beyond max_seq_length are cut off. training.train_on_completions: false trains on everything.'
 
 /** Rows set aside while a data set is read. */
@@ -56,7 +58,10 @@ class Notes {
   readonly masked: Row[] = []
 
   counts(): RowCounts {
-    return { rows: this.rows, truncated: this.truncated.length, tooLong: this.tooLong.length, empty: this.empty.length, masked: this.masked.length }
+    return {
+      rows: this.rows, truncated: this.truncated.length, tooLong: this.tooLong.length, empty: this.empty.length,
+      masked: this.masked.length,
+    }
   }
 
   warnings(limit: number): string[] {
@@ -72,13 +77,13 @@ class Notes {
 }
 
 const blank = (example: ReturnType<typeof readExample>): boolean =>
-  (example.kind === 'text' && example.text.trim() === '') || (example.kind === 'pair' && `${example.prompt}${example.completion}`.trim() === '')
+  example.kind !== 'chat' && (example.kind === 'text' ? example.text : example.prompt + example.completion).trim() === ''
 
 /** The sample cut or refused as the options say; undefined when it is left out. */
 function fit(sample: Sample, row: Row, { maxSeqLength, tooLong = 'truncate' }: DatasetOptions, notes: Notes): Sample | undefined {
   if (sample.ids.length <= maxSeqLength) return sample
   if (tooLong === 'error')
-    throw new UnslothError('DATA', `${place(row)}: ${formatCount(sample.ids.length)} tokens, more than max_seq_length (${formatCount(maxSeqLength)}).`, {
+    throw new UnslothError('DATA', `${place(row)}: ${sample.ids.length} tokens, more than max_seq_length (${maxSeqLength}).`, {
       hint: 'Raise training.max_seq_length, shorten the row, or let long rows be cut.',
     })
   if (tooLong === 'drop') {
@@ -95,9 +100,13 @@ function checkLabels(samples: number, notes: Notes, files: readonly string[]): s
   const judged = samples + notes.masked.length
   const named = files.join(', ')
   if (notes.rows === 0) throw new UnslothError('DATA', `${named}: the data set is empty.`, { hint: 'Give at least one row.' })
-  if (judged === 0) throw new UnslothError('DATA', `${named}: none of the ${formatCount(notes.rows)} rows can be used: they are empty or too long.`, { hint: 'Look at the rows, or raise training.max_seq_length.' })
+  const fail = (what: string, hint: string): never => {
+    throw new UnslothError('DATA', `${named}: ${what}.`, { hint })
+  }
+  const tooLongHint = 'They are empty or too long: look at them, or raise training.max_seq_length.'
+  if (judged === 0) fail(`none of the ${formatCount(notes.rows)} rows can be used`, tooLongHint)
   if (samples === 0)
-    throw new UnslothError('DATA', `${named}: all labels are masked (−100) in all ${formatCount(judged)} rows, so the loss would be 0: ${namePlaces(notes.masked)}.`, { hint: maskHint })
+    fail(`all labels are masked (−100) in all ${formatCount(judged)} rows: ${namePlaces(notes.masked)}`, maskHint)
   return notes.masked.length / judged >= 0.9 ? [`Nearly all rows have only masked labels (−100). ${maskHint}`] : []
 }
 
@@ -115,17 +124,25 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   const notes = new Notes()
   const samples: Sample[] = []
   let format: FormatChoice | undefined
+  let columnWarnings: string[] = []
   let encoder: SampleEncoder | undefined
   let renderer: ChatRenderer | undefined
   const template = (tools: boolean) => chatTemplateFor(tokenizer, {
-    tools, ...(options.chatTemplate !== undefined && { template: options.chatTemplate }), ...(options.now && { now: options.now }),
+    tools,
+    ...(options.chatTemplate !== undefined && { template: options.chatTemplate }),
+    ...(options.now && { now: options.now }),
   })
   for await (const row of readRows(files, maxSamples)) {
     notes.rows++
     await breathe(notes.rows, options)
-    format ??= chooseFormat(row, options.format, options.columns)
+    if (format === undefined) {
+      format = chooseFormat(row, options.format, options.columns)
+      columnWarnings = unusedColumnWarnings(row, format)
+    }
     const pairsMasked = format.format === 'completion' ? !trainOnPrompt : trainOnCompletions
-    encoder ??= new SampleEncoder(tokenizer, (tools) => (renderer ??= new ChatRenderer(template(tools))), { trainOnCompletions, trainOnPrompt, pairsMasked })
+    encoder ??= new SampleEncoder(
+      tokenizer, (tools) => (renderer ??= new ChatRenderer(template(tools))), { trainOnCompletions, trainOnPrompt, pairsMasked },
+    )
     const example = readExample(row, format)
     if (blank(example)) {
       notes.empty.push(row)
@@ -137,8 +154,9 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
     else notes.masked.push(row)
   }
   options.onRows?.(notes.rows)
-  const warnings = [...checkLabels(samples.length, notes, files), ...notes.warnings(options.maxSeqLength)]
-  if (tokenizer.eosId === undefined) warnings.push('The tokenizer has no EOS token: the model will not learn where an answer ends.')
+  const warnings = [...checkLabels(samples.length, notes, files), ...columnWarnings, ...notes.warnings(options.maxSeqLength)]
+  if (tokenizer.eosId === undefined)
+    warnings.push('The tokenizer has no EOS token: the model will not learn where an answer ends.')
   return { samples, format: format!, rows: notes.counts(), statistics: datasetStatistics(samples), warnings }
 }
 
@@ -153,7 +171,7 @@ export function splitDataset(dataset: Dataset, evaluation: number, seed: number)
   const { samples } = dataset
   const count = evaluation < 1 ? Math.ceil(evaluation * samples.length) : evaluation
   if (count >= samples.length)
-    throw new UnslothError('DATA', `The evaluation split takes ${formatCount(count)} of ${formatCount(samples.length)} samples, so none are left to train on.`, {
+    throw new UnslothError('DATA', `The evaluation split takes ${count} of ${samples.length} samples; none are left to train on.`, {
       hint: 'Make data.eval_split smaller, or give more data.',
     })
   const chosen = new Set(permutation(samples.length, seed, splitStream).subarray(0, count))

@@ -26,13 +26,35 @@ export type Example =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'pair'; readonly prompt: string; readonly completion: string }
   /** `promptMessages`: so many of the messages are the prompt of a `prompt`/`completion` row. */
-  | { readonly kind: 'chat'; readonly messages: readonly ChatMessage[]; readonly tools?: readonly unknown[]; readonly promptMessages: number }
+  | {
+    readonly kind: 'chat'
+    readonly messages: readonly ChatMessage[]
+    readonly tools?: readonly unknown[]
+    readonly promptMessages: number
+  }
 
 /** The format of a data set and what it was told by. */
 export interface FormatChoice {
   readonly format: DataFormat
   readonly reason: string
   readonly columns: ColumnMapping
+}
+
+const mediaColumns = ['image', 'images', 'video', 'videos', 'audio', 'audios']
+
+/** What the user should know about columns of the first row that are not used; one line each. */
+export function unusedColumnWarnings({ value }: Row, { format, columns }: FormatChoice): string[] {
+  const used = new Set<string>(Object.values(columns))
+  const ignoredColumn = (name: string): boolean => Object.hasOwn(value, name) && !used.has(name)
+  const media = mediaColumns.filter((name) => ignoredColumn(name) && value[name] !== null)
+  return [
+    ...(media.length > 0 ? [`Text only is trained: the columns ${list(media)} are not used.`] : []),
+    ...['label', 'kto_tag'].filter((name) => ignoredColumn(name) && typeof value[name] === 'boolean')
+      .map((name) => `The column ${quote(name)} says which answers are good; here all of them are trained alike.`),
+    ...(isPreference(value) && ignoredColumn('rejected')
+      ? [`The columns "chosen" and "rejected" are not used by format ${format}.`]
+      : []),
+  ]
 }
 
 const mapped = (columns: ColumnMapping, name: keyof ColumnMapping): string => columns[name] ?? name
@@ -48,7 +70,8 @@ const needed: Readonly<Record<DataFormat, readonly (keyof ColumnMapping)[]>> = {
 const list = (names: readonly string[]): string => (names.length === 0 ? 'none' : names.map((name) => quote(name)).join(', '))
 
 const isTurns = (value: unknown): boolean =>
-  Array.isArray(value) && value.length > 0 && value.every((turn) => isJsonObject(turn) && typeof turn.from === 'string' && 'value' in turn)
+  Array.isArray(value) && value.length > 0
+  && value.every((turn) => isJsonObject(turn) && typeof turn.from === 'string' && 'value' in turn)
 
 /** Columns of conversations, under either of the two usual names, by what stands in them. */
 function conversationFormat(row: Row, columns: ColumnMapping): FormatChoice | undefined {
@@ -56,17 +79,24 @@ function conversationFormat(row: Row, columns: ColumnMapping): FormatChoice | un
     const column = mapped(columns, name)
     const value = row.value[column]
     if (isMessages(value))
-      return { format: 'chatml', columns: { ...columns, messages: column }, reason: `the column ${quote(column)} holds messages with "role" and "content"` }
+      return {
+        format: 'chatml', columns: { ...columns, messages: column },
+        reason: `the column ${quote(column)} holds messages with "role" and "content"`,
+      }
     if (isTurns(value))
-      return { format: 'sharegpt', columns: { ...columns, conversations: column }, reason: `the column ${quote(column)} holds turns with "from" and "value"` }
+      return {
+        format: 'sharegpt', columns: { ...columns, conversations: column },
+        reason: `the column ${quote(column)} holds turns with "from" and "value"`,
+      }
   }
   return undefined
 }
 
+const isPreference = (value: Row['value']): boolean => Object.hasOwn(value, 'chosen') && Object.hasOwn(value, 'rejected')
+
 function unknownFormat(row: Row): UnslothError {
   const seen = Object.keys(row.value)
-  const preference = seen.includes('chosen') && seen.includes('rejected')
-  const hint = preference
+  const hint = isPreference(row.value)
     ? 'These are preference pairs; this kind of training takes one answer: name the columns, for example completion: chosen.'
     : 'Known are "text"; "prompt" and "completion"; "instruction" and "output"; "messages"; "conversations". '
       + 'Rename the columns, or say in the recipe which column is which.'
@@ -84,12 +114,14 @@ export function chooseFormat(row: Row, asked: DataFormat | 'auto' = 'auto', colu
     if (missing.length === 0) return { format: asked, columns, reason: `${asked} was asked for` }
     throw missingColumns(row, missing, asked)
   } else {
-    const found = conversationFormat(row, columns)
+    // A conversation beside "chosen" and "rejected" is only the prompt of a preference pair.
+    const found = isPreference(row.value) ? undefined : conversationFormat(row, columns)
     if (found !== undefined) return found
     for (const format of ['completion', 'alpaca', 'text'] as const) {
       if (!needed[format].every(has)) continue
       const names = needed[format].map((name) => mapped(columns, name))
-      return { format, columns, reason: names.length === 1 ? `there is a column ${list(names)}` : `there are the columns ${list(names)}` }
+      const reason = names.length === 1 ? `there is a column ${list(names)}` : `there are the columns ${list(names)}`
+      return { format, columns, reason }
     }
     throw unknownFormat(row)
   }
@@ -97,7 +129,8 @@ export function chooseFormat(row: Row, asked: DataFormat | 'auto' = 'auto', colu
 }
 
 function missingColumns(row: Row, missing: readonly string[], format: DataFormat): UnslothError {
-  return new UnslothError('DATA', `${place(row)}: the row has no ${missing.map((name) => quote(name)).join(' and no ')}, which format ${format} needs; `
+  const names = missing.map((name) => quote(name)).join(' and no ')
+  return new UnslothError('DATA', `${place(row)}: the row has no ${names}, which format ${format} needs; `
     + `its columns are ${list(Object.keys(row.value))}.`, {
     hint: format === 'chatml' || format === 'sharegpt'
       ? 'A conversation is a list of objects, {"role": …, "content": …} or {"from": …, "value": …}.'
@@ -105,13 +138,18 @@ function missingColumns(row: Row, missing: readonly string[], format: DataFormat
   })
 }
 
-const kindOf = (value: unknown): string => (Array.isArray(value) ? 'a list' : value === null ? 'null' : typeof value === 'object' ? 'an object' : `a ${typeof value}`)
+const kindOf = (value: unknown): string => (
+  Array.isArray(value) ? 'a list' : value === null ? 'null' : typeof value === 'object' ? 'an object' : `a ${typeof value}`
+)
 
 function textOf(row: Row, column: string, format: DataFormat): string {
   if (!Object.hasOwn(row.value, column)) throw missingColumns(row, [column], format)
   const value = row.value[column]
   if (typeof value === 'string') return value
-  throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not text.`, { hint: 'Write it as text in quotes, or remove the row.' })
+  throw new UnslothError(
+    'DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not text.`,
+    { hint: 'Write it as text in quotes, or remove the row.' },
+  )
 }
 
 /**
@@ -130,25 +168,33 @@ export function alpacaPrompt(instruction: string, input?: string): string {
 /** Content given as a list of text parts as one text; other content as it is. */
 function plainContent(content: unknown): unknown {
   if (!Array.isArray(content)) return content
-  const texts = content.map((part: unknown) => (isJsonObject(part) && part.type === 'text' && typeof part.text === 'string' ? part.text : undefined))
+  const texts = content.map(
+    (part: unknown) => (isJsonObject(part) && part.type === 'text' && typeof part.text === 'string' ? part.text : undefined),
+  )
   return texts.length > 0 && texts.every((text) => text !== undefined) ? texts.join('') : content
 }
 
+const emptyOr = (value: unknown, other: string): string => (Array.isArray(value) && value.length === 0 ? 'an empty list' : other)
+
 function checkedMessages(row: Row, column: string, value: unknown): ChatMessage[] {
   if (!isMessages(value))
-    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${Array.isArray(value) && value.length === 0 ? 'an empty list' : 'not a list of messages'}.`, {
+    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${emptyOr(value, 'not a list of messages')}.`, {
       hint: 'A conversation is a list of objects with "role" and "content". Correct or remove the row.',
     })
   return value.map((message, index) => {
     if (message.content === undefined && message.tool_calls === undefined)
-      throw new UnslothError('DATA', `${place(row)}: message ${index + 1} of ${quote(column)} has no "content".`, { hint: 'Correct or remove the row.' })
+      throw new UnslothError(
+        'DATA', `${place(row)}: message ${index + 1} of ${quote(column)} has no "content".`,
+        { hint: 'Correct or remove the row.' },
+      )
     return { ...message, content: plainContent(message.content ?? '') }
   })
 }
 
 const shareGptRoles: Readonly<Record<string, string>> = {
   system: 'system', human: 'user', user: 'user', input: 'user', gpt: 'assistant', chatgpt: 'assistant', assistant: 'assistant',
-  model: 'assistant', output: 'assistant', tool: 'tool', observation: 'tool', function_response: 'tool', function_call: 'function_call',
+  model: 'assistant', output: 'assistant', tool: 'tool', observation: 'tool', function_response: 'tool',
+  function_call: 'function_call',
 }
 
 /** A call written as JSON text, in the form that templates take; other text stays the content of the answer. */
@@ -168,15 +214,22 @@ function shareGptMessages(row: Row, column: string): ChatMessage[] {
   const turns = row.value[column]
   if (isMessages(turns)) return checkedMessages(row, column, turns)
   if (!isTurns(turns)) {
-    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${Array.isArray(turns) && turns.length === 0 ? 'an empty list' : 'not a list of turns with "from" and "value"'}.`, {
+    const what = emptyOr(turns, 'not a list of turns with "from" and "value"')
+    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${what}.`, {
       hint: 'Correct or remove the row.',
     })
   }
   return (turns as { from: string; value: unknown }[]).map(({ from, value }, index) => {
     const role = Object.hasOwn(shareGptRoles, from.toLowerCase()) ? shareGptRoles[from.toLowerCase()] : undefined
     if (role === undefined)
-      throw new UnslothError('DATA', `${place(row)}: turn ${index + 1} is from ${quote(from)}, which is no known role.`, { hint: `Known are ${list(Object.keys(shareGptRoles))}.` })
-    if (typeof value !== 'string') throw new UnslothError('DATA', `${place(row)}: the "value" of turn ${index + 1} is ${kindOf(value)}, not text.`, { hint: 'Correct or remove the row.' })
+      throw new UnslothError(
+        'DATA', `${place(row)}: turn ${index + 1} is from ${quote(from)}, which is no known role.`,
+        { hint: `Known are ${list(Object.keys(shareGptRoles))}.` },
+      )
+    if (typeof value !== 'string') throw new UnslothError(
+      'DATA', `${place(row)}: the "value" of turn ${index + 1} is ${kindOf(value)}, not text.`,
+      { hint: 'Correct or remove the row.' },
+    )
     return role === 'function_call' ? functionCall(value) : { role, content: value }
   })
 }
@@ -190,10 +243,16 @@ function toolsOf(row: Row, columns: ColumnMapping): readonly unknown[] | undefin
     try {
       value = JSON.parse(value)
     } catch (error) {
-      throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is not JSON: ${(error as Error).message}.`, { hint: 'It holds a list of tools.', cause: error })
+      throw new UnslothError(
+        'DATA', `${place(row)}: the column ${quote(column)} is not JSON: ${(error as Error).message}.`,
+        { hint: 'It holds a list of tools.', cause: error },
+      )
     }
   }
-  if (!Array.isArray(value)) throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not a list of tools.`, { hint: 'Correct or remove it.' })
+  if (!Array.isArray(value)) throw new UnslothError(
+    'DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not a list of tools.`,
+    { hint: 'Correct or remove it.' },
+  )
   return value.length === 0 ? undefined : (value as unknown[])
 }
 
@@ -223,7 +282,8 @@ export function readExample(row: Row, { format, columns }: FormatChoice): Exampl
     }
     case 'completion': {
       const [prompt, completion] = [row.value[column('prompt')], row.value[column('completion')]]
-      if (!Array.isArray(prompt) || !Array.isArray(completion)) return { kind: 'pair', prompt: text('prompt'), completion: text('completion') }
+      if (!Array.isArray(prompt) || !Array.isArray(completion))
+        return { kind: 'pair', prompt: text('prompt'), completion: text('completion') }
       const before = checkedMessages(row, column('prompt'), prompt)
       return chat(row, columns, [...before, ...checkedMessages(row, column('completion'), completion)], before.length)
     }

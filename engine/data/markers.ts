@@ -10,7 +10,10 @@ export interface TurnMarkers {
 
 /** Markers of known formats. A marker must not hold `<think>`: thinking templates drop it from earlier turns. */
 const known: readonly TurnMarkers[] = [
-  { instruction: '<|start_header_id|>user<|end_header_id|>\n\n', response: '<|start_header_id|>assistant<|end_header_id|>\n\n', end: '<|eot_id|>' },
+  {
+    instruction: '<|start_header_id|>user<|end_header_id|>\n\n', response: '<|start_header_id|>assistant<|end_header_id|>\n\n',
+    end: '<|eot_id|>',
+  },
   { instruction: '<|im_start|>user\n', response: '<|im_start|>assistant\n', end: '<|im_end|>\n' },
   { instruction: '<|im_start|>user<|im_sep|>', response: '<|im_start|>assistant<|im_sep|>', end: '<|im_end|>' },
   { instruction: '<start_of_turn>user\n', response: '<start_of_turn>model\n', end: '<end_of_turn>\n' },
@@ -33,7 +36,10 @@ const commonPrefix = (a: string, b: string): string => {
 }
 
 /** Words that no template writes by itself, for asking and answering. */
-const probe = ['Kestrel question one', 'Kestrel answer one', 'Kestrel question two', 'Kestrel answer two', 'Kestrel question three', 'Kestrel answer three']
+const probe = [
+  'Kestrel question one', 'Kestrel answer one', 'Kestrel question two', 'Kestrel answer two',
+  'Kestrel question three', 'Kestrel answer three',
+]
 
 /**
  * Markers of a template: those of a known format when it writes them, else what stands between the turns of a conversation
@@ -56,7 +62,8 @@ export function templateMarkers(template: ChatTemplate): TurnMarkers | undefined
   if (toAnswer !== gap(0) || toQuestion !== gap(3) || toAnswer === '' || toQuestion === '') return undefined
   const end = commonPrefix(toQuestion, text.slice(places[5]! + probe[5]!.length))
   const instruction = toQuestion.slice(end.length)
-  return instruction === '' ? { instruction: toQuestion, response: toAnswer, end: '' } : { instruction, response: toAnswer, end: end.trim() === '' ? '' : end }
+  if (instruction === '') return { instruction: toQuestion, response: toAnswer, end: '' }
+  return { instruction, response: toAnswer, end: end.trim() === '' ? '' : end }
 }
 
 /** Characters from–to of a text, to exclusive. */

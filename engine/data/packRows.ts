@@ -44,7 +44,8 @@ class OpenRows {
 
 /** Best-fit decreasing: each sample, longest first, into the row that it fills best. */
 function packWindow(members: Uint32Array, lengths: ArrayLike<number>, rowTokens: number): number[][] {
-  const sorted = Array.from(members, (sample, order) => ({ sample, order })).sort((a, b) => lengths[b.sample]! - lengths[a.sample]! || a.order - b.order)
+  const sorted = Array.from(members, (sample, order) => ({ sample, order }))
+    .sort((a, b) => lengths[b.sample]! - lengths[a.sample]! || a.order - b.order)
   const rows: number[][] = []
   const open = new OpenRows()
   for (const { sample } of sorted) {
@@ -59,11 +60,15 @@ function packWindow(members: Uint32Array, lengths: ArrayLike<number>, rowTokens:
 
 /**
  * Joins samples into rows of at most `rowTokens` tokens: the lists of sample numbers of all rows. Done once for a run, as TRL
- * does, so the number of rows is the same in each epoch; the rows are then shuffled anew. A sample longer than a row gets its own.
+ * does, so the number of rows is the same in each epoch; the rows are then shuffled anew. A sample longer than a row gets one
+ * of its own.
  */
-export function packRows(lengths: ArrayLike<number>, { rowTokens, seed, shuffle, window = defaultWindow }: PackingOptions): number[][] {
-  const order = shuffle ? permutation(lengths.length, seed, packingStream) : Uint32Array.from({ length: lengths.length }, (_, index) => index)
+export function packRows(
+  lengths: ArrayLike<number>, { rowTokens, seed, shuffle, window = defaultWindow }: PackingOptions,
+): number[][] {
+  const order = shuffle ? permutation(lengths.length, seed, packingStream) : Uint32Array.from(lengths, (_, index) => index)
   const rows: number[][] = []
-  for (let from = 0; from < order.length; from += window) rows.push(...packWindow(order.subarray(from, from + window), lengths, rowTokens))
+  for (let from = 0; from < order.length; from += window)
+    rows.push(...packWindow(order.subarray(from, from + window), lengths, rowTokens))
   return rows
 }

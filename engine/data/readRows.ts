@@ -25,7 +25,7 @@ const dataError = (file: string, line: number, what: string, hint: string, cause
 
 const utf8Hint = 'Save the file as UTF-8.'
 
-/** One row from its text. JSON.parse is the fast way; the careful parser takes what Python writes (NaN) and tells what is wrong. */
+/** One row from its text. JSON.parse is fast; the careful parser takes what Python writes (NaN) and tells what is wrong. */
 function parseRow(text: string, file: string, line: number): Row {
   let value: unknown
   try {
@@ -61,7 +61,9 @@ async function* chunksOf(file: string): AsyncGenerator<Buffer> {
   } catch (error) {
     const { code } = error as { code?: unknown }
     if (typeof code === 'string' && code.startsWith('Z_'))
-      throw new UnslothError('DATA', `${file}: not a gzip file, or a damaged one.`, { hint: 'Fetch or pack the file again.', cause: error })
+      throw new UnslothError(
+        'DATA', `${file}: not a gzip file, or a damaged one.`, { hint: 'Fetch or pack the file again.', cause: error },
+      )
     throw readError(error, file, 'data set')
   } finally {
     stream.destroy()
@@ -127,7 +129,8 @@ async function* readArray(file: string, wrapped: boolean, chunks: AsyncIterable<
     scanner.end()
   } catch (error) {
     if (!(error instanceof ScanFailure)) throw error
-    throw dataError(file, error.line, error.message, 'A data set is JSONL, a JSON list of objects, or an object with such a list under "data".', error)
+    const hint = 'A data set is JSONL, a JSON list of objects, or an object with such a list under "data".'
+    throw dataError(file, error.line, error.message, hint, error)
   }
 }
 
@@ -156,7 +159,8 @@ function shapeOf(file: string, head: string, whole: boolean): Shape {
 }
 
 /** Enough of a file to tell its shape: a second line has begun, or it is no object. */
-const enoughToTell = (head: string): boolean => /^\s*[^\s{]/.test(head) || /^\s*\{[^\n]*\n\s*\S/.test(head) || head.length > 1 << 22
+const enoughToTell = (head: string): boolean =>
+  /^\s*[^\s{]/.test(head) || /^\s*\{[^\n]*\n\s*\S/.test(head) || head.length > 1 << 22
 
 async function* readFileRows(file: string): AsyncGenerator<Row> {
   const chunks = chunksOf(file)

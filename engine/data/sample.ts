@@ -91,7 +91,8 @@ export class SampleEncoder {
     const answer = this.tokenizer.encode(completion)
     const body = withBos(this.tokenizer, joined(this.tokenizer.encode(prompt), answer))
     const ids = joined(body, this.ending(body, completion))
-    return { ids, labels: this.options.pairsMasked ? labelsOf(ids, [{ from: body.length - answer.length, to: ids.length }]) : ids.slice() }
+    const trained = { from: this.options.pairsMasked ? body.length - answer.length : 0, to: ids.length }
+    return { ids, labels: labelsOf(ids, [trained]) }
   }
 
   private text(text: string): { ids: Int32Array; labels: Int32Array } {
@@ -128,14 +129,18 @@ export class SampleEncoder {
       return { ids, labels: ids.slice() }
     } catch (error) {
       if (!UnslothError.is(error, 'DATA')) throw error
-      throw new UnslothError('DATA', `${place(row)}: ${error.message}`, { ...(error.hint !== undefined && { hint: error.hint }), cause: error })
+      throw new UnslothError(
+        'DATA', `${place(row)}: ${error.message}`, { ...(error.hint !== undefined && { hint: error.hint }), cause: error },
+      )
     }
   }
 
-  private answers(renderer: ChatRenderer, { messages, tools, promptMessages }: ChatExample): { ids: Int32Array; labels: Int32Array } {
+  private answers(
+    renderer: ChatRenderer, { messages, tools, promptMessages }: ChatExample,
+  ): { ids: Int32Array; labels: Int32Array } {
     const { text, answers, foundBy } = renderer.render(messages, tools && { tools })
     if (foundBy === 'none')
-      throw new UnslothError('DATA', `${renderer.template.name}: the answers of the assistant could not be found in what it makes.`, {
+      throw new UnslothError('DATA', `the answers of the assistant could not be found in what ${renderer.template.name} makes.`, {
         hint: 'Set training.train_on_completions to false, or give the data as prompt and completion.',
       })
     const inPrompt = messages.slice(0, promptMessages).filter(({ role }) => role === 'assistant' || role === 'model').length

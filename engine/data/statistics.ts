@@ -40,7 +40,8 @@ export interface RowCounts {
 const binCount = 16
 
 /** The value that a share of the sorted values does not exceed (nearest rank). */
-const percentile = (sorted: ArrayLike<number>, share: number): number => sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? 0
+const percentile = (sorted: ArrayLike<number>, share: number): number =>
+  sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? 0
 
 /** Counts, lengths and their distribution. */
 export function datasetStatistics(samples: readonly Sample[]): DatasetStatistics {

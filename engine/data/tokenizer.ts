@@ -68,7 +68,10 @@ function largestId({ folder, definition }: TokenizerFiles): number {
   let last = Array.isArray(vocabulary) ? vocabulary.length - 1 : -1
   const consider = (token: string, id: unknown): void => {
     if (!Number.isInteger(id) || (id as number) < 0 || (id as number) >= idLimit)
-      throw new UnslothError('TOKENIZER', `${join(folder, 'tokenizer.json')}: the token ${quote(token)} has no usable id.`, { hint: 'Fetch the file again.' })
+      throw new UnslothError(
+        'TOKENIZER', `${join(folder, 'tokenizer.json')}: the token ${quote(token)} has no usable id.`,
+        { hint: 'Fetch the file again.' },
+      )
     last = Math.max(last, id as number)
   }
   if (isJsonObject(vocabulary)) for (const [token, id] of Object.entries(vocabulary)) consider(token, id)
@@ -82,12 +85,13 @@ function construct(files: TokenizerFiles): HubTokenizer {
   const path = join(files.folder, 'tokenizer.json')
   const { model } = files.definition
   if (!isJsonObject(model)) throw new UnslothError('TOKENIZER', `${path}: "model" is missing.`, { hint: 'Fetch the file again.' })
-  const type = model.type ?? (Array.isArray(model.merges) ? 'BPE' : undefined)
+  const type = model.type ?? (Array.isArray(model.merges) ? 'BPE' : 'none')
   if (typeof type !== 'string' || !supportedModels.includes(type))
-    throw new UnslothError('TOKENIZER', `${path}: the model type ${typeof type === 'string' ? quote(type) : 'is not given and'} is not supported.`, {
+    throw new UnslothError('TOKENIZER', `${path}: the model type ${quote(typeof type === 'string' ? type : 'none')} is not supported.`, {
       hint: `Supported are ${supportedModels.join(', ')}.`,
     })
-  if (largestId(files) < 0) throw new UnslothError('TOKENIZER', `${path}: "model.vocab" is missing or empty.`, { hint: 'Fetch the file again.' })
+  if (largestId(files) < 0)
+    throw new UnslothError('TOKENIZER', `${path}: "model.vocab" is missing or empty.`, { hint: 'Fetch the file again.' })
   try {
     const absent = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null }
     const made = new HubTokenizer({ ...absent, ...files.definition, model: { ...model, type } }, files.config)
@@ -105,7 +109,8 @@ function surroundings(hub: HubTokenizer): { prefix: number[]; suffix: number[] }
   const bare = hub.encode('a', { add_special_tokens: false }).ids
   const full = hub.encode('a').ids
   const start = full.findIndex((_, index) => bare.every((id, offset) => full[index + offset] === id))
-  return start < 0 || bare.length === 0 ? { prefix: [], suffix: [] } : { prefix: full.slice(0, start), suffix: full.slice(start + bare.length) }
+  if (start < 0 || bare.length === 0) return { prefix: [], suffix: [] }
+  return { prefix: full.slice(0, start), suffix: full.slice(start + bare.length) }
 }
 
 class HfTokenizer implements Tokenizer {
@@ -139,7 +144,7 @@ class HfTokenizer implements Tokenizer {
     const idOf = (role: string, token: string | undefined): number | undefined => {
       const id = token === undefined ? undefined : hub.token_to_id(token)
       if (token !== undefined && id === undefined)
-        throw new UnslothError('TOKENIZER', `${join(files.folder, 'tokenizer_config.json')}: the ${role} token ${quote(token)} is not in the vocabulary.`, {
+        throw new UnslothError('TOKENIZER', `${files.folder}: the ${role} token ${quote(token)} is not in the vocabulary.`, {
           hint: 'tokenizer.json and tokenizer_config.json belong to different models: copy both from the same one.',
         })
       return id
@@ -157,7 +162,9 @@ class HfTokenizer implements Tokenizer {
   }
 
   /** `add_bos_token` and `add_eos_token` win over what the post-processor does. */
-  private decided(ids: readonly number[], wanted: boolean | undefined, id: number | undefined, place: 'first' | 'last'): readonly number[] {
+  private decided(
+    ids: readonly number[], wanted: boolean | undefined, id: number | undefined, place: 'first' | 'last',
+  ): readonly number[] {
     if (wanted === undefined || id === undefined || ids.includes(id) === wanted) return ids
     if (!wanted) return ids.filter((other) => other !== id)
     return place === 'first' ? [id, ...ids] : [...ids, id]
@@ -169,7 +176,9 @@ class HfTokenizer implements Tokenizer {
   }
 
   decode(ids: ArrayLike<number>, { skipSpecialTokens = false } = {}): string {
-    const shown = Array.from(ids).filter((id) => this.hub.id_to_token(id) !== undefined && !(skipSpecialTokens && this.specialIds.has(id)))
+    const shown = Array.from(ids).filter(
+      (id) => this.hub.id_to_token(id) !== undefined && !(skipSpecialTokens && this.specialIds.has(id)),
+    )
     return shown.length === 0 ? '' : this.hub.decode(shown, { clean_up_tokenization_spaces: false })
   }
 

@@ -113,13 +113,16 @@ function templatesOf(value: unknown, path: string): Map<string, string> {
 async function chatTemplates(folder: string, names: ReadonlySet<string>, config: Json): Promise<Map<string, string>> {
   const templates = templatesOf(config.chat_template, join(folder, 'tokenizer_config.json'))
   const older = join(folder, 'chat_template.json')
-  if (names.has('chat_template.json')) for (const [name, text] of templatesOf((await readObject(older)).chat_template, older)) templates.set(name, text)
+  const inOlder = names.has('chat_template.json') ? templatesOf((await readObject(older)).chat_template, older) : []
+  for (const [name, text] of inOlder) templates.set(name, text)
   if (names.has('chat_template.jinja')) templates.set('default', await readText(join(folder, 'chat_template.jinja')))
   return templates
 }
 
 /** `bos_token_id` and `eos_token_id` (a number or a list) of the configuration of generation, else of the model. */
-async function generationIds(folder: string, names: ReadonlySet<string>): Promise<{ bosId: number | undefined; eosIds: number[] }> {
+async function generationIds(
+  folder: string, names: ReadonlySet<string>,
+): Promise<{ bosId: number | undefined; eosIds: number[] }> {
   const isId = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0
   let bosId: number | undefined
   let eosIds: number[] = []
@@ -136,7 +139,10 @@ async function generationIds(folder: string, names: ReadonlySet<string>): Promis
 export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
   const names = new Set(
     await readdir(folder).catch((error: unknown) => {
-      throw broken(folder, `could not be read as a folder: ${(error as Error).message}`, 'Give the folder of a model that has tokenizer.json.', error)
+      throw broken(
+        folder, `could not be read as a folder: ${(error as Error).message}`,
+        'Give the folder of a model that has tokenizer.json.', error,
+      )
     }),
   )
   const path = join(folder, 'tokenizer.json')
@@ -145,7 +151,8 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     throw new UnslothError('TOKENIZER', `${path}: no such file.`, {
       hint: others.length === 0
         ? 'Copy tokenizer.json and tokenizer_config.json from the folder of the base model.'
-        : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: take tokenizer.json from a newer upload of the model.`,
+        : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: `
+          + 'take tokenizer.json from a newer upload of the model.',
     })
   }
   const optional = (name: string): Promise<Json> => (names.has(name) ? readObject(join(folder, name)) : Promise.resolve({}))

@@ -128,7 +128,9 @@ function firstFit(samples: readonly StepSample[], rows: readonly number[], capac
     if (bin === undefined) {
       bin = { members: [], tokens: 0, labelled: 0 }
       if (!fits(bin, tokens, labelled, capacity))
-        throw new UnslothError('INTERNAL', `a sample of ${tokens} tokens is longer than the largest micro-step of ${capacity.tokens} tokens`)
+        throw new UnslothError(
+          'INTERNAL', `a sample of ${tokens} tokens is longer than the largest micro-step of ${capacity.tokens} tokens`,
+        )
       bins.push(bin)
     }
     bin.members.push(index)
@@ -139,7 +141,9 @@ function firstFit(samples: readonly StepSample[], rows: readonly number[], capac
   return bins
 }
 
-function layOut(samples: readonly StepSample[], { members, tokens, labelled }: Bin, weight: number, capacity: number): MicroBatch {
+function layOut(
+  samples: readonly StepSample[], { members, tokens, labelled }: Bin, weight: number, capacity: number,
+): MicroBatch {
   const s = members.length
   const batch: MicroBatch = {
     ids: new Int32Array(tokens), positions: new Int32Array(tokens), tokenKeys: new Int32Array(2 * tokens),
@@ -170,8 +174,8 @@ function layOut(samples: readonly StepSample[], { members, tokens, labelled }: B
 }
 
 /**
- * The samples of one optimizer step in as few micro-steps as first-fit decreasing finds. The loss of the step is Σ weight·nll over
- * all of them, so any split gives the same. `total`: labelled tokens that the loss is divided by; default: those of the samples.
+ * The samples of one optimizer step in as few micro-steps as first-fit decreasing finds. The loss of the step is Σ weight·nll
+ * over all of them, so any split gives the same. `total`: labelled tokens that the loss is divided by; default: those of the samples.
  */
 export function packMicroSteps(
   samples: readonly StepSample[], capacities: readonly (number | MicroCapacity)[], total?: number,
@@ -232,7 +236,8 @@ export class TrainingBatches {
 
   /** Most tokens that any one step of an epoch can have: an upper bound for plans. */
   get longestStep(): number {
-    const lengths = (this.rows ?? this.samples.map((_, index) => [index])).map((row) => row.reduce((sum, index) => sum + this.samples[index]!.ids.length, 0))
+    const rows = this.rows ?? this.samples.map((_, index) => [index])
+    const lengths = rows.map((row) => row.reduce((sum, index) => sum + this.samples[index]!.ids.length, 0))
     return lengths.sort((a, b) => b - a).slice(0, this.order.options.perStep).reduce((sum, length) => sum + length, 0)
   }
 }
@@ -241,12 +246,15 @@ export class TrainingBatches {
 const evaluationWindow = 256
 
 /** A whole set as micro-steps whose weights add up to 1, so that Σ weight·nll is its mean loss. Can be gone through again. */
-export function evaluationBatches(samples: readonly Omit<StepSample, 'key'>[], capacities: readonly (number | MicroCapacity)[]): Iterable<MicroBatch> {
+export function evaluationBatches(
+  samples: readonly Omit<StepSample, 'key'>[], capacities: readonly (number | MicroCapacity)[],
+): Iterable<MicroBatch> {
   const keyed = samples.map((sample, key) => ({ ...sample, key }))
   const total = labelledTokens(keyed)
   return {
     *[Symbol.iterator]() {
-      for (let from = 0; from < keyed.length; from += evaluationWindow) yield* packMicroSteps(keyed.slice(from, from + evaluationWindow), capacities, total)
+      for (let from = 0; from < keyed.length; from += evaluationWindow)
+        yield* packMicroSteps(keyed.slice(from, from + evaluationWindow), capacities, total)
     },
   }
 }

@@ -39,11 +39,15 @@ describe('micro-steps', () => {
 
   it('do not depend on the capacities but for the split', () => {
     const expected = facts(packMicroSteps(samples, [10_000]))
-    for (const capacities of [[61], [64, 128], [100, 500], [61, { tokens: 300, labelled: 90, sequences: 3 }]]) assert.deepEqual(facts(packMicroSteps(samples, capacities)), expected)
+    for (
+      const capacities of [[61], [64, 128], [100, 500], [61, { tokens: 300, labelled: 90, sequences: 3 }]]
+    ) assert.deepEqual(facts(packMicroSteps(samples, capacities)), expected)
   })
 
   it('have weights that add up to 1', () => {
-    for (const capacity of [61, 200, 10_000]) assert.ok(Math.abs(sum(packMicroSteps(samples, [capacity]).flatMap(({ weights }) => [...weights])) - 1) < 1e-6)
+    for (const capacity of [61, 200, 10_000]) assert.ok(
+      Math.abs(sum(packMicroSteps(samples, [capacity]).flatMap(({ weights }) => [...weights])) - 1) < 1e-6,
+    )
   })
 
   it('are laid out as the plans read them', () => {
@@ -71,13 +75,19 @@ describe('micro-steps', () => {
   })
 
   it('refuse what no plan has room for, and a step without labels', () => {
-    assert.throws(() => packMicroSteps(samples, [10]), /a sample of \d+ tokens is longer than the largest micro-step of 10 tokens/)
-    assert.throws(() => packMicroSteps([{ key: 0, ids: Int32Array.of(1, 2), labels: Int32Array.of(1, -100) }], [10]), /no labelled token/)
+    assert.throws(
+      () => packMicroSteps(samples, [10]), /a sample of \d+ tokens is longer than the largest micro-step of 10 tokens/,
+    )
+    assert.throws(
+      () => packMicroSteps([{ key: 0, ids: Int32Array.of(1, 2), labels: Int32Array.of(1, -100) }], [10]), /no labelled token/,
+    )
   })
 })
 
 describe('order of samples', () => {
-  const order = (count: number, perStep: number, shuffle = true, seed = 3407) => new SampleOrder({ count, perStep, seed, shuffle })
+  const order = (
+    count: number, perStep: number, shuffle = true, seed = 3407
+  ) => new SampleOrder({ count, perStep, seed, shuffle })
 
   it('takes each sample once in an epoch and keeps the last, smaller step', () => {
     const steps = order(10, 4)
@@ -86,7 +96,10 @@ describe('order of samples', () => {
       const taken = [0, 1, 2].map((step) => steps.step(3 * epoch + step))
       assert.deepEqual(taken.map(({ indices }) => indices.length), [4, 4, 2])
       assert.deepEqual(taken.flatMap(({ indices }) => [...indices]).sort((a, b) => a - b), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-      assert.deepEqual(taken.map(({ epoch: at, epochAfter }) => [at, epochAfter]), [[epoch, epoch + 1 / 3], [epoch, epoch + 2 / 3], [epoch, epoch + 1]])
+      assert.deepEqual(
+        taken.map(({ epoch: at, epochAfter }) => [at, epochAfter]),
+        [[epoch, epoch + 1 / 3], [epoch, epoch + 2 / 3], [epoch, epoch + 1]],
+      )
     }
   })
 
@@ -139,11 +152,17 @@ describe('packing into rows', () => {
     const plain = new TrainingBatches(samples, options)
     assert.ok(packed.count < plain.count)
     assert.equal(packed.order.stepsPerEpoch, Math.ceil(packed.count / 4))
-    const epoch = (batches: TrainingBatches) => Array.from({ length: batches.order.stepsPerEpoch }, (_, step) => batches.microSteps(step, [256])).flat()
-    const keysAndPositions = (batches: readonly MicroBatch[]) => facts(batches).map((fact) => fact.split(' ').slice(0, 3).join(' '))
+    const epoch = (batches: TrainingBatches) => Array.from(
+      { length: batches.order.stepsPerEpoch }, (_, step) => batches.microSteps(step, [256]),
+    ).flat()
+    const keysAndPositions = (batches: readonly MicroBatch[]) => facts(batches).map(
+      (fact) => fact.split(' ').slice(0, 3).join(' '),
+    )
     assert.deepEqual(keysAndPositions(epoch(packed)), keysAndPositions(epoch(plain)))
     for (const batches of [packed, plain])
-      for (let step = 0; step < batches.order.stepsPerEpoch; step++) assert.ok(sum(batches.samplesOf(step).map(({ ids }) => ids.length)) <= batches.longestStep)
+      for (let step = 0; step < batches.order.stepsPerEpoch; step++) assert.ok(
+        sum(batches.samplesOf(step).map(({ ids }) => ids.length)) <= batches.longestStep,
+      )
   })
 })
 

@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict'
 import { learningRate, stepsPerEpoch, totalStepCount, warmupStepCount, type Schedule } from '../../engine/train/schedule.ts'
 
-const rates = (schedule: Schedule, steps = schedule.totalSteps): number[] => Array.from({ length: steps }, (_, step) => learningRate(step, schedule))
+const rates = (schedule: Schedule, steps = schedule.totalSteps): number[] => Array.from(
+  { length: steps }, (_, step) => learningRate(step, schedule),
+)
 const near = (actual: readonly number[], expected: readonly number[]): void => {
   assert.equal(actual.length, expected.length)
-  for (const [index, value] of expected.entries()) assert.ok(Math.abs(actual[index]! - value) < 1e-12, `step ${index}: ${actual[index]} instead of ${value}`)
+  for (const [index, value] of expected.entries()) assert.ok(
+    Math.abs(actual[index]! - value) < 1e-12, `step ${index}: ${actual[index]} instead of ${value}`,
+  )
 }
 
 describe('schedule', () => {
@@ -16,7 +20,10 @@ describe('schedule', () => {
   it('is half a cosine after 5 of 50 steps warm-up', () => {
     const schedule: Schedule = { type: 'cosine', totalSteps: 50, warmupSteps: 5 }
     const half = (share: number): number => (1 + Math.cos(Math.PI * share)) / 2
-    near([0, 1, 4, 5, 20, 35, 49, 50].map((step) => learningRate(step, schedule)), [0, 0.2, 0.8, 1, half(1 / 3), half(2 / 3), half(44 / 45), 0])
+    near(
+      [0, 1, 4, 5, 20, 35, 49, 50].map((step) => learningRate(step, schedule)),
+      [0, 0.2, 0.8, 1, half(1 / 3), half(2 / 3), half(44 / 45), 0],
+    )
     near([20, 35].map((step) => 2e-3 * learningRate(step, schedule)), [1.5e-3, 0.5e-3])
   })
 
@@ -26,13 +33,19 @@ describe('schedule', () => {
   })
 
   it('starts the cosine again as often as asked', () => {
-    near(rates({ type: 'cosine_with_restarts', totalSteps: 8, numCycles: 2 }, 10), [1, (1 + Math.SQRT1_2) / 2, 0.5, (1 - Math.SQRT1_2) / 2, 1, (1 + Math.SQRT1_2) / 2, 0.5, (1 - Math.SQRT1_2) / 2, 0, 0])
+    near(
+      rates({ type: 'cosine_with_restarts', totalSteps: 8, numCycles: 2 }, 10),
+      [1, (1 + Math.SQRT1_2) / 2, 0.5, (1 - Math.SQRT1_2) / 2, 1, (1 + Math.SQRT1_2) / 2, 0.5, (1 - Math.SQRT1_2) / 2, 0, 0],
+    )
     near([0, 2, 4].map((step) => learningRate(step, { type: 'cosine_with_restarts', totalSteps: 4 })), [1, 0.5, 0])
     near([0, 2, 4].map((step) => learningRate(step, { type: 'cosine', totalSteps: 4, numCycles: 1 })), [1, 0, 1])
   })
 
   it('goes down a polynomial to where it ends', () => {
-    near(rates({ type: 'polynomial', totalSteps: 6, warmupSteps: 2, power: 2, rateEnd: 0.2 }, 9), [0, 0.5, 1, 0.65, 0.4, 0.25, 0.2, 0.2, 0.2])
+    near(
+      rates({ type: 'polynomial', totalSteps: 6, warmupSteps: 2, power: 2, rateEnd: 0.2 }, 9),
+      [0, 0.5, 1, 0.65, 0.4, 0.25, 0.2, 0.2, 0.2],
+    )
     near(rates({ type: 'polynomial', totalSteps: 4 }), rates({ type: 'linear', totalSteps: 4 }))
   })
 

@@ -32,14 +32,22 @@ describe('chat template', () => {
   it('renders the template of Qwen2.5 as transformers does', async () => {
     const template = chatTemplateFor(await fixtureTokenizer('qwen2.5'))
     const system = '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n'
-    assert.equal(template.render([user('Hi')], { addGenerationPrompt: true }), `${system}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n`)
+    assert.equal(
+      template.render([user('Hi')], { addGenerationPrompt: true }),
+      `${system}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n`,
+    )
     const tools = [{ type: 'function', function: { name: 'f', description: 'é "x"', parameters: { n: 1, b: true, z: null } } }]
     const text = template.render(
-      [{ role: 'system', content: 'Be brief.' }, user('2+2?'), { role: 'assistant', content: '', tool_calls: [{ type: 'function', function: { name: 'f', arguments: { x: 1 } } }] }, { role: 'tool', content: '4' }, assistant('4')],
+      [
+        { role: 'system', content: 'Be brief.' }, user('2+2?'),
+        { role: 'assistant', content: '', tool_calls: [{ type: 'function', function: { name: 'f', arguments: { x: 1 } } }] },
+        { role: 'tool', content: '4' }, assistant('4'),
+      ],
       { tools },
     )
     assert.match(text, /^<\|im_start\|>system\nBe brief\.\n\n# Tools/)
-    assert.ok(text.includes('\n{"type": "function", "function": {"name": "f", "description": "é \\"x\\"", "parameters": {"n": 1, "b": true, "z": null}}}\n</tools>'))
+    assert.ok(text.includes('\n{"type": "function", "function": {"name": "f", "description": "é \\"x\\"", '
+      + '"parameters": {"n": 1, "b": true, "z": null}}}\n</tools>'))
     assert.ok(text.endsWith('<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n'
       + '<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n'))
   })
@@ -50,7 +58,8 @@ describe('chat template', () => {
     const text = template.render([user('Hi'), assistant('Hello'), user('Bye')])
     assert.equal(text, '<s>[INST] Hi[/INST] Hello</s>[INST] Bye[/INST]')
     assert.equal([...encodeRendered(tokenizer, text)].filter((id) => id === tokenizer.bosId).length, 1)
-    assert.throws(() => template.render([user('a'), user('b')]), /chat template: the chat template refuses these messages: After the optional system message, conversation roles must alternate/)
+    const refusal = /the chat template of \S+mistral-v0\.3 refuses these messages: After the optional .* roles must alternate/
+    assert.throws(() => template.render([user('a'), user('b')]), refusal)
   })
 
   it('puts the BOS of the tokenizer before text of a template that has none', async () => {
@@ -62,26 +71,39 @@ describe('chat template', () => {
   it('gives templates the functions and variables that transformers gives them', () => {
     const now = new Date(2024, 6, 4, 9, 5, 7)
     assert.equal(make("{{ bos_token }}{{ strftime_now('%d %b %Y') }}{{ eos_token }}", now).render([]), '<s>04 Jul 2024</s>')
-    assert.equal(make('{{ pad_token is defined }}{{ tools is none }}{% for i in range(1, 4) %}{{ i }}{% endfor %}').render([]), 'falsetrue123')
+    assert.equal(
+      make('{{ pad_token is defined }}{{ tools is none }}{% for i in range(1, 4) %}{{ i }}{% endfor %}').render([]),
+      'falsetrue123',
+    )
     assert.equal(make('{% if enable_thinking %}yes{% endif %}').render([], { variables: { enable_thinking: true } }), 'yes')
     assert.equal(strftime(now, '%A %-d %B %y %H:%M:%S %I %p %F %%'), 'Thursday 4 July 24 09:05:07 09 AM 2024-07-04 %')
     assert.equal(make('{% generation %}a{% endgeneration %}').render([]), 'a')
   })
 
   it('tells what is wrong with a template', () => {
-    assert.throws(() => make('{% for x in %}'), /test: not a valid chat template/)
-    assert.throws(() => make('{{ messages[0].content.foo.bar() }}').render([user('x')]), /test: the chat template failed: .*/)
+    assert.throws(() => make('{% for x in %}'), /test is not valid: /)
+    assert.throws(() => make('{{ messages[0].content.foo.bar() }}').render([user('x')]), /test failed: .*/)
     assert.throws(() => make("{{ raise_exception('No!') }}").render([user('x')]), /refuses these messages: No!$/)
   })
 
   it('finds the template by name, text, or in the model; none is an error with a way out', async () => {
     const qwen = await fixtureTokenizer('qwen2.5')
-    assert.equal(chatTemplateFor(qwen, { template: 'chatml' }).render([user('a'), assistant('b')]), '<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n')
+    assert.equal(
+      chatTemplateFor(qwen, { template: 'chatml' }).render([user('a'), assistant('b')]),
+      '<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n',
+    )
     assert.equal(chatTemplateFor(qwen, { template: '{{ messages[0].content }}' }).render([user('a')]), 'a')
-    assert.throws(() => chatTemplateFor(qwen, { template: 'chatlm' }), /"chatlm": neither a Jinja template nor the name of a known one/)
+    assert.throws(
+      () => chatTemplateFor(qwen, { template: 'chatlm' }), /"chatlm": neither a Jinja template nor the name of a known one/,
+    )
     const base = await fixtureTokenizer('stories260k')
-    await rejects(Promise.resolve().then(() => chatTemplateFor(base)), 'TOKENIZER', /stories260k: this model has no chat template/, /hint: .*chatml/)
-    const folder = folderWith({ 'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')), 'chat_template.jinja': 'own' })
+    await rejects(
+      Promise.resolve().then(() => chatTemplateFor(base)), 'TOKENIZER', /stories260k: this model has no chat template/,
+      /hint: .*chatml/,
+    )
+    const folder = folderWith(
+      { 'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')), 'chat_template.jinja': 'own' },
+    )
     assert.equal(chatTemplateFor(await loadTokenizer(folder)).render([]), 'own')
   })
 })
@@ -92,20 +114,29 @@ describe('answers in a conversation', () => {
   it('are found by prefixes, with the end of the turn', async () => {
     const template = chatTemplateFor(await fixtureTokenizer('qwen2.5'))
     assert.deepEqual(answersOf(template, messages), { foundBy: 'prefixes', answers: ['first<|im_end|>\n', 'second<|im_end|>\n'] })
-    const llama = make("{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}")
+    const llama = make("{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+      + '{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}')
     assert.deepEqual(answersOf(llama, messages), { foundBy: 'prefixes', answers: [' first </s>', ' second </s>'] })
   })
 
   it('are found by markers when a template rewrites earlier turns', async () => {
-    assert.deepEqual(answersOf(make(thinking), messages), { foundBy: 'markers', answers: ['first<|im_end|>\n', '<think>\n\n</think>\n\nsecond<|im_end|>\n'] })
+    assert.deepEqual(
+      answersOf(make(thinking), messages),
+      { foundBy: 'markers', answers: ['first<|im_end|>\n', '<think>\n\n</think>\n\nsecond<|im_end|>\n'] },
+    )
     const mistral = chatTemplateFor(await fixtureTokenizer('mistral-v0.3'))
-    assert.deepEqual(answersOf(mistral, [{ role: 'system', content: 'Be brief.' }, ...messages]), { foundBy: 'markers', answers: [' first</s>', ' second</s>'] })
+    assert.deepEqual(
+      answersOf(mistral, [{ role: 'system', content: 'Be brief.' }, ...messages]),
+      { foundBy: 'markers', answers: [' first</s>', ' second</s>'] },
+    )
   })
 
   it('are found by markers of a template that nobody knows', () => {
-    const unknown = make("{% for m in messages %}{% if m.role == 'user' %}<ask>{{ m.content }}</ask>{% elif loop.last %}<reply>!{{ m.content }}</reply>{% else %}<reply>{{ m.content }}</reply>{% endif %}{% endfor %}")
+    const unknown = make("{% for m in messages %}{% if m.role == 'user' %}<ask>{{ m.content }}</ask>{% elif loop.last %}"
+      + '<reply>!{{ m.content }}</reply>{% else %}<reply>{{ m.content }}</reply>{% endif %}{% endfor %}')
     assert.deepEqual(answersOf(unknown, messages), { foundBy: 'markers', answers: ['first</reply>', '!second</reply>'] })
-    const plain = make("{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:{% else %} {{ m.content }}<end>\n{% endif %}{% endfor %}")
+    const plain = make("{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:"
+      + '{% else %} {{ m.content }}<end>\n{% endif %}{% endfor %}')
     assert.deepEqual(templateMarkers(plain), { instruction: 'Q: ', response: '\nA: ', end: '<end>\n' })
     assert.equal(answersOf(make('{{ messages | length }}'), messages).foundBy, 'none')
   })
@@ -115,7 +146,9 @@ describe('answers in a conversation', () => {
       const tokenizer = await fixtureTokenizer(name)
       const { text, answers } = new ChatRenderer(chatTemplateFor(tokenizer)).render(messages)
       const ids = tokenizer.encode(text)
-      const decoded = tokenSpans(tokenizer, text, ids, answers).map(({ from, to }) => tokenizer.decode(ids.subarray(from, to)).trimStart())
+      const decoded = tokenSpans(tokenizer, text, ids, answers).map(
+        ({ from, to }) => tokenizer.decode(ids.subarray(from, to)).trimStart(),
+      )
       assert.deepEqual(decoded, name === 'qwen2.5' ? ['first<|im_end|>\n', 'second<|im_end|>\n'] : ['first</s>', 'second</s>'])
     }
   })

@@ -10,13 +10,18 @@ async function rowsOf(...files: string[]): Promise<Row[]> {
   for await (const row of readRows(files)) rows.push(row)
   return rows
 }
-const read = async (name: string, content: string | Uint8Array) => (await rowsOf(fileWith(name, content))).map(({ value, line }) => ({ ...value, line }))
+const read = async (
+  name: string, content: string | Uint8Array,
+) => (await rowsOf(fileWith(name, content))).map(({ value, line }) => ({ ...value, line }))
 
 describe('reading rows', () => {
   after(removeFolders)
 
   it('reads JSONL with BOM, CRLF, blank lines and no last line end', async () => {
-    assert.deepEqual(await read('a.jsonl', '\ufeff{"a": 1}\r\n\r\n  {"a": "ü🙂"}\n\n{"a": 3}'), [{ a: 1, line: 1 }, { a: 'ü🙂', line: 3 }, { a: 3, line: 5 }])
+    assert.deepEqual(
+      await read('a.jsonl', '\ufeff{"a": 1}\r\n\r\n  {"a": "ü🙂"}\n\n{"a": 3}'),
+      [{ a: 1, line: 1 }, { a: 'ü🙂', line: 3 }, { a: 3, line: 5 }],
+    )
     assert.deepEqual(await read('a.jsonl', ''), [])
     assert.deepEqual(await read('a.json', '\n \n'), [])
   })
@@ -42,11 +47,16 @@ describe('reading rows', () => {
 
   it('names file and line of what is wrong', async () => {
     await rejects(rowsOf('/nowhere/data.jsonl'), 'FILE_NOT_FOUND', /data\.jsonl: no such file/)
-    await rejects(read('bad.jsonl', '{"a": 1}\n\n{"a": }\n'), 'DATA', /bad\.jsonl:3: not valid JSON: expected a value, found "}", column 7/)
+    await rejects(
+      read('bad.jsonl', '{"a": 1}\n\n{"a": }\n'), 'DATA', /bad\.jsonl:3: not valid JSON: expected a value, found "}", column 7/,
+    )
     await rejects(read('bad.jsonl', '{"a": 1}\n[1]\n'), 'DATA', /bad\.jsonl:2: the row is a list, not an object/)
     await rejects(read('bad.jsonl', '{"a": 1}\nnull'), 'DATA', /bad\.jsonl:2: the row is null/)
     await rejects(read('bad.jsonl', 'hello'), 'DATA', /bad\.jsonl:1: /)
-    await rejects(read('bad.jsonl', Buffer.concat([Buffer.from('{"a": 1}\n{"a": "'), Buffer.of(0xff), Buffer.from('"}\n')])), 'DATA', /bad\.jsonl:2: not UTF-8/)
+    await rejects(
+      read('bad.jsonl', Buffer.concat([Buffer.from('{"a": 1}\n{"a": "'), Buffer.of(0xff), Buffer.from('"}\n')])), 'DATA',
+      /bad\.jsonl:2: not UTF-8/,
+    )
     await rejects(read('bad.json', '[{"a": 1},\n{"a": 2,}]'), 'DATA', /bad\.json:2: /)
     await rejects(read('bad.json', '[{"a": 1},\n{"a":\n 2 3}]'), 'DATA', /bad\.json:3: /)
     await rejects(read('bad.json', '[{"a": 1},\n 5]'), 'DATA', /bad\.json:2: the row is a number/)
@@ -55,7 +65,10 @@ describe('reading rows', () => {
     await rejects(read('bad.json', '[{"a": 1}]\n[2]'), 'DATA', /bad\.json:2: there is more after the end/)
     await rejects(read('bad.json', '[{"a": 1}}'), 'DATA', /bad\.json:1: /)
     await rejects(read('bad.json', '{\n "rows": [{"a": 1}]\n}'), 'DATA', /without a list under the key "data"/)
-    await rejects(read('bad.json', Buffer.concat([Buffer.from('[\n{"a": "'), Buffer.of(0xc3, 0x28), Buffer.from('"}]')])), 'DATA', /bad\.json:\d+: not UTF-8/)
+    await rejects(
+      read('bad.json', Buffer.concat([Buffer.from('[\n{"a": "'), Buffer.of(0xc3, 0x28), Buffer.from('"}]')])), 'DATA',
+      /bad\.json:\d+: not UTF-8/,
+    )
   })
 
   it('cuts a list at the same places however the text is split', () => {
@@ -69,7 +82,9 @@ describe('reading rows', () => {
         const length = 1 + random.below(12)
         for (const element of scanner.push(text.slice(at, at + length))) {
           found.push(JSON.parse(element.text))
-          assert.equal(element.text, text.split('\n').slice(element.line - 1).join('\n').trimStart().slice(0, element.text.length))
+          assert.equal(
+            element.text, text.split('\n').slice(element.line - 1).join('\n').trimStart().slice(0, element.text.length),
+          )
         }
         at += length
       }
@@ -83,7 +98,9 @@ describe('reading rows', () => {
     const seeds = ['{"data": [{"a": 1}, {"b": "x"}]}', '[{"a": [1, 2]}, {"b": null}]', '{"a": 1}\n{"b": "é"}\n']
     for (let round = 0; round < 150; round++) {
       const bytes = Buffer.from(seeds[random.below(seeds.length)]!)
-      for (let change = random.below(4); change >= 0; change--) bytes[random.below(bytes.length)] = random.below(3) === 0 ? random.below(256) : '{}[]",:\n\\'.charCodeAt(random.below(9))
+      for (
+        let change = random.below(4); change >= 0; change--
+      ) bytes[random.below(bytes.length)] = random.below(3) === 0 ? random.below(256) : '{}[]",:\n\\'.charCodeAt(random.below(9))
       try {
         await read(random.below(2) === 0 ? 'f.json' : 'f.jsonl', bytes)
       } catch (error) {
