@@ -4,8 +4,12 @@ import { BuildError, findProgram, root, run, say, seconds, windows } from './com
 
 const modules = join(root, 'node_modules')
 
-/** Whether npm would install this package here. */
-function fits({ os, cpu, libc }) {
+/**
+ * Whether an optional package is the build of its parent for this platform. Other optional packages may be missing for good:
+ * npm leaves out what does not compile.
+ */
+function isForThisPlatform({ os, cpu, libc }) {
+  if (os === undefined && cpu === undefined) return false
   const allows = (list, value) => list === undefined || list.includes(value) || (!list.includes(`!${value}`) && list.every((item) => item.startsWith('!')))
   if (!allows(os, process.platform) || !allows(cpu, process.arch)) return false
   return libc === undefined || allows(libc, process.report.getReport().header.glibcVersionRuntime === undefined ? 'musl' : 'glibc')
@@ -19,7 +23,7 @@ function firstMissing({ optional }) {
   const wanted = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8')).packages
   for (const [path, entry] of Object.entries(wanted)) {
     if (path === '' || entry.version === installed[path]?.version) continue
-    if (installed[path] === undefined && entry.optional && !(optional && fits(entry))) continue
+    if (installed[path] === undefined && entry.optional && !(optional && isForThisPlatform(entry))) continue
     return path.slice('node_modules/'.length)
   }
   return undefined
