@@ -1,0 +1,73 @@
+import { formatLearningRate, formatLoss } from '#shared/metrics.ts'
+import type { XAxis } from '#shared/panelProtocol.ts'
+import { maxSmoothing } from '#shared/panelProtocol.ts'
+import { formatBytes, formatCompact, formatCount, formatDuration } from '#shared/units.ts'
+import type { Unit } from './chartSpecs.ts'
+
+/** A value of a chart as text. */
+export function formatValue(value: number, unit: Unit): string {
+  switch (unit) {
+    case 'loss': return formatLoss(value)
+    case 'rate': return formatLearningRate(value)
+    case 'speed': return Math.abs(value) < 1000 ? formatLoss(value).replace(/(\.\d*?)0+$/, '$1').replace(/\.$/, '') : formatCompact(value)
+    case 'bytes': return formatBytes(value)
+    case 'percent': return `${Math.round(value)} %`
+    case 'number': return formatLoss(value)
+  }
+}
+
+/** Labels of an axis' ticks: as many digits as tell them apart. */
+export function formatTicks(splits: readonly (number | null)[], unit: Unit): (string | null)[] {
+  const values = splits.filter((value) => value !== null)
+  const step = values.length > 1 ? Math.abs(values[1]! - values[0]!) : Math.abs(values[0] ?? 1)
+  const largest = Math.max(0, ...values.map(Math.abs))
+  const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step || 1) + 1e-9)))
+  const plain = (value: number): string =>
+    largest >= 1e5 ? formatCompact(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
+  return splits.map((value) => {
+    if (value === null) return null
+    if (unit === 'rate') return formatLearningRate(Number(value.toPrecision(6)))
+    if (unit === 'bytes') return formatBytes(value)
+    if (unit === 'percent') return `${value} %`
+    if (unit === 'speed' && largest >= 1000) return formatCompact(value)
+    return plain(value)
+  })
+}
+
+/** Labels of a logarithmic axis. */
+export const formatLogTicks = (splits: readonly (number | null)[], unit: Unit): (string | null)[] =>
+  splits.map((value) => (value === null ? null : unit === 'rate' ? formatLearningRate(value) : trimmed(value)))
+
+const trimmed = (value: number): string =>
+  value >= 1e5 ? formatCompact(value) : value < 1e-3 ? formatLearningRate(value) : String(Number(value.toPrecision(4)))
+
+/** A position on the x axis as text. */
+export function formatPosition(x: number, axis: XAxis): string {
+  switch (axis) {
+    case 'step': return formatCount(x)
+    case 'epoch': return String(Number(x.toFixed(3)))
+    case 'tokens': return formatCompact(x)
+    case 'time': return formatDuration(x)
+  }
+}
+
+/** Distances between ticks of bytes: powers of two, which formatBytes writes without a fraction. */
+export const byteIncrements: readonly number[] = Array.from({ length: 50 }, (_, i) => 2 ** i)
+
+/** Distances between ticks of time, in seconds. */
+export const timeIncrements: readonly number[] = [
+  0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
+  ...[1, 2, 5, 10, 20, 50, 100, 200, 500].map((days) => days * 86_400),
+]
+
+/**
+ * The slider's positions (0 to 1000) as weights: 1 − 10^(−3p), so that its upper part, where a little more weight makes a
+ * much longer memory, is as fine as its lower part.
+ */
+export const weightOfPosition = (position: number): number =>
+  position >= 1000 ? maxSmoothing : position <= 0 ? 0 : Number((1 - 10 ** (-3 * (position / 1000))).toFixed(4))
+
+export const positionOfWeight = (weight: number): number => Math.round((-1000 / 3) * Math.log10(1 - Math.min(Math.max(weight, 0), maxSmoothing)))
+
+/** A weight as text: 0.9, 0.985, 0.999. */
+export const formatWeight = (weight: number): string => String(Number(weight.toFixed(weight > 0.99 ? 4 : weight > 0.9 ? 3 : 2)))
