@@ -46,8 +46,8 @@ export interface Dataset {
   readonly warnings: readonly string[]
 }
 
-const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model, and are there answers to learn from? '
-  + 'Answers beyond max_seq_length are cut off. training.train_on_completions: false trains on everything.'
+const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model? '
+  + 'Are there answers to learn from? Answers beyond max_seq_length are cut off. training.train_on_completions: false trains on everything.'
 
 /** Rows set aside while a data set is read. */
 class Notes {
@@ -171,7 +171,7 @@ export function splitDataset(dataset: Dataset, evaluation: number, seed: number)
   const { samples } = dataset
   const count = evaluation < 1 ? Math.ceil(evaluation * samples.length) : evaluation
   if (count >= samples.length)
-    throw new UnslothError('DATA', `The evaluation split takes ${count} of ${samples.length} samples; none are left to train on.`, {
+    throw new UnslothError('DATA', `The evaluation split takes ${count} of ${samples.length} samples; none are left.`, {
       hint: 'Make data.eval_split smaller, or give more data.',
     })
   const chosen = new Set(permutation(samples.length, seed, splitStream).subarray(0, count))

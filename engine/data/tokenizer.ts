@@ -85,9 +85,10 @@ function construct(files: TokenizerFiles): HubTokenizer {
   const path = join(files.folder, 'tokenizer.json')
   const { model } = files.definition
   if (!isJsonObject(model)) throw new UnslothError('TOKENIZER', `${path}: "model" is missing.`, { hint: 'Fetch the file again.' })
-  const type = model.type ?? (Array.isArray(model.merges) ? 'BPE' : 'none')
-  if (typeof type !== 'string' || !supportedModels.includes(type))
-    throw new UnslothError('TOKENIZER', `${path}: the model type ${quote(typeof type === 'string' ? type : 'none')} is not supported.`, {
+  const given = model.type ?? (Array.isArray(model.merges) ? 'BPE' : undefined)
+  const type = typeof given === 'string' ? given : 'none'
+  if (!supportedModels.includes(type))
+    throw new UnslothError('TOKENIZER', `${path}: the model type ${quote(type)} is not supported.`, {
       hint: `Supported are ${supportedModels.join(', ')}.`,
     })
   if (largestId(files) < 0)

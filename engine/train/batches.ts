@@ -175,7 +175,8 @@ function layOut(
 
 /**
  * The samples of one optimizer step in as few micro-steps as first-fit decreasing finds. The loss of the step is Σ weight·nll
- * over all of them, so any split gives the same. `total`: labelled tokens that the loss is divided by; default: those of the samples.
+ * over all of them, so any split gives the same. `total`: what the loss is divided by; default: the
+ * labelled tokens of the samples.
  */
 export function packMicroSteps(
   samples: readonly StepSample[], capacities: readonly (number | MicroCapacity)[], total?: number,
