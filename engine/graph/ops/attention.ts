@@ -45,7 +45,7 @@ export interface SequenceLayout {
 /** o [n, heads·headDim] from q, k, v (any of them may be slices, k and v may be a cache). */
 export function attention(graph: Graph, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const { heads, kvHeads, headDim, scale, window, softcap, layout } = options
-  const o = graph.activation('o', heads * headDim, { keep: 'attention' })
+  const o = graph.activation('attended', heads * headDim, { keep: 'attention' })
   const lse = graph.activation('lse', heads, { keep: 'attention' })
   const ints = [heads, kvHeads, window]
   const floats = [scale, softcap]

@@ -113,14 +113,14 @@ export function weigh(graph: Graph, h: Tensor, routing: Routing): Tensor {
   const y = graph.activation('weighed', h.cols, { repeat: routing.choices, keep: 'derived' })
   graph.record(
     {
-      commands: [{ name: 'scaleRows', tensors: [y, h, weight], ints: [], floats: [] }],
+      commands: [{ name: 'scaleRows', tensors: [y, h, weight], ints: [], floats: [], inPlace: [[0, 1]] }],
       outputs: [y],
       backward: (b) => {
         const dy = b.gradientOf(y)
         if (dy === undefined) return
         const dh = graph.needsGradient(h) ? b.target(h).tensor : b.scratch('d unused', h, h.cols)
         const dw = graph.needsGradient(weight) ? b.target(weight).tensor : undefined
-        b.emit({ name: 'scaleRowsGrad', tensors: [dh, dw, dy, b.value(h), b.value(weight)], ints: [], floats: [] })
+        b.emit({ name: 'scaleRowsGrad', tensors: [dh, dw, dy, b.value(h), b.value(weight)], ints: [], floats: [], inPlace: [[0, 2]] })
       },
     },
     graph.needsGradient(h) || graph.needsGradient(weight),
