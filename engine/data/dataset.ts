@@ -47,7 +47,8 @@ export interface Dataset {
 }
 
 const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model? '
-  + 'Are there answers to learn from? Answers beyond max_seq_length are cut off. training.train_on_completions: false trains on everything.'
+  + 'Are there answers to learn from? Answers beyond max_seq_length are cut off. '
+  + 'training.train_on_completions: false trains on everything.'
 
 /** Rows set aside while a data set is read. */
 class Notes {
