@@ -24,6 +24,8 @@ export interface PreparedRun {
   readonly totalSteps: number
   /** The micro-steps of an optimizer step, counted from 0. */
   batches(step: number): LossBatch[]
+  /** Tokens of the first so many steps. */
+  tokensOf(steps: number): number
   /** Epochs done after so many steps. */
   epochOf(steps: number): number
   readonly evaluation: readonly LossBatch[] | undefined
@@ -39,12 +41,12 @@ export interface PreparedRun {
 /** Part of the free memory that a plan may take; the rest is for the files' cache, the tokenizer and everything else. */
 const usableShare = 0.9
 
-/** Reads and checks everything but the weights: model, tokenizer, data, plan. */
-export async function prepareRun(recipe: Recipe): Promise<PreparedRun> {
+/** Reads and checks everything but the weights: model, tokenizer, data, plan. `signal` stops it with STOPPED. */
+export async function prepareRun(recipe: Recipe, signal?: AbortSignal): Promise<PreparedRun> {
   const { training } = recipe
   const model = await patchedModel(recipe)
   const { patched } = model
-  const { train, evaluation } = await readData(recipe, model.tokenizer)
+  const { train, evaluation } = await readData(recipe, model.tokenizer, signal)
   const units = trainingUnits(recipe, train.samples)
   const perStep = effectiveBatch(recipe)
   const order = new SampleOrder({ count: units.length, perStep, seed: training.random_seed, shuffle: recipe.data.shuffle })
@@ -62,6 +64,7 @@ export async function prepareRun(recipe: Recipe): Promise<PreparedRun> {
   const batches = (step: number): LossBatch[] => packMicroSteps([...order.step(step).indices].flatMap((index) => units[index]!), [capacity])
   return {
     model, plan, samples: train.samples, totalSteps: steps, batches,
+    tokensOf: (done) => Array.from({ length: done }, (_, step) => [...order.step(step).indices].reduce((sum, index) => sum + sizes[index]!, 0)).reduce((sum, size) => sum + size, 0),
     epochOf: (done) => (done === 0 ? 0 : order.step(done - 1).epochAfter),
     evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
     initAdapter: recipe.lora.init_adapter ?? undefined,
@@ -91,10 +94,10 @@ function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: reado
   return last === null ? {} : { layersToTransform: Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index) }
 }
 
-async function readData({ data, training }: Recipe, tokenizer: Tokenizer): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
+async function readData({ data, training }: Recipe, tokenizer: Tokenizer, signal: AbortSignal | undefined): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
   const options = {
     maxSeqLength: training.max_seq_length, trainOnCompletions: training.train_on_completions, format: data.format_type === 'raw' ? 'text' : data.format_type,
-    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
+    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }), ...(signal === undefined ? {} : { signal }),
   } as const
   const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
   const all = await buildDataset({ ...options, files, ...(data.max_samples === null ? {} : { maxSamples: data.max_samples }) }, tokenizer)
@@ -102,7 +105,9 @@ async function readData({ data, training }: Recipe, tokenizer: Tokenizer): Promi
   if (data.eval_split === null) return { train: all, evaluation: undefined }
   if (typeof data.eval_split === 'string')
     throw new UnslothError('DATA', `data.eval_split: local files have no split named "${data.eval_split}".`, { hint: 'Give a share such as 0.05, a number of rows, or name files in data.eval_dataset.' })
-  return splitDataset(all, data.eval_split, training.random_seed)
+  const split = splitDataset(all, data.eval_split, training.random_seed)
+  // Both halves come from one reading, whose warnings are told once.
+  return { train: split.train, evaluation: { ...split.evaluation, warnings: [] } }
 }
 
 /** What one sample of a batch is: a sample, or with packing a row of joined samples. */

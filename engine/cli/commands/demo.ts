@@ -10,7 +10,7 @@ import { progressView, shownPath } from '../progressView.ts'
 import { executeRun } from '../runLauncher.ts'
 import { threadsOf } from '../settings.ts'
 
-const prompt = 'A fox'
+const prompt = 'One day a Fox'
 
 /** Fine-tunes the bundled model on the bundled fables and shows what it writes before and after. */
 export async function demoCommand({ flags }: CommandArgs<'demo'>): Promise<number> {
@@ -46,7 +46,7 @@ async function beforeAndAfter(model: string, adapter: string, threads: number): 
   const generator = await FastLanguageModel.forInference({ modelName: model, adapter, threads })
   try {
     const ids = generator.tokenizer.encode(prompt, { addSpecialTokens: true })
-    const options = { maxNewTokens: 80, sampling: greedy, stop: ['\n\n'], seed: 0 }
+    const options = { maxNewTokens: 80, sampling: { ...greedy, repetitionPenalty: 1.15 }, stop: ['\n\n'], seed: 0 }
     const [before] = await generator.complete([ids], { ...options, base: true })
     const [after] = await generator.complete([ids], options)
     return { before: before!.text, after: after!.text }
