@@ -190,7 +190,7 @@ export class World {
     const device = this.deviceFor(recipe.training.device)
     const { training, lora } = recipe
     const stamp = await stampOf(join(folder.value, 'config.json'))
-    const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length, longestSample, device?.totalBytes])
+    const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length, longestSample, coarse(device?.freeBytes)])
     const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
       recipe, folder: folder.value, longestSample, usualSample: undefined, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes,
     })))
@@ -204,7 +204,7 @@ export class World {
     const { data } = resolveRecipePaths(recipe, base)
     const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
     const first = files[0] === undefined ? undefined : await this.dataset(files[0], base)
-    if (first === undefined || !first.ok) return first ?? { ok: false, missing: true, problem: 'the recipe names no data' }
+    if (!first?.ok) return first ?? { ok: false, missing: true, problem: 'the recipe names no data' }
     if (first.value.format === undefined) return { ok: false, missing: false, problem: first.value.problem ?? 'no format was recognised' }
     const perRow = first.value.bytes / Math.max(1, first.value.rows)
     const rows = Math.max(20, Math.min(tokenRows, Math.floor(tokenBytes / Math.max(1, perRow)), data.max_samples ?? tokenRows))
@@ -214,6 +214,9 @@ export class World {
     return this.lengths.get(key, `${rows} ${stamps.join()}`, () => attempt(() => this.background.tokens({ data, files, folder: folder.value, rows, whole })))
   }
 }
+
+/** Free memory in steps of a fifth: which plan fits changes with it, but not with every page. */
+const coarse = (bytes: number | undefined): number => (bytes === undefined ? -1 : Math.round(Math.log2(Math.max(1, bytes)) * 4))
 
 const byName = (a: { readonly name: string }, b: { readonly name: string }): number => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
 

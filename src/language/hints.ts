@@ -1,0 +1,70 @@
+import type { InlayHint, Range } from 'vscode-languageserver'
+import { effectiveBatch, stepsPerEpoch, totalSteps, type Recipe } from '#shared/recipe.ts'
+import { formatCompact, formatCount, formatPercent } from '#shared/units.ts'
+import type { Entry, Outline } from './outline.ts'
+import type { Workspace } from './workspace.ts'
+
+/** Numbers that follow from several keys, behind the keys that they follow from. */
+export async function inlayHints(outline: Outline, recipe: Recipe | null, workspace: Workspace, range?: Range): Promise<InlayHint[]> {
+  if (recipe === null) return []
+  const hints: InlayHint[] = []
+  const add = (entry: Entry | undefined, label: string, tooltip: string): void => {
+    if (entry === undefined || entry.inFlow || entry.style !== 'plain') return
+    if (range !== undefined && (entry.line < range.start.line || entry.line > range.end.line)) return
+    hints.push({ position: outline.source.position(entry.valueSpan.end), label, tooltip, paddingLeft: true })
+  }
+  const batch = effectiveBatch(recipe)
+  const unit = recipe.training.packing ? 'rows' : 'samples'
+  add(outline.find('training.batch_size') ?? outline.find('training.gradient_accumulation_steps'), `effective ${formatCount(batch)}`,
+    `One optimizer step sees batch_size × gradient_accumulation_steps = ${formatCount(batch)} ${unit}.`)
+  await stepHints(outline, recipe, workspace, add)
+  const tokens = await workspace.tokens(recipe)
+  if (tokens.ok) {
+    const { p50, p99, longest, samples, whole } = tokens.value
+    add(outline.find('training.max_seq_length'), `p99 of data ${formatCount(p99)}`,
+      `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, 99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
+  }
+  const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
+  if (plan.ok) {
+    const { trainableParameters, parameters } = plan.value
+    const place = recipe.training.training_type === 'full' ? outline.find('training.training_type') : outline.find('lora.lora_r')
+    add(place, `${formatCompact(trainableParameters)} trainable, ${formatPercent(trainableParameters / parameters)}`,
+      `${formatCount(trainableParameters)} of ${formatCount(parameters)} parameters are trained.`)
+  }
+  return hints
+}
+
+type Add = (entry: Entry | undefined, label: string, tooltip: string) => void
+
+/** Rows that are trained on: those of all files less what is held out, at most `max_samples`. */
+async function trainedRows(recipe: Recipe, workspace: Workspace): Promise<{ rows: number; exact: boolean } | undefined> {
+  const { data } = recipe
+  const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
+  let rows = 0
+  let exact = true
+  for (const file of files) {
+    const facts = await workspace.dataset(file)
+    if (!facts.ok) return undefined
+    rows += facts.value.rows
+    exact &&= facts.value.exact
+  }
+  if (data.max_samples !== null) rows = Math.min(rows, data.max_samples)
+  if (data.eval_dataset.length === 0 && typeof data.eval_split === 'number') {
+    rows -= data.eval_split < 1 ? Math.ceil(data.eval_split * rows) : data.eval_split
+  }
+  return rows > 0 ? { rows, exact } : undefined
+}
+
+async function stepHints(outline: Outline, recipe: Recipe, workspace: Workspace, add: Add): Promise<void> {
+  // Packed rows are known when the tokens are, which is when the run starts.
+  const found = recipe.training.packing ? undefined : await trainedRows(recipe, workspace)
+  if (found === undefined) return
+  const about = found.exact ? '' : '≈ '
+  const steps = totalSteps(recipe, found.rows)
+  const perEpoch = stepsPerEpoch(recipe, found.rows)
+  const tooltip = `${about}${formatCount(found.rows)} rows are ${about}${formatCount(perEpoch)} steps an epoch.`
+  if (recipe.training.max_steps > 0) {
+    const epochs = steps / perEpoch
+    add(outline.find('training.max_steps'), `${about}${epochs.toFixed(epochs < 10 ? 2 : 0)} epochs`, tooltip)
+  } else add(outline.find('training.num_epochs'), `${about}${formatCount(steps)} ${steps === 1 ? 'step' : 'steps'}`, tooltip)
+}

@@ -1,0 +1,73 @@
+import type { Hover, Position } from 'vscode-languageserver'
+import { isSection, sectionDocs } from '#shared/recipe.ts'
+import { formatBytes, formatCompact, formatCount } from '#shared/units.ts'
+import { markdown } from './completionItems.ts'
+import { fieldMarkdown, yamlValue } from './fieldText.ts'
+import { Outline, type Entry } from './outline.ts'
+import type { SourceText, Span } from './text.ts'
+import type { Workspace } from './workspace.ts'
+
+const inside = ({ start, end }: Span, offset: number): boolean => offset >= start && offset <= end
+
+/** What stands under a position: a key, a value of a closed set, a model, a data set. */
+export async function hover(source: SourceText, position: Position, workspace: Workspace): Promise<Hover | null> {
+  const outline = new Outline(source)
+  const offset = source.offset(position)
+  const entry = outline.at(offset)
+  if (entry === undefined) return null
+  if (inside(entry.keySpan, offset)) return keyHover(outline, entry)
+  const item = entry.items.find(({ span }) => inside(span, offset))
+  const text = item?.value ?? entry.value
+  if (entry.field === undefined || text === '') return null
+  const said = await valueText(entry, text, workspace)
+  return said === undefined ? null : { contents: markdown(said), range: source.range(item?.span ?? entry.valueSpan) }
+}
+
+function keyHover({ source }: Outline, entry: Entry): Hover | null {
+  const range = source.range(entry.keySpan)
+  if (entry.field !== undefined) {
+    const { field, key } = entry
+    const alias = key === field.key || key === 'model' ? '' : `\`${key}\` is another name of \`${field.key}\`.\n\n`
+    return { contents: markdown(alias + fieldMarkdown(field)), range }
+  }
+  if (entry.parent !== undefined) return null
+  if (entry.key === 'version') return { contents: markdown('Version of the recipe format. There is one: `1`.'), range }
+  return isSection(entry.key) ? { contents: markdown(`**${entry.key}**\n\n${sectionDocs[entry.key]}`), range } : null
+}
+
+async function valueText({ field }: Entry, text: string, workspace: Workspace): Promise<string | undefined> {
+  const { meta, path } = field!
+  if (meta.path === 'model') return modelText(text, workspace)
+  if (meta.path === 'dataset') return datasetText(text, workspace)
+  const doc = meta.values?.[text] ?? meta.values?.[text.toLowerCase()]
+  if (doc !== undefined) {
+    const missing = meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true ? `\n\n**Availability:** ${meta.availability.note}.` : ''
+    return `\`${text}\`: ${doc}${missing}`
+  }
+  const synonym = meta.synonyms?.[text.toLowerCase()]
+  if (synonym !== undefined) return `\`${text}\` is another spelling of \`${yamlValue(synonym)}\`.`
+  return path === 'lora.target_modules' || path === 'lora.modules_to_save' ? undefined : fieldMarkdown(field!)
+}
+
+async function modelText(name: string, workspace: Workspace): Promise<string> {
+  const facts = await workspace.model(name)
+  if (!facts.ok) return `**${name}**\n\n${facts.problem}.`
+  const { architecture, parameters, layers, hidden, context, vocabulary, targetModules } = facts.value
+  return [
+    `**${name}** — ${architecture}`,
+    [['Parameters', `${formatCompact(parameters)}`], ['Layers', `${layers} × ${formatCount(hidden)}`], ['Context', `${formatCount(context)} tokens`],
+      ['Vocabulary', formatCount(vocabulary)]].map(([label, value]) => `- ${label}: ${value}`).join('\n'),
+    `Layers for adapters: ${targetModules.map((module) => `\`${module}\``).join(', ')}`,
+  ].join('\n\n')
+}
+
+async function datasetText(name: string, workspace: Workspace): Promise<string> {
+  const facts = await workspace.dataset(name)
+  if (!facts.ok) return `**${name}**\n\n${facts.problem}.`
+  const { bytes, rows, exact, columns, format, problem } = facts.value
+  return [
+    `**${name}** — ${formatBytes(bytes)}, ${exact ? '' : 'about '}${formatCount(rows)} rows`,
+    `Columns: ${columns.length === 0 ? 'none found' : columns.slice(0, 30).map((column) => `\`${column}\``).join(', ')}`,
+    format === undefined ? `Format: ${problem ?? 'unknown'}` : `Format: \`${format}\``,
+  ].join('\n\n')
+}
