@@ -17,10 +17,14 @@ import { smollm3 } from './arch/smollm3.ts'
 /** One family of models: which Hub architectures it serves and how their config becomes a spec. */
 export interface ArchitectureFamily {
   readonly architectures: readonly string[]
+  /** Models that people know by name. */
+  readonly models: string
   readonly spec: (config: Config) => ArchSpec
 }
 
-const families: readonly ArchitectureFamily[] = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe]
+export const families: readonly ArchitectureFamily[] = [
+  llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe,
+]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)
 

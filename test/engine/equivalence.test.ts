@@ -109,7 +109,7 @@ describe('the same computation done in different ways', () => {
     const target = join(folder, 'balanced')
     await unpackCase(join(fixtures, `mixtral-experts${packedSuffix}`), target)
     const file = join(target, 'config.json')
-    const factor = 0.5
+    const factor = 20
     await writeFile(file, JSON.stringify({ ...(JSON.parse(await readFile(file, 'utf8')) as object), output_router_logits: true, router_aux_loss_coef: factor }))
     const rows: ScoredRow[] = [tokens(30, 8), tokens(11, 9)].map((ids) => ({ ids, weight: () => 1 / 39 }))
     const training: Training = { kind: 'lora', r: 3, alpha: 6, dropout: 0, rslora: false, targets: ['v_proj', 'up_proj'], modulesToSave: [] }

@@ -19,6 +19,7 @@ function cohereLike(config: Config, family: FamilyDefaults): ArchSpec {
 /** Command R; the plus model also normalises each head of q and k, with own weights for each head. */
 export const cohere: ArchitectureFamily = {
   architectures: ['CohereForCausalLM'],
+  models: 'Command R and R+, Aya',
   spec: (config) => {
     const base = cohereLike(config, { architecture: 'cohere', ropeTheta: 5e5 })
     return config.boolean(false, 'use_qk_norm') ? { ...base, qkNorm: { ...base.norm, over: 'head', weightPerHead: true } } : base
@@ -28,6 +29,7 @@ export const cohere: ArchitectureFamily = {
 /** Command R7B and A: three window layers with rotation to one full layer without. */
 export const cohere2: ArchitectureFamily = {
   architectures: ['Cohere2ForCausalLM'],
+  models: 'Command R7B, Command A',
   spec: (config) => {
     const every = config.number(4, 'sliding_window_pattern', '_sliding_window_pattern')
     const base = cohereLike(config, { architecture: 'cohere2', window: config.number(4096, 'sliding_window'), windowLayers: (layer) => (layer + 1) % every !== 0 })

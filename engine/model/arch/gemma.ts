@@ -22,12 +22,14 @@ const scoreScale = (config: Config): number => config.number(256, 'query_pre_att
 
 export const gemma: ArchitectureFamily = {
   architectures: ['GemmaForCausalLM'],
+  models: 'Gemma 1, CodeGemma',
   spec: (config) => gemmaLike(config, { architecture: 'gemma' }),
 }
 
 /** Norms before and after each half, capped scores and logits, every other layer with a window. */
 export const gemma2: ArchitectureFamily = {
   architectures: ['Gemma2ForCausalLM'],
+  models: 'Gemma 2',
   spec: (config) => {
     const base = gemmaLike(config, { architecture: 'gemma2', window: config.number(4096, 'sliding_window'), windowLayers: (layer) => layer % 2 === 0 })
     return {
@@ -43,6 +45,7 @@ export const gemma2: ArchitectureFamily = {
 /** Norm on each head of q and k, five window layers to one full layer, and another rope base in each kind. */
 export const gemma3: ArchitectureFamily = {
   architectures: ['Gemma3ForCausalLM'],
+  models: 'Gemma 3 270M and 1B, text',
   spec: (config) => {
     const every = config.number(6, 'sliding_window_pattern', '_sliding_window_pattern')
     const window = config.number(4096, 'sliding_window')

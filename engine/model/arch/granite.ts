@@ -4,6 +4,7 @@ import { llamaLike } from './common.ts'
 /** Granite 3: Llama with factors on the embedding, on both branches, on the attention scores and on the logits. */
 export const granite: ArchitectureFamily = {
   architectures: ['GraniteForCausalLM'],
+  models: 'Granite 3, dense',
   spec: (config) => {
     const base = llamaLike(config, { architecture: 'granite' })
     const attention = config.boolean(false, 'attention_bias')

@@ -7,6 +7,7 @@ const block = 'model.layers.N.block_sparse_moe'
 /** Mixtral: every MLP a mixture, two experts a token. */
 export const mixtral: ArchitectureFamily = {
   architectures: ['MixtralForCausalLM'],
+  models: 'Mixtral 8x7B and 8x22B',
   spec: (config) => {
     const base = llamaLike(config, { architecture: 'mixtral', normEps: 1e-5, ropeTheta: 1e6, window: config.number(0, 'sliding_window') })
     return {

@@ -4,6 +4,7 @@ import { llamaLike } from './common.ts'
 /** Qwen3: RMS norm on each head of q and k before rotation. */
 export const qwen3: ArchitectureFamily = {
   architectures: ['Qwen3ForCausalLM'],
+  models: 'Qwen 3 from 0.6B to 32B',
   spec: (config) => {
     const from = config.number(28, 'max_window_layers')
     const window = config.boolean(false, 'use_sliding_window') ? config.number(4096, 'sliding_window') : 0

@@ -5,6 +5,7 @@ import { qwen3 } from './qwen3.ts'
 /** Qwen3 mixtures: Qwen3 with experts in all layers but those that the config names. */
 export const qwen3Moe: ArchitectureFamily = {
   architectures: ['Qwen3MoeForCausalLM'],
+  models: 'Qwen 3 30B-A3B, 235B-A22B, Coder',
   spec: (config) => {
     const base = qwen3.spec(config)
     const dense = config.numbers('mlp_only_layers') ?? []

@@ -5,6 +5,7 @@ import { llamaLike } from './common.ts'
 /** SmolLM3: Llama without rotation in every fourth layer. */
 export const smollm3: ArchitectureFamily = {
   architectures: ['SmolLM3ForCausalLM'],
+  models: 'SmolLM 3',
   spec: (config) => {
     const window = config.boolean(false, 'use_sliding_window') ? config.number(0, 'sliding_window') : 0
     const base = llamaLike(config, { architecture: 'smollm3', ropeTheta: 2e6, tied: true, window })

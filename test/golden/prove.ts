@@ -1,0 +1,52 @@
+/**
+ * npx tsx test/golden/prove.ts FOLDER: verifies every golden case in a folder and writes what came out to engine/model/proofs.ts
+ * and docs/architectures.md.
+ */
+import { readdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Proof } from '../../engine/model/proof.ts'
+import { writeArchitectureDocs } from '../../engine/verify/architectureDocs.ts'
+import { compare, type Comparison } from '../../engine/verify/compare.ts'
+import { CaseComputation } from '../../engine/verify/compute.ts'
+import { Golden } from '../../engine/verify/golden.ts'
+import { readJsonObject } from '../../engine/io/modelFolder.ts'
+
+const root = join(import.meta.dirname, '../..')
+
+const kinds: readonly (readonly [keyof Proof & ('logits' | 'gradients' | 'training'), RegExp])[] = [
+  ['gradients', /^(full_grad|lora_grad|dpo_grad)/],
+  ['training', /^(curve_|merged_)/],
+  ['logits', /./],
+]
+
+function proofOf(name: string, architecture: string, results: readonly Comparison[]): Proof {
+  const worst = { logits: 0, gradients: 0, training: 0 }
+  for (const { name: quantity, error } of results.filter((result) => result.name !== 'greedy_ids')) {
+    const [kind] = kinds.find(([, pattern]) => pattern.test(quantity))!
+    worst[kind] = Math.max(worst[kind], Number(error.toPrecision(2)))
+  }
+  return { case: name, architecture, quantities: results.length, ...worst, greedy: results.some((result) => result.name === 'greedy_ids' && result.error === 0) }
+}
+
+async function prove(folder: string): Promise<void> {
+  const proofs: Proof[] = []
+  for (const name of (await readdir(folder)).sort()) {
+    const path = join(folder, name)
+    const config = await readJsonObject(join(path, 'config.json')).catch(() => undefined)
+    if (config === undefined) continue
+    const golden = await Golden.open(path)
+    const computation = new CaseComputation(golden, { threads: 2, precision: 0 })
+    await computation.run()
+    const results = await compare(golden, computation.quantities, new Set())
+    const bad = results.filter(({ verdict }) => verdict !== 'ok')
+    if (bad.length > 0) throw new Error(`${name}: ${bad.map((result) => `${result.name} ${result.verdict} ${result.error}`).join(', ')}`)
+    proofs.push(proofOf(name, (config.architectures as string[])[0]!, results))
+    console.log(name)
+  }
+  const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
+  const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
+  await writeFile(join(root, 'engine/model/proofs.ts'), text)
+  await writeArchitectureDocs(root, proofs)
+}
+
+await prove(process.argv[2]!)
