@@ -11,12 +11,11 @@ export function shownPath(path: string): string {
 }
 
 /**
- * Shows a run in a terminal: one line that is rewritten when the stream is a terminal, else plain lines at most every few
- * seconds. Warnings and outputs get lines of their own.
+ * Shows a run in a terminal: one line that is rewritten when the stream is a terminal, else a plain line for each step that is
+ * to be logged. Warnings and outputs get lines of their own.
  */
 export function progressView(stream: NodeJS.WriteStream, live = stream.isTTY): RunEvents & { end(): void } {
   let shown = 0
-  let last = 0
   const clear = () => {
     if (shown > 0) stream.write(`\r${' '.repeat(shown)}\r`)
     shown = 0
@@ -38,7 +37,7 @@ export function progressView(stream: NodeJS.WriteStream, live = stream.isTTY): R
       if (live && (state === 'training' || state === 'evaluating')) return
       if (state !== 'training' && state !== 'evaluating') line(detail === null ? state : `${state}: ${detail}`)
     },
-    onStep(record, totalSteps, etaSeconds) {
+    onStep(record, { totalSteps, etaSeconds, logged }) {
       const text = `loss ${record.loss.toFixed(4)}  ${formatCount(Math.round(record.tokens_per_second))} tok/s  ${formatDuration(etaSeconds)} left`
       const step = `step ${record.step}/${totalSteps}`
       if (live) {
@@ -47,9 +46,7 @@ export function progressView(stream: NodeJS.WriteStream, live = stream.isTTY): R
         if (record.step === totalSteps) stream.write('\n'), (shown = 0)
         return
       }
-      if (record.step !== 1 && record.step !== totalSteps && Date.now() - last < 2_000) return
-      last = Date.now()
-      line(`${step}  epoch ${record.epoch.toFixed(2)}  ${text}`)
+      if (logged) line(`${step}  epoch ${record.epoch.toFixed(2)}  ${text}`)
     },
     onEvaluation(step, loss) {
       line(`step ${step}: evaluation loss ${loss.toFixed(4)}, perplexity ${Math.exp(loss).toFixed(2)}`)

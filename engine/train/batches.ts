@@ -237,9 +237,18 @@ export class TrainingBatches {
 
   /** Most tokens that any one step of an epoch can have: an upper bound for plans. */
   get longestStep(): number {
-    const rows = this.rows ?? this.samples.map((_, index) => [index])
-    const lengths = rows.map((row) => row.reduce((sum, index) => sum + this.samples[index]!.ids.length, 0))
-    return lengths.sort((a, b) => b - a).slice(0, this.order.options.perStep).reduce((sum, length) => sum + length, 0)
+    return this.most((row) => row.reduce((sum, index) => sum + this.samples[index]!.ids.length, 0))
+  }
+
+  /** Most samples that any one step can have. */
+  get mostSequences(): number {
+    return this.most((row) => row.length)
+  }
+
+  /** The largest sum of a measure over as many rows as a step takes. */
+  private most(measure: (row: readonly number[]) => number): number {
+    const sizes = (this.rows ?? this.samples.map((_, index) => [index])).map(measure)
+    return sizes.sort((a, b) => b - a).slice(0, this.order.options.perStep).reduce((sum, size) => sum + size, 0)
   }
 }
 

@@ -1,9 +1,8 @@
 import { join, resolve } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { effectiveBatch, stepsPerEpoch, targetModules, totalSteps, type Recipe } from '#shared/recipe.ts'
+import { effectiveBatch, targetModules, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount } from '#shared/units.ts'
 import { buildDataset, splitDataset, type Dataset } from '../data/dataset.ts'
-import { packRows } from '../data/packRows.ts'
 import type { Sample } from '../data/sample.ts'
 import type { Tokenizer } from '../data/tokenizer.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
@@ -11,7 +10,7 @@ import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
 import { availableMemory } from '../runtime/memory.ts'
-import { labelledTokens, packMicroSteps, SampleOrder, type StepSample } from './batches.ts'
+import { evaluationBatches, TrainingBatches } from './batches.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
 
@@ -28,7 +27,7 @@ export interface PreparedRun {
   tokensOf(steps: number): number
   /** Epochs done after so many steps. */
   epochOf(steps: number): number
-  readonly evaluation: readonly LossBatch[] | undefined
+  readonly evaluation: Iterable<LossBatch> | undefined
   /** Adapter folder to begin with, when the model itself is not one. */
   readonly initAdapter: string | undefined
   /** Checkpoint of another run to go on from. */
@@ -41,35 +40,40 @@ export interface PreparedRun {
 /** Part of the free memory that a plan may take; the rest is for the files' cache, the tokenizer and everything else. */
 const usableShare = 0.9
 
-/** Reads and checks everything but the weights: model, tokenizer, data, plan. `signal` stops it with STOPPED. */
-export async function prepareRun(recipe: Recipe, signal?: AbortSignal): Promise<PreparedRun> {
+export interface PrepareOptions {
+  /** Stops the preparation with STOPPED. */
+  readonly signal?: AbortSignal
+  /** The run's start, which chat templates may ask for: a resumed run gets the same data. */
+  readonly now?: Date
+}
+
+/** Reads and checks everything but the weights: model, tokenizer, data, plan. */
+export async function prepareRun(recipe: Recipe, options: PrepareOptions = {}): Promise<PreparedRun> {
   const { training } = recipe
   const model = await patchedModel(recipe)
   const { patched } = model
-  const { train, evaluation } = await readData(recipe, model.tokenizer, signal)
-  const units = trainingUnits(recipe, train.samples)
-  const perStep = effectiveBatch(recipe)
-  const order = new SampleOrder({ count: units.length, perStep, seed: training.random_seed, shuffle: recipe.data.shuffle })
-  const steps = totalSteps(recipe, units.length)
+  const { train, evaluation } = await readData(recipe, model.tokenizer, options)
+  const batches = new TrainingBatches(train.samples, {
+    batchSize: training.batch_size, gradientAccumulation: training.gradient_accumulation_steps, seed: training.random_seed, shuffle: recipe.data.shuffle,
+    ...(training.packing ? { packing: { rowTokens: training.max_seq_length } } : {}),
+  })
+  const steps = totalSteps(recipe, batches.count)
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
-  const sizes = [...units, ...(evaluation?.samples ?? []).map((sample) => [sample])].map((unit) => unit.reduce((sum, { ids }) => sum + ids.length, 0))
+  const longest = (samples: readonly Sample[]) => samples.reduce((most, { ids }) => Math.max(most, ids.length), 0)
   const plan = planTraining(patched, {
     precision: model.precision, checkpointing: training.gradient_checkpointing, threads: model.threads,
-    longestSample: train.samples.concat(evaluation?.samples ?? []).reduce((most, { ids }) => Math.max(most, ids.length), 0),
-    longestStep: sumOfLargest(sizes, perStep),
-    sequences: Math.max(...units.map((unit) => unit.length)) * perStep,
-    evaluates: evaluation !== undefined, availableBytes: Math.floor(availableMemory() * usableShare),
+    longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
+    sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor(availableMemory() * usableShare),
   })
   const capacity = plan.training.capacity
-  const batches = (step: number): LossBatch[] => packMicroSteps([...order.step(step).indices].flatMap((index) => units[index]!), [capacity])
   return {
-    model, plan, samples: train.samples, totalSteps: steps, batches,
-    tokensOf: (done) => Array.from({ length: done }, (_, step) => [...order.step(step).indices].reduce((sum, index) => sum + sizes[index]!, 0)).reduce((sum, size) => sum + size, 0),
-    epochOf: (done) => (done === 0 ? 0 : order.step(done - 1).epochAfter),
+    model, plan, samples: train.samples, totalSteps: steps, batches: (step) => batches.microSteps(step, [capacity]),
+    tokensOf: (done) => sum(Array.from({ length: done }, (_, step) => sum(batches.samplesOf(step).map(({ ids }) => ids.length)))),
+    epochOf: (done) => (done === 0 ? 0 : batches.order.step(done - 1).epochAfter),
     evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
     initAdapter: recipe.lora.init_adapter ?? undefined,
     resumeFrom: await checkpointToResume(recipe),
-    summaryLines: summary(recipe, patched, train, steps, [...model.patchReport, plan.summary]),
+    summaryLines: summary(recipe, patched, train, steps, batches, [...model.patchReport, plan.summary]),
     warnings: [...model.warnings, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
@@ -94,10 +98,10 @@ function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: reado
   return last === null ? {} : { layersToTransform: Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index) }
 }
 
-async function readData({ data, training }: Recipe, tokenizer: Tokenizer, signal: AbortSignal | undefined): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
+async function readData({ data, training }: Recipe, tokenizer: Tokenizer, prepare: PrepareOptions): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
   const options = {
-    maxSeqLength: training.max_seq_length, trainOnCompletions: training.train_on_completions, format: data.format_type === 'raw' ? 'text' : data.format_type,
-    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }), ...(signal === undefined ? {} : { signal }),
+    ...prepare, maxSeqLength: training.max_seq_length, trainOnCompletions: training.train_on_completions, format: data.format_type === 'raw' ? 'text' : data.format_type,
+    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
   } as const
   const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
   const all = await buildDataset({ ...options, files, ...(data.max_samples === null ? {} : { maxSamples: data.max_samples }) }, tokenizer)
@@ -110,21 +114,7 @@ async function readData({ data, training }: Recipe, tokenizer: Tokenizer, signal
   return { train: split.train, evaluation: { ...split.evaluation, warnings: [] } }
 }
 
-/** What one sample of a batch is: a sample, or with packing a row of joined samples. */
-function trainingUnits({ training, data }: Recipe, samples: readonly Sample[]): StepSample[][] {
-  const keyed = samples.map(({ ids, labels }, key): StepSample => ({ ids, labels, key }))
-  if (!training.packing) return keyed.map((sample) => [sample])
-  const rows = packRows(keyed.map(({ ids }) => ids.length), { rowTokens: training.max_seq_length, seed: training.random_seed, shuffle: data.shuffle })
-  return rows.map((row) => row.map((index) => keyed[index]!))
-}
-
-const sumOfLargest = (sizes: readonly number[], count: number): number =>
-  [...sizes].sort((a, b) => b - a).slice(0, count).reduce((sum, size) => sum + size, 0)
-
-function evaluationBatches(samples: readonly Sample[], capacities: Parameters<typeof packMicroSteps>[1]): LossBatch[] {
-  const keyed = samples.map(({ ids, labels }, key): StepSample => ({ ids, labels, key }))
-  return packMicroSteps(keyed, capacities, labelledTokens(keyed))
-}
+const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0)
 
 async function checkpointToResume({ training }: Recipe): Promise<CheckpointInfo | undefined> {
   if (training.resume_from === null) return undefined
@@ -146,16 +136,15 @@ function stepWarnings(recipe: Recipe, steps: number): string[] {
     ? [`training.warmup_steps (${warmup_steps}) is not below the ${steps} steps of this run, so the learning rate never reaches its peak.`] : []
 }
 
-function summary(recipe: Recipe, patched: FastLanguageModel['patched'], train: Dataset, steps: number, lines: readonly string[]): string[] {
+function summary(recipe: Recipe, patched: FastLanguageModel['patched'], train: Dataset, steps: number, batches: TrainingBatches, lines: readonly string[]): string[] {
   const { spec, entries } = patched.model
   const trained = patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
   const total = parameterCount(entries)
-  const perEpoch = stepsPerEpoch(recipe, train.samples.length)
   const tokens = train.samples.reduce((sum, { ids }) => sum + ids.length, 0)
   return [
     `model: ${recipe.model.name} (${spec.architecture}, ${formatCompact(total)} parameters, ${spec.layers} layers)`,
     `data: ${formatCount(train.samples.length)} samples, ${formatCount(tokens)} tokens; ${train.format.format}: ${train.format.reason}`,
-    `steps: ${steps} of ${effectiveBatch(recipe)} samples each${recipe.training.packing ? '' : `, ${perEpoch} an epoch`}`,
+    `steps: ${steps} of ${effectiveBatch(recipe)} ${recipe.training.packing ? 'packed rows' : 'samples'} each, ${batches.order.stepsPerEpoch} an epoch`,
     `trained: ${formatCompact(trained)} parameters (${((100 * trained) / total).toFixed(2)} %)`,
     ...lines,
   ]

@@ -5,8 +5,8 @@ export type ControlRequest = 'none' | 'stopNow' | 'stopAndSave' | 'pause'
 export class RunControl {
   private current: ControlRequest = 'none'
   private wake: (() => void) | undefined
-  /** Called when the computation in progress has to end at once. */
-  onStopNow: (() => void) | undefined
+  /** Called when the run is to stop: at once, or after the present step. */
+  onStop: ((request: 'stopNow' | 'stopAndSave') => void) | undefined
 
   get request(): ControlRequest {
     return this.current
@@ -14,8 +14,9 @@ export class RunControl {
 
   stop(save: boolean): void {
     if (this.current === 'stopNow') return
-    this.current = save ? 'stopAndSave' : 'stopNow'
-    if (!save) this.onStopNow?.()
+    const request = save ? 'stopAndSave' : 'stopNow'
+    this.current = request
+    this.onStop?.(request)
     this.wake?.()
   }
 

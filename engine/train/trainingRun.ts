@@ -16,10 +16,17 @@ import type { StepOutcome, Trainer } from './trainer.ts'
 export interface RunEvents {
   onState?(state: RunState, detail: string | null): void
   onPrepared?(prepared: PreparedRun): void
-  onStep?(record: StepRecord, totalSteps: number, etaSeconds: number): void
+  onStep?(record: StepRecord, progress: StepProgress): void
   onEvaluation?(step: number, loss: number): void
   onWarning?(message: string): void
   onOutput?(kind: string, path: string): void
+}
+
+export interface StepProgress {
+  readonly totalSteps: number
+  readonly etaSeconds: number
+  /** Whether the recipe wants a line for this step: every `logging_steps`, the first and the last. */
+  readonly logged: boolean
 }
 
 type Ending = 'finished' | 'stopped' | 'paused'
@@ -45,7 +52,8 @@ export class TrainingRun {
         const ending = await this.session()
         if (ending !== 'paused') return ending
         await this.control.whilePaused()
-        if (this.control.request !== 'none') return this.end('stopped', 'stopped while paused')
+        // Stop-and-save goes through a session: its outputs are made from the checkpoint.
+        if (this.control.request === 'stopNow') return this.end('stopped', 'stopped while paused')
       }
     } catch (error) {
       if (UnslothError.is(error, 'STOPPED')) return this.end('stopped', 'stopped by the user')
@@ -75,7 +83,9 @@ export class TrainingRun {
   private async session(): Promise<Ending> {
     this.writer.begin('queued', { device: 'cpu' })
     const abort = new AbortController()
-    this.control.onStopNow = () => abort.abort()
+    this.control.onStop = (request) => {
+      if (request === 'stopNow' || this.writer.latestCheckpoint() === undefined) abort.abort()
+    }
     const lease = await acquireDevice('cpu', this.writer.status.name, {
       signal: abort.signal,
       onWait: (ahead, owner) => this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for cpu, used by ${owner.purpose}`),
@@ -83,23 +93,21 @@ export class TrainingRun {
     let runtime: Runtime | undefined
     try {
       this.state('preparing')
-      const prepared = await prepareRun(this.recipe)
+      const prepared = await prepareRun(this.recipe, { signal: abort.signal, now: new Date(this.writer.status.createdAt) })
       for (const warning of prepared.warnings) this.warn(warning)
       this.events.onPrepared?.(prepared)
       for (const line of prepared.summaryLines) this.writer.log(line)
       runtime = new Runtime('cpu', prepared.model.threads)
-      this.control.onStopNow = () => runtime?.stop()
-      this.throwIfStopped()
+      this.control.onStop = (request) => {
+        if (request === 'stopNow') runtime?.stop()
+      }
+      if (abort.signal.aborted) throw stopped()
       return await this.train(prepared, runtime)
     } finally {
-      this.control.onStopNow = undefined
+      this.control.onStop = undefined
       runtime?.dispose()
       lease.release()
     }
-  }
-
-  private throwIfStopped(): void {
-    if (this.control.request === 'stopNow') throw new UnslothError('STOPPED', 'The run was stopped.')
   }
 
   private async train(prepared: PreparedRun, runtime: Runtime): Promise<Ending> {
@@ -115,7 +123,8 @@ export class TrainingRun {
     this.state('training')
     const every = evalInterval(recipe, prepared.totalSteps)
     while (progress.step < prepared.totalSteps) {
-      this.throwIfStopped()
+      // Before the first step there is nothing to save.
+      if (this.control.request === 'stopNow' || (this.control.request === 'stopAndSave' && progress.step === 0)) throw stopped()
       if (this.control.request === 'stopAndSave') return this.stopAndSave(trainer, prepared, progress)
       if (this.control.request === 'pause') {
         await this.checkpoint(trainer, progress)
@@ -155,11 +164,11 @@ export class TrainingRun {
       type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: rate, grad_norm: outcome.gradientNorm,
       num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(), memory_bytes: process.memoryUsage.rss(),
     }
-    const every = this.recipe.logging.logging_steps
-    if (progress.step % every === 0 || progress.step === totalSteps || progress.step === 1) this.writer.appendMetrics(record)
+    this.writer.appendMetrics(record)
+    const logged = progress.step % this.recipe.logging.logging_steps === 0 || progress.step === totalSteps || progress.step === 1
     const etaSeconds = progress.etaSeconds
     this.writer.progress({ step: progress.step, epoch: progress.epoch, loss: outcome.loss, tokensPerSecond: progress.tokensPerSecond, etaSeconds })
-    this.events.onStep?.(record, totalSteps, etaSeconds)
+    this.events.onStep?.(record, { totalSteps, etaSeconds, logged })
   }
 
   private async evaluate(trainer: Trainer, prepared: PreparedRun, progress: Progress): Promise<void> {
@@ -210,6 +219,8 @@ export class TrainingRun {
   }
 }
 
+const stopped = () => new UnslothError('STOPPED', 'The run was stopped.')
+
 const scheduleOf = (recipe: Recipe, totalSteps: number) => ({
   type: recipe.training.lr_scheduler_type, totalSteps, warmupSteps: warmupSteps(recipe, totalSteps), numCycles: schedulerCycles(recipe),
   power: recipe.training.power, rateEnd: recipe.training.lr_end / recipe.training.learning_rate,
@@ -218,7 +229,8 @@ const scheduleOf = (recipe: Recipe, totalSteps: number) => ({
 /** Where a run stands, and how fast it goes. */
 class Progress {
   step: number
-  tokens = 0
+  /** Since the beginning of the run, steps of earlier processes included. */
+  tokens: number
   lastLoss = NaN
   readonly prepared: PreparedRun
   /** Seconds and tokens of the latest steps. */
@@ -226,6 +238,7 @@ class Progress {
 
   constructor(step: number, prepared: PreparedRun) {
     this.step = step
+    this.tokens = prepared.tokensOf(step)
     this.prepared = prepared
   }
 

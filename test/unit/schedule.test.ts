@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { learningRate, stepsPerEpoch, totalStepCount, warmupStepCount, type Schedule } from '../../engine/train/schedule.ts'
+import { learningRate, type Schedule } from '../../engine/train/schedule.ts'
 
 const rates = (schedule: Schedule, steps = schedule.totalSteps): number[] => Array.from(
   { length: steps }, (_, step) => learningRate(step, schedule),
@@ -52,18 +52,5 @@ describe('schedule', () => {
   it('stays a number when the warm-up takes the whole run', () => {
     for (const type of ['linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant_with_warmup'] as const)
       for (const rate of rates({ type, totalSteps: 3, warmupSteps: 3 }, 6)) assert.ok(rate >= 0 && rate <= 1, `${type} ${rate}`)
-  })
-
-  it('counts steps and warm-up as transformers does', () => {
-    const run = { samples: 7473, batchSize: 2, gradientAccumulation: 4, epochs: 3 }
-    assert.equal(stepsPerEpoch(run), 935)
-    assert.equal(totalStepCount(run), 2805)
-    assert.equal(totalStepCount({ ...run, epochs: 0.5 }), 468)
-    assert.equal(totalStepCount({ ...run, maxSteps: 50 }), 50)
-    assert.equal(totalStepCount({ samples: 3, batchSize: 4, gradientAccumulation: 8, epochs: 2 }), 2)
-    assert.equal(warmupStepCount(50, { ratio: 0.1 }), 5)
-    assert.equal(warmupStepCount(51, { ratio: 0.1 }), 6)
-    assert.equal(warmupStepCount(51, { steps: 3, ratio: 0.1 }), 3)
-    assert.equal(warmupStepCount(51, {}), 0)
   })
 })
