@@ -43,7 +43,10 @@ export function progressView(stream: NodeJS.WriteStream, live = stream.isTTY): R
       if (live) {
         const full = Math.round((barWidth * record.step) / totalSteps)
         rewrite(`${'█'.repeat(full)}${'░'.repeat(barWidth - full)} ${step}  ${text}`)
-        if (record.step === totalSteps) stream.write('\n'), (shown = 0)
+        if (record.step === totalSteps) {
+          stream.write('\n')
+          shown = 0
+        }
         return
       }
       if (logged) line(`${step}  epoch ${record.epoch.toFixed(2)}  ${text}`)

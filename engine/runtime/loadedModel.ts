@@ -3,7 +3,7 @@ import { dtypeCode } from '../graph/dtype.ts'
 import type { PrecisionCode } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
-import { baseWeights, trainedWeights, type PatchedModel } from './patchedModel.ts'
+import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { Runtime } from './runtime.ts'
 import { loadInto, parameterParts } from './weightArena.ts'
 
@@ -53,9 +53,9 @@ export class LoadedModel {
     return new LoadedModel(patched, runtime, options.precision)
   }
 
-  /** See trainedWeights. */
+  /** See evaluatedWeights. */
   get trained(): DecoderWeights {
-    return trainedWeights(this.patched)
+    return evaluatedWeights(this.patched)
   }
 
   /** See baseWeights. */

@@ -2,7 +2,7 @@ import { UnslothError } from '#shared/errors.ts'
 import type { DType } from '../graph/dtype.ts'
 import { readModelFolder } from '../io/modelFolder.ts'
 import { openTensorSource, type TensorSource } from '../io/tensorSource.ts'
-import type { Weight } from '../graph/ops/linear.ts'
+import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { HfConfig } from '../model/config.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
@@ -82,6 +82,19 @@ export function trainedWeights({ layout, arena, training }: PatchedModel): Decod
     // A tied head is the embedding: the trained one in a full fine-tune, the frozen one beside a trained copy (as in PEFT).
     weight: (id) => find(id) ?? (id === 'head' ? (training.kind === 'full' ? layout : arena).weights.get('embedding') : undefined) ?? missing(id),
     lora: (id) => layout.lora.get(id),
+  }
+}
+
+/** The same for evaluation and generation: nothing is dropped. */
+export function evaluatedWeights(patched: PatchedModel): DecoderWeights {
+  const { weight, lora } = trainedWeights(patched)
+  const undropped = (group: LoraGroup): LoraGroup => ({ ...group, parts: group.parts.map(({ dropout: _, ...part }) => part) })
+  return {
+    weight,
+    lora: (id) => {
+      const group = lora(id)
+      return group === undefined ? undefined : undropped(group)
+    },
   }
 }
 

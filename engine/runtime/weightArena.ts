@@ -91,6 +91,7 @@ export async function loadInto(runtime: Runtime, arena: Arena, items: readonly L
   const total = items.reduce((sum, item) => sum + item.elements, 0)
   let done = 0
   for (const item of items) {
+    if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
     const [bad] = await runtime.load(arena, [item])
     if (bad! > 0)
       throw new UnslothError('MODEL_INVALID', `${item.path}: ${item.name} holds ${bad} values that are NaN or infinite.`, { hint: 'The checkpoint is damaged: download it again.' })

@@ -5,7 +5,7 @@ import type { Recompute } from '../graph/backward.ts'
 import type { Capacity } from '../graph/graph.ts'
 import type { PrecisionCode } from '../graph/ops/linear.ts'
 import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
-import { trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
+import { evaluatedWeights, trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
 
 export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
 
@@ -69,7 +69,7 @@ function build(patched: PatchedModel, capacity: Capacity, recompute: Recompute, 
   const { precision } = options
   const dropout = patched.modules.some((module) => module.dropout > 0)
   const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, precision, dropout, recompute: () => recompute })
-  const scoring = options.evaluates ? scoringPlan({ spec, weights: trainedWeights(patched), capacity, precision }) : undefined
+  const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, precision }) : undefined
   const state = patched.layout.elements * 4
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: patched.arena.bytes },
