@@ -60,6 +60,6 @@ async function run(args: ParsedArgs): Promise<number> {
     case 'docs':
       return (await import('./cli/commands/docs.ts')).docsCommand(args)
     case 'serve':
-      return (await import('./cli/commands/serve.ts')).serveCommand(args)
+      return (await import('./cli/commands/serve.ts')).serveCommand()
   }
 }

@@ -1,7 +1,7 @@
 import { createRequire } from 'node:module'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { UnslothError, errorCodes, type ErrorCode } from '#shared/errors.ts'
+import { UnslothError, errorCodes } from '#shared/errors.ts'
 import { commandNames } from './graph/commands.ts'
 import { projectRoot } from './projectRoot.ts'
 
@@ -64,7 +64,7 @@ interface NativeModule {
 let loaded: NativeModule | undefined
 
 function addonPath(): string {
-  const chosen = process.env['UNSLOTH_ADDON']
+  const chosen = process.env.UNSLOTH_ADDON
   const candidates = chosen !== undefined ? [chosen] : ['cuda', 'cpu'].map((preset) => join(projectRoot(), 'build', preset, 'kernels.node'))
   const path = candidates.find((candidate) => existsSync(candidate))
   if (path === undefined)
@@ -93,6 +93,6 @@ export function native(): NativeModule {
 export function fromNative(error: unknown, doing: string): UnslothError {
   if (error instanceof UnslothError) return error
   const { code, message } = error as { code?: string; message?: string }
-  const known = errorCodes.find((candidate) => candidate === code) as ErrorCode | undefined
+  const known = errorCodes.find((candidate) => candidate === code)
   return new UnslothError(known ?? 'NATIVE', known === undefined || known === 'NATIVE' ? `${doing}: ${message ?? String(error)}` : message ?? String(error), { cause: error })
 }

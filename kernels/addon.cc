@@ -259,25 +259,28 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   int32_t nextPlan_ = 1;
 };
 
+/** What this build and this processor can do; engine/native.ts checks the command list against its own. */
 Napi::Value describe(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  auto result = Napi::Object::New(env);
-  auto names = Napi::Array::New(env);
-  for (int32_t op = 0; op < static_cast<int32_t>(Op::count); ++op) names.Set(static_cast<uint32_t>(op), opName(static_cast<Op>(op)));
-  result.Set("commands", names);
-  const cpu::CpuFeatures& features = cpu::cpuFeatures();
-  auto cpu = Napi::Object::New(env);
-  cpu.Set("avx2", features.avx2);
-  cpu.Set("avx512", features.avx512);
-  cpu.Set("avx512bf16", features.avx512bf16);
-  cpu.Set("amx", features.amx);
-  cpu.Set("float32Kernel", cpu::gemmKernelName(cpu::Precision::float32));
-  cpu.Set("bfloat16Kernel", cpu::gemmKernelName(cpu::Precision::bfloat16));
-  result.Set("cpu", cpu);
-  auto devices = Napi::Array::New(env);
-  devices.Set(0u, "cpu");
-  result.Set("devices", devices);
-  return result;
+  return guarded(env, [&]() -> Napi::Value {
+    auto result = Napi::Object::New(env);
+    auto names = Napi::Array::New(env);
+    for (int32_t op = 0; op < static_cast<int32_t>(Op::count); ++op) names.Set(static_cast<uint32_t>(op), opName(static_cast<Op>(op)));
+    result.Set("commands", names);
+    const cpu::CpuFeatures& features = cpu::cpuFeatures();
+    auto processor = Napi::Object::New(env);
+    processor.Set("avx2", features.avx2);
+    processor.Set("avx512", features.avx512);
+    processor.Set("avx512bf16", features.avx512bf16);
+    processor.Set("amx", features.amx);
+    processor.Set("float32Kernel", cpu::gemmKernelName(cpu::Precision::float32));
+    processor.Set("bfloat16Kernel", cpu::gemmKernelName(cpu::Precision::bfloat16));
+    result.Set("cpu", processor);
+    auto devices = Napi::Array::New(env);
+    devices.Set(0u, "cpu");
+    result.Set("devices", devices);
+    return result;
+  });
 }
 
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {

@@ -27,7 +27,7 @@ export function commandBytes({ tensors }: Command): number {
 
 /** Floating-point operations of a command at the plan's capacity; 0 where nothing but memory counts. */
 export function commandFlops({ name, tensors, ints }: Command): number {
-  const at = (operand: string) => tensors[(commandSignatures[name].tensors as readonly string[]).indexOf(operand)]!
+  const at = (operand: string) => tensors[commandSignatures[name].tensors.indexOf(operand)]!
   switch (name) {
     case 'gemm': {
       const [c, a] = [tensors[0]!, tensors[1]!]

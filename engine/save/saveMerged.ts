@@ -78,7 +78,8 @@ async function writeWeights(model: LoadedModel, folder: string, type: DType & ke
 /** The base's config without quantisation; an own head or a trained copy of a tied embedding is no longer tied. */
 async function writeConfig(model: LoadedModel, folder: string, type: keyof typeof fileTypes): Promise<void> {
   const base = model.patched.model.folder
-  const { quantization_config: _, ...rest } = await readJsonObject(join(base, 'config.json'), { keepNumbers: true })
+  const config = await readJsonObject(join(base, 'config.json'), { keepNumbers: true })
+  const rest = Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'quantization_config'))
   const dtypeKey = 'dtype' in rest || !('torch_dtype' in rest) ? 'dtype' : 'torch_dtype'
   const values = { ...rest, [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type], ...(isUntied(model) ? { tie_word_embeddings: false } : {}) }
   await writeFileAtomic(join(folder, 'config.json'), `${pythonJson(values)}\n`)

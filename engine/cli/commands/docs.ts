@@ -5,7 +5,7 @@ import { projectRoot } from '../../projectRoot.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 
 /** Writes the docs that are generated from the recipe's schema; with --check only tells whether they are current. */
-export async function docsCommand({ positionals, flags }: CommandArgs<'docs'>): Promise<number> {
+export function docsCommand({ positionals, flags }: CommandArgs<'docs'>): number {
   const root = positionals[0] ?? projectRoot()
   if (!flags.check) {
     for (const path of writeGeneratedDocs(root)) console.log(`wrote ${path}`)

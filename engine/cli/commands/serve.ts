@@ -1,12 +1,11 @@
 import type { InspectResult } from '#shared/protocol.ts'
 import { engineHandlers } from '../../rpc/handlers.ts'
 import { serve, stdioTransport } from '../../rpc/serve.ts'
-import type { CommandArgs } from '../commandArgs.ts'
 import { doctor, programVersion } from '../doctor.ts'
 import { inspectPath } from '../inspect.ts'
 
 /** Answers an editor until it hangs up. */
-export async function serveCommand(_args: CommandArgs<'serve'>): Promise<number> {
+export async function serveCommand(): Promise<number> {
   await serve(stdioTransport(), engineHandlers({ inspect, doctor }), { engineVersion: programVersion() })
   return 0
 }
