@@ -1,4 +1,4 @@
-// Builds the project from a fresh clone: packages, the compute addon, the engine. Plain Node; a second run with nothing
+// Builds the project from a fresh clone: packages, the compute addon, the engine, the editor extension. Plain Node; a second run with nothing
 // changed is quick. `node build.mjs` or `npm run build`.
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -6,6 +6,7 @@ import { BuildError, root } from './tools/common.mjs'
 import { installPackages, linkProgram } from './tools/packages.mjs'
 import { buildCpu, buildCuda } from './tools/kernels.mjs'
 import { bundleEngine } from './tools/bundle.mjs'
+import { bundleExtension } from './tools/extension.mjs'
 
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
@@ -20,6 +21,7 @@ async function main() {
   const compiled = buildCpu()
   buildCuda({ tell: compiled })
   await bundleEngine()
+  await bundleExtension()
   linkProgram()
 }
 

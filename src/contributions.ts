@@ -11,10 +11,13 @@ export interface CommandSignatures {
   'unsloth.newRecipe': (start?: unknown) => Promise<string | undefined>
   'unsloth.dryRun': (recipe?: unknown) => Promise<void>
   'unsloth.previewData': (recipe?: unknown) => Promise<void>
+  /** `plan` is a RecipePlan, as the lens with the memory figure passes it; without it the engine plans. */
+  'unsloth.showMemoryPlan': (recipe?: unknown, plan?: unknown) => Promise<void>
   'unsloth.stopRun': (run?: unknown, how?: 'now' | 'save') => Promise<void>
   'unsloth.pauseRun': (run?: unknown) => Promise<void>
   'unsloth.continueRun': (run?: unknown) => Promise<void>
-  'unsloth.resumeRun': (run?: unknown) => Promise<string | undefined>
+  /** `at` names the run where `run` is a recipe: the lens of a recipe passes both. */
+  'unsloth.resumeRun': (run?: unknown, at?: unknown) => Promise<string | undefined>
   'unsloth.openTrainingPanel': (run?: unknown) => Promise<void>
   'unsloth.compareRuns': (run?: unknown, selected?: unknown) => Promise<void>
   'unsloth.merge': (source?: unknown) => Promise<string | undefined>
@@ -41,7 +44,8 @@ export type CommandId = keyof CommandSignatures
 
 // Written this way so that a command cannot be forgotten.
 const all: Readonly<Record<CommandId, true>> = {
-  'unsloth.fineTune': true, 'unsloth.newRecipe': true, 'unsloth.dryRun': true, 'unsloth.previewData': true, 'unsloth.stopRun': true,
+  'unsloth.fineTune': true, 'unsloth.newRecipe': true, 'unsloth.dryRun': true, 'unsloth.previewData': true,
+  'unsloth.showMemoryPlan': true, 'unsloth.stopRun': true,
   'unsloth.pauseRun': true, 'unsloth.continueRun': true, 'unsloth.resumeRun': true, 'unsloth.openTrainingPanel': true,
   'unsloth.compareRuns': true, 'unsloth.merge': true, 'unsloth.generate': true, 'unsloth.inspectModel': true, 'unsloth.verify': true,
   'unsloth.doctor': true, 'unsloth.selectDevice': true, 'unsloth.showEngineLog': true, 'unsloth.restartEngine': true,

@@ -1,0 +1,144 @@
+import { existsSync } from 'node:fs'
+import { copyFile, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import * as vscode from 'vscode'
+import { UnslothError } from '#shared/errors.ts'
+import { fileWriteError } from '../../engine/run/files.ts'
+import type { Services } from '../services.ts'
+import { isTreeNode, pathOf } from '../trees/nodes.ts'
+import { cancelled, choose, pickModel, pickWorkspaceFolder, type ModelChoice } from './pick.ts'
+import { freeRecipeName, pathInRecipe, recipeText } from './recipeText.ts'
+
+/** Asks for model, data set and method, writes a recipe and opens it. `start` may be a row of a tree: its model or data set is taken. */
+export async function newRecipe(services: Services, start: unknown): Promise<string> {
+  const title = vscode.l10n.t('New Recipe')
+  const given = isTreeNode(start) ? start : undefined
+  const folder = await pickWorkspaceFolder(title)
+  const model = await pickModel(services, given?.kind === 'model' ? given : undefined, `${title} (1/3)`)
+  const dataset = given?.kind === 'dataset' ? given.path : await pickDataset(services, `${title} (2/3)`)
+  const method = (await choose([
+    { label: 'LoRA', description: vscode.l10n.t('trains an adapter of a few megabytes; the model stays as it is'), method: 'lora' as const },
+    { label: vscode.l10n.t('Full fine-tuning'), description: vscode.l10n.t('trains every weight; about 16 bytes of memory for each'), method: 'full' as const },
+  ], { title: `${title} (3/3)`, placeHolder: vscode.l10n.t('Which method?') })).method
+  const starter = model.name === 'stories260k'
+  const text = recipeText({
+    model: modelInRecipe(model, folder), dataset: pathInRecipe(await ownData(services, dataset, folder), folder), method,
+    ...(starter ? { maxSteps: 80, learningRate: method === 'lora' ? '1e-2' : '1e-3' } : {}),
+  })
+  return openNew(folder, text)
+}
+
+/** Puts the starter's recipe and data into the workspace. */
+export async function openStarter({ library }: Services): Promise<string> {
+  const folder = await pickWorkspaceFolder(vscode.l10n.t('Starter'))
+  const data = await ownCopy(join(library.starterFolder, 'fables.jsonl'), folder)
+  const text = starterRecipe(pathInRecipe(data, folder))
+  return openNew(folder, text)
+}
+
+/** The bundled story teller learns fables: about ten seconds on two cores. */
+export const starterRecipe = (data: string): string => `# A tiny model of children's stories learns to tell fables. Press ▶ Fine-tune above; it takes about ten seconds on two cores.
+version: 1
+
+model: stories260k # comes with the extension
+
+data:
+  local_dataset: ${data} # one {"text": …} in a line
+  eval_split: 16 # fables that are never trained on
+
+training:
+  max_seq_length: 512
+  batch_size: 16
+  gradient_accumulation_steps: 1
+  max_steps: 80
+  learning_rate: 0.01 # a model of 260 thousand parameters bears fifty times the usual rate
+  lr_scheduler_type: cosine
+  warmup_steps: 5
+  eval_steps: 20
+  save_steps: 20 # checkpoints to resume from
+
+lora:
+  lora_r: 16
+  lora_alpha: 32
+  target_modules: all-linear
+
+save:
+  method: [lora, merged_16bit]
+`
+
+async function pickDataset({ library }: Services, title: string): Promise<string> {
+  const items = (await library.datasets()).filter(({ path }) => /\.(jsonl?|ndjson)(\.gz)?$/i.test(path)).map(({ name, path, origin }) => ({
+    label: name, description: origin === 'bundled' ? vscode.l10n.t('starter: 284 fables') : '', path: path as string | undefined, iconPath: new vscode.ThemeIcon('database'),
+  }))
+  const browse = { label: vscode.l10n.t('Browse…'), path: undefined, iconPath: new vscode.ThemeIcon('folder-opened') }
+  const { path } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Which data set?') })
+  if (path !== undefined) return path
+  const [file] = await vscode.window.showOpenDialog({ title, filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'gz'] } }) ?? []
+  if (file === undefined) throw cancelled()
+  return file.fsPath
+}
+
+const modelInRecipe = ({ name, path }: ModelChoice, folder: string): string =>
+  name === 'stories260k' || (!existsSync(join(folder, name)) && /^[\w.-]+\/[\w.-]+$/.test(name) && path.includes('models--')) ? name : pathInRecipe(path, folder)
+
+/** Data of the extension is copied beside the recipe: the extension's folder goes away with its next version. */
+const ownData = (services: Services, path: string, folder: string): Promise<string> =>
+  path.startsWith(services.library.starterFolder) ? ownCopy(path, folder) : Promise.resolve(path)
+
+async function ownCopy(path: string, folder: string): Promise<string> {
+  const target = join(folder, 'fables.jsonl')
+  try {
+    if (!existsSync(target)) await copyFile(path, target)
+  } catch (error) {
+    throw fileWriteError(error, target)
+  }
+  return target
+}
+
+async function openNew(folder: string, text: string): Promise<string> {
+  const path = join(folder, freeRecipeName((name) => existsSync(join(folder, name))))
+  try {
+    // Never over a file that came into being meanwhile.
+    await writeFile(path, text, { flag: 'wx' })
+  } catch (error) {
+    throw fileWriteError(error, path)
+  }
+  await vscode.window.showTextDocument(vscode.Uri.file(path))
+  return path
+}
+
+/** Copies files into the workspace so that recipes can name them; none is replaced. */
+export async function addDatasets(sources: readonly vscode.Uri[], folder: string): Promise<string[]> {
+  const added: string[] = []
+  for (const source of sources) {
+    const name = source.path.slice(source.path.lastIndexOf('/') + 1)
+    if (!/\.(jsonl?|ndjson|csv|tsv|parquet)(\.gz)?$/i.test(name)) {
+      throw new UnslothError('DATA', `${name} is not a data set.`, { hint: 'Data sets are .jsonl or .json files with one row for each example.' })
+    }
+    if (source.scheme === 'file' && !relativeOutside(folder, source.fsPath)) {
+      added.push(source.fsPath)
+      continue
+    }
+    const target = vscode.Uri.file(join(folder, name))
+    if (existsSync(target.fsPath)) {
+      throw new UnslothError('FILE_WRITE', `${target.fsPath} is there already.`, { hint: 'Rename one of the two files and add it again.' })
+    }
+    await vscode.workspace.fs.copy(source, target, { overwrite: false })
+    added.push(target.fsPath)
+  }
+  return added
+}
+
+const relativeOutside = (folder: string, path: string): boolean => {
+  for (let at = dirname(path); ; at = dirname(at)) {
+    if (at === folder) return false
+    if (dirname(at) === at) return true
+  }
+}
+
+/** The path of an argument, for commands that open files. */
+export const requirePath = (argument: unknown): string => {
+  const path = pathOf(argument)
+  if (path === undefined) throw new UnslothError('USAGE', 'Choose an item in the tree first.')
+  return path
+}

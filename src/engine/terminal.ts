@@ -1,0 +1,42 @@
+import { chmod, mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import * as vscode from 'vscode'
+import { readSetting } from '../editor.ts'
+import type { EngineLocation } from './location.ts'
+
+const quoted = (text: string): string => `'${text.replaceAll("'", String.raw`'\''`)}'`
+
+/** The script by which terminals start the engine with the editor's runtime. */
+export function launcherScript({ execPath, entry, env }: EngineLocation, windows = process.platform === 'win32'): { readonly name: string; readonly text: string } {
+  const settings = Object.entries(env)
+  if (windows) {
+    const lines = ['@echo off', 'setlocal', ...settings.map(([name, value]) => `set "${name}=${value}"`), `"${execPath}" "${entry}" %*`]
+    return { name: 'unsloth.cmd', text: `${lines.join('\r\n')}\r\n` }
+  }
+  const assignments = settings.map(([name, value]) => `${name}=${quoted(value)} `).join('')
+  return { name: 'unsloth', text: `#!/bin/sh\n${assignments}exec ${quoted(execPath)} ${quoted(entry)} "$@"\n` }
+}
+
+/** Puts the command `unsloth` on the PATH of integrated terminals, where the setting wants it and the engine may run. */
+export async function provideTerminalCommand(extension: vscode.ExtensionContext, locate: () => EngineLocation): Promise<void> {
+  const variables = extension.environmentVariableCollection
+  if (!readSetting('unsloth.terminalCommand')) {
+    variables.clear()
+    return
+  }
+  let location: EngineLocation
+  try {
+    location = locate()
+  } catch {
+    // Told when a command needs the engine; a terminal is no place to complain.
+    variables.clear()
+    return
+  }
+  const folder = join(extension.globalStorageUri.fsPath, 'bin')
+  const { name, text } = launcherScript(location)
+  await mkdir(folder, { recursive: true })
+  await writeFile(join(folder, name), text)
+  await chmod(join(folder, name), 0o755)
+  variables.description = vscode.l10n.t('Adds the command `unsloth`')
+  variables.prepend('PATH', `${folder}${process.platform === 'win32' ? ';' : ':'}`)
+}

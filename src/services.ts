@@ -1,0 +1,27 @@
+import type * as vscode from 'vscode'
+import type { EngineClient } from './engine/engineClient.ts'
+import type { EngineLocation } from './engine/location.ts'
+import type { RunRegistry } from './engine/runRegistry.ts'
+import type { Problems } from './engine/problems.ts'
+import type { ReportDocuments } from './status/reportDocuments.ts'
+import type { Library } from './trees/library.ts'
+
+/** Opens the training panel. */
+export interface Panels {
+  /** Shows a run, with others laid over it. */
+  open(dir: string, others?: readonly string[]): void
+}
+
+/** What commands and views are made of; built once in `activate`. */
+export interface Services {
+  readonly extension: vscode.ExtensionContext
+  readonly log: vscode.LogOutputChannel
+  readonly engine: EngineClient
+  readonly runs: RunRegistry
+  readonly library: Library
+  readonly panels: Panels
+  readonly problems: Problems
+  readonly reports: ReportDocuments
+  /** The engine to start; throws when it may not run here. */
+  readonly locate: () => EngineLocation
+}
