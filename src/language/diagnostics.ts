@@ -25,6 +25,7 @@ export interface ProblemData {
 export interface RecipeProblem extends Diagnostic {
   code: ProblemCode
   data: ProblemData
+  message: string
 }
 
 export interface SchemaDiagnosis {

@@ -66,7 +66,7 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
     case 'ineffective': return [...evalFix(outline, path), ...(entry === undefined ? [] : [removal(outline, entry)])]
     case 'unavailable': return entry === undefined ? [] : unavailableFixes(outline, entry)
     case 'type': case 'value': case 'range': return entry === undefined ? [] : valueFixes(outline, problem, entry)
-    case 'syntax': return /tab/.test(problem.message) ? [untab(outline)] : []
+    case 'syntax': return problem.message.includes('tab') ? [untab(outline)] : []
     case 'foreign': return foreignFix(outline, problem)
     case 'memory': return memoryFixes(outline)
     default: return entry === undefined || suggestion === undefined ? [] : [suggested(outline, entry, suggestion, path.at(-1))]

@@ -70,7 +70,7 @@ async function checkData(outline: Outline, workspace: Workspace, report: Report)
 function checkPaths(outline: Outline, workspace: Workspace, report: Report): void {
   for (const [path, what] of [['lora.init_adapter', 'adapter folder'], ['training.resume_from', 'checkpoint']] as const) {
     const entry = outline.find(path)
-    if (entry === undefined || entry.style !== 'plain' || /^(?:latest|true|false|null|none|~|)$/i.test(entry.value)) continue
+    if (entry?.style !== 'plain' || /^(?:latest|true|false|null|none|~|)$/i.test(entry.value)) continue
     if (workspace.kindOf(entry.value) === undefined) report(entry, severity.error, 'file_missing', `there is no ${what} ${entry.value}`)
   }
 }
@@ -119,7 +119,7 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
     report(place, severity.error, 'column_missing', `format_type: ${format} needs the columns ${missing.join(' and ')}; the data have ${data.columns.slice(0, 20).join(', ')}`)
   } else if ((format === 'chatml' || format === 'sharegpt') && data.format !== 'chatml' && data.format !== 'sharegpt') {
     report(place, severity.error, 'dataset_format', `format_type: ${format} needs a column of conversations; the data have ${data.columns.slice(0, 20).join(', ')}`)
-  } else if (format === 'auto' && data.format === undefined && !(column !== undefined && has(column.value))) {
+  } else if (format === 'auto' && data.format === undefined && !has(column?.value ?? '')) {
     report(place, severity.error, 'dataset_format', `${data.problem ?? 'the format of the rows is not known'}; say which column holds the text with data.text_column`)
   }
 }
