@@ -37,6 +37,7 @@ export const commands = {
     flags: {
       config: { type: 'text', summary: 'recipe file, as in `unsloth train`', short: 'c', value: 'FILE' },
       dry_run: { type: 'boolean', summary: 'print the resolved recipe, the plan and the memory it needs; train nothing' },
+      print_plan: { type: 'boolean', summary: 'with --dry-run: also print every command of a micro-step and where its memory lies' },
       json,
       detach: { type: 'boolean', summary: 'start the run in the background and print its directory' },
     },

@@ -1,6 +1,7 @@
 import { basename } from 'node:path'
 import { formatBytes } from '#shared/units.ts'
 import type { Recipe } from '#shared/recipe.ts'
+import { printPlan } from '../../graph/plan.ts'
 import { formatRecipe } from '../../recipe/formatRecipe.ts'
 import { loadRecipe } from '../../recipe/loadRecipe.ts'
 import { engineEntry } from '../../projectRoot.ts'
@@ -15,7 +16,7 @@ import { executeRun } from '../runLauncher.ts'
 export async function finetuneCommand({ recipe: source, flags }: CommandArgs<'finetune'>): Promise<number> {
   const { recipe, warnings } = loadRecipe({ ...source, cwd: process.cwd() })
   for (const warning of warnings) console.error(`warning: ${warning}`)
-  if (flags.dry_run) return dryRun(recipe, flags.json)
+  if (flags.dry_run || flags.print_plan) return dryRun(recipe, flags)
   const run = RunDirectory.create(recipe.training.output_dir, runName(recipe), formatRecipe(recipe), {
     status: { model: recipe.model.name, dataset: datasetName(recipe), method: recipe.training.training_type },
   })
@@ -44,15 +45,16 @@ const runName = (recipe: Recipe): string => recipe.training.run_name ?? basename
 
 const datasetName = (recipe: Recipe): string | null => recipe.data.dataset ?? recipe.data.local_dataset[0] ?? null
 
-async function dryRun(recipe: Recipe, json: boolean): Promise<number> {
+async function dryRun(recipe: Recipe, flags: { readonly json: boolean; readonly print_plan: boolean }): Promise<number> {
   const prepared = await prepareRun(recipe)
   for (const warning of prepared.warnings) console.error(`warning: ${warning}`)
-  if (json) console.log(JSON.stringify(dryRunReport(recipe, prepared), null, 2))
+  if (flags.json) console.log(JSON.stringify(dryRunReport(recipe, prepared), null, 2))
   else {
     console.log(formatRecipe(recipe))
     for (const line of prepared.summaryLines) console.log(line)
     for (const { name, bytes } of prepared.plan.parts) console.log(`  ${name.padEnd(16)} ${formatBytes(bytes).padStart(10)}`)
     console.log(`  ${'total'.padEnd(16)} ${formatBytes(prepared.plan.totalBytes).padStart(10)}`)
+    if (flags.print_plan) console.log(printPlan(prepared.plan.training.plan))
   }
   return 0
 }
