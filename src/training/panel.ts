@@ -134,7 +134,7 @@ export class TrainingPanel {
     panel.iconPath = new vscode.ThemeIcon('graph-line')
     webview.options = { enableScripts: true, localResourceRoots: [dist] }
     webview.html = panelHtml({
-      cspSource: webview.cspSource, nonce: randomBytes(16).toString('base64'), title: panel.title, language: vscode.env.language,
+      cspSource: webview.cspSource, nonce: nonce(), styleNonce: nonce(), title: panel.title, language: vscode.env.language,
       scriptUri: String(webview.asWebviewUri(vscode.Uri.joinPath(dist, 'training.js'))),
       styleUri: String(webview.asWebviewUri(vscode.Uri.joinPath(dist, 'training.css'))),
     })
@@ -153,6 +153,8 @@ export class TrainingPanel {
     }
   }
 }
+
+const nonce = (): string => randomBytes(16).toString('base64')
 
 const localized = (): Record<string, string> =>
   Object.fromEntries(Object.entries(panelStrings).map(([key, text]) => [key, vscode.l10n.t(text)]))

@@ -3,6 +3,8 @@ export interface PanelHtmlOptions {
   readonly cspSource: string
   /** Random, new for every page. */
   readonly nonce: string
+  /** Another one, for an empty style with which the controls' library asks the browser about `:focus-visible`. It reads it from the page. */
+  readonly styleNonce: string
   readonly scriptUri: string
   readonly styleUri: string
   readonly title: string
@@ -11,15 +13,17 @@ export interface PanelHtmlOptions {
 }
 
 /** The panel's page: no inline script or style, nothing from outside the extension. */
-export function panelHtml({ cspSource, nonce, scriptUri, styleUri, title, language }: PanelHtmlOptions): string {
+export function panelHtml({ cspSource, nonce, styleNonce, scriptUri, styleUri, title, language }: PanelHtmlOptions): string {
   const policy = [
-    "default-src 'none'", `script-src 'nonce-${nonce}'`, `style-src ${cspSource}`, `font-src ${cspSource}`, "base-uri 'none'", "form-action 'none'",
+    "default-src 'none'", `script-src 'nonce-${nonce}'`, `style-src ${cspSource} 'nonce-${styleNonce}'`, `font-src ${cspSource}`,
+    "base-uri 'none'", "form-action 'none'",
   ].join('; ')
   return `<!DOCTYPE html>
 <html lang="${escape(language)}">
 <head>
   <meta charset="utf-8">
   <meta http-equiv="Content-Security-Policy" content="${escape(policy)}">
+  <meta property="csp-nonce" content="${escape(styleNonce)}">
   <meta name="viewport" content="width=device-width, initial-scale=1">
   <link rel="stylesheet" href="${escape(styleUri)}">
   <title>${escape(title)}</title>

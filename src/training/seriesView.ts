@@ -1,6 +1,6 @@
 import { bucketExtremes, bucketPositions, bucketSize, lowerBound, maxChartPoints, quantile } from '#shared/decimate.ts'
 import { createSmoother } from '#shared/metrics.ts'
-import type { Mark, PanelSettings, RunDelta, TableDelta, Viewport } from '#shared/panelProtocol.ts'
+import type { ClipMode, Mark, PanelSettings, RunDelta, TableDelta, Viewport } from '#shared/panelProtocol.ts'
 import type { RunSeries, SeriesTable } from './runSeries.ts'
 
 /** Metrics that are positions or bookkeeping, and get no curve. */
@@ -65,6 +65,7 @@ export class SeriesView {
   #sentSteps: Sent | undefined
   #sentEvals: Sent | undefined
   #sentMarks = ''
+  #sentClip: ClipMode = 'none'
   readonly #smoothed = new Map<string, SmoothedColumn>()
   #smoothedOf = ''
 
@@ -85,18 +86,20 @@ export class SeriesView {
   forget(): void {
     this.#sentSteps = this.#sentEvals = undefined
     this.#sentMarks = ''
+    this.#sentClip = 'none'
   }
 
   /** What the panel lacks; undefined when it has everything. */
   delta(id: string): RunDelta | undefined {
     const series = this.#series
-    const { xAxis } = this.#settings
+    const { xAxis, clip } = this.#settings
     const stepX = series.positions(xAxis)
     const steps = this.#table(series.steps, stepX, this.#sentSteps, 0.75)
     const evalX = series.evalPositions(xAxis)
     const evals = this.#table(series.evals, evalX, this.#sentEvals, 0.25)
     const marks = this.#marks()
-    if (steps.delta === undefined && evals.delta === undefined && marks === undefined) return undefined
+    if (steps.delta === undefined && evals.delta === undefined && marks === undefined && clip === this.#sentClip) return undefined
+    this.#sentClip = clip
     this.#sentSteps = steps.sent
     this.#sentEvals = evals.sent
     return {

@@ -9,10 +9,11 @@ import { chartOptions } from './chartOptions.ts'
 import type { ChartSpec } from './chartSpecs.ts'
 import { chartTable } from './chartTable.ts'
 import type { ChartData, PlacedRun } from './curves.ts'
-import { chartData, factsOf } from './curves.ts'
+import { chartData, curveColour, factsOf } from './curves.ts'
 import { formatPosition, formatValue } from './format.ts'
 import { drawMarks, markLabel, nearestMark } from './marks.ts'
 import type { Theme } from './theme.ts'
+import { runColours } from './theme.ts'
 
 /** What all charts of the page share. */
 export interface ChartSurroundings {
@@ -175,9 +176,10 @@ export class Chart {
       if (several && curve.role === 'raw' && this.#data.curves.some((other) => other.run === curve.run && other.role === 'smoothed')) return []
       const value = h('span', { class: 'value' })
       this.#readings.push({ element: value, curve: index })
-      const colour = curve.role === 'points' && !several && this.spec.curves.length > 1 ? 'colour-evaluation' : `colour-${curve.place % 6}`
+      const colour = curveColour(curve, this.spec, several)
+      const colourClass = `colour-${colour === 'evaluation' ? colour : colour % runColours}`
       const label = [several ? curve.run.info.name : '', this.#labelOf(index)].filter((part) => part !== '').join(' ')
-      return [h('span', { class: `reading ${curve.role}` }, h('span', { class: `swatch ${colour}`, 'aria-hidden': 'true' }), label === '' ? null : h('span', { class: 'label' }, label), value)]
+      return [h('span', { class: `reading ${curve.role}` }, h('span', { class: `swatch ${colourClass}`, 'aria-hidden': 'true' }), label === '' ? null : h('span', { class: 'label' }, label), value)]
     })
     this.#readout.replaceChildren(...items)
   }

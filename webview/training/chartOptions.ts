@@ -2,6 +2,7 @@ import type uPlot from 'uplot'
 import type { ChartSurroundings } from './chart.ts'
 import type { ChartSpec } from './chartSpecs.ts'
 import type { Curve } from './curves.ts'
+import { curveColour } from './curves.ts'
 import { byteIncrements, formatLogTicks, formatPosition, formatTicks, timeIncrements } from './format.ts'
 import { runDashes } from './theme.ts'
 
@@ -100,10 +101,8 @@ function yRange({ spec, ceiling }: ChartOptionsInput, log: boolean, dataMin: num
 function seriesOptions(curve: Curve, { shared, several, spec }: ChartOptionsInput): uPlot.Series {
   const { theme } = shared
   const { role, place } = curve
-  const sibling = spec.curves.filter(({ style }) => style !== 'planned').indexOf(curve.spec)
-  // One run: its curves differ by colour. Several: the colour is the run's, and so is the dash.
-  const apart = !several && sibling > 0
-  const stroke = apart && role === 'points' ? theme.evaluation : theme.runs[(place + (apart ? sibling : 0)) % theme.runs.length]!
+  const colour = curveColour(curve, spec, several)
+  const stroke = colour === 'evaluation' ? theme.evaluation : theme.runs[colour % theme.runs.length]!
   const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : several ? [...runDashes[place % runDashes.length]!] : []
   const faint = role === 'raw'
   return {

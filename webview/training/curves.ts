@@ -67,6 +67,16 @@ export function chartData(spec: ChartSpec, runs: readonly PlacedRun[], settings:
   return { curves, aligned, structure, ceiling }
 }
 
+/**
+ * Which colour a curve has: that of its run when several are drawn; the curves of a single run differ. A number counts the
+ * runs' colours.
+ */
+export function curveColour({ spec, place, role }: Curve, chart: ChartSpec, several: boolean): number | 'evaluation' {
+  if (several) return place
+  if (role === 'points') return 'evaluation'
+  return place + Math.max(0, chart.curves.filter(({ style }) => style !== 'planned').indexOf(spec))
+}
+
 /** Lowest, highest and last value of a curve. */
 export interface CurveFacts {
   readonly last: number

@@ -23,23 +23,27 @@ export function formatTicks(splits: readonly (number | null)[], unit: Unit): (st
   const largest = Math.max(0, ...values.map(Math.abs))
   const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step || 1) + 1e-9)))
   const plain = (value: number): string =>
-    largest >= 1e5 ? formatCompact(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
+    largest >= 1e5 ? compactTick(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
   return splits.map((value) => {
     if (value === null) return null
     if (unit === 'rate') return formatLearningRate(Number(value.toPrecision(6)))
     if (unit === 'bytes') return formatBytes(value)
     if (unit === 'percent') return `${value} %`
-    if (unit === 'speed' && largest >= 1000) return formatCompact(value)
+    if (unit === 'speed' && largest >= 1000) return compactTick(value)
     return plain(value)
   })
 }
+
+/** 6.00K → 6K. */
+const compactTick = (value: number): string =>
+  formatCompact(value).replace(/\.(\d*?)0+(?=\D*$)/, (_zeros, digits: string) => (digits === '' ? '' : `.${digits}`))
 
 /** Labels of a logarithmic axis. */
 export const formatLogTicks = (splits: readonly (number | null)[], unit: Unit): (string | null)[] =>
   splits.map((value) => (value === null ? null : unit === 'rate' ? formatLearningRate(value) : trimmed(value)))
 
 const trimmed = (value: number): string =>
-  value >= 1e5 ? formatCompact(value) : value < 1e-3 ? formatLearningRate(value) : String(Number(value.toPrecision(4)))
+  value >= 1e5 ? compactTick(value) : value < 1e-3 ? formatLearningRate(value) : String(Number(value.toPrecision(4)))
 
 /** A position on the x axis as text. */
 export function formatPosition(x: number, axis: XAxis): string {

@@ -33,6 +33,8 @@ export class TrainingPage {
   #settings: PanelSettings
   #range: Range | null
   readonly #hidden: Set<string>
+  /** Run directories; those of the last time until the host has told. */
+  #runs: readonly string[]
   #selected = ''
   #parts: Parts | undefined
   #view = 0
@@ -46,6 +48,7 @@ export class TrainingPage {
     this.#settings = kept.settings
     this.#range = kept.range
     this.#hidden = new Set(kept.hidden)
+    this.#runs = kept.runs
   }
 
   start(): void {
@@ -69,7 +72,10 @@ export class TrainingPage {
       case 'update': {
         if (message.type === 'hydrate' && this.#parts === undefined) this.#build({ ...panelStrings, ...message.strings })
         const change = this.#model.apply(message)
-        if (change.infos) this.#keep()
+        if (change.infos) {
+          this.#runs = this.#model.runs.map(({ info }) => info.id)
+          this.#keep()
+        }
         this.#showInfos()
         if (change.data) this.#showCharts()
         return
@@ -140,7 +146,7 @@ export class TrainingPage {
   }
 
   #state(): PanelState {
-    return { version: 1, runs: this.#model.runs.map(({ info }) => info.id), hidden: [...this.#hidden], settings: this.#settings, range: this.#range }
+    return { version: 1, runs: this.#runs, hidden: [...this.#hidden], settings: this.#settings, range: this.#range }
   }
 
   #keep(): void {
