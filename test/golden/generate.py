@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Makes golden cases: a small model with random weights, a PEFT adapter, and what transformers and PEFT compute on them in float64.
+
+    python3 test/golden/generate.py OUTPUT_FOLDER [CASE ...]
+
+Needs torch, transformers 5 and peft. See README.md beside this file for what a case holds.
+"""
+import json
+import os
+import sys
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY, WIDTH = 256, 32
+BASE = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
+
+# name: (model_type, changes to BASE, LoRA targets, target_parameters)
+CASES = {
+    "llama-own": ("llama", {}, ALL, []),
+    "qwen3-own": ("qwen3", dict(head_dim=64), ALL, []),
+    "gemma2-window-8": ("gemma2", dict(head_dim=32, num_hidden_layers=4, sliding_window=8, query_pre_attn_scalar=40), ALL, []),
+    "mixtral-balance": ("mixtral", dict(num_local_experts=6, num_experts_per_tok=3, output_router_logits=True, router_aux_loss_coef=0.1),
+                        ["q_proj", "v_proj"], ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    "mixtral-down-only": ("mixtral", dict(num_local_experts=4), ["q_proj"], ["mlp.experts.down_proj"]),
+    "glm4": ("glm4", dict(head_dim=32, partial_rotary_factor=0.5, attention_bias=True), ATTENTION + ["gate_up_proj", "down_proj"], []),
+    "olmo3": ("olmo3", dict(num_hidden_layers=4, sliding_window=16), ALL, []),
+    "seed-oss": ("seed_oss", dict(head_dim=32), ALL, []),
+    "qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96, shared_expert_intermediate_size=80), ATTENTION, []),
+    "starcoder2": ("starcoder2", dict(use_bias=True, sliding_window=None), ATTENTION + ["c_fc", "c_proj"], []),
+    "stablelm": ("stablelm", dict(partial_rotary_factor=0.25, use_qkv_bias=True), ALL, []),
+    "phi": ("phi", dict(partial_rotary_factor=0.5), ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
+    "gpt-neox": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "olmo": ("olmo", {}, ALL, []),
+    "granite-moe": ("granitemoe", dict(num_local_experts=4, num_experts_per_tok=2, embedding_multiplier=3.0, residual_multiplier=0.5,
+                                       attention_multiplier=0.2, logits_scaling=2.0), ATTENTION, []),
+    "ernie": ("ernie4_5", dict(head_dim=32), ALL, []),
+    "gpt2": ("gpt2", dict(n_embd=64, n_layer=2, n_head=2, n_positions=256), ["c_attn", "c_proj", "c_fc"], []),
+    "falcon": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=1, alibi=False), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "gpt-oss": ("gpt_oss", dict(head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=16), ATTENTION, []),
+    "deepseek-v2": ("deepseek_v2", dict(num_key_value_heads=2, q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4,
+                                        n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1, n_group=1, topk_group=1,
+                                        topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0), ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], []),
+}
+
+CURVE = dict(rate=5e-3, warmup=2, steps=12, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, max_norm=1.0)
+BETA, PROMPT = 0.1, 5
+
+
+def build(kind, changes):
+    """A model whose weights are bf16 numbers; norms and biases are not left at 1 and 0."""
+    config = AutoConfig.for_model(kind, **{**BASE, **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1 or "norm" in name:
+                p.add_(0.1 * torch.randn_like(p))
+            else:
+                p.copy_(torch.randn_like(p) * (0.5 if "embed" in name else p.shape[-1] ** -0.5))
+    return model.to(torch.bfloat16)
+
+
+def opened(folder):
+    # Grouped products of experts exist in float32 and below only; a loop over the experts computes in any type.
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager")
+
+
+def in_float64(model):
+    model = model.to(torch.float64)
+    for module in model.modules():  # frequencies were computed in float32, as every run computes them
+        for name, buffer in module.named_buffers(recurse=False):
+            if "inv_freq" in name:
+                setattr(module, name, buffer.float())
+    return model.eval()
+
+
+def token_nll(logits, ids):
+    picked = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])
+    return -picked[..., 0]
+
+
+def row_norm(t):
+    return t.norm(dim=-1)
+
+
+def trainable(model):
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            yield name.replace("base_model.model.", "", 1).replace(".default", ""), p
+
+
+def load_adapter(folder):
+    base = opened(folder)
+    model = in_float64(peft.PeftModel.from_pretrained(base, os.path.join(folder, "adapter"), is_trainable=True))
+    return model
+
+
+def make(name, folder):
+    torch.manual_seed(sum(map(ord, name)))
+    kind, changes, targets, parameters = CASES[name]
+    build(kind, changes).save_pretrained(folder)
+    base = opened(folder)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for parameter_name, p in adapted.named_parameters():
+            if "lora_B" in parameter_name:
+                p.copy_(0.05 * torch.randn_like(p))
+    adapted.save_pretrained(os.path.join(folder, "adapter"))
+
+    out = {}
+    ids = torch.randint(3, VOCABULARY, (2, WIDTH))
+    mask = torch.ones_like(ids)
+    mask[1, 25:] = 0
+    ids[1, 25:] = 0
+    labels = torch.where(mask.bool(), ids, -100)
+    labels[:, :8] = -100
+    scored = labels[:, 1:] != -100
+    curve_ids = torch.randint(3, VOCABULARY, (4, 2, WIDTH))
+    chosen, rejected = torch.randint(3, VOCABULARY, (2, WIDTH)), torch.randint(3, VOCABULARY, (2, WIDTH))
+    rejected[:, :PROMPT] = chosen[:, :PROMPT]
+    out.update(input_ids=ids, attention_mask=mask, labels=labels, curve_input_ids=curve_ids, dpo_chosen_ids=chosen, dpo_rejected_ids=rejected)
+
+    plain = in_float64(opened(folder))
+    balance = bool(getattr(plain.config, "output_router_logits", False))
+    factor = getattr(plain.config, "router_aux_loss_coef", 0.0) if balance else 0.0
+
+    def forward(model, tokens, attention=None):
+        result = model(input_ids=tokens, attention_mask=attention)
+        return result.logits, (result.aux_loss if balance else None)
+
+    def loss_of(model):
+        logits, aux = forward(model, ids, mask)
+        nll = token_nll(logits, ids)
+        return logits, nll, (nll * scored).sum() / scored.sum(), aux
+
+    # Gradients are those of what transformers trains on: with the routers' balance loss where the config asks for it.
+    whole = lambda loss, aux: loss if aux is None else loss + factor * aux
+    logits, nll, loss, aux = loss_of(plain)
+    whole(loss, aux).backward()
+    out["logits"], out["token_nll"], out["loss"] = logits * mask[..., None], nll * scored, loss
+    squares = 0.0
+    last = plain.config.num_hidden_layers - 1
+    for parameter_name, p in plain.named_parameters():
+        squares += (p.grad ** 2).sum()
+        if p.ndim == 1:
+            out[f"full_grad.{parameter_name}"] = p.grad.clone()
+        elif f"layers.{last}." in parameter_name or ".layers." not in parameter_name:
+            out[f"full_grad_row_norm.{parameter_name}"] = row_norm(p.grad)
+    out["full_grad_norm"] = squares.sqrt()
+    with torch.no_grad():
+        made = ids[:1, :8]
+        while made.shape[1] < WIDTH:
+            made = torch.cat([made, forward(plain, made)[0][:, -1].argmax(-1, keepdim=True)], 1)
+        out["greedy_ids"] = made[0]
+
+    model = load_adapter(folder)
+    logits, _, loss, aux = loss_of(model)
+    whole(loss, aux).backward()
+    out["lora_logits"], out["lora_loss"] = logits * mask[..., None], loss
+    if aux is not None:
+        out["router_aux_loss"] = aux
+    for parameter_name, p in trainable(model):
+        if ".layers.0." in parameter_name or f".layers.{last}." in parameter_name:
+            out[f"lora_grad.{parameter_name}"] = p.grad.clone()
+
+    model.zero_grad()
+    logp = lambda tokens: -token_nll(forward(model, tokens)[0], tokens)[:, PROMPT - 1:].sum(-1)
+    with torch.no_grad(), model.disable_adapter():
+        reference = logp(chosen), logp(rejected)
+    policy = logp(chosen), logp(rejected)
+    dpo = -torch.nn.functional.logsigmoid(BETA * ((policy[0] - policy[1]) - (reference[0] - reference[1]))).mean()
+    dpo.backward()
+    out.update(dpo_policy_chosen_logps=policy[0], dpo_policy_rejected_logps=policy[1], dpo_ref_chosen_logps=reference[0],
+               dpo_ref_rejected_logps=reference[1], dpo_loss=dpo)
+    for parameter_name, p in trainable(model):
+        if f".layers.{last}." in parameter_name and targets[0] in parameter_name:
+            out[f"dpo_grad.{parameter_name}"] = p.grad.clone()
+
+    model = load_adapter(folder)
+    learned = [p for _, p in trainable(model)]
+    optimizer = torch.optim.AdamW(learned, lr=CURVE["rate"], betas=CURVE["betas"], eps=CURVE["eps"], weight_decay=CURVE["weight_decay"])
+    losses, norms, rates = [], [], []
+    for step in range(CURVE["steps"]):
+        warmup, steps = CURVE["warmup"], CURVE["steps"]
+        rate = CURVE["rate"] * (step / warmup if step < warmup else (steps - step) / (steps - warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        tokens = curve_ids[step % 4]
+        logits, aux = forward(model, tokens)
+        step_loss = token_nll(logits, tokens).mean()
+        whole(step_loss, aux).backward()
+        norm = torch.nn.utils.clip_grad_norm_(learned, CURVE["max_norm"])
+        optimizer.step()
+        losses.append(step_loss.item())
+        norms.append(norm.item())
+        rates.append(rate)
+    out.update(curve_loss=torch.tensor(losses), curve_grad_norm=torch.tensor(norms), curve_lr=torch.tensor(rates))
+    for parameter_name, p in trainable(model):
+        if f".layers.{last}." in parameter_name:
+            out[f"curve_final.{parameter_name}"] = p.detach().clone()
+    with torch.no_grad():
+        out["curve_final_logits"] = forward(model, ids[:1])[0]
+        out["merged_logits"] = forward(model.merge_and_unload(), ids[:1])[0]
+
+    tensors = {key: (value.detach().to(torch.int64 if not value.is_floating_point() else torch.float32)).contiguous() for key, value in out.items()}
+    metadata = {"source": f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}; float64 eager CPU",
+                "curve": json.dumps(CURVE)}
+    save_file(tensors, os.path.join(folder, "golden.safetensors"), metadata=metadata)
+
+
+def main():
+    target, *names = sys.argv[1:]
+    for name in names or CASES:
+        folder = os.path.join(target, name)
+        os.makedirs(folder, exist_ok=True)
+        try:
+            make(name, folder)
+            print(name, "made")
+        except Exception as error:  # one family that this transformers does not have must not stop the others
+            print(name, "failed:", type(error).__name__, error)
+
+
+if __name__ == "__main__":
+    main()
