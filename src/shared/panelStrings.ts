@@ -35,7 +35,7 @@ export const panelStrings = {
   // charts
   chartLoss: 'Training loss', chartEvalLoss: 'Eval loss', chartLearningRate: 'Learning rate', chartGradNorm: 'Gradient norm',
   chartSpeed: 'Tokens per second', chartMemory: 'Memory', chartGpu: 'GPU utilisation', planned: 'planned', measured: 'measured',
-  smoothed: 'smoothed', rawValue: 'raw', evaluation: 'eval', perplexity: 'perplexity {0}', noEvaluation: 'No evaluation yet',
+  smoothed: 'smoothed', rawValue: 'raw', evaluation: 'eval', perplexity: 'perplexity {0}', noEvaluation: 'No evaluation yet', neverEvaluated: 'This run was not evaluated',
   noValues: 'No values yet', noValuesHere: 'No values in this range', chartSummary: '{0}: {1} at {2}, lowest {3}, highest {4}.',
   chartEmpty: '{0}: no values yet.',
   chartKeys: 'Left and right arrows read values, plus and minus zoom, 0 shows everything.', table: 'Values of {0}', run: 'Run', last: 'Last',

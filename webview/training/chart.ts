@@ -172,8 +172,8 @@ export class Chart {
     const several = this.#runs.length > 1
     this.#readings = []
     const items = this.#data.curves.flatMap((curve, index) => {
-      // With several runs, the raw values would be a crowd.
-      if (several && curve.role === 'raw' && this.#data.curves.some((other) => other.run === curve.run && other.role === 'smoothed')) return []
+      // With several runs, raw values and plans would be a crowd.
+      if (several && (curve.role === 'raw' || curve.role === 'planned')) return []
       const value = h('span', { class: 'value' })
       this.#readings.push({ element: value, curve: index })
       const colour = curveColour(curve, this.spec, several)
@@ -222,9 +222,10 @@ export class Chart {
     this.#readValues()
     const near = left === undefined || left < 0 ? undefined : nearestMark(plot, this.#marks, left)
     const { strings } = this.#shared
-    const hovering = left !== undefined && left >= 0
-    this.#note.hidden = !hovering
-    if (!hovering) return
+    // The others follow with their values only.
+    const leads = left !== undefined && left >= 0 && this.#plot.matches(':hover, :focus')
+    this.#note.hidden = !leads
+    if (!leads) return
     const x = this.#data.aligned[0][plot.cursor.idx ?? -1] ?? plot.posToVal(left, 'x')
     setText(this.#note, near === undefined ? this.#positionText(x) : `${this.#positionText(near.x)} · ${markLabel(near, strings)}`)
     // On the side where the crosshair is not.

@@ -3,8 +3,9 @@ import type { ChartSurroundings } from './chart.ts'
 import type { ChartSpec } from './chartSpecs.ts'
 import type { Curve } from './curves.ts'
 import { curveColour } from './curves.ts'
-import { byteIncrements, formatLogTicks, formatPosition, formatTicks, timeIncrements } from './format.ts'
+import { formatLogTicks, formatPosition, formatTicks } from './format.ts'
 import { runDashes } from './theme.ts'
+import { byteIncrements, logSplits, timeIncrements, wholeIncrements } from './ticks.ts'
 
 export interface ChartOptionsInput {
   readonly spec: ChartSpec
@@ -31,19 +32,20 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
     ...size,
     legend: { show: false },
     focus: { alpha: 1 },
-    padding: [10, 12, 0, 0],
+    padding: [10, 22, 0, 0],
     scales: { x: { time: false, range: () => xRange(shared) }, y: { distr: log ? 3 : 1, range: (_plot, min, max) => yRange(input, log, min, max) } },
     axes: [
       {
         stroke: theme.muted, font: theme.font, grid: line, ticks: { ...line, size: 4 }, size: 28, gap: 4, space: 64,
         values: (_plot, splits) => splits.map((value) => formatPosition(value, settings.xAxis)),
         ...(settings.xAxis === 'time' ? { incrs: [...timeIncrements] } : {}),
-        ...(settings.xAxis === 'step' || settings.xAxis === 'tokens' ? { incrs: wholeIncrements } : {}),
+        ...(settings.xAxis === 'step' || settings.xAxis === 'tokens' ? { incrs: [...wholeIncrements] } : {}),
       },
       {
         stroke: theme.muted, font: theme.font, grid: line, ticks: { ...line, size: 4 }, size: 56, gap: 4, space: 32,
         values: (_plot, splits) => (log ? formatLogTicks(splits, spec.unit) : formatTicks(splits, spec.unit)),
         ...(spec.unit === 'bytes' ? { incrs: [...byteIncrements] } : {}),
+        ...(log ? { splits: (_plot, _axis, min, max) => logSplits(min, max), filter: (_plot, splits) => splits } : {}),
       },
     ],
     series: [{}, ...curves.map((curve) => seriesOptions(curve, input))],
@@ -51,7 +53,7 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
       y: false,
       drag: { x: true, y: false, setScale: false, dist: dragDistance },
       points: { size: 7 },
-      hover: { skip: [null, undefined] },
+      hover: { skip: [null, undefined], prox: 40 },
       // Positions are shared, drags are not: a zoom comes back through the panel.
       sync: { key: 'training', setSeries: false, scales: ['x', null], filters: { pub: (type) => type === 'mousemove' || type === 'mouseleave' } },
       bind: {
@@ -74,8 +76,6 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
     },
   }
 }
-
-const wholeIncrements = Array.from({ length: 14 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat()
 
 function xRange({ range }: ChartSurroundings): [number, number] {
   if (range.max > range.min) return [range.min, range.max]
@@ -103,8 +103,8 @@ function seriesOptions(curve: Curve, { shared, several, spec }: ChartOptionsInpu
   const { role, place } = curve
   const colour = curveColour(curve, spec, several)
   const stroke = colour === 'evaluation' ? theme.evaluation : theme.runs[colour % theme.runs.length]!
-  const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : several ? [...runDashes[place % runDashes.length]!] : []
   const faint = role === 'raw'
+  const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : several && !faint ? [...runDashes[place % runDashes.length]!] : []
   return {
     stroke, dash, spanGaps: true, alpha: faint ? (theme.highContrast ? 0.5 : 0.3) : 1, width: faint || role === 'planned' ? 1 : theme.highContrast ? 2.5 : 1.75,
     points: { show: (plot, index) => pointsShown(plot, index, role), size: role === 'points' ? 6 : 4, fill: stroke, stroke },

@@ -51,7 +51,7 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
       curves: [{ table: 'steps', key: 'loss', style: 'trend' }, { table: 'evals', key: 'eval_loss', style: 'points', label: strings.evaluation }],
     },
     {
-      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true, empty: strings.noEvaluation,
+      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true, empty: runs.some(({ info }) => info.alive) ? strings.noEvaluation : strings.neverEvaluated,
       curves: [{ table: 'evals', key: 'eval_loss', style: 'points' }],
     },
     {

@@ -23,19 +23,19 @@ export function formatTicks(splits: readonly (number | null)[], unit: Unit): (st
   const largest = Math.max(0, ...values.map(Math.abs))
   const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step || 1) + 1e-9)))
   const plain = (value: number): string =>
-    largest >= 1e5 ? compactTick(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
+    largest >= 1e5 ? compact(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
   return splits.map((value) => {
     if (value === null) return null
     if (unit === 'rate') return formatLearningRate(Number(value.toPrecision(6)))
     if (unit === 'bytes') return formatBytes(value)
     if (unit === 'percent') return `${value} %`
-    if (unit === 'speed' && largest >= 1000) return compactTick(value)
+    if (unit === 'speed' && largest >= 1000) return compact(value)
     return plain(value)
   })
 }
 
 /** 6.00K → 6K. */
-const compactTick = (value: number): string =>
+const compact = (value: number): string =>
   formatCompact(value).replace(/\.(\d*?)0+(?=\D*$)/, (_zeros, digits: string) => (digits === '' ? '' : `.${digits}`))
 
 /** Labels of a logarithmic axis. */
@@ -43,26 +43,17 @@ export const formatLogTicks = (splits: readonly (number | null)[], unit: Unit): 
   splits.map((value) => (value === null ? null : unit === 'rate' ? formatLearningRate(value) : trimmed(value)))
 
 const trimmed = (value: number): string =>
-  value >= 1e5 ? compactTick(value) : value < 1e-3 ? formatLearningRate(value) : String(Number(value.toPrecision(4)))
+  value >= 1e5 ? compact(value) : value < 1e-3 ? formatLearningRate(value) : String(Number(value.toPrecision(4)))
 
 /** A position on the x axis as text. */
 export function formatPosition(x: number, axis: XAxis): string {
   switch (axis) {
     case 'step': return formatCount(x)
     case 'epoch': return String(Number(x.toFixed(3)))
-    case 'tokens': return formatCompact(x)
+    case 'tokens': return compact(x)
     case 'time': return formatDuration(x)
   }
 }
-
-/** Distances between ticks of bytes: powers of two, which formatBytes writes without a fraction. */
-export const byteIncrements: readonly number[] = Array.from({ length: 50 }, (_, i) => 2 ** i)
-
-/** Distances between ticks of time, in seconds. */
-export const timeIncrements: readonly number[] = [
-  0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
-  ...[1, 2, 5, 10, 20, 50, 100, 200, 500].map((days) => days * 86_400),
-]
 
 /**
  * The slider's positions (0 to 1000) as weights: 1 − 10^(−3p), so that its upper part, where a little more weight makes a

@@ -41,7 +41,7 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
   add('epoch', strings.epoch, info.epoch === null ? null : info.epoch.toFixed(2))
   if (info.alive && info.state !== 'paused') add('eta', strings.eta, info.etaSeconds === null ? null : formatDuration(info.etaSeconds))
   const elapsed = elapsedSeconds(info, now)
-  add('elapsed', info.alive ? strings.elapsed : strings.took, elapsed === null ? null : formatDuration(elapsed))
+  add('elapsed', info.alive ? strings.elapsed : strings.took, elapsed === null ? null : formatDuration(Math.max(1, Math.round(elapsed))))
   add(
     'evalLoss', strings.evalLoss, info.evalLoss === null ? null : formatLoss(info.evalLoss),
     info.bestEvalLoss === null ? undefined : fill(strings.best, formatLoss(info.bestEvalLoss)),
