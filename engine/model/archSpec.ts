@@ -21,6 +21,8 @@ export type AttentionKind = 'full' | 'window'
 
 export interface NormSpec {
   readonly kind: 'rms' | 'layer'
+  /** Only LayerNorm has one. */
+  readonly bias?: boolean
   readonly eps: number
   readonly plusOne: boolean
 }
@@ -48,6 +50,8 @@ export interface ArchSpec {
   /** How the checkpoint stores these projections: one matrix, or one each. */
   readonly fused: { readonly qkv: boolean; readonly gateUp: boolean }
   readonly activation: GluKind
+  /** An MLP of two matrices, down(act(up x)), in place of down(act(gate x)⊙up x). */
+  readonly plainMlp?: boolean
   readonly attention: {
     readonly scale: number
     readonly softcap: number
@@ -112,6 +116,8 @@ export interface NameMap {
   readonly expertGate: string
   readonly expertUp: string
   readonly expertDown: string
+  /** Tensors of files that hold all experts of a layer in one, where a family has such. */
+  readonly stackedExperts?: { readonly gateUp: string; readonly down: string }
   /** What transformers calls these in memory: in adapters, and in checkpoints saved without conversion. */
   readonly memory: {
     readonly router: string

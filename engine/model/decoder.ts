@@ -1,6 +1,6 @@
 import { slice, type Graph, type Tensor } from '../graph/graph.ts'
 import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../graph/ops/attention.ts'
-import { addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
+import { activate, addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
 import { linear, type LoraGroup, type PrecisionCode, type Weight } from '../graph/ops/linear.ts'
 import { balanceLoss, newBalance, type Balance } from '../graph/ops/moe.ts'
 import { norm } from '../graph/ops/norm.ts'
@@ -50,7 +50,7 @@ export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, i
   graph.layer = -1
   if (balance !== undefined) balanceLoss(graph, balance, spec.moe!.choices, inputs.balance!.loss)
   const rows = gatherRows(graph, x, inputs.labelIndex)
-  return norm(graph, 'finalNorm', rows, graph.activation('final', spec.hidden, { rule: 'labelled', keep: 'derived' }), normOptions(spec.norm, weights.weight('finalNorm')))
+  return norm(graph, 'finalNorm', rows, graph.activation('final', spec.hidden, { rule: 'labelled', keep: 'derived' }), normOptions(spec.norm, weights, 'finalNorm'))
 }
 
 /** What every part of a layer needs. */
@@ -64,13 +64,15 @@ export interface LayerContext {
   readonly balance: Balance | undefined
 }
 
-const normOptions = (spec: NormSpec, weight: Weight, groups = 1) => ({ kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, weight, groups })
+const normOptions = (spec: NormSpec, weights: DecoderWeights, id: string, groups = 1) => ({
+  kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, weight: weights.weight(id), groups, ...(spec.bias === true ? { bias: weights.weight(`${id}.bias`) } : {}),
+})
 
 function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
   const { graph, spec } = c
   const { hidden } = spec
   const normed = (id: string, from: Tensor) =>
-    norm(graph, id, from, graph.activation(`${id}.y`, hidden, { keep: 'derived' }), normOptions(spec.norm, c.weights.weight(`layers.${layer}.${id}`)))
+    norm(graph, id, from, graph.activation(`${id}.y`, hidden, { keep: 'derived' }), normOptions(spec.norm, c.weights, `layers.${layer}.${id}`))
   /** A product back into the residual stream, with the residual added in the same pass where no norm stands between. */
   const into = (residual: Tensor, id: 'o' | 'down', product: (keep: 'residual' | 'attention', add?: Tensor) => Tensor): Tensor => {
     const keep = id === 'down' ? 'residual' : 'attention'
@@ -84,8 +86,9 @@ function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
   const middle = into(x, 'o', (keep, add) => projection(c, layer, 'o', mixed, hidden, keep, add))
   const second = spec.block === 'parallel' ? first : spec.block === 'post' ? middle : normed('mlpNorm', middle)
   if (spec.moe?.layers[layer] === true) return into(middle, 'down', (keep, add) => expertMixture(c, spec.moe!, layer, second, keep, add))
-  const gateUp = projection(c, layer, 'gateUp', second, 2 * spec.ffn, 'mlp')
-  const h = glu(graph, gateUp, spec.activation)
+  const h = spec.plainMlp === true
+    ? activate(graph, projection(c, layer, 'up', second, spec.ffn, 'mlp'), spec.activation)
+    : glu(graph, projection(c, layer, 'gateUp', second, 2 * spec.ffn, 'mlp'), spec.activation)
   return into(middle, 'down', (keep, add) => projection(c, layer, 'down', h, hidden, keep, add))
 }
 
@@ -116,8 +119,8 @@ function selfAttention(c: LayerContext, layer: number, x: Tensor): Tensor {
   if (spec.qkNorm !== undefined) {
     const { over } = spec.qkNorm
     rotated = graph.activation('qk', (heads + kvHeads) * headDim, { keep: 'attention' })
-    q = norm(graph, 'qNorm', q, slice(rotated, 0, q.cols), normOptions(spec.qkNorm, c.weights.weight(`layers.${layer}.qNorm`), over === 'head' ? heads : 1))
-    k = norm(graph, 'kNorm', k, slice(rotated, q.cols, k.cols), normOptions(spec.qkNorm, c.weights.weight(`layers.${layer}.kNorm`), over === 'head' ? kvHeads : 1))
+    q = norm(graph, 'qNorm', q, slice(rotated, 0, q.cols), normOptions(spec.qkNorm, c.weights, `layers.${layer}.qNorm`, over === 'head' ? heads : 1))
+    k = norm(graph, 'kNorm', k, slice(rotated, q.cols, k.cols), normOptions(spec.qkNorm, c.weights, `layers.${layer}.kNorm`, over === 'head' ? kvHeads : 1))
   }
   const kind = spec.rope.layers[layer]!
   if (kind !== 'none') rope(graph, rotated, c.tables.get(kind)!, { heads: heads + kvHeads, headDim, interleaved: spec.rope[kind].interleaved })

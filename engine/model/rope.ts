@@ -14,6 +14,8 @@ export interface RopeOptions {
   readonly defaultTheta: number
   readonly context: number
   readonly interleaved?: boolean
+  /** Share of each head that is rotated when the config does not say. */
+  readonly partial?: number
   /** Which nested `rope_parameters` entry to read when there is one per layer type. */
   readonly layerType?: 'full_attention' | 'sliding_attention'
   /** Where θ stands in the old config form, `rope_theta` when absent; another key also means that `rope_scaling` is not for these layers. */
@@ -33,7 +35,7 @@ export function ropeSpec(config: Config, options: RopeOptions): RopeSpec {
   const flat = options.thetaKey === undefined ? (all ?? config.section('rope_scaling')) : undefined
   const parameters = nested ? all.section(options.layerType ?? 'full_attention') : flat
   const theta = parameters?.optionalNumber('rope_theta') ?? config.number(options.defaultTheta, options.thetaKey ?? 'rope_theta')
-  const partial = parameters?.optionalNumber('partial_rotary_factor') ?? config.number(1, 'partial_rotary_factor')
+  const partial = parameters?.optionalNumber('partial_rotary_factor') ?? config.number(options.partial ?? 1, 'partial_rotary_factor')
   const rotated = Math.floor(options.headDim * partial)
   const named = parameters?.string('rope_type', 'type') ?? 'default'
   const type = options.aliases?.[named] ?? named

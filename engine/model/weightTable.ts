@@ -64,8 +64,10 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     })
     entries.push({ id, kind, rows: vector ? 1 : row, cols: vector ? row : cols, pieces, layer })
   }
-  const norm = (id: string, module: string, width: number, layer: number, shape?: readonly number[]) =>
+  const norm = (id: string, module: string, width: number, layer: number, bias = false, shape?: readonly number[]) => {
     add(id, 'norm', width, [{ module, width, ...(shape === undefined ? {} : { shape }) }], 'weight', layer)
+    if (bias) add(`${id}.bias`, 'bias', width, [{ module, width }], 'bias', layer)
+  }
 
   add('embedding', 'embedding', hidden, [{ module: names.embedding, width: spec.vocabulary }], 'weight', -1)
   for (let layer = 0; layer < spec.layers; ++layer) {
@@ -75,7 +77,8 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
       add(`layers.${layer}.${id}`, 'linear', cols, placed, 'weight', layer)
       if (bias) add(`layers.${layer}.${id}.bias`, 'bias', cols, placed, 'bias', layer)
     }
-    const layerNorm = (id: string, module: string, width = hidden, shape?: readonly number[]) => norm(`layers.${layer}.${id}`, at(module), width, layer, shape)
+    const layerNorm = (id: string, module: string) => norm(`layers.${layer}.${id}`, at(module), hidden, layer, spec.norm.bias)
+    const headNorm = (id: string, module: string, width: number, shape?: readonly number[]) => norm(`layers.${layer}.${id}`, at(module), width, layer, false, shape)
 
     if (spec.block !== 'post') layerNorm('attentionNorm', names.attentionNorm)
     linear('qkv', hidden, spec.fused.qkv
@@ -84,15 +87,18 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     if (spec.qkNorm !== undefined) {
       const { over, weightPerHead } = spec.qkNorm
       for (const [id, module, heads] of [['qNorm', names.qNorm, spec.heads], ['kNorm', names.kNorm, spec.kvHeads]] as const) {
-        if (weightPerHead) layerNorm(id, module, heads * spec.headDim, [heads, spec.headDim])
-        else layerNorm(id, module, over === 'head' ? spec.headDim : heads * spec.headDim)
+        if (weightPerHead) headNorm(id, module, heads * spec.headDim, [heads, spec.headDim])
+        else headNorm(id, module, over === 'head' ? spec.headDim : heads * spec.headDim)
       }
     }
     linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)
     if (spec.block === 'pre' || spec.block === 'prePost') layerNorm('mlpNorm', names.mlpNorm)
     if (spec.moe?.layers[layer] === true) entries.push(...expertEntries(spec, spec.moe, layer, has))
-    else {
+    else if (spec.plainMlp === true) {
+      linear('up', hidden, [{ module: names.up, width: spec.ffn }], spec.bias.mlp)
+      linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
+    } else {
       linear('gateUp', hidden, spec.fused.gateUp
         ? [{ module: names.gateUp, width: 2 * spec.ffn }]
         : [{ module: names.gate, width: spec.ffn }, { module: names.up, width: spec.ffn }], spec.bias.mlp)
@@ -100,7 +106,7 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     }
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('mlpPostNorm', names.mlpPostNorm)
   }
-  norm('finalNorm', names.finalNorm, hidden, -1)
+  norm('finalNorm', names.finalNorm, hidden, -1, spec.norm.bias)
   if (!spec.tied) add('head', 'head', hidden, [{ module: names.head, width: spec.vocabulary }], 'weight', -1)
   return entries
 }
@@ -109,7 +115,7 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
 function expertEntries({ hidden, names }: ArchSpec, { experts, ffn }: MoeSpec, layer: number, has: HasTensor): WeightEntry[] {
   const at = (name: string, expert = 0) => name.replace('.N.', `.${layer}.`).replace('.E.', `.${expert}.`)
   const routerName = `${at(names.memory.router)}.weight`
-  const stack = (id: string, memory: string, cols: number, each: readonly Projection[]): WeightEntry => {
+  const stack = (id: string, memory: string, file: string | undefined, cols: number, each: readonly Projection[]): WeightEntry => {
     const width = each.reduce((sum, projection) => sum + projection.width, 0)
     const parameter = at(memory)
     let row = 0
@@ -118,7 +124,8 @@ function expertEntries({ hidden, names }: ArchSpec, { experts, ffn }: MoeSpec, l
       row += rows
       return piece
     })).flat()
-    const pieces = has(parameter) ? [{ name: parameter, row: 0, rows: experts * width, shape: [experts, width, cols] }] : single
+    const whole = has(parameter) ? parameter : file === undefined ? undefined : at(file)
+    const pieces = whole === undefined ? single : [{ name: whole, row: 0, rows: experts * width, shape: [experts, width, cols] }]
     return { id: `layers.${layer}.${id}`, kind: 'experts', rows: experts * width, cols, pieces, layer, parameter, experts }
   }
   return [
@@ -126,8 +133,8 @@ function expertEntries({ hidden, names }: ArchSpec, { experts, ffn }: MoeSpec, l
       id: `layers.${layer}.router`, kind: 'router', rows: experts, cols: hidden, layer, parameter: routerName,
       pieces: [{ name: has(routerName) ? routerName : `${at(names.router)}.weight`, row: 0, rows: experts }],
     },
-    stack('expertGateUp', names.memory.expertGateUp, hidden, [{ module: names.expertGate, width: ffn }, { module: names.expertUp, width: ffn }]),
-    stack('expertDown', names.memory.expertDown, ffn, [{ module: names.expertDown, width: hidden }]),
+    stack('expertGateUp', names.memory.expertGateUp, names.stackedExperts?.gateUp, hidden, [{ module: names.expertGate, width: ffn }, { module: names.expertUp, width: ffn }]),
+    stack('expertDown', names.memory.expertDown, names.stackedExperts?.down, ffn, [{ module: names.expertDown, width: hidden }]),
   ]
 }
 

@@ -15,38 +15,67 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-VOCABULARY, WIDTH = 256, 32
-BASE = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+VOCABULARY, WIDTH = 96, 32
+BASE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=1, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+FACTORS = dict(embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.2, logits_scaling=2.0)
+
+
+def longrope(original):
+    return dict(num_key_value_heads=1, head_dim=16, original_max_position_embeddings=original,
+                rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75, original_max_position_embeddings=original,
+                                     short_factor=[1.0 + 0.1 * i for i in range(6)], long_factor=[1.5 + 0.5 * i for i in range(6)]))
+
 
 # name: (model_type, changes to BASE, LoRA targets, target_parameters)
 CASES = {
-    "llama-own": ("llama", {}, ALL, []),
-    "qwen3-own": ("qwen3", dict(head_dim=64), ALL, []),
-    "gemma2-window-8": ("gemma2", dict(head_dim=32, num_hidden_layers=4, sliding_window=8, query_pre_attn_scalar=40), ALL, []),
-    "mixtral-balance": ("mixtral", dict(num_local_experts=6, num_experts_per_tok=3, output_router_logits=True, router_aux_loss_coef=0.1),
-                        ["q_proj", "v_proj"], ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
-    "mixtral-down-only": ("mixtral", dict(num_local_experts=4), ["q_proj"], ["mlp.experts.down_proj"]),
-    "glm4": ("glm4", dict(head_dim=32, partial_rotary_factor=0.5, attention_bias=True), ATTENTION + ["gate_up_proj", "down_proj"], []),
-    "olmo3": ("olmo3", dict(num_hidden_layers=4, sliding_window=16), ALL, []),
-    "seed-oss": ("seed_oss", dict(head_dim=32), ALL, []),
-    "qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96, shared_expert_intermediate_size=80), ATTENTION, []),
-    "starcoder2": ("starcoder2", dict(use_bias=True, sliding_window=None), ATTENTION + ["c_fc", "c_proj"], []),
-    "stablelm": ("stablelm", dict(partial_rotary_factor=0.25, use_qkv_bias=True), ALL, []),
-    "phi": ("phi", dict(partial_rotary_factor=0.5), ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
-    "gpt-neox": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
-    "olmo": ("olmo", {}, ALL, []),
-    "granite-moe": ("granitemoe", dict(num_local_experts=4, num_experts_per_tok=2, embedding_multiplier=3.0, residual_multiplier=0.5,
-                                       attention_multiplier=0.2, logits_scaling=2.0), ATTENTION, []),
-    "ernie": ("ernie4_5", dict(head_dim=32), ALL, []),
-    "gpt2": ("gpt2", dict(n_embd=64, n_layer=2, n_head=2, n_positions=256), ["c_attn", "c_proj", "c_fc"], []),
-    "falcon": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=1, alibi=False), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
-    "gpt-oss": ("gpt_oss", dict(head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=16), ATTENTION, []),
-    "deepseek-v2": ("deepseek_v2", dict(num_key_value_heads=2, q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4,
-                                        n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1, n_group=1, topk_group=1,
-                                        topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0), ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], []),
+    "tiny-llama": ("llama", {}, ALL, []),
+    "tiny-gemma": ("gemma", dict(head_dim=16), ALL, []),
+    "tiny-gemma2": ("gemma2", dict(head_dim=16, num_hidden_layers=4, sliding_window=8, query_pre_attn_scalar=20, attn_logit_softcapping=5.0,
+                                   final_logit_softcapping=3.0), ALL, []),
+    "tiny-gemma3": ("gemma3_text", dict(head_dim=16, num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=20, rope_parameters=dict(
+        full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0), sliding_attention=dict(rope_type="default", rope_theta=1e4))), ALL, []),
+    "tiny-phi3": ("phi3", dict(sliding_window=16), FUSED, []),
+    "tiny-phi3-short": ("phi3", longrope(128), FUSED, []),
+    "tiny-phi3-long": ("phi3", longrope(16), FUSED, []),
+    "tiny-cohere": ("cohere", dict(use_qk_norm=True, logit_scale=0.25), ALL, []),
+    "tiny-cohere2": ("cohere2", dict(num_hidden_layers=4, sliding_window=8, logit_scale=0.25), ALL, []),
+    "tiny-granite": ("granite", FACTORS, ALL, []),
+    "tiny-olmo2": ("olmo2", {}, ALL, []),
+    "tiny-olmo3": ("olmo3", dict(num_hidden_layers=4, sliding_window=8), ALL, []),
+    "tiny-smollm3": ("smollm3", dict(num_hidden_layers=4), ALL, []),
+    "tiny-mixtral": ("mixtral", dict(num_local_experts=6, num_experts_per_tok=3, output_router_logits=True, router_aux_loss_coef=0.1),
+                     ["q_proj", "v_proj"], EXPERTS),
+    "tiny-mixtral-down": ("mixtral", dict(num_local_experts=4), ["q_proj"], EXPERTS[1:]),
+    "tiny-mixtral-stacked": ("mixtral", dict(num_local_experts=4), ["q_proj"], EXPERTS),
+    "tiny-qwen3-moe": ("qwen3_moe", dict(head_dim=16, num_hidden_layers=3, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=40, mlp_only_layers=[0],
+                                         norm_topk_prob=False), ALL, []),
+    "tiny-granite-moe": ("granitemoe", dict(num_local_experts=4, num_experts_per_tok=2, **FACTORS), ATTENTION, []),
+    "tiny-glm4": ("glm4", dict(head_dim=16, partial_rotary_factor=0.5, attention_bias=True), ATTENTION + FUSED[2:], []),
+    "tiny-seed-oss": ("seed_oss", dict(head_dim=16), ALL, []),
+    "tiny-ernie": ("ernie4_5", dict(head_dim=16), ALL, []),
+    "tiny-starcoder2": ("starcoder2", dict(use_bias=True, sliding_window=None), ATTENTION + ["c_fc", "c_proj"], []),
+    "tiny-stablelm": ("stablelm", dict(partial_rotary_factor=0.25, use_qkv_bias=True), ALL, []),
+}
+
+# Made on request only: the engine does not support these yet.
+OTHERS = {
+    "tiny-qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40, shared_expert_intermediate_size=40), ATTENTION, []),
+    "tiny-phi": ("phi", dict(partial_rotary_factor=0.5), ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
+    "tiny-gpt-neox": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "tiny-olmo": ("olmo", {}, ALL, []),
+    "tiny-gpt2": ("gpt2", dict(n_embd=32, n_layer=2, n_head=2, n_positions=256), ["c_attn", "c_proj", "c_fc"], []),
+    "tiny-falcon": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=1, alibi=False),
+                    ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "tiny-gpt-oss": ("gpt_oss", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=16), ATTENTION, []),
+    "tiny-deepseek-v2": ("deepseek_v2", dict(num_key_value_heads=2, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
+                                             n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=24, first_k_dense_replace=1,
+                                             n_group=1, topk_group=1, topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0),
+                         ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], []),
 }
 
 CURVE = dict(rate=5e-3, warmup=2, steps=12, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, max_norm=1.0)
@@ -103,8 +132,9 @@ def load_adapter(folder):
 
 def make(name, folder):
     torch.manual_seed(sum(map(ord, name)))
-    kind, changes, targets, parameters = CASES[name]
-    build(kind, changes).save_pretrained(folder)
+    kind, changes, targets, parameters = {**CASES, **OTHERS}[name]
+    # Experts are published one by one; without conversion a file has them stacked, as they are in memory.
+    build(kind, changes).save_pretrained(folder, save_original_format="stacked" not in name)
     base = opened(folder)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(base, config)

@@ -1,6 +1,6 @@
 /**
- * npx tsx test/golden/prove.ts FOLDER: verifies every golden case in a folder and writes what came out to engine/model/proofs.ts
- * and docs/architectures.md.
+ * npx tsx test/golden/prove.ts FOLDER…: verifies every golden case in the folders and writes what came out to
+ * engine/model/proofs.ts and docs/architectures.md.
  */
 import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -28,7 +28,7 @@ function proofOf(name: string, architecture: string, results: readonly Compariso
   return { case: name, architecture, quantities: results.length, ...worst, greedy: results.some((result) => result.name === 'greedy_ids' && result.error === 0) }
 }
 
-async function prove(folder: string): Promise<void> {
+async function proofsOf(folder: string): Promise<Proof[]> {
   const proofs: Proof[] = []
   for (const name of (await readdir(folder)).sort()) {
     const path = join(folder, name)
@@ -43,10 +43,11 @@ async function prove(folder: string): Promise<void> {
     proofs.push(proofOf(name, (config.architectures as string[])[0]!, results))
     console.log(name)
   }
-  const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
-  const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
-  await writeFile(join(root, 'engine/model/proofs.ts'), text)
-  await writeArchitectureDocs(root, proofs)
+  return proofs
 }
 
-await prove(process.argv[2]!)
+const proofs = (await Promise.all(process.argv.slice(2).map(proofsOf))).flat().sort((a, b) => a.architecture.localeCompare(b.architecture) || a.case.localeCompare(b.case))
+const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
+const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
+await writeFile(join(root, 'engine/model/proofs.ts'), text)
+await writeArchitectureDocs(root, proofs)

@@ -27,6 +27,27 @@ export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
   return h
 }
 
+/** h = act(x); see activation in commands.ts. */
+export function activate(graph: Graph, x: Tensor, kind: GluKind): Tensor {
+  const h = graph.activation('h', x.cols, { rule: x.storage.rule, keep: 'derived' })
+  const ints = [gluKinds[kind]]
+  graph.record(
+    {
+      commands: [{ name: 'activation', tensors: [h, x], ints, floats: [] }],
+      outputs: [h],
+      backward: (b) => {
+        const dh = b.gradientOf(h)
+        if (dh === undefined) return
+        const { tensor, accumulate } = b.target(x)
+        if (accumulate) throw new Error('an activation is the only consumer of its input')
+        b.emit({ name: 'activationGrad', tensors: [tensor, dh, b.value(x)], ints, floats: [], inPlace: [[0, 1]] })
+      },
+    },
+    graph.needsGradient(x),
+  )
+  return h
+}
+
 /** x = scale·table[ids]; the table's gradient accumulates when it is trained. */
 export function embed(graph: Graph, ids: Tensor, table: Weight, scale: number): Tensor {
   const x = graph.activation('embedding', table.value.cols)

@@ -36,6 +36,8 @@ export interface FamilyDefaults {
   readonly headDim?: number
   readonly tied?: boolean
   readonly interleavedRope?: boolean
+  /** Share of each head that is rotated when the config does not say. */
+  readonly partialRotary?: number
   readonly ropeAliases?: Readonly<Record<string, string>>
   readonly window?: number
   readonly windowLayers?: (layer: number) => boolean
@@ -56,7 +58,7 @@ export function llamaLike(config: Config, family: FamilyDefaults): ArchSpec {
   if (!Number.isInteger(kvHeads) || kvHeads < 1 || heads % kvHeads !== 0)
     throw new UnslothError('MODEL_INVALID', `config.json: num_attention_heads ${heads} is not a multiple of num_key_value_heads ${kvHeads}.`)
   const context = config.number(2048, 'max_position_embeddings')
-  const rope = { headDim, defaultTheta: family.ropeTheta ?? 10_000, context, interleaved: family.interleavedRope === true, aliases: { su: 'longrope', ...family.ropeAliases } }
+  const rope = { headDim, defaultTheta: family.ropeTheta ?? 10_000, context, interleaved: family.interleavedRope === true, partial: family.partialRotary ?? 1, aliases: { su: 'longrope', ...family.ropeAliases } }
   const full = ropeSpec(config, rope)
   const window = family.window ?? 0
   const kinds = attentionKinds(config, layers, (layer) => (window > 0 && (family.windowLayers?.(layer) ?? true) ? 'window' : 'full'))
