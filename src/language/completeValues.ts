@@ -57,7 +57,7 @@ async function offersFor(outline: Outline, cursor: ValueCursor, workspace: Works
     case 'data.text_column': return columnOffers(outline, workspace)
     case 'data.format_type': return formatOffers(outline, cursor, workspace)
     case 'data.eval_split': return [...examples(cursor), { value: 'test', detail: 'the split of that name' }, { value: 'validation', detail: 'the split of that name' }].filter(unique)
-    case 'data.split': return ['train', 'test', 'validation'].map((value) => ({ value }))
+    case 'data.split': return [...['train', 'test', 'validation'].map((value) => ({ value })), ...examples(cursor)].filter(unique)
     case 'save.quantization': return gguf.map(([value, detail]) => ({ value, detail }))
     case 'training.device': return deviceOffers(cursor, workspace)
   }
@@ -72,7 +72,7 @@ async function offersFor(outline: Outline, cursor: ValueCursor, workspace: Works
 const unique = (offer: Offer, index: number, all: readonly Offer[]): boolean => all.findIndex(({ value }) => value === offer.value) === index
 
 function examples({ field: { meta } }: ValueCursor): Offer[] {
-  return (meta.examples ?? []).map((value) => ({ value: yamlValue(value), literal: true }))
+  return (meta.examples ?? []).map((value) => typeof value === 'string' ? { value } : { value: yamlValue(value), literal: true })
 }
 
 /** What the schema knows: the closed set of values, or default and examples. */

@@ -5,7 +5,7 @@ import { itemKind, markdown, order, snippetFormat, suggestAgain } from './comple
 import { cursorAt, type KeyCursor } from './cursor.ts'
 import { availabilityWord, detailText, fieldMarkdown, summary, yamlValue } from './fieldText.ts'
 import { Outline } from './outline.ts'
-import { sectionSnippets, wholeRecipes, type Snippet } from './snippets.ts'
+import { expandSnippet, sectionSnippets, wholeRecipes, type Snippet } from './snippets.ts'
 import type { SourceText, Span } from './text.ts'
 import type { Workspace } from './workspace.ts'
 
@@ -31,6 +31,7 @@ function valueSnippet({ meta, path }: RecipeField): { text: string; suggest: boo
   const live = meta.path === 'model' || meta.path === 'dataset' || meta.path === 'checkpoint' || path === 'lora.init_adapter'
     || path === 'data.text_column' || path === 'lora.target_modules' || path === 'lora.modules_to_save'
   if (live || meta.kind === 'boolean' || meta.kind === 'choice' || meta.values !== undefined) return { text: '', suggest: true }
+  if (meta.kind === 'mapping') return { text: '{ $0 }', suggest: false }
   const first = typeof meta.default === 'number' || (typeof meta.default === 'string' && meta.default !== '') ? meta.default : meta.examples?.[0]
   const text = first === undefined || Array.isArray(first) ? '' : yamlValue(first)
   return { text: text === '' ? '$0' : `\${1:${escapeSnippet(text)}}`, suggest: false }
@@ -82,7 +83,7 @@ function snippetItem(source: SourceText, { label, detail, doc, body }: Snippet, 
   const indented = step === 2 ? body : body.replaceAll(/^ {2}/gm, ' '.repeat(step))
   return {
     label, kind: itemKind.snippet, detail, sortText: `z${order(index)}`, insertTextFormat: snippetFormat,
-    documentation: markdown(`${doc}\n\n\`\`\`yaml\n${body.replace(/\$\{\d+:([^}]*)\}/g, '$1').replace(/\$\d+/g, '').trim()}\n\`\`\``),
+    documentation: markdown(`${doc}\n\n\`\`\`yaml\n${expandSnippet(body).trim()}\n\`\`\``),
     textEdit: source.edit(word, indented),
   }
 }

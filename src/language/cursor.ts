@@ -66,7 +66,7 @@ export function cursorAt(outline: Outline, position: Position): Cursor {
   if (inComment(line, column)) return none
 
   const flow = outline.entries.find(({ valueSpan, style, inFlow }) => !inFlow && (style === 'flow' || style === 'section')
-    && '{['.includes(source.text[valueSpan.start] ?? ' ') && offset > valueSpan.start && (offset < valueSpan.end || !closes(source.text, valueSpan)))
+    && '{['.includes(source.text[valueSpan.start] ?? ' ') && isInside(outline, valueSpan, offset))
   if (flow !== undefined) return flowCursor(outline, flow.valueSpan.start, offset, flow.section === undefined ? [flow.key] : [flow.section, flow.key])
   const opening = /^\s*\{/.exec(source.text.slice(afterMark(source.text)))
   if (opening !== null && offset >= opening[0].length) return flowCursor(outline, opening[0].length - 1 + afterMark(source.text), offset, [])
@@ -79,6 +79,15 @@ export function cursorAt(outline: Outline, position: Position): Cursor {
   const item = /^([ \t]*)-(?:[ \t]+|$)/.exec(line)
   if (item !== null && column >= item[0].length) return itemOfLine(outline, number, start, line, column, item)
   return keyOfLine(outline, number, start, line, column, key)
+}
+
+/** Whether an offset is between the brackets of a value. An open bracket reaches as far as only white space follows it, further in. */
+function isInside({ source, rootIndent }: Outline, span: Span, offset: number): boolean {
+  if (offset <= span.start) return false
+  if (offset < span.end) return true
+  if (closes(source.text, span)) return false
+  const line = source.lineAt(offset)
+  return source.text.slice(span.end, offset).trim() === '' && (line === source.lineAt(span.end) || offset - source.lineStart(line) > rootIndent)
 }
 
 const closes = (text: string, { start, end }: Span): boolean => text[end - 1] === (text[start] === '{' ? '}' : ']')

@@ -44,7 +44,7 @@ async function trainedRows(recipe: Recipe, workspace: Workspace): Promise<{ rows
   let exact = true
   for (const file of files) {
     const facts = await workspace.dataset(file)
-    if (!facts.ok) return undefined
+    if (!facts.ok || (facts.value.rows === 0 && !facts.value.exact)) return undefined
     rows += facts.value.rows
     exact &&= facts.value.exact
   }

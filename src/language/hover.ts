@@ -65,6 +65,7 @@ async function datasetText(name: string, workspace: Workspace): Promise<string> 
   const facts = await workspace.dataset(name)
   if (!facts.ok) return `**${name}**\n\n${facts.problem}.`
   const { bytes, rows, exact, columns, format, problem } = facts.value
+  if (columns.length === 0 && problem === undefined) return `**${name}** — ${formatBytes(bytes)}`
   return [
     `**${name}** — ${formatBytes(bytes)}, ${exact ? '' : 'about '}${formatCount(rows)} rows`,
     `Columns: ${columns.length === 0 ? 'none found' : columns.slice(0, 30).map((column) => `\`${column}\``).join(', ')}`,

@@ -4,13 +4,14 @@ import { formatBytes, formatCount } from '#shared/units.ts'
 import { lensCommands } from './commands.ts'
 import type { RecipePlan, Workspace } from './workspace.ts'
 
-/** The memory figure: what the run needs, of what the device has. */
+/** The memory figure: what the run needs, of what the device has, in the unit of the device where that says enough. */
 export function memoryTitle({ totalBytes, freeBytes, deviceBytes }: RecipePlan): string {
   if (deviceBytes === undefined) return formatBytes(totalBytes)
   const over = freeBytes !== undefined && totalBytes > 0.9 * freeBytes ? '$(warning) ' : ''
-  const [need = '', unit] = formatBytes(totalBytes).split(' ')
-  const [have = '', haveUnit = ''] = formatBytes(deviceBytes).split(' ')
-  return `${over}${need}${unit === haveUnit ? '' : ` ${unit}`} of ${have} ${haveUnit}`
+  const device = formatBytes(deviceBytes).replace('.0 ', ' ')
+  const [have = '1', unit = ''] = device.split(' ')
+  const inUnit = (totalBytes / deviceBytes) * Number(have)
+  return `${over}${inUnit >= 0.095 ? inUnit.toFixed(1) : formatBytes(totalBytes)} of ${have} ${unit}`
 }
 
 /** What can be done with a recipe, above its first line. `recipe` is null while it has errors. */

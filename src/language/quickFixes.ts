@@ -1,5 +1,5 @@
 import type { CodeAction, Diagnostic, Range, TextEdit } from 'vscode-languageserver'
-import { fieldAt, findField, isSection, recipeFields, type RecipeField, type SectionName } from '#shared/recipe.ts'
+import { fieldAt, findField, isSection, recipeFields, sectionNames, type RecipeField, type SectionName } from '#shared/recipe.ts'
 import type { ProblemData, RecipeProblem } from './diagnostics.ts'
 import { entrySpan, insertKeys, linesOf, removeEntry, renameKey, setValue, type Insertion } from './edit/recipeEdits.ts'
 import { formatNumber, quoteIfNeeded, yamlValue } from './fieldText.ts'
@@ -128,7 +128,10 @@ function moveAll(outline: Outline, entries: readonly Entry[]): TextEdit[] {
     bySection.set(field.section, [...(bySection.get(field.section) ?? []), moved(outline, entry, field)])
   }
   const removed = taken.map((entry) => entrySpan(outline, entry))
-  const edits = [...bySection].map(([section, keys]) => insertKeys(outline, section, keys))
+  const edits = sectionNames.flatMap((section) => {
+    const keys = bySection.get(section)
+    return keys === undefined ? [] : [insertKeys(outline, section, keys)]
+  })
   // A new section may be wanted in the middle of what is taken out: then it goes before it.
   const placed = edits.map((edit) => {
     const { start } = outline.source.span(edit.range)
@@ -281,8 +284,11 @@ function rewrites(outline: Outline, offset: number): Fix[] {
 
 /** A number without an exponent; undefined when that would be no easier to read. */
 function plainDecimal(value: number): string | undefined {
-  const text = value.toFixed(20).replace(/\.?0+$/, '')
-  return text.length <= 12 && Number(text) === value ? text : undefined
+  for (let digits = 0; digits <= 10; digits++) {
+    const text = value.toFixed(digits)
+    if (Number(text) === value) return text
+  }
+  return undefined
 }
 
 /** Everything that can be put right without asking: names, sections, tabs, layout. */

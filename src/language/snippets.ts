@@ -127,5 +127,5 @@ export const sectionSnippets: Readonly<Record<string, readonly Snippet[]>> = {
 
 /** The body of a snippet as plain text, with the texts that stand in its places. */
 export function expandSnippet(body: string): string {
-  return body.replace(/\$\{\d+:([^}]*)\}/g, '$1').replace(/\$\d+/g, '')
+  return body.replace(/\$\{\d+:((?:\\.|[^}\\])*)\}/g, '$1').replace(/\$\d+/g, '').replace(/\\([\\$}])/g, '$1')
 }

@@ -12,7 +12,7 @@ function kindOf({ field, style }: Entry): DocumentSymbol['kind'] {
     case 'integer': case 'number': return symbolKind.number
     case 'list': return symbolKind.array
     case 'text': case 'choice': return symbolKind.string
-    case undefined: return symbolKind.key
+    default: return symbolKind.key
   }
 }
 

@@ -82,9 +82,9 @@ export class SourceText {
 /** Where a byte order mark ends. */
 export const afterMark = (text: string): number => (text.charCodeAt(0) === 0xfeff ? 1 : 0)
 
-/** The text with edits applied. Edits must not overlap. */
+/** The text with edits applied. Edits must not overlap; insertions at one place come in their order. */
 export function applyEdits(source: SourceText, edits: readonly TextEdit[]): string {
-  const spans = edits.map((edit) => ({ ...source.span(edit.range), newText: edit.newText }))
-  spans.sort((a, b) => b.start - a.start || b.end - a.end)
+  const spans = edits.map((edit, index) => ({ ...source.span(edit.range), newText: edit.newText, index }))
+  spans.sort((a, b) => b.start - a.start || b.end - a.end || b.index - a.index)
   return spans.reduce((text, { start, end, newText }) => text.slice(0, start) + newText + text.slice(end), source.text)
 }

@@ -95,11 +95,12 @@ function checkLayers(outline: Outline, model: ModelFacts, recipe: Recipe | null,
   if (last !== undefined && Number(last.value) > model.layers) report(last, severity.warning, 'layer_range', `this model has ${model.layers} layers`)
 }
 
+/** Columns that a format cannot do without. */
 const needs: Readonly<Record<string, readonly string[]>> = { alpaca: ['instruction', 'output'], completion: ['prompt', 'completion'] }
 
 function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | null, report: Report): void {
   const entry = outline.find('data.local_dataset') ?? outline.find('data.dataset')
-  if (data.bytes === 0 || entry === undefined) return
+  if (data.bytes === 0 || entry === undefined || (data.columns.length === 0 && data.problem === undefined)) return
   if (data.columns.length === 0) {
     report(entry, severity.warning, 'dataset_format', `no row could be read from the beginning of ${data.path}`)
     return
@@ -113,6 +114,8 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
       `the data have no column ${column.value}${near === undefined ? '' : `; did you mean ${near}?`}; they have ${data.columns.slice(0, 20).join(', ')}`, undefined, near)
     return
   }
+  // With columns of other names the engine decides what fits.
+  if (outline.find('data.columns') !== undefined || outline.find('data.merged_prompt') !== undefined) return
   const place = outline.find('data.format_type') ?? entry
   const missing = (needs[format] ?? []).filter((name) => !has(name))
   if (missing.length > 0) {
@@ -128,17 +131,18 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   const { max_seq_length: length } = recipe.training
   const place = outline.find('training.max_seq_length') ?? outline.find('model.name')
   if (model === undefined || place === undefined) return
-  if (length > model.context) {
-    const set = place.field?.path === 'training.max_seq_length'
-    report(place, severity.warning, 'sequence_length',
-      `max_seq_length (${formatCount(length)}${set ? '' : ', the default'}) is beyond the ${formatCount(model.context)} tokens that this model was made for`,
-      undefined, set ? String(model.context) : undefined)
-  }
   const tokens = await workspace.tokens(recipe)
+  const set = place.field?.path === 'training.max_seq_length'
+  // A default beyond the context does no harm while the data are short.
+  if (length > model.context && (set || (tokens.ok && tokens.value.longest > model.context))) {
+    report(place, severity.warning, 'sequence_length',
+      `max_seq_length (${formatCount(length)}${set ? '' : ', the default'}) is beyond the ${formatCount(model.context)} tokens `
+      + 'that this model was made for', undefined, set ? String(model.context) : undefined)
+  }
   if (tokens.ok && tokens.value.p99 > length) {
     report(place, severity.information, 'data_truncated',
       `more than 1 % of the samples are longer than ${formatCount(length)} tokens and will be cut; 99 % have at most ${formatCount(tokens.value.p99)}`,
-      undefined, place.field?.path === 'training.max_seq_length' ? String(Math.min(model.context, tokens.value.longest)) : undefined)
+      undefined, set ? String(Math.min(model.context, tokens.value.longest)) : undefined)
   }
   const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
   if (!plan.ok) return

@@ -85,7 +85,8 @@ export function insertKeys(outline: Outline, section: SectionName, keys: readonl
 /** The last line of what stands before a new section, by the usual order; −1 for the beginning. */
 function sectionEnd(outline: Outline, section: SectionName): number {
   const index = sectionNames.indexOf(section)
-  const earlier = outline.sections.filter(({ key }) => key === 'version' || (sectionNames as readonly string[]).indexOf(key) < index)
+  const before: readonly string[] = ['version', ...sectionNames.slice(0, index)]
+  const earlier = outline.sections.filter(({ key }) => before.includes(key))
   return earlier.at(-1)?.lastLine ?? -1
 }
 

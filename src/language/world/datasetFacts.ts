@@ -90,6 +90,41 @@ async function lineCount(handle: FileHandle, bytes: number): Promise<{ rows: num
   return { rows: Math.round(lines * (bytes / Math.max(1, seen))), exact: false }
 }
 
+/** Cells of one line of comma- or tab-separated text; a quoted cell may hold the separator, not a line break. */
+function cells(line: string, separator: string): string[] {
+  const found: string[] = []
+  for (let at = 0; at <= line.length;) {
+    let text = ''
+    if (line[at] === '"') {
+      for (at++; at < line.length; at++) {
+        if (line[at] !== '"') text += line[at]
+        else if (line[at + 1] === '"') text += line[at++]
+        else break
+      }
+      at = line.indexOf(separator, at)
+    } else {
+      const end = line.indexOf(separator, at)
+      text = line.slice(at, end < 0 ? line.length : end)
+      at = end
+    }
+    found.push(text)
+    if (at < 0) break
+    at++
+  }
+  return found
+}
+
+/** Rows of the beginning of a table, by its first line. */
+function rowsOfTable(head: string, separator: string): Rows {
+  const lines = head.replace(/^\ufeff/, '').split(/\r?\n/)
+  const names = cells(lines[0] ?? '', separator).map((name) => name.trim())
+  if (names.join('') === '') return []
+  return lines.slice(1, rowLimit).filter((line) => line !== '').map((line) => {
+    const values = cells(line, separator)
+    return Object.fromEntries(names.map((name, index) => [name, values[index] ?? '']))
+  })
+}
+
 /** Columns, format and rows of a data file, from its beginning and a few pieces: the size of the file does not matter. */
 export async function datasetFacts(path: string): Promise<DatasetFacts> {
   const { size: bytes } = await stat(path)
@@ -100,13 +135,19 @@ export async function datasetFacts(path: string): Promise<DatasetFacts> {
     // A packed beginning unpacks as far as it goes.
     const head = packed ? gunzipSync(raw, { finishFlush: constants.Z_SYNC_FLUSH, maxOutputLength: 64 * headBytes }) : raw
     const whole = bytes <= headBytes
-    const { rows, lines } = rowsOfHead(head.toString('utf8'), whole)
+    // Columnar and free text: only the engine reads those.
+    if (/\.(?:parquet|arrow|txt|md)(?:\.gz)?$/i.test(path)) return { path, bytes, columns: [], format: undefined, problem: undefined, rows: 0, exact: false }
+    const table = /\.([ct])sv(?:\.gz)?$/i.exec(path)?.[1]
+    const { rows, lines } = table === undefined ? rowsOfHead(head.toString('utf8'), whole)
+      : { rows: rowsOfTable(head.toString('utf8'), /t/i.test(table) ? '\t' : ','), lines: true }
     const columns = [...new Set(rows.slice(0, 50).flatMap((row) => Object.keys(row)))]
     const count = whole && packed && lines ? { rows: head.toString('utf8').split('\n').filter((line) => line.trim() !== '').length, exact: true }
       : lines && !packed ? await lineCount(handle, bytes)
       : whole && rows.length < rowLimit ? { rows: rows.length, exact: true }
       : { rows: Math.round((rows.length / Math.max(1, JSON.stringify(rows).length)) * head.length * (bytes / Math.max(1, raw.length))), exact: false }
-    return { path, bytes, columns, ...formatOf(rows, path), ...count }
+    // The first line of a table is no row.
+    const total = table === undefined ? count : { ...count, rows: Math.max(0, count.rows - 1) }
+    return { path, bytes, columns, ...formatOf(rows, path), ...total }
   } finally {
     await handle.close()
   }

@@ -6,7 +6,7 @@ const bounds = { depth: 8, entries: 30_000, results: 500, milliseconds: 5000 }
 
 const skipped = new Set(['node_modules', '.git', '.hg', '.svn', 'dist', 'build', 'out', 'target', '__pycache__', '.venv', 'venv', '.vscode', '.idea',
   'site-packages', '.cache', 'checkpoints'])
-const dataName = /\.(?:jsonl|ndjson)(?:\.gz)?$/i
+const dataName = /\.(?:jsonl|ndjson|csv|tsv|parquet)(?:\.gz)?$/i
 const jsonName = /\.json(?:\.gz)?$/i
 const otherJson = /^(?:package(?:-lock)?|tsconfig.*|jsconfig.*|config|generation_config|adapter_config|tokenizer.*|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config|chat_template|status|control|heartbeat|checkpoint|.*\.schema|.*\.index|launch|settings|tasks|manifest|composer|angular|nest-cli|renovate|\..*)\.json$/i
 

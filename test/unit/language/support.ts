@@ -71,7 +71,9 @@ export class Client {
     this.connection.onNotification('textDocument/publishDiagnostics', ({ uri, version, diagnostics }: { uri: string; version?: number; diagnostics: Diagnostic[] }) => {
       this.waiting.get(`${uri} ${version}`)?.(diagnostics)
     })
-    this.connection.onNotification('window/logMessage', ({ message }: { message: string }) => this.logs.push(message))
+    this.connection.onNotification('window/logMessage', ({ message }: { message: string }) => {
+      this.logs.push(message)
+    })
     this.connection.listen()
   }
 
