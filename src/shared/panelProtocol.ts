@@ -187,11 +187,30 @@ export const panelActions = [
 /** What the buttons ask for; the host does it. `resume` continues a paused run, or starts a lost one from its checkpoint. */
 export type PanelAction = (typeof panelActions)[number]
 
+/** Everything: replaces what the panel had. */
+export interface HydrateMessage {
+  readonly type: 'hydrate'
+  readonly strings: Readonly<Record<string, string>>
+  /** The host's clock. */
+  readonly now: number
+  readonly runs: readonly RunInfo[]
+  readonly data: readonly RunDelta[]
+}
+
+/** What has changed since the last message. */
+export interface UpdateMessage {
+  readonly type: 'update'
+  /** The number of the view that the data belong to; 0 until the panel has asked for one. */
+  readonly view: number
+  readonly now: number
+  /** All runs, when something about one of them has changed. */
+  readonly runs?: readonly RunInfo[]
+  readonly data: readonly RunDelta[]
+}
+
 export type ToWebview =
-  /** Everything: replaces what the panel had. `now`: the host's clock. */
-  | { readonly type: 'hydrate'; readonly strings: Readonly<Record<string, string>>; readonly now: number; readonly runs: readonly RunInfo[]; readonly data: readonly RunDelta[] }
-  /** Changes since the last message. `runs` is complete when it is there. `view` is the number of the view they belong to. */
-  | { readonly type: 'update'; readonly view: number; readonly now: number; readonly runs?: readonly RunInfo[]; readonly data: readonly RunDelta[] }
+  | HydrateMessage
+  | UpdateMessage
   /** The host's end of an action: the buttons come back. */
   | { readonly type: 'acted'; readonly id: string; readonly action: PanelAction; readonly error?: string }
 

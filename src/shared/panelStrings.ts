@@ -13,8 +13,10 @@ export const panelStrings = {
   reading: 'Reading metrics, {0} steps so far',
   waitingForSteps: 'Waiting for the first step',
   // header
-  loss: 'Loss', evalLoss: 'Eval loss', best: 'best {0}', step: 'Step', epoch: 'Epoch', eta: 'Time left', elapsed: 'Elapsed', took: 'Took',
-  speed: 'Speed', tokensPerSecond: '{0} tok/s', memory: 'Memory', ofPlanned: '{0} of {1} planned', device: 'Device', stepOf: '{0} / {1}',
+  loss: 'Loss', evalLoss: 'Eval loss', best: 'best {0}', step: 'Step', epoch: 'Epoch', eta: 'Time left', elapsed: 'Elapsed',
+  took: 'Took',
+  speed: 'Speed', tokensPerSecond: '{0} tok/s', memory: 'Memory', ofPlanned: '{0} of {1} planned', device: 'Device',
+  stepOf: '{0} / {1}',
   notFinite: 'not finite', attempt: 'attempt {0}', progress: 'Progress',
   warnings: '{0} warnings', oneWarning: '1 warning', moreWarnings: 'and {0} more',
   nonFiniteWarning: 'The loss was not a finite number in {0} steps, the last time in step {1}.',
@@ -22,26 +24,33 @@ export const panelStrings = {
   invalidLines: '{0} lines of metrics.jsonl could not be understood and were left out.',
   // actions
   stopAndSave: 'Save and stop', stopNow: 'Stop now', pause: 'Pause', resume: 'Resume', resumeFrom: 'Resume from step {0}',
-  openRecipe: 'Open the recipe of this run', openLog: 'Open the log', reveal: 'Reveal the run folder', generate: 'Generate with the result',
-  merge: 'Merge the adapter into the model', compareRecipes: 'Compare the recipes', runActions: 'Run actions', runFiles: 'Files of the run',
+  openRecipe: 'Open the recipe of this run', openLog: 'Open the log', reveal: 'Reveal the run folder',
+  generate: 'Generate with the result',
+  merge: 'Merge the adapter into the model', compareRecipes: 'Compare the recipes', runActions: 'Run actions',
+  runFiles: 'Files of the run',
   actionFailed: '{0}: {1}', dismiss: 'Dismiss',
   // toolbar
   chartOptions: 'Chart options', xAxis: 'X axis', axisStep: 'Steps', axisEpoch: 'Epochs', axisTokens: 'Tokens', axisTime: 'Time',
-  smoothing: 'Smoothing', raw: 'Raw values', logScale: 'Log scale', clip: 'Outliers', clipNone: 'Show all', clipP99: 'Clip above p99',
+  smoothing: 'Smoothing', raw: 'Raw values', logScale: 'Log scale', clip: 'Outliers', clipNone: 'Show all',
+  clipP99: 'Clip above p99',
   clipP95: 'Clip above p95', marks: 'Marks', resetZoom: 'Reset zoom', addRuns: 'Compare with…', exportPng: 'Save charts as PNG',
-  exportCsv: 'Save metrics as CSV', tables: 'Tables', zoomHint: 'Drag to zoom, Ctrl+wheel to zoom, Shift+wheel to move, double-click to reset.',
+  exportCsv: 'Save metrics as CSV', tables: 'Tables',
+  zoomHint: 'Drag to zoom, Ctrl+wheel to zoom, Shift+wheel to move, double-click to reset.',
   // legend
   runs: 'Runs', showRun: 'Show {0}', removeRun: 'Remove {0}', runSummary: '{0}, {1}, step {2}, loss {3}',
   // charts
   chartLoss: 'Training loss', chartEvalLoss: 'Eval loss', chartLearningRate: 'Learning rate', chartGradNorm: 'Gradient norm',
   chartSpeed: 'Tokens per second', chartMemory: 'Memory', chartGpu: 'GPU utilisation', planned: 'planned', measured: 'measured',
-  smoothed: 'smoothed', rawValue: 'raw', evaluation: 'eval', perplexity: 'perplexity {0}', noEvaluation: 'No evaluation yet', neverEvaluated: 'This run was not evaluated',
+  smoothed: 'smoothed', rawValue: 'raw', evaluation: 'eval', perplexity: 'perplexity {0}',
+  noEvaluation: 'No evaluation yet', neverEvaluated: 'This run was not evaluated',
   noValues: 'No values yet', noValuesHere: 'No values in this range', chartSummary: '{0}: {1} at {2}, lowest {3}, highest {4}.',
   chartEmpty: '{0}: no values yet.',
-  chartKeys: 'Left and right arrows read values, plus and minus zoom, 0 shows everything.', table: 'Values of {0}', run: 'Run', last: 'Last',
+  chartKeys: 'Left and right arrows read values, plus and minus zoom, 0 shows everything.', table: 'Values of {0}',
+  run: 'Run', last: 'Last',
   lowest: 'Lowest', highest: 'Highest', average: 'Average of {0} steps each', everyStep: 'Every step',
   // marks
-  markCheckpoint: 'checkpoint', markNonFinite: 'not finite', markResume: 'resumed', markPause: 'paused', markStop: 'stopped', markFail: 'failed',
+  markCheckpoint: 'checkpoint', markNonFinite: 'not finite', markResume: 'resumed', markPause: 'paused',
+  markStop: 'stopped', markFail: 'failed',
   // announcements
   announceStep: '{0}: {1}, step {2}, loss {3}.', announceOf: '{0} of {1}', announceLeft: '{0} left.', announceState: '{0}: {1}.',
 } as const

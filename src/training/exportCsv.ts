@@ -16,7 +16,10 @@ const rowsPerChunk = 4_096
  * same row. Empty where a record has no such value; a loss that was not a number is `NaN`.
  */
 export function* csvChunks(runs: readonly CsvRun[]): Generator<string> {
-  const keys = ['step', ...new Set(runs.flatMap(({ series }) => [...series.steps.keys, ...series.evals.keys]).filter((key) => key !== 'step'))]
+  const keys = [
+    'step',
+    ...new Set(runs.flatMap(({ series }) => [...series.steps.keys, ...series.evals.keys]).filter((key) => key !== 'step')),
+  ]
   const named = runs.length > 1
   yield `${(named ? ['run', ...keys] : keys).map(quote).join()}\n`
   for (const { name, series } of runs) {

@@ -67,14 +67,17 @@ export class TrainingPanels implements vscode.Disposable {
   /** Shows runs laid over each other; the first one has the header. */
   compare(runDirs: readonly string[], options: OpenOptions = {}): TrainingPanel {
     const runs = [...new Set(runDirs.map((dir) => resolve(dir)))]
-    const open = this.panels.find(({ session }) => session.runs.length === runs.length && runs.every((dir) => session.runs.includes(dir)))
+    const open = this.panels.find(({ session }) =>
+      session.runs.length === runs.length && runs.every((dir) => session.runs.includes(dir)))
     if (open !== undefined) {
       open.panel.reveal(options.column, options.preserveFocus)
       return open
     }
     const viewColumn = options.column ?? vscode.ViewColumn.Beside
     const panel = vscode.window.createWebviewPanel(
-      trainingPanelType, vscode.l10n.t('Training'), { viewColumn, preserveFocus: options.preserveFocus ?? false }, { enableFindWidget: true },
+      trainingPanelType, vscode.l10n.t('Training'), {
+        viewColumn, preserveFocus: options.preserveFocus ?? false,
+      }, { enableFindWidget: true },
     )
     return this.#attach(panel, runs)
   }
@@ -105,7 +108,10 @@ export class TrainingPanel {
   readonly panel: vscode.WebviewPanel
   readonly session: PanelSession
 
-  constructor(panel: vscode.WebviewPanel, runs: readonly string[], { extensionUri, trackers, actions, log }: TrainingPanelsOptions, traffic: Traffic) {
+  constructor(
+    panel: vscode.WebviewPanel, runs: readonly string[], { extensionUri, trackers, actions, log }: TrainingPanelsOptions,
+    traffic: Traffic,
+  ) {
     this.panel = panel
     const { webview } = panel
     const dist = vscode.Uri.joinPath(extensionUri, 'dist', 'webview')
@@ -190,6 +196,8 @@ const askWhere = (runDir: string, name: string, filters: Record<string, string[]
 
 async function offerToOpen(target: vscode.Uri): Promise<void> {
   const open = vscode.l10n.t('Open')
-  const chosen = await vscode.window.showInformationMessage(vscode.l10n.t('Saved {0}.', vscode.workspace.asRelativePath(target)), open)
+  const chosen = await vscode.window.showInformationMessage(
+    vscode.l10n.t('Saved {0}.', vscode.workspace.asRelativePath(target)), open,
+  )
   if (chosen === open) await vscode.commands.executeCommand('vscode.open', target)
 }

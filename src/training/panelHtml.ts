@@ -3,7 +3,10 @@ export interface PanelHtmlOptions {
   readonly cspSource: string
   /** Random, new for every page. */
   readonly nonce: string
-  /** Another one, for an empty style with which the controls' library asks the browser about `:focus-visible`. It reads it from the page. */
+  /**
+   * Another one, for an empty style with which the controls' library asks the browser about `:focus-visible`. It reads it
+   * from the page.
+   */
   readonly styleNonce: string
   readonly scriptUri: string
   readonly styleUri: string

@@ -143,7 +143,9 @@ export class RunSeries {
       const now = times?.[i] ?? NaN
       // The first row counts from the start of the run, when that is known.
       let since = i === 0 ? now : times![i - 1]!
-      while (start < this.#starts.length && this.#starts[start]! <= now) since = Math.max(this.#starts[start++]!, i === 0 ? -Infinity : since)
+      while (start < this.#starts.length && this.#starts[start]! <= now) since = Math.max(
+        this.#starts[start++]!, i === 0 ? -Infinity : since,
+      )
       const passed = (now - since) / 1000
       known.values[i] = (i === 0 ? 0 : known.values[i - 1]!) + (passed > 0 ? passed : 0)
     }
@@ -167,7 +169,9 @@ export class RunSeries {
   evalPositions(axis: XAxis): Float64Array {
     const steps = this.evals.column('step')
     let before = -Infinity
-    return Float64Array.from({ length: this.evals.length }, (_, i) => (before = Math.max(before, this.positionOf(steps![i]!, axis))))
+    return Float64Array.from(
+      { length: this.evals.length }, (_, i) => (before = Math.max(before, this.positionOf(steps![i]!, axis))),
+    )
   }
 
   /** From the first to the last position on an x axis; null while there is nothing. */

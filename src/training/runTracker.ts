@@ -81,13 +81,15 @@ export class RunTracker implements TrackedRun {
     const memory = series.steps.last('memory_bytes')
     const epoch = series.steps.last('epoch')
     return {
-      id: this.dir, name: status.name, state: this.#missing || this.#view === undefined ? 'missing' : this.#view.state, detail: status.detail,
+      id: this.dir, name: status.name, state: this.#missing || this.#view === undefined ? 'missing' : this.#view.state,
+      detail: status.detail,
       alive: this.#view?.alive ?? false, resumable: !this.#missing && (this.#view?.resumable ?? false),
       step: ahead ? series.steps.last('step') : status.step, totalSteps: status.totalSteps,
       epoch: ahead ? (finite(epoch) ?? status.epoch) : status.epoch, loss: ahead ? finite(loss) : status.loss,
       evalLoss: finite(evalLoss) ?? status.evalLoss, bestEvalLoss: lowest(series.evals.column('eval_loss'), series.evals.length),
       tokensPerSecond: ahead ? finite(rate) : status.tokensPerSecond, etaSeconds: status.etaSeconds,
-      startedAt: time(status.startedAt), endedAt: time(status.endedAt), updatedAt: time(status.updatedAt), attempt: status.attempt,
+      startedAt: time(status.startedAt), endedAt: time(status.endedAt), updatedAt: time(status.updatedAt),
+      attempt: status.attempt,
       error: status.error, warnings: status.warnings, outputs: status.outputs, device: status.device, model: status.model,
       dataset: status.dataset, method: status.method, plannedBytes: status.plannedBytes, measuredBytes: finite(memory),
       checkpointStep: this.#view?.checkpoint?.step ?? null, nonFiniteSteps: series.nonFiniteCount, rows: series.steps.length,

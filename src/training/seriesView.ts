@@ -111,7 +111,9 @@ export class SeriesView {
     }
   }
 
-  #table(table: SeriesTable, x: Float64Array, before: Sent | undefined, share: number): { delta: TableDelta | undefined; sent: Sent } {
+  #table(
+    table: SeriesTable, x: Float64Array, before: Sent | undefined, share: number,
+  ): { delta: TableDelta | undefined; sent: Sent } {
     const { first, end, bucket } = this.#slice(table, x, Math.floor(this.#maxPoints * share))
     const keys = [...table.keys].filter((key) => !notDrawn.has(key))
     const { smoothing, xAxis } = this.#settings

@@ -23,8 +23,16 @@ interface PageSide {
   timed(message: ToWebview): Promise<number>
 }
 
+export interface OpenOptions {
+  /** The first one is shown; the others are there to be added. */
+  readonly runs: readonly TrackedRun[]
+  readonly theme?: ThemeName
+  readonly width?: number
+  readonly height?: number
+}
+
 export interface PanelBrowser {
-  open(options: { readonly runs: readonly TrackedRun[]; readonly theme?: ThemeName; readonly width?: number; readonly height?: number }): Promise<PanelPage>
+  open(options: OpenOptions): Promise<PanelPage>
   close(): Promise<void>
 }
 
@@ -32,13 +40,18 @@ export interface PanelBrowser {
 export async function startPanelBrowser(): Promise<PanelBrowser> {
   const folder = fs.mkdtempSync(join(tmpdir(), 'unsloth-panel-'))
   await build({ ...webviewOptions, outdir: folder })
-  const types: Readonly<Record<string, string>> = { '.js': 'text/javascript', '.css': 'text/css', '.ttf': 'font/ttf', '.html': 'text/html; charset=utf-8' }
+  const types: Readonly<Record<string, string>> = {
+    '.js': 'text/javascript', '.css': 'text/css', '.ttf': 'font/ttf', '.html': 'text/html; charset=utf-8',
+  }
   const server = createServer((request, response) => {
     const { pathname, searchParams, origin } = new URL(request.url ?? '/', `http://${request.headers.host}`)
     const theme = themes[(searchParams.get('theme') ?? 'dark') as ThemeName]
     const reply = (type: string, body: string | Buffer): void => void response.writeHead(200, { 'content-type': type }).end(body)
     if (pathname === '/') {
-      const html = panelHtml({ cspSource: origin, nonce: 'bm9uY2U=', styleNonce: 'c3R5bGU=', scriptUri: '/training.js', styleUri: '/training.css', title: 'Training', language: 'en' })
+      const html = panelHtml({
+        cspSource: origin, nonce: 'bm9uY2U=', styleNonce: 'c3R5bGU=', scriptUri: '/training.js', styleUri: '/training.css',
+        title: 'Training', language: 'en',
+      })
       reply(types['.html']!, html
         .replace('<body>', `<body class="${theme.bodyClass}" data-vscode-theme-kind="${theme.bodyClass}">`)
         .replace('<link ', `<link rel="stylesheet" href="/theme.css?theme=${searchParams.get('theme') ?? 'dark'}"><link `))
@@ -54,7 +67,10 @@ export async function startPanelBrowser(): Promise<PanelBrowser> {
   const address = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+    args: [
+      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync',
+    ],
   })
   return {
     open: (options) => PanelPage.open(browser, address, options),
@@ -101,7 +117,7 @@ export class PanelPage {
     })
   }
 
-  static async open(browser: Browser, address: string, options: Parameters<PanelBrowser['open']>[0]): Promise<PanelPage> {
+  static async open(browser: Browser, address: string, options: OpenOptions): Promise<PanelPage> {
     const { runs, theme = 'dark', width = 1_100, height = 1_400 } = options
     const context = await browser.newContext({ viewport: { width, height } })
     const page = await context.newPage()
@@ -134,6 +150,11 @@ export class PanelPage {
     return this.page.locator(selector).first().innerText()
   }
 
+  /** What a screen reader was told last. */
+  said(): Promise<string> {
+    return this.page.evaluate('document.querySelector("[role=status]").textContent')
+  }
+
   /** Two frames later, what was asked for is on the screen. */
   async settle(): Promise<void> {
     await this.page.evaluate('new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))')
@@ -161,7 +182,9 @@ export class PanelPage {
   async #post(message: ToWebview): Promise<boolean> {
     this.posted.push(message)
     try {
-      this.times.push(await this.page.evaluate((data) => (globalThis as unknown as { panelHarness: PageSide }).panelHarness.timed(data), message))
+      this.times.push(await this.page.evaluate(
+        (data) => (globalThis as unknown as { panelHarness: PageSide }).panelHarness.timed(data), message,
+      ))
       return true
     } catch {
       return false // The page is being reloaded.
@@ -184,10 +207,15 @@ const pageSide = `
       const start = performance.now()
       deliver(message)
       do await frame()
-      while (message.type === 'hydrate' && message.data.some(({ steps }) => steps?.x.length > 0) && document.querySelector('.chart.wide canvas') === null)
+      while (message.type === 'hydrate' && message.data.some(({ steps }) =>
+        steps?.x.length > 0) && document.querySelector('.chart.wide canvas') === null)
       await frame()
       return performance.now() - start
     },
   }
-  addEventListener('securitypolicyviolation', (event) => console.error('CSP: ' + event.violatedDirective + ' ' + event.blockedURI + ' at ' + event.sourceFile + ':' + event.lineNumber + ':' + event.columnNumber))
+  addEventListener(
+    'securitypolicyviolation',
+    ({ violatedDirective, blockedURI, sourceFile, lineNumber }) =>
+      console.error('CSP: ' + [violatedDirective, blockedURI, sourceFile, lineNumber].join(' ')),
+  )
 `

@@ -15,7 +15,8 @@ describe('training panel in the browser', () => {
   before(async () => (browser = await startPanelBrowser()))
   after(() => browser.close())
 
-  const open = async (...options: Parameters<PanelBrowser['open']>): Promise<PanelPage> => (panel = await browser.open(...options))
+  const open = async (...options: Parameters<PanelBrowser['open']>): Promise<PanelPage> =>
+    (panel = await browser.open(...options))
   const sample = (name = 'stories260k', steps = 1_240): SampleRun =>
     new SampleRun(`/runs/${name}`, { steps, evalEvery: 100, checkpointEvery: 200, nonFinite: [700], gpu: true })
 
@@ -53,11 +54,14 @@ describe('training panel in the browser', () => {
   it('draws in the theme’s colours, and anew when the theme changes', async () => {
     const { page } = await open({ runs: [sample()] })
     const shown = (colour: string): Promise<boolean> => page.evaluate(`(() => {
-      const copy = Object.assign(document.createElement('canvas'), { width: 1000, height: 280 }).getContext('2d', { willReadFrequently: true })
+      const copy = Object.assign(
+        document.createElement('canvas'), { width: 1000, height: 280 },
+      ).getContext('2d', { willReadFrequently: true })
       copy.drawImage(document.querySelector('.chart.wide canvas'), 0, 0)
       const { data } = copy.getImageData(0, 0, 1000, 280)
       const [r, g, b] = ${JSON.stringify(colour)}.match(/../g).map((part) => parseInt(part, 16))
-      for (let i = 0; i < data.length; i += 4) if (data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255) return true
+      const isIt = (i) => data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255
+      for (let i = 0; i < data.length; i += 4) if (isIt(i)) return true
       return false
     })()`)
     assert.ok(await shown('3794ff'), 'the blue of the dark theme')
@@ -107,7 +111,9 @@ describe('training panel in the browser', () => {
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
     const step = run.series.steps.last('step')
-    await panel!.until('the last step', async () => (await panel!.text('.fact-step dd')).startsWith(`${step.toLocaleString('en')} `))
+    await panel!.until(
+      'the last step', async () => (await panel!.text('.fact-step dd')).startsWith(`${step.toLocaleString('en')} `),
+    )
     const seconds = (Date.now() - start) / 1_000
     const updates = posted.length - before
     assert.ok(updates >= 2 && updates <= Math.ceil(seconds * 4) + 1, `${updates} updates in ${seconds} s`)
@@ -146,7 +152,9 @@ describe('training panel in the browser', () => {
     const detail = posted.filter((message) => message.type === 'update').find(({ view }) => view === 1)!
     assert.equal(detail.data[0]!.steps!.bucket, 1, 'every step is there')
     // All charts show the same part.
-    assert.equal(await page.evaluate('new Set([...document.querySelectorAll(".plot")].map((plot) => plot.ariaLabel)).size > 1'), true)
+    assert.equal(
+      await page.evaluate('new Set([...document.querySelectorAll(".plot")].map((plot) => plot.ariaLabel)).size > 1'), true,
+    )
     await page.mouse.dblclick(box.x + box.width * 0.5, box.y + 60)
     await panel!.until('the way back', () => lastView(panel!)?.viewport.range === null)
   })
@@ -166,13 +174,16 @@ describe('training panel in the browser', () => {
     assert.ok(zoomed.max - zoomed.min < 1_239 * 0.6 && Math.abs((zoomed.min + zoomed.max) / 2 - 620) < 20, JSON.stringify(zoomed))
     await page.locator(lossPlot).focus()
     await page.keyboard.press('+')
-    await panel!.until('a closer zoom', () => lastView(panel!)!.viewport.range!.max - lastView(panel!)!.viewport.range!.min < (zoomed.max - zoomed.min) * 0.6)
+    await panel!.until(
+      'a closer zoom',
+      () => lastView(panel!)!.viewport.range!.max - lastView(panel!)!.viewport.range!.min < (zoomed.max - zoomed.min) * 0.6,
+    )
     await page.keyboard.press('0')
     await panel!.until('everything', () => lastView(panel!)!.viewport.range === null)
     await page.mouse.move(0, 0)
     await page.keyboard.press('ArrowLeft')
     await page.keyboard.press('ArrowLeft')
-    assert.match(await page.evaluate('document.querySelector("[role=status]").textContent'), /^Step 1,23[89]: raw [\d.]+, smoothed [\d.]+, eval [\d.]+$/)
+    assert.match(await panel!.said(), /^Step 1,23[89]: raw [\d.]+, smoothed [\d.]+, eval [\d.]+$/)
   })
 
   it('has one crosshair over all charts', async () => {
@@ -202,7 +213,10 @@ describe('training panel in the browser', () => {
     await dropdowns.nth(1).click()
     await page.locator('vscode-option', { hasText: 'Clip above p95' }).click()
     await panel!.until('the clipping', () => lastView(panel!)?.settings.clip === 'p95')
-    await panel!.until('the ceiling', () => posted.some((message) => message.type === 'update' && message.data[0]?.ceilings.loss !== undefined))
+    await panel!.until(
+      'the ceiling',
+      () => posted.some((message) => message.type === 'update' && message.data[0]?.ceilings.loss !== undefined),
+    )
     await dropdowns.nth(0).click()
     await page.locator('vscode-option', { hasText: 'Tokens' }).click()
     await panel!.until('the axis', () => lastView(panel!)?.settings.xAxis === 'tokens')
@@ -214,18 +228,25 @@ describe('training panel in the browser', () => {
   })
 
   it('lays runs over each other', async () => {
-    const runs = [sample('base'), new SampleRun('/runs/higher rate', { steps: 900, seed: 9, evalEvery: 90 }), new SampleRun('/runs/long warmup', { steps: 1_500, seed: 5 })]
+    const runs = [
+      sample('base'), new SampleRun('/runs/higher rate', { steps: 900, seed: 9, evalEvery: 90 }),
+      new SampleRun('/runs/long warmup', { steps: 1_500, seed: 5 }),
+    ]
     runs[1]!.setInfo({ state: 'finished', alive: false })
     const { page, session } = await open({ runs })
     assert.equal(await page.locator('.legend').isVisible(), false)
     await page.locator('vscode-button', { hasText: 'Compare with' }).click()
     await panel!.until('the runs', async () => (await page.locator('.legend li').count()) === 3)
-    await panel!.until('their curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 3)
+    await panel!.until(
+      'their curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 3,
+    )
     await panel!.screenshot('compare')
     await page.locator('.run-name', { hasText: 'higher rate' }).click()
     assert.equal(await panel!.text('h1'), 'higher rate')
     await page.locator('.legend li', { hasText: 'long warmup' }).locator('vscode-checkbox').click()
-    await panel!.until('two curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 2)
+    await panel!.until(
+      'two curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 2,
+    )
     await page.locator('.legend li', { hasText: 'base' }).locator('vscode-button').click()
     await panel!.until('two runs', async () => (await page.locator('.legend li').count()) === 2)
     assert.deepEqual(session.runs, ['/runs/higher rate', '/runs/long warmup'])
@@ -240,7 +261,10 @@ describe('training panel in the browser', () => {
     await page.locator('[data-action=pause]').click()
     await panel!.until('the action', () => actions.length === 1)
     assert.deepEqual(actions[0], { action: 'pause', dir: '/runs/stories260k' })
-    await panel!.until('rest for the other buttons', async () => (await page.locator('[data-action=stopAndSave]').getAttribute('disabled')) !== null)
+    await panel!.until(
+      'rest for the other buttons',
+      async () => (await page.locator('[data-action=stopAndSave]').getAttribute('disabled')) !== null,
+    )
     run.setInfo({ state: 'paused', detail: 'after step 1240' })
     await panel!.until('the new state', async () => (await labels()).some((label) => label.includes('Resume')))
     panel!.failure = new Error('The run does not answer.')
@@ -253,9 +277,22 @@ describe('training panel in the browser', () => {
   })
 
   const endings: readonly (readonly [string, Parameters<SampleRun['setInfo']>[0], RegExp, readonly string[]])[] = [
-    ['interrupted', { state: 'interrupted', alive: false, resumable: true, checkpointStep: 1200 }, /process of this run is gone[^]*checkpoint of step 1,200/, ['Resume from step 1,200']],
-    ['failed', { state: 'failed', alive: false, error: { code: 'DATA', message: 'data/train.jsonl: line 7: no "messages".', hint: 'Name the column.', tensor: null, step: 7 } }, /line 7[^]*Name the column/, []],
-    ['finished', { state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] }, /^/, ['Generate with the result', 'Merge the adapter into the model']],
+    [
+      'interrupted', { state: 'interrupted', alive: false, resumable: true, checkpointStep: 1200 },
+      /process of this run is gone[^]*checkpoint of step 1,200/, ['Resume from step 1,200'],
+    ],
+    [
+      'failed',
+      {
+        state: 'failed', alive: false,
+        error: { code: 'DATA', message: 'line 7: no "messages".', hint: 'Name the column.', tensor: null, step: 7 },
+      },
+      /line 7[^]*Name the column/, [],
+    ],
+    [
+      'finished', { state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] },
+      /^$/, ['Generate with the result', 'Merge the adapter into the model'],
+    ],
     ['missing', { state: 'missing', alive: false }, /folder \/runs\/ended is gone/, []],
   ]
   for (const [name, info, notice, buttons] of endings) {
@@ -270,7 +307,9 @@ describe('training panel in the browser', () => {
   }
 
   it('says what it waits for before the first step', async () => {
-    const run = new SampleRun('/runs/new', { steps: 0, info: { state: 'preparing', detail: 'tokenizing 1,100 rows', step: 0, totalSteps: null } })
+    const run = new SampleRun(
+      '/runs/new', { steps: 0, info: { state: 'preparing', detail: 'tokenizing 1,100 rows', step: 0, totalSteps: null } },
+    )
     const { page } = await open({ runs: [run], height: 900 })
     assert.match(await panel!.text('.state'), /Preparing · tokenizing 1,100 rows/)
     assert.equal(await panel!.text('.chart[data-chart="loss"] .empty'), 'Waiting for the first step')
@@ -291,7 +330,9 @@ describe('training panel in the browser', () => {
     assert.deepEqual(Object.keys(kept).sort(), ['hidden', 'range', 'runs', 'settings', 'version'], 'no data is kept')
     const before = posted.length
     await page.reload()
-    await panel!.until('the second start', () => received.filter(({ type }) => type === 'ready').length === 2 && posted.length > before)
+    await panel!.until(
+      'the second start', () => received.filter(({ type }) => type === 'ready').length === 2 && posted.length > before,
+    )
     const again = received.filter((message) => message.type === 'ready').at(-1)!
     assert.deepEqual(again.viewport.range, range)
     assert.equal(again.state.settings.logScale, true)
@@ -315,20 +356,24 @@ describe('training panel in the browser', () => {
 
   it('can be read without seeing it', async () => {
     const { page } = await open({ runs: [sample()], height: 2_600 })
-    assert.match(await page.locator(lossPlot).getAttribute('aria-label') ?? '', /^Training loss: 1\.\d+ at Step 1,240, lowest 1\.\d+, highest 4\.\d+\. Left and right/)
-    assert.match(await page.evaluate('document.querySelector("[role=status]").textContent'), /^stories260k: Training, step 1,240 of 2,480, loss 1\.\d+\. 18 m left\.$/)
+    const label = await page.locator(lossPlot).getAttribute('aria-label')
+    assert.match(label ?? '', /^Training loss: 1\.\d+ at Step 1,240, lowest 1\.\d+, highest 4\.\d+\. Left and right/)
+    assert.match(await panel!.said(), /^stories260k: Training, step 1,240 of 2,480, loss 1\.\d+\. 18 m left\.$/)
     await page.locator('vscode-checkbox', { hasText: 'Tables' }).click()
     await panel!.until('the tables', async () => (await page.locator('.chart table').count()) === 7)
     assert.match(await panel!.text('.chart[data-chart="memory"] table'), /measured\s+planned[\s\S]*Last\s+2\.\d GB\s+2\.4 GB/)
-    const nameless = await page.evaluate(`[...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button')]
-      .filter((element) => !element.ariaLabel && !element.getAttribute('aria-label') && !element.textContent.trim()).map((element) => element.outerHTML)`)
+    const nameless = await page.evaluate(`
+      [...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button')]
+        .filter((element) => !element.ariaLabel && !element.getAttribute('aria-label') && !element.textContent.trim())
+        .map((element) => element.outerHTML)`)
     assert.deepEqual(nameless, [])
     await panel!.screenshot('tables')
   })
 
   it('holds still when motion is not wanted', async () => {
     const { page } = await open({ runs: [sample()], height: 600 })
-    const animation = (): Promise<unknown> => page.evaluate('getComputedStyle(document.querySelector(".codicon-modifier-spin")).animationName')
+    const animation = (): Promise<unknown> =>
+      page.evaluate('getComputedStyle(document.querySelector(".codicon-modifier-spin")).animationName')
     assert.equal(await animation(), 'codicon-spin')
     await page.evaluate('document.body.classList.add("vscode-reduce-motion")')
     assert.equal(await animation(), 'none')

@@ -39,10 +39,14 @@ export class SampleRun implements TrackedRun {
     this.#random = randomNumbers(options.seed ?? 1)
     this.#start = Date.now() - options.steps * stepTime
     this.#info = {
-      id: dir, name: dir.split('/').at(-1)!, state: 'training', detail: null, alive: true, resumable: false, step: 0, totalSteps: options.steps * 2, epoch: 0, loss: null,
-      evalLoss: null, bestEvalLoss: null, tokensPerSecond: null, etaSeconds: 1_080, startedAt: this.#start, endedAt: null, updatedAt: this.#start, attempt: 1,
-      error: null, warnings: [], outputs: [], device: 'cpu', model: 'stories260k', dataset: 'train.jsonl', method: 'lora', plannedBytes: 2.4 * 2 ** 30,
-      measuredBytes: null, checkpointStep: null, nonFiniteSteps: 0, rows: 0, loading: false, invalidLines: 0, problem: null, ...options.info,
+      id: dir, name: dir.split('/').at(-1)!, state: 'training', detail: null, alive: true, resumable: false, step: 0,
+      totalSteps: options.steps * 2, epoch: 0, loss: null,
+      evalLoss: null, bestEvalLoss: null, tokensPerSecond: null, etaSeconds: 1_080, startedAt: this.#start, endedAt: null,
+      updatedAt: this.#start, attempt: 1,
+      error: null, warnings: [], outputs: [], device: 'cpu', model: 'stories260k', dataset: 'train.jsonl', method: 'lora',
+      plannedBytes: 2.4 * 2 ** 30,
+      measuredBytes: null, checkpointStep: null, nonFiniteSteps: 0, rows: 0, loading: false, invalidLines: 0, problem: null,
+      ...options.info,
     }
     this.append({ type: 'event', event: 'start', step: 0, time: this.#start })
     this.grow(options.steps)
@@ -80,7 +84,8 @@ export class SampleRun implements TrackedRun {
     const random = this.#random
     const column = (): Float64Array => new Float64Array(count)
     const columns = {
-      step: column(), epoch: column(), loss: column(), learning_rate: column(), grad_norm: column(), num_tokens: column(), tokens_per_second: column(),
+      step: column(), epoch: column(), loss: column(), learning_rate: column(), grad_norm: column(), num_tokens: column(),
+      tokens_per_second: column(),
       time: column(), memory_bytes: column(), ...(gpu ? { gpu_utilization: column() } : {}),
     }
     const evals: number[] = []
@@ -93,16 +98,20 @@ export class SampleRun implements TrackedRun {
       columns.step[i] = step
       columns.epoch[i] = (3 * step) / total
       columns.loss[i] = bad ? NaN : curve(step) * (1 + 0.12 * noise) + (random() < 0.002 ? 3 : 0)
-      columns.learning_rate[i] = 2e-4 * Math.min(1, step / (total * 0.05)) * 0.5 * (1 + Math.cos((Math.PI * Math.min(step, 2 * total)) / (2 * total)))
+      columns.learning_rate[i] = 1e-4 * Math.min(1, step / (total * 0.05)) * (1 + Math.cos((Math.PI * step) / (2 * total)))
       columns.grad_norm[i] = bad ? NaN : 0.8 + 0.5 * random() + 2 * Math.exp((-10 * step) / total) * random()
       columns.num_tokens[i] = step * 4_096
       columns.tokens_per_second[i] = 5_200 + 600 * noise
       columns.time[i] = this.#start + step * stepTime
       columns.memory_bytes[i] = (1.9 + 0.25 * Math.min(1, step / 40)) * 2 ** 30
       if (gpu) columns.gpu_utilization![i] = Math.min(100, 92 + 8 * noise)
-      if (bad) events.push({ type: 'event', event: 'non_finite', step, time: columns.time[i]!, message: `loss is NaN in step ${step}` })
+      if (bad) events.push({
+        type: 'event', event: 'non_finite', step, time: columns.time[i]!, message: `loss is NaN in step ${step}`,
+      })
       if (evalEvery > 0 && step % evalEvery === 0) evals.push(step)
-      if (checkpointEvery > 0 && step % checkpointEvery === 0) events.push({ type: 'event', event: 'checkpoint', step, time: columns.time[i]! })
+      if (checkpointEvery > 0 && step % checkpointEvery === 0) events.push({
+        type: 'event', event: 'checkpoint', step, time: columns.time[i]!,
+      })
     }
     const steps: MetricColumns = { length: count, columns }
     const evalLoss = Float64Array.from(evals, (step) => curve(step) * 1.06 + 0.02 * random())
@@ -113,9 +122,12 @@ export class SampleRun implements TrackedRun {
     const { series } = this
     const last = (key: string): number | null => (Number.isFinite(series.steps.last(key)) ? series.steps.last(key) : null)
     this.setInfo({
-      step: last('step') ?? 0, epoch: last('epoch'), loss: last('loss'), tokensPerSecond: last('tokens_per_second'), measuredBytes: last('memory_bytes'),
-      evalLoss: Number.isFinite(series.evals.last('eval_loss')) ? series.evals.last('eval_loss') : null, rows: series.steps.length,
-      nonFiniteSteps: series.nonFiniteCount, checkpointStep: checkpointEvery > 0 ? Math.floor((first + count) / checkpointEvery) * checkpointEvery || null : null,
+      step: last('step') ?? 0, epoch: last('epoch'), loss: last('loss'), tokensPerSecond: last('tokens_per_second'),
+      measuredBytes: last('memory_bytes'),
+      evalLoss: Number.isFinite(series.evals.last('eval_loss')) ? series.evals.last('eval_loss') : null,
+      rows: series.steps.length,
+      nonFiniteSteps: series.nonFiniteCount,
+      checkpointStep: checkpointEvery > 0 ? Math.floor((first + count) / checkpointEvery) * checkpointEvery || null : null,
       updatedAt: this.#start + (first + count) * stepTime,
     })
   }

@@ -59,9 +59,15 @@ export class Chart {
     this.spec = spec
     this.#shared = shared
     this.#title = h('h2', { id: `title-${spec.id}` }, spec.title)
-    this.#plot = h('div', { class: 'plot', tabindex: 0, role: 'img', 'aria-label': spec.title, 'aria-keyshortcuts': 'ArrowLeft ArrowRight + - 0' }, this.#empty, this.#note)
+    this.#plot = h(
+      'div',
+      { class: 'plot', tabindex: 0, role: 'img', 'aria-label': spec.title, 'aria-keyshortcuts': 'ArrowLeft ArrowRight + - 0' },
+      this.#empty, this.#note,
+    )
     this.element = h(
-      'section', { class: spec.wide === true ? 'chart wide' : 'chart', 'data-chart': spec.id, 'aria-labelledby': `title-${spec.id}` },
+      'section', {
+        class: spec.wide === true ? 'chart wide' : 'chart', 'data-chart': spec.id, 'aria-labelledby': `title-${spec.id}`,
+      },
       h('header', {}, this.#title, this.#readout), this.#plot, this.#table,
     )
     bindNavigation(this.#plot, { shared, plotter: () => this.#plotter, read: (index) => this.#sayValues(index) })
@@ -105,7 +111,9 @@ export class Chart {
   /** Draws now, wherever the chart is. */
   draw(): void {
     const { settings, strings } = this.#shared
-    if (this.#size.width === 0 || this.#size.height === 0) this.#size = { width: this.#plot.clientWidth, height: this.#plot.clientHeight }
+    if (this.#size.width === 0 || this.#size.height === 0) this.#size = {
+      width: this.#plot.clientWidth, height: this.#plot.clientHeight,
+    }
     if (this.#size.width === 0 || this.#size.height === 0) return
     this.#stale = false
     this.#data = chartData(this.spec, this.#runs, settings)
@@ -179,7 +187,10 @@ export class Chart {
       const colour = curveColour(curve, this.spec, several)
       const colourClass = `colour-${colour === 'evaluation' ? colour : colour % runColours}`
       const label = [several ? curve.run.info.name : '', this.#labelOf(index)].filter((part) => part !== '').join(' ')
-      return [h('span', { class: `reading ${curve.role}` }, h('span', { class: `swatch ${colourClass}`, 'aria-hidden': 'true' }), label === '' ? null : h('span', { class: 'label' }, label), value)]
+      return [h(
+        'span', { class: `reading ${curve.role}` }, h('span', { class: `swatch ${colourClass}`, 'aria-hidden': 'true' }),
+        label === '' ? null : h('span', { class: 'label' }, label), value,
+      )]
     })
     this.#readout.replaceChildren(...items)
   }
@@ -202,7 +213,10 @@ export class Chart {
     const text = (value: number): string => formatValue(value, this.spec.unit)
     const summary = facts === undefined
       ? fill(strings.chartEmpty, this.spec.title)
-      : fill(strings.chartSummary, this.spec.title, text(facts.last), this.#positionText(facts.lastX), text(facts.lowest), text(facts.highest))
+      : fill(
+        strings.chartSummary, this.spec.title, text(facts.last), this.#positionText(facts.lastX), text(facts.lowest),
+        text(facts.highest),
+      )
     setAttribute(this.#plot, 'aria-label', `${summary} ${strings.chartKeys}`)
     if (!settings.tables) this.#table.replaceChildren()
     else if (performance.now() - this.#tableTime > tableInterval || this.#table.childElementCount === 0) {
@@ -227,7 +241,10 @@ export class Chart {
     this.#note.hidden = !leads
     if (!leads) return
     const x = this.#data.aligned[0][plot.cursor.idx ?? -1] ?? plot.posToVal(left, 'x')
-    setText(this.#note, near === undefined ? this.#positionText(x) : `${this.#positionText(near.x)} · ${markLabel(near, strings)}`)
+    setText(
+      this.#note,
+      near === undefined ? this.#positionText(x) : `${this.#positionText(near.x)} · ${markLabel(near, strings)}`,
+    )
     // On the side where the crosshair is not.
     this.#note.classList.toggle('at-left', left > plot.over.clientWidth / 2)
   }

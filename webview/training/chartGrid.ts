@@ -48,7 +48,9 @@ export class ChartGrid {
   show(runs: readonly ShownRun[], hidden: ReadonlySet<string>, settings: PanelSettings, range: Range | null): void {
     const drawn = runs.map((run, place): PlacedRun => ({ run, place })).filter(({ run }) => !hidden.has(run.info.id))
     const extents = drawn.map(({ run }) => run.extent).filter((extent) => extent !== null)
-    const extent = extents.length === 0 ? { min: 0, max: 1 } : { min: Math.min(...extents.map(({ min }) => min)), max: Math.max(...extents.map(({ max }) => max)) }
+    const extent = extents.length === 0 ? { min: 0, max: 1 } : {
+      min: Math.min(...extents.map(({ min }) => min)), max: Math.max(...extents.map(({ max }) => max)),
+    }
     this.#shared.settings = settings
     this.#shared.extent = extent
     this.#shared.range = range ?? extent
@@ -69,7 +71,9 @@ export class ChartGrid {
         this.#byElement.set(chart.element, chart)
       }
       chart.spec = spec
-      if (this.element.children[place] !== chart.element) this.element.insertBefore(chart.element, this.element.children[place] ?? null)
+      if (this.element.children[place] !== chart.element) this.element.insertBefore(
+        chart.element, this.element.children[place] ?? null,
+      )
       this.#onScreen.observe(chart.element)
       this.#sizes.observe(chart.element)
       chart.show(drawn)
@@ -84,7 +88,8 @@ export class ChartGrid {
 
   /** Every chart, drawn also when it is outside the window. */
   drawAll(): readonly Chart[] {
-    const charts = [...this.element.children].map((element) => this.#byElement.get(element)).filter((chart) => chart !== undefined)
+    const charts = [...this.element.children].map((element) =>
+      this.#byElement.get(element)).filter((chart) => chart !== undefined)
     for (const chart of charts) chart.draw()
     return charts
   }

@@ -33,7 +33,10 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
     legend: { show: false },
     focus: { alpha: 1 },
     padding: [10, 22, 0, 0],
-    scales: { x: { time: false, range: () => xRange(shared) }, y: { distr: log ? 3 : 1, range: (_plot, min, max) => yRange(input, log, min, max) } },
+    scales: {
+      x: { time: false, range: () => xRange(shared) },
+      y: { distr: log ? 3 : 1, range: (_plot, min, max) => yRange(input, log, min, max) },
+    },
     axes: [
       {
         stroke: theme.muted, font: theme.font, grid: line, ticks: { ...line, size: 4 }, size: 28, gap: 4, space: 64,
@@ -55,7 +58,10 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
       points: { size: 7 },
       hover: { skip: [null, undefined], prox: 40 },
       // Positions are shared, drags are not: a zoom comes back through the panel.
-      sync: { key: 'training', setSeries: false, scales: ['x', null], filters: { pub: (type) => type === 'mousemove' || type === 'mouseleave' } },
+      sync: {
+        key: 'training', setSeries: false, scales: ['x', null],
+        filters: { pub: (type) => type === 'mousemove' || type === 'mouseleave' },
+      },
       bind: {
         dblclick: () => () => {
           shared.zoom(null)
@@ -84,7 +90,9 @@ function xRange({ range }: ChartSurroundings): [number, number] {
   return [range.min - half, range.max + half]
 }
 
-function yRange({ spec, ceiling }: ChartOptionsInput, log: boolean, dataMin: number | null, dataMax: number | null): [number, number] {
+function yRange(
+  { spec, ceiling }: ChartOptionsInput, log: boolean, dataMin: number | null, dataMax: number | null,
+): [number, number] {
   if (dataMin === null || dataMax === null) return log ? [0.1, 1] : [0, spec.maximum ?? 1]
   const limit = ceiling()
   const high = limit !== undefined && limit > dataMin ? Math.min(dataMax, limit) : dataMax
@@ -104,9 +112,11 @@ function seriesOptions(curve: Curve, { shared, several, spec }: ChartOptionsInpu
   const colour = curveColour(curve, spec, several)
   const stroke = colour === 'evaluation' ? theme.evaluation : theme.runs[colour % theme.runs.length]!
   const faint = role === 'raw'
-  const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : several && !faint ? [...runDashes[place % runDashes.length]!] : []
+  const ownDash = several && !faint ? [...runDashes[place % runDashes.length]!] : []
+  const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : ownDash
   return {
-    stroke, dash, spanGaps: true, alpha: faint ? (theme.highContrast ? 0.5 : 0.3) : 1, width: faint || role === 'planned' ? 1 : theme.highContrast ? 2.5 : 1.75,
+    stroke, dash, spanGaps: true, alpha: faint ? (theme.highContrast ? 0.5 : 0.3) : 1,
+    width: faint || role === 'planned' ? 1 : theme.highContrast ? 2.5 : 1.75,
     points: { show: (plot, index) => pointsShown(plot, index, role), size: role === 'points' ? 6 : 4, fill: stroke, stroke },
   }
 }

@@ -48,23 +48,34 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
   const charts: ChartSpec[] = [
     {
       id: 'loss', title: strings.chartLoss, unit: 'loss', log: true, wide: true, empty: strings.waitingForSteps,
-      curves: [{ table: 'steps', key: 'loss', style: 'trend' }, { table: 'evals', key: 'eval_loss', style: 'points', label: strings.evaluation }],
+      curves: [
+        { table: 'steps', key: 'loss', style: 'trend' },
+        { table: 'evals', key: 'eval_loss', style: 'points', label: strings.evaluation },
+      ],
     },
     {
-      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true, empty: runs.some(({ info }) => info.alive) ? strings.noEvaluation : strings.neverEvaluated,
+      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true, empty: runs.some(({ info }) =>
+        info.alive) ? strings.noEvaluation : strings.neverEvaluated,
       curves: [{ table: 'evals', key: 'eval_loss', style: 'points' }],
     },
     {
       id: 'learningRate', title: strings.chartLearningRate, unit: 'rate', log: true, empty,
       curves: [{ table: 'steps', key: 'learning_rate', style: 'line' }],
     },
-    { id: 'gradNorm', title: strings.chartGradNorm, unit: 'loss', log: true, empty, curves: [{ table: 'steps', key: 'grad_norm', style: 'trend' }] },
-    { id: 'speed', title: strings.chartSpeed, unit: 'speed', fromZero: true, empty, curves: [{ table: 'steps', key: 'tokens_per_second', style: 'trend' }] },
+    { id: 'gradNorm', title: strings.chartGradNorm, unit: 'loss', log: true, empty, curves: [{
+      table: 'steps', key: 'grad_norm', style: 'trend',
+    }] },
+    { id: 'speed', title: strings.chartSpeed, unit: 'speed', fromZero: true, empty, curves: [{
+      table: 'steps', key: 'tokens_per_second', style: 'trend',
+    }] },
     {
       id: 'memory', title: strings.chartMemory, unit: 'bytes', fromZero: true, empty,
       curves: [
         ...(memory.length === 0 ? [memoryKey] : memory).map((key): CurveSpec =>
-          ({ table: 'steps', key, style: 'line', label: key === memoryKey ? strings.measured : readable(key.replace(/_bytes$/, '')) })),
+          ({
+            table: 'steps', key, style: 'line',
+            label: key === memoryKey ? strings.measured : readable(key.replace(/_bytes$/, '')),
+          })),
         { table: 'steps', key: 'planned', style: 'planned', label: strings.planned },
       ],
     },
@@ -77,11 +88,15 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
   }
   for (const key of stepKeys) {
     if (known.has(key) || isGpuUtilisation(key) || isMemory(key)) continue
-    charts.push({ id: `steps.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'steps', key, style: 'trend' }] })
+    charts.push({
+      id: `steps.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'steps', key, style: 'trend' }],
+    })
   }
   for (const key of evalKeys) {
     if (known.has(key)) continue
-    charts.push({ id: `evals.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'evals', key, style: 'points' }] })
+    charts.push({
+      id: `evals.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'evals', key, style: 'points' }],
+    })
   }
   return charts
 }

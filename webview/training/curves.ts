@@ -43,7 +43,9 @@ export function chartData(spec: ChartSpec, runs: readonly PlacedRun[], settings:
         if (raw === undefined || raw.length === 0) continue
         const { [curve.key]: smoothed } = curve.style === 'trend' ? points.smoothed : {}
         if (smoothed === undefined || settings.raw) {
-          curves.push({ spec: curve, run, place, role: smoothed !== undefined ? 'raw' : curve.style === 'points' ? 'points' : 'line' })
+          curves.push({
+            spec: curve, run, place, role: smoothed !== undefined ? 'raw' : curve.style === 'points' ? 'points' : 'line',
+          })
           values.push(raw)
         }
         if (smoothed !== undefined) {

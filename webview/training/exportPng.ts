@@ -8,8 +8,12 @@ const titleHeight = 28
 const columns = 2
 
 /** All charts that have curves on one picture, in the theme's colours, with the runs' names. */
-export async function chartsAsPng(charts: readonly Chart[], runs: readonly ShownRun[], theme: Theme): Promise<Uint8Array | undefined> {
-  const drawn = charts.flatMap(({ spec, plotter }) => (plotter === undefined ? [] : [{ title: spec.title, canvas: plotter.ctx.canvas, wide: spec.wide === true }]))
+export async function chartsAsPng(
+  charts: readonly Chart[], runs: readonly ShownRun[], theme: Theme,
+): Promise<Uint8Array | undefined> {
+  const drawn = charts.flatMap(({ spec, plotter }) => (plotter === undefined ? [] : [{
+    title: spec.title, canvas: plotter.ctx.canvas, wide: spec.wide === true,
+  }]))
   if (drawn.length === 0) return undefined
   const ratio = devicePixelRatio
   const cellWidth = Math.max(...drawn.map(({ canvas, wide }) => (wide ? (canvas.width - gap * ratio) / columns : canvas.width)))

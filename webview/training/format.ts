@@ -9,7 +9,7 @@ export function formatValue(value: number, unit: Unit): string {
   switch (unit) {
     case 'loss': return formatLoss(value)
     case 'rate': return formatLearningRate(value)
-    case 'speed': return Math.abs(value) < 1000 ? formatLoss(value).replace(/(\.\d*?)0+$/, '$1').replace(/\.$/, '') : formatCompact(value)
+    case 'speed': return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : formatCompact(value)
     case 'bytes': return formatBytes(value)
     case 'percent': return `${Math.round(value)} %`
     case 'number': return formatLoss(value)
@@ -62,7 +62,9 @@ export function formatPosition(x: number, axis: XAxis): string {
 export const weightOfPosition = (position: number): number =>
   position >= 1000 ? maxSmoothing : position <= 0 ? 0 : Number((1 - 10 ** (-3 * (position / 1000))).toFixed(4))
 
-export const positionOfWeight = (weight: number): number => Math.round((-1000 / 3) * Math.log10(1 - Math.min(Math.max(weight, 0), maxSmoothing)))
+export const positionOfWeight = (weight: number): number => Math.round((-1000 / 3) * Math.log10(1 - Math.min(
+  Math.max(weight, 0), maxSmoothing,
+)))
 
 /** A weight as text: 0.9, 0.985, 0.999. */
 export const formatWeight = (weight: number): string => String(Number(weight.toFixed(weight > 0.99 ? 4 : weight > 0.9 ? 3 : 2)))

@@ -45,7 +45,9 @@ export class Header {
     this.element = h(
       'header', { class: 'run-header' },
       h('div', { class: 'title-row' },
-        h('div', { class: 'title' }, this.#name, h('p', { class: 'state' }, this.#icon, this.#state), this.#subject), this.#files),
+        h(
+          'div', { class: 'title' }, this.#name, h('p', { class: 'state' }, this.#icon, this.#state), this.#subject,
+        ), this.#files),
       h('div', { class: 'figures' },
         h('div', { class: 'loss' }, h('span', { class: 'loss-label' }, strings.loss), this.#loss), this.#facts),
       this.#progress, this.#actions, this.#notices,
@@ -89,7 +91,9 @@ export class Header {
     const keys = facts.map(({ key }) => key).join()
     if (keys !== this.#shownFacts) {
       this.#shownFacts = keys
-      this.#facts.replaceChildren(...facts.map(({ key, label }) => h('div', { class: `fact fact-${key}` }, h('dt', {}, label), h('dd'))))
+      this.#facts.replaceChildren(...facts.map(({ key, label }) => h(
+        'div', { class: `fact fact-${key}` }, h('dt', {}, label), h('dd'),
+      )))
     }
     facts.forEach(({ value, title }, i) => {
       const place = this.#facts.children[i]!.lastElementChild!
@@ -100,7 +104,9 @@ export class Header {
 
   #showActions(info: RunInfo, several: boolean, now: number): void {
     const { strings, act } = this.#options
-    if (this.#pending !== undefined && (this.#pending.id !== info.id || this.#pending.state !== info.state || now - this.#pending.since > patience)) this.#pending = undefined
+    const waits = this.#pending
+    const answered = waits?.id !== info.id || waits.state !== info.state || now - waits.since > patience
+    if (answered) this.#pending = undefined
     const buttons = actionsOf(info, strings)
     const signature = JSON.stringify([info.id, buttons, this.#pending?.action, several, info.state === 'missing'])
     if (signature === this.#shownActions) return
@@ -123,7 +129,9 @@ export class Header {
     // A button that was pressed by keyboard and replaced must not throw the reader to the top of the page.
     if (focused) (this.#actions.querySelector<HTMLElement>('vscode-button:not([disabled])') ?? this.#name).focus()
     const files: readonly (readonly [PanelAction, string, string])[] = info.state === 'missing' ? [] : [
-      ['openRecipe', strings.openRecipe, 'file-code'], ['openLog', strings.openLog, 'output'], ['reveal', strings.reveal, 'folder-opened'],
+      [
+        'openRecipe', strings.openRecipe, 'file-code',
+      ], ['openLog', strings.openLog, 'output'], ['reveal', strings.reveal, 'folder-opened'],
       ...(several ? [['compareRecipes', strings.compareRecipes, 'diff'] as const] : []),
     ]
     this.#files.replaceChildren(...files.map(([action, label, name]) => {
@@ -151,11 +159,15 @@ export class Header {
         this.#complaint = undefined
         this.#showNotices(run)
       } })
-      elements.unshift(h('div', { class: 'notice error', role: 'alert' }, icon('error'), h('div', {}, ...complaint.split('\n').map((line) => h('p', {}, line))), dismiss))
+      elements.unshift(h(
+        'div', { class: 'notice error', role: 'alert' }, icon('error'),
+        h('div', {}, ...complaint.split('\n').map((line) => h('p', {}, line))), dismiss,
+      ))
     }
     this.#notices.replaceChildren(...elements)
   }
 }
 
 /** A path by its last part: models and data are often named by long ones. */
-const shortened = (text: string): string => (/^([/\\]|[A-Za-z]:)/.test(text) ? (text.split(/[/\\]/).filter((part) => part !== '').at(-1) ?? text) : text)
+const shortened = (text: string): string =>
+  (/^([/\\]|[A-Za-z]:)/.test(text) ? (text.split(/[/\\]/).filter((part) => part !== '').at(-1) ?? text) : text)

@@ -28,7 +28,8 @@ export function drawMarks(plot: uPlot, marks: readonly PlacedMark[], theme: Them
   for (const { mark, place } of marks) {
     const x = plot.valToPos(mark.x, 'x', true)
     if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue
-    const colour = mark.kind === 'non_finite' || mark.kind === 'fail' ? theme.error : several ? theme.runs[place % theme.runs.length]! : theme.muted
+    const runColour = several ? theme.runs[place % theme.runs.length]! : theme.muted
+    const colour = severity(mark) > 0 ? theme.error : runColour
     ctx.strokeStyle = ctx.fillStyle = colour
     if (mark.kind === 'checkpoint') diamond(ctx, x, bbox.top + bbox.height, size * ratio)
     else {

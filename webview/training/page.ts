@@ -101,11 +101,15 @@ export class TrainingPage {
       remove: (id) => this.#host.send({ type: 'removeRun', id }),
     })
     const toolbar = createToolbar({
-      strings, change: (settings) => this.#change(settings), resetZoom: () => this.#zoom(null), addRuns: () => this.#host.send({ type: 'addRuns' }),
-      exportPng: () => void this.#exportPng(), exportCsv: () => this.#host.send({ type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id) }),
+      strings, change: (settings) =>
+        this.#change(settings), resetZoom: () => this.#zoom(null), addRuns: () => this.#host.send({ type: 'addRuns' }),
+      exportPng: () => void this.#exportPng(), exportCsv: () => this.#host.send({
+        type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id),
+      }),
     }, this.#settings)
     const grid = new ChartGrid({
-      strings, settings: this.#settings, theme: readTheme(), zoom: (range) => this.#zoom(range), say: (text) => announcer.say(text),
+      strings, settings: this.#settings, theme: readTheme(), zoom: (range) =>
+        this.#zoom(range), say: (text) => announcer.say(text),
       onWidth: (width) => {
         if (width <= this.#width && width > this.#width / 2) return
         this.#width = width
@@ -123,7 +127,8 @@ export class TrainingPage {
     if (this.#settings.xAxis !== before.xAxis) this.#range = null
     this.#keep()
     this.#showCharts()
-    if (this.#settings.xAxis !== before.xAxis || this.#settings.smoothing !== before.smoothing || this.#settings.clip !== before.clip) this.#askForView()
+    const { xAxis, smoothing, clip } = this.#settings
+    if (xAxis !== before.xAxis || smoothing !== before.smoothing || clip !== before.clip) this.#askForView()
   }
 
   #zoom(range: Range | null): void {

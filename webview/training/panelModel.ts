@@ -1,4 +1,4 @@
-import type { Mark, Range, RunDelta, RunInfo, TableDelta, ToWebview } from '#shared/panelProtocol.ts'
+import type { HydrateMessage, Mark, Range, RunDelta, RunInfo, TableDelta, UpdateMessage } from '#shared/panelProtocol.ts'
 
 /** The points of a table that the panel has. */
 export interface TablePoints {
@@ -42,12 +42,15 @@ export class PanelModel {
     return this.#runs.get(id)
   }
 
-  apply(message: Extract<ToWebview, { type: 'hydrate' | 'update' }>): ModelChange {
+  apply(message: HydrateMessage | UpdateMessage): ModelChange {
     this.clockOffset = message.now - Date.now()
     if (message.type === 'hydrate') this.#runs = new Map()
     if (message.runs !== undefined) this.#setRuns(message.runs)
     for (const delta of message.data) this.#applyDelta(delta)
-    return { infos: message.runs !== undefined, data: message.type === 'hydrate' || message.data.length > 0 || message.runs !== undefined }
+    return {
+      infos: message.runs !== undefined,
+      data: message.type === 'hydrate' || message.data.length > 0 || message.runs !== undefined,
+    }
   }
 
   #setRuns(infos: readonly RunInfo[]): void {
@@ -75,7 +78,9 @@ function continued(before: TablePoints, { keep, x, columns, smoothed, bucket }: 
   if (keep === 0) return { x, columns, smoothed, bucket }
   return {
     x: joined(before.x, keep, x), bucket,
-    columns: joinedColumns(before.columns, keep, columns, x.length), smoothed: joinedColumns(before.smoothed, keep, smoothed, x.length),
+    columns: joinedColumns(before.columns, keep, columns, x.length), smoothed: joinedColumns(
+      before.smoothed, keep, smoothed, x.length,
+    ),
   }
 }
 

@@ -6,7 +6,8 @@ import { formatBytes, formatCompact, formatCount, formatDuration } from '#shared
 
 /** The codicon of a state. */
 export const stateIcons: Readonly<Record<PanelRunState, string>> = {
-  queued: 'clock', preparing: 'loading', loading: 'loading', training: 'loading', evaluating: 'loading', saving: 'loading', paused: 'debug-pause',
+  queued: 'clock', preparing: 'loading', loading: 'loading', training: 'loading', evaluating: 'loading', saving: 'loading',
+  paused: 'debug-pause',
   finished: 'pass', failed: 'error', stopped: 'debug-stop', interrupted: 'warning', missing: 'question',
 }
 
@@ -37,16 +38,29 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
     if (value !== null) facts.push({ key, label, value, ...(title === undefined ? {} : { title }) })
   }
   const total = info.totalSteps
-  add('step', strings.step, total === null ? (info.step > 0 ? formatCount(info.step) : null) : fill(strings.stepOf, formatCount(info.step), formatCount(total)))
+  add(
+    'step', strings.step,
+    total === null ? (info.step > 0 ? formatCount(info.step) : null) : fill(
+      strings.stepOf, formatCount(info.step), formatCount(total),
+    ),
+  )
   add('epoch', strings.epoch, info.epoch === null ? null : info.epoch.toFixed(2))
-  if (info.alive && info.state !== 'paused') add('eta', strings.eta, info.etaSeconds === null ? null : formatDuration(info.etaSeconds))
+  if (info.alive && info.state !== 'paused') add(
+    'eta', strings.eta, info.etaSeconds === null ? null : formatDuration(info.etaSeconds),
+  )
   const elapsed = elapsedSeconds(info, now)
-  add('elapsed', info.alive ? strings.elapsed : strings.took, elapsed === null ? null : formatDuration(Math.max(1, Math.round(elapsed))))
+  add(
+    'elapsed', info.alive ? strings.elapsed : strings.took,
+    elapsed === null ? null : formatDuration(Math.max(1, Math.round(elapsed))),
+  )
   add(
     'evalLoss', strings.evalLoss, info.evalLoss === null ? null : formatLoss(info.evalLoss),
     info.bestEvalLoss === null ? undefined : fill(strings.best, formatLoss(info.bestEvalLoss)),
   )
-  add('speed', strings.speed, info.tokensPerSecond === null ? null : fill(strings.tokensPerSecond, formatCompact(info.tokensPerSecond)))
+  add(
+    'speed', strings.speed,
+    info.tokensPerSecond === null ? null : fill(strings.tokensPerSecond, formatCompact(info.tokensPerSecond)),
+  )
   const { measuredBytes: measured, plannedBytes: planned } = info
   add(
     'memory', strings.memory,
@@ -71,7 +85,9 @@ export function actionsOf(info: RunInfo, strings: PanelStrings): ActionButton[] 
   const stopNow: ActionButton = { action: 'stopNow', label: strings.stopNow, icon: 'debug-stop' }
   const resume: ActionButton = {
     action: 'resume', icon: 'debug-continue', primary: true,
-    label: info.checkpointStep === null || info.alive ? strings.resume : fill(strings.resumeFrom, formatCount(info.checkpointStep)),
+    label: info.checkpointStep === null || info.alive ? strings.resume : fill(
+      strings.resumeFrom, formatCount(info.checkpointStep),
+    ),
   }
   if (info.alive) {
     switch (info.state) {
@@ -112,11 +128,22 @@ export function noticesOf(info: RunInfo, lastNonFinite: number | undefined, stri
   if (info.state === 'missing') add('warning', fill(strings.missingHint, info.id))
   else if (info.problem !== null) add('error', info.problem)
   if (info.state === 'interrupted') {
-    add('warning', strings.interruptedHint, info.checkpointStep === null ? strings.interruptedNoCheckpoint : fill(strings.interruptedResume, formatCount(info.checkpointStep)))
+    add(
+      'warning', strings.interruptedHint,
+      info.checkpointStep === null ? strings.interruptedNoCheckpoint : fill(
+        strings.interruptedResume, formatCount(info.checkpointStep),
+      ),
+    )
   }
-  if (info.error !== null && (info.state === 'failed' || info.state === 'interrupted')) add('error', info.error.message, info.error.hint)
-  if (info.nonFiniteSteps === 1 && lastNonFinite !== undefined) add('warning', fill(strings.nonFiniteOne, formatCount(lastNonFinite)))
-  else if (info.nonFiniteSteps > 0) add('warning', fill(strings.nonFiniteWarning, formatCount(info.nonFiniteSteps), formatCount(lastNonFinite ?? info.step)))
+  if (info.error !== null && (info.state === 'failed' || info.state === 'interrupted')) add(
+    'error', info.error.message, info.error.hint,
+  )
+  if (info.nonFiniteSteps === 1 && lastNonFinite !== undefined) add(
+    'warning', fill(strings.nonFiniteOne, formatCount(lastNonFinite)),
+  )
+  else if (info.nonFiniteSteps > 0) add(
+    'warning', fill(strings.nonFiniteWarning, formatCount(info.nonFiniteSteps), formatCount(lastNonFinite ?? info.step)),
+  )
   for (const warning of info.warnings.slice(0, maxWarnings)) add('warning', warning)
   if (info.warnings.length > maxWarnings) add('warning', fill(strings.moreWarnings, info.warnings.length - maxWarnings))
   if (info.invalidLines > 0) add('info', fill(strings.invalidLines, formatCount(info.invalidLines)))
@@ -125,7 +152,9 @@ export function noticesOf(info: RunInfo, lastNonFinite: number | undefined, stri
 
 /** One sentence about a run, for screen readers. */
 export function announcement(info: RunInfo, strings: PanelStrings): string {
-  const step = info.totalSteps === null ? formatCount(info.step) : fill(strings.announceOf, formatCount(info.step), formatCount(info.totalSteps))
+  const step = info.totalSteps === null ? formatCount(info.step) : fill(
+    strings.announceOf, formatCount(info.step), formatCount(info.totalSteps),
+  )
   const left = info.alive && info.etaSeconds !== null ? ` ${fill(strings.announceLeft, formatDuration(info.etaSeconds))}` : ''
   return fill(strings.announceStep, info.name, strings[info.state], step, lossText(info, strings)) + left
 }

@@ -30,7 +30,7 @@ export function readTheme(): Theme {
     foreground: style.color, muted: colour('--chart-axis'), grid: colour('--chart-grid'), border: colour('--panel-border'),
     background: colour('--vscode-editor-background'), error: colour('--chart-error'), font: `${size}px ${family}`,
     titleFont: `600 ${size + 2}px ${family}`,
-    highContrast: document.body.classList.contains('vscode-high-contrast') || document.body.classList.contains('vscode-high-contrast-light'),
+    highContrast: document.body.matches('.vscode-high-contrast, .vscode-high-contrast-light'),
     runs: Array.from({ length: runColours }, (_, i) => colour(`--run-${i}`)), evaluation: colour('--chart-evaluation'),
   }
 }

@@ -19,11 +19,15 @@ export interface Toolbar {
 }
 
 /** The controls above the charts. */
-export function createToolbar({ strings, change, resetZoom, addRuns, exportPng, exportCsv }: ToolbarOptions, settings: PanelSettings): Toolbar {
+export function createToolbar(
+  { strings, change, resetZoom, addRuns, exportPng, exportCsv }: ToolbarOptions, settings: PanelSettings,
+): Toolbar {
   const axes: readonly (readonly [XAxis, string])[] = [
     ['step', strings.axisStep], ['epoch', strings.axisEpoch], ['tokens', strings.axisTokens], ['time', strings.axisTime],
   ]
-  const clips: readonly (readonly [ClipMode, string])[] = [['none', strings.clipNone], ['p99', strings.clipP99], ['p95', strings.clipP95]]
+  const clips: readonly (readonly [ClipMode, string])[] = [
+    ['none', strings.clipNone], ['p99', strings.clipP99], ['p95', strings.clipP95],
+  ]
   const xAxis = dropdown(strings.xAxis, axes, settings.xAxis, (value) => change({ xAxis: value }))
   const clip = dropdown(strings.clip, clips, settings.clip, (value) => change({ clip: value }))
   const smoothing = slider(strings.smoothing, (position) => change({ smoothing: weightOfPosition(position) }))
@@ -38,7 +42,9 @@ export function createToolbar({ strings, change, resetZoom, addRuns, exportPng, 
     h('div', { class: 'switches' }, raw.element, logScale.element, marks.element, tables.element),
     h(
       'div', { class: 'tools' }, reset, iconButton({ label: strings.exportPng, icon: 'device-camera', onClick: exportPng }),
-      iconButton({ label: strings.exportCsv, icon: 'table', onClick: exportCsv }), button({ label: strings.addRuns, icon: 'add', onClick: addRuns }),
+      iconButton({
+        label: strings.exportCsv, icon: 'table', onClick: exportCsv,
+      }), button({ label: strings.addRuns, icon: 'add', onClick: addRuns }),
     ),
   )
   return {
