@@ -9,6 +9,8 @@ import { sampleToken, uniform, type SamplingOptions } from './sampler.ts'
 export interface GenerationRequest {
   readonly ids: Int32Array
   readonly seed: number
+  /** Instead of the batch's. */
+  readonly maxNewTokens?: number
 }
 
 export interface GenerationOptions {
@@ -29,6 +31,7 @@ interface Row {
   readonly request: number
   readonly seed: number
   readonly ids: number[]
+  readonly maxNewTokens: number
   /** Tokens whose keys and values are in the cache. */
   cached: number
   readonly prompt: number
@@ -59,16 +62,16 @@ export class Generator {
   /** The new tokens of each prompt, the ending id not included. */
   async generate(requests: readonly GenerationRequest[], options: GenerationOptions): Promise<number[][]> {
     if (requests.length > this.batch) throw new UnslothError('INTERNAL', `${requests.length} prompts for a batch of ${this.batch}`)
-    const rows = requests.map(({ ids, seed }, request): Row => ({ request, seed, ids: [...ids], cached: 0, prompt: ids.length }))
+    const rows = requests.map(({ ids, seed, maxNewTokens = options.maxNewTokens }, request): Row => ({ request, seed, ids: [...ids], maxNewTokens, cached: 0, prompt: ids.length }))
     for (const row of rows) {
       if (row.prompt === 0) throw new UnslothError('USAGE', 'The prompt has no tokens.', { hint: 'Write at least one word, or use a tokenizer that adds a beginning-of-text token.' })
-      if (row.prompt + options.maxNewTokens > this.rowsPerText)
-        throw new UnslothError('USAGE', `A prompt of ${row.prompt} tokens and ${options.maxNewTokens} new ones exceed the ${this.rowsPerText} positions reserved.`, { hint: 'Shorten the prompt or ask for fewer new tokens.' })
+      if (row.prompt + row.maxNewTokens > this.rowsPerText)
+        throw new UnslothError('USAGE', `A prompt of ${row.prompt} tokens and ${row.maxNewTokens} new ones exceed the ${this.rowsPerText} positions reserved.`, { hint: 'Shorten the prompt or ask for fewer new tokens.' })
     }
-    let active = options.maxNewTokens > 0 ? rows : []
+    let active = rows.filter(({ maxNewTokens }) => maxNewTokens > 0)
     while (active.length > 0) {
       if (options.signal?.aborted === true) break
-      const logits = await this.advance(active, options.maxNewTokens)
+      const logits = await this.advance(active)
       active = active.filter((row) => {
         const mine = logits.get(row)
         if (mine === undefined) return true
@@ -77,14 +80,14 @@ export class Generator {
         if (options.stopIds.has(id)) return false
         row.ids.push(id)
         const ended = options.onToken?.(row.request, id) ?? false
-        return !ended && made + 1 < options.maxNewTokens
+        return !ended && made + 1 < row.maxNewTokens
       })
     }
     return rows.map((row) => row.ids.slice(row.prompt))
   }
 
   /** Runs tokens that are not in the cache yet, as many as the plan takes; logits of the rows that are complete then. */
-  private async advance(rows: readonly Row[], maxNewTokens: number): Promise<Map<Row, Float32Array>> {
+  private async advance(rows: readonly Row[]): Promise<Map<Row, Float32Array>> {
     let room = this.runner.step.capacity.tokens
     const steps: { row: Row; from: number; to: number }[] = []
     for (const row of rows) {
@@ -94,14 +97,14 @@ export class Generator {
       room -= to - row.cached
     }
     const finished = steps.filter(({ row, to }) => to === row.ids.length)
-    await this.runner.run(this.pack(steps, maxNewTokens))
+    await this.runner.run(this.pack(steps))
     for (const { row, to } of steps) row.cached = to
     const { vocabulary } = this.model.spec
     const logits = this.runner.read('logits', finished.length)
     return new Map(finished.map(({ row }, index) => [row, logits.subarray(index * vocabulary, (index + 1) * vocabulary)]))
   }
 
-  private pack(steps: readonly { row: Row; from: number; to: number }[], maxNewTokens: number): PackedTokens {
+  private pack(steps: readonly { row: Row; from: number; to: number }[]): PackedTokens {
     const tokens = steps.reduce((sum, { from, to }) => sum + to - from, 0)
     const packed = {
       ids: new Int32Array(tokens), positions: new Int32Array(tokens), slots: new Int32Array(tokens),
@@ -114,7 +117,7 @@ export class Generator {
       packed.qStart[index] = at
       packed.kvStart[index] = base
       packed.kvLength[index] = to
-      packed.ropeLength[index] = row.prompt + maxNewTokens
+      packed.ropeLength[index] = row.prompt + row.maxNewTokens
       for (let position = from; position < to; ++position, ++at) {
         packed.ids[at] = row.ids[position]!
         packed.positions[at] = position

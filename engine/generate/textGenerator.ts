@@ -44,7 +44,9 @@ export class TextGenerator {
     const context = Math.min(options.maxLength ?? Infinity, this.model.spec.context)
     const longest = Math.max(...prompts.map(({ length }) => length))
     if (longest >= context) throw new UnslothError('USAGE', `The prompt has ${longest} tokens; there is room for ${context}.`, { hint: 'Shorten the prompt.' })
-    const maxNewTokens = Math.min(options.maxNewTokens, context - longest)
+    // Each by itself, so that a long neighbour shortens no text.
+    const limits = prompts.map(({ length }) => Math.min(options.maxNewTokens, context - length))
+    const maxLength = Math.max(...prompts.map(({ length }, prompt) => length + limits[prompt]!))
     const decoders = prompts.map((ids) => new StreamDecoder(this.tokenizer, { prompt: ids }))
     const matchers = prompts.map(() => new StopMatcher(options.stop))
     const texts = prompts.map(() => '')
@@ -54,10 +56,10 @@ export class TextGenerator {
       texts[prompt] += piece
       options.onText?.(prompt, piece)
     }
-    await this.generator(options.base === true, prompts.length, longest + maxNewTokens).generate(
-      prompts.map((ids) => ({ ids, seed: options.seed })),
+    await this.generator(options.base === true, prompts.length, Math.min(2 ** Math.ceil(Math.log2(maxLength)), context)).generate(
+      prompts.map((ids, prompt) => ({ ids, seed: options.seed, maxNewTokens: limits[prompt]! })),
       {
-        maxNewTokens, sampling: options.sampling, stopIds: new Set(this.tokenizer.eosIds), ...(options.signal === undefined ? {} : { signal: options.signal }),
+        maxNewTokens: options.maxNewTokens, sampling: options.sampling, stopIds: new Set(this.tokenizer.eosIds), ...(options.signal === undefined ? {} : { signal: options.signal }),
         onToken: (prompt, id) => {
           ++tokens[prompt]!
           show(prompt, matchers[prompt]!.push(decoders[prompt]!.push(id)))
@@ -69,11 +71,12 @@ export class TextGenerator {
       const matcher = matchers[prompt]!
       show(prompt, matcher.push(matcher.matched ? '' : decoders[prompt]!.end()))
       show(prompt, matcher.end())
-      const reason = matcher.matched ? 'stop' : tokens[prompt] === maxNewTokens ? 'length' : options.signal?.aborted === true ? 'cancelled' : 'end'
+      const reason = matcher.matched ? 'stop' : tokens[prompt] === limits[prompt] ? 'length' : options.signal?.aborted === true ? 'cancelled' : 'end'
       return { text: texts[prompt]!, promptTokens: ids.length, newTokens: tokens[prompt]!, reason }
     })
   }
 
+  /** Plans are kept for the next call: sizes are powers of two, so that there are few. */
   private generator(base: boolean, batch: number, maxLength: number): Generator {
     const key = `${base}.${batch}.${maxLength}`
     const known = this.generators.get(key)

@@ -1,5 +1,6 @@
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import type { Recipe } from '#shared/recipe.ts'
+import { cleanPartials } from '../io/atomicFile.ts'
 import type { PreparedRun } from './prepareRun.ts'
 
 export interface OutputEvents {
@@ -21,6 +22,7 @@ export async function saveOutputs(prepared: PreparedRun, recipe: Recipe, runFold
   const names = { lora: 'adapter', merged_16bit: 'merged' } as const
   for (const name of methods) {
     const folder = path === null ? join(runFolder, names[name]) : methods.length === 1 ? path : join(path, names[name])
+    await cleanPartials(dirname(folder))
     if (name === 'lora' && prepared.model.patched.training.kind === 'lora') await prepared.model.savePretrained(folder)
     else {
       const probes = prepared.samples.slice(0, probeRows).map(({ ids }) => ids.slice(0, probeTokens))

@@ -2,6 +2,7 @@ import { UnslothError } from '#shared/errors.ts'
 import type { StepRecord } from '#shared/metrics.ts'
 import { warmupSteps, evalInterval, schedulerCycles, type Recipe } from '#shared/recipe.ts'
 import { hasEnded, type RunState } from '#shared/runState.ts'
+import { cleanPartials } from '../io/atomicFile.ts'
 import { acquireDevice } from '../run/deviceQueue.ts'
 import type { RunWriter } from '../run/runWriter.ts'
 import { Runtime } from '../runtime/runtime.ts'
@@ -48,6 +49,7 @@ export class TrainingRun {
   /** Runs to the end, through any number of pauses. Failures stand in the status before they are thrown. */
   async execute(): Promise<Ending> {
     try {
+      await cleanPartials(this.writer.run.dir)
       for (;;) {
         const ending = await this.session()
         if (ending !== 'paused') return ending
