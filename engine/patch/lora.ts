@@ -15,6 +15,9 @@ export interface LoraOptions {
    * an expert (`gate_proj`, `up_proj`, `down_proj`) mean the experts too.
    */
   readonly targetParameters?: readonly string[]
+  /** Other ranks and alphas for modules and parameters whose names match, by regular expression as in PEFT. */
+  readonly rankPattern?: Readonly<Record<string, number>>
+  readonly alphaPattern?: Readonly<Record<string, number>>
 }
 
 /** One adapted projection: a range of rows of a weight. */
@@ -108,8 +111,18 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
   )
   const modules = [...chosen, ...experts]
   if (modules.length === 0) throw new UnslothError('RECIPE', 'lora.target_modules and lora.layers_to_transform leave nothing to train.')
-  const scale = loraScale(options.alpha, options.r, options.rslora)
-  return modules.map((module) => ({ ...module, rank: options.r, scale, dropout: options.dropout }))
+  return modules.map((module) => {
+    const name = module.parameter ?? module.module
+    // Gate and up of experts are one matrix: as much rank as the two would have had, as PEFT converts such targets.
+    const joined = options.targetParameters === undefined && module.parameter !== undefined && lastName(name) === 'gate_up_proj' ? 2 : 1
+    const rank = patternValue(options.rankPattern, name) ?? options.r * joined
+    const alpha = patternValue(options.alphaPattern, name) ?? options.alpha * joined
+    return { ...module, rank, scale: loraScale(alpha, rank, options.rslora), dropout: options.dropout }
+  })
+}
+
+function patternValue(pattern: Readonly<Record<string, number>> | undefined, name: string): number | undefined {
+  return Object.entries(pattern ?? {}).find(([key]) => new RegExp(`^(?:.*\\.)?(?:${key})$`).test(name))?.[1]
 }
 
 /** What users of the Python library look for: how many layers run fused, and why a group does not. */

@@ -14,10 +14,21 @@ export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(v
 export function adapterConfig(model: LoadedModel): LoraConfig {
   const { training, modules } = model.patched
   if (training.kind !== 'lora') throw new Error('only a LoRA run has an adapter')
+  const lastName = (name: string) => name.slice(name.lastIndexOf('.') + 1)
+  const linear = modules.filter(({ experts }) => experts === undefined)
+  const stacks = modules.filter(({ parameter }) => parameter !== undefined)
+  const named = new Set(linear.map(({ module }) => lastName(module)))
+  // Experts whose rank differs, under the pattern that PEFT writes for them.
+  const special = [...new Map(stacks.filter(({ rank }) => rank !== training.r).map((module) => [`.*\\.${lastName(module.parameter!)}`, module])).entries()]
   return {
     baseModel: model.patched.model.folder, revision: null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
-    targetModules: training.targets === 'all-linear' ? [...new Set(modules.filter(({ experts }) => experts === undefined).map(({ module }) => module.slice(module.lastIndexOf('.') + 1)))] : training.targets,
-    targetParameters: [...new Set(modules.flatMap(({ parameter }) => (parameter === undefined ? [] : [parameter.split('.').slice(-3).join('.')])))], modulesToSave: training.modulesToSave, rslora: training.rslora, rankPattern: {}, alphaPattern: {}, initLoraWeights: true,
+    // Targets that mean experts only stand in targetParameters.
+    targetModules: training.targets === 'all-linear' ? [...named] : training.targets.filter((target) => named.has(lastName(target))),
+    targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],
+    modulesToSave: training.modulesToSave, rslora: training.rslora,
+    rankPattern: Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])),
+    alphaPattern: Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])),
+    initLoraWeights: true,
   }
 }
 

@@ -73,6 +73,8 @@ export class CaseComputation {
       kind: 'lora', r: config.r as number, alpha: config.lora_alpha as number, dropout: 0, rslora: config.use_rslora === true,
       targets: config.target_modules as string[], modulesToSave: (config.modules_to_save as string[] | null) ?? [],
       targetParameters: (config.target_parameters as string[] | null | undefined) ?? [],
+      rankPattern: (config.rank_pattern as Record<string, number> | null | undefined) ?? {},
+      alphaPattern: (config.alpha_pattern as Record<string, number> | null | undefined) ?? {},
     }
   }
 

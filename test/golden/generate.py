@@ -95,18 +95,12 @@ def build(kind, changes):
     return model.to(torch.bfloat16)
 
 
-def opened(folder):
-    # Grouped products of experts exist in float32 and below only; a loop over the experts computes in any type.
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager")
+def opened(folder, dtype=torch.float64):
+    """In float64 from the start: a model that was bf16 first keeps what it rounded then (Gemma's factor of the embedding).
 
-
-def in_float64(model):
-    model = model.to(torch.float64)
-    for module in model.modules():  # frequencies were computed in float32, as every run computes them
-        for name, buffer in module.named_buffers(recurse=False):
-            if "inv_freq" in name:
-                setattr(module, name, buffer.float())
-    return model.eval()
+    Grouped products of experts exist in float32 and below only; a loop over the experts computes in any type.
+    """
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
 
 
 def token_nll(logits, ids):
@@ -125,9 +119,7 @@ def trainable(model):
 
 
 def load_adapter(folder):
-    base = opened(folder)
-    model = in_float64(peft.PeftModel.from_pretrained(base, os.path.join(folder, "adapter"), is_trainable=True))
-    return model
+    return peft.PeftModel.from_pretrained(opened(folder), os.path.join(folder, "adapter"), is_trainable=True, autocast_adapter_dtype=False).double().eval()
 
 
 def make(name, folder):
@@ -135,7 +127,7 @@ def make(name, folder):
     kind, changes, targets, parameters = {**CASES, **OTHERS}[name]
     # Experts are published one by one; without conversion a file has them stacked, as they are in memory.
     build(kind, changes).save_pretrained(folder, save_original_format="stacked" not in name)
-    base = opened(folder)
+    base = opened(folder, torch.bfloat16)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(base, config)
     with torch.no_grad():
@@ -157,7 +149,7 @@ def make(name, folder):
     rejected[:, :PROMPT] = chosen[:, :PROMPT]
     out.update(input_ids=ids, attention_mask=mask, labels=labels, curve_input_ids=curve_ids, dpo_chosen_ids=chosen, dpo_rejected_ids=rejected)
 
-    plain = in_float64(opened(folder))
+    plain = opened(folder)
     balance = bool(getattr(plain.config, "output_router_logits", False))
     factor = getattr(plain.config, "router_aux_loss_coef", 0.0) if balance else 0.0
 
@@ -185,9 +177,8 @@ def make(name, folder):
             out[f"full_grad_row_norm.{parameter_name}"] = row_norm(p.grad)
     out["full_grad_norm"] = squares.sqrt()
     with torch.no_grad():
-        made = ids[:1, :8]
-        while made.shape[1] < WIDTH:
-            made = torch.cat([made, forward(plain, made)[0][:, -1].argmax(-1, keepdim=True)], 1)
+        plain.generation_config.eos_token_id = None
+        made = plain.generate(ids[:1, :8], attention_mask=torch.ones(1, 8, dtype=torch.int64), max_new_tokens=WIDTH - 8, do_sample=False)
         out["greedy_ids"] = made[0]
 
     model = load_adapter(folder)
