@@ -53,7 +53,7 @@ export async function verify(services: Services, argument: unknown): Promise<voi
 async function pickGolden(): Promise<string> {
   const title = vscode.l10n.t('Verify')
   const found = await vscode.workspace.findFiles('**/golden.safetensors', '**/node_modules/**', 200)
-  const items = found.map(({ fsPath }) => ({ label: vscode.workspace.asRelativePath(dirname(fsPath)), path: dirname(fsPath) as string | undefined }))
+  const items = found.map(({ fsPath }) => ({ label: vscode.workspace.asRelativePath(dirname(fsPath)), path: dirname(fsPath) }))
   const browse = { label: vscode.l10n.t('Browse…'), path: undefined }
   const { path } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Folder with a model and golden.safetensors') })
   if (path !== undefined) return path

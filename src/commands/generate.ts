@@ -94,7 +94,7 @@ function render(prompt: string, columns: readonly Column[]): string {
 async function pickSources(services: Services, argument: unknown): Promise<Source[]> {
   const named = pathOf(argument)
   if (named !== undefined) return sourcesOf(named)
-  const runs = services.runs.views.filter(({ dir }) => resultOf(dir) !== undefined).map((view) => ({ ...runChoice(view), path: view.dir as string | undefined }))
+  const runs = services.runs.views.filter(({ dir }) => resultOf(dir) !== undefined).map((view) => ({ ...runChoice(view), path: view.dir }))
   if (runs.length > 0) {
     const model = { label: vscode.l10n.t('A model…'), path: undefined, iconPath: new vscode.ThemeIcon('symbol-structure') }
     const { path } = await choose([...runs, model], { title: vscode.l10n.t('Generate'), placeHolder: vscode.l10n.t('With which run?') })

@@ -7,7 +7,8 @@ import { fileWriteError } from '../../engine/run/files.ts'
 import type { Services } from '../services.ts'
 import { isTreeNode, pathOf } from '../trees/nodes.ts'
 import { cancelled, choose, pickModel, pickWorkspaceFolder, type ModelChoice } from './pick.ts'
-import { freeRecipeName, pathInRecipe, recipeText } from './recipeText.ts'
+import { freeRecipeName, pathInRecipe, recipeText } from '../recipes/recipeText.ts'
+import { starterRecipe } from '../recipes/starter.ts'
 
 /** Asks for model, data set and method, writes a recipe and opens it. `start` may be a row of a tree: its model or data set is taken. */
 export async function newRecipe(services: Services, start: unknown): Promise<string> {
@@ -36,39 +37,9 @@ export async function openStarter({ library }: Services): Promise<string> {
   return openNew(folder, text)
 }
 
-/** The bundled story teller learns fables: about ten seconds on two cores. */
-export const starterRecipe = (data: string): string => `# A tiny model of children's stories learns to tell fables. Press ▶ Fine-tune above; it takes about ten seconds on two cores.
-version: 1
-
-model: stories260k # comes with the extension
-
-data:
-  local_dataset: ${data} # one {"text": …} in a line
-  eval_split: 16 # fables that are never trained on
-
-training:
-  max_seq_length: 512
-  batch_size: 16
-  gradient_accumulation_steps: 1
-  max_steps: 80
-  learning_rate: 0.01 # a model of 260 thousand parameters bears fifty times the usual rate
-  lr_scheduler_type: cosine
-  warmup_steps: 5
-  eval_steps: 20
-  save_steps: 20 # checkpoints to resume from
-
-lora:
-  lora_r: 16
-  lora_alpha: 32
-  target_modules: all-linear
-
-save:
-  method: [lora, merged_16bit]
-`
-
 async function pickDataset({ library }: Services, title: string): Promise<string> {
   const items = (await library.datasets()).filter(({ path }) => /\.(jsonl?|ndjson)(\.gz)?$/i.test(path)).map(({ name, path, origin }) => ({
-    label: name, description: origin === 'bundled' ? vscode.l10n.t('starter: 284 fables') : '', path: path as string | undefined, iconPath: new vscode.ThemeIcon('database'),
+    label: name, description: origin === 'bundled' ? vscode.l10n.t('starter: fables') : '', path: path, iconPath: new vscode.ThemeIcon('database'),
   }))
   const browse = { label: vscode.l10n.t('Browse…'), path: undefined, iconPath: new vscode.ThemeIcon('folder-opened') }
   const { path } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Which data set?') })

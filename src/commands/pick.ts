@@ -64,7 +64,7 @@ export async function pickRecipe(argument: unknown, title: string): Promise<stri
   if (known !== undefined) return known
   const found = await vscode.workspace.findFiles(recipeGlob, '**/{node_modules,outputs}/**', 200)
   if (found.length === 0) return undefined
-  const items = found.map((uri) => ({ label: vscode.workspace.asRelativePath(uri), path: uri.fsPath as string | undefined, iconPath: new vscode.ThemeIcon('file') }))
+  const items = found.map((uri) => ({ label: vscode.workspace.asRelativePath(uri), path: uri.fsPath, iconPath: new vscode.ThemeIcon('file') }))
     .sort((a, b) => a.label.localeCompare(b.label))
   const fresh = { label: vscode.l10n.t('New recipe…'), path: undefined, iconPath: new vscode.ThemeIcon('add') }
   return (await choose([...items, fresh], { title, placeHolder: vscode.l10n.t('Which recipe?') })).path
@@ -98,7 +98,7 @@ export async function pickModel({ library }: Services, argument: unknown, title:
   }
   const items = models.flatMap(({ kind, name, path, bytes, origin }) => kind === 'gguf' || !kinds.includes(kind) ? [] : [{
     label: name, description: [kind === 'adapter' ? vscode.l10n.t('adapter') : '', origin === 'workspace' ? '' : origin, formatBytes(bytes)].filter(Boolean).join(' · '),
-    iconPath: new vscode.ThemeIcon(kind === 'adapter' ? 'plug' : 'symbol-structure'), choice: { kind, name, path } as ModelChoice | undefined,
+    iconPath: new vscode.ThemeIcon(kind === 'adapter' ? 'plug' : 'symbol-structure'), choice: { kind, name, path },
   }])
   const browse = { label: vscode.l10n.t('Browse…'), iconPath: new vscode.ThemeIcon('folder-opened'), choice: undefined }
   const { choice } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Which model?') })

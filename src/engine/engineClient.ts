@@ -1,7 +1,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { spawn } from 'node:child_process'
 import { UnslothError } from '#shared/errors.ts'
-import type { GeneratedPiece, NotificationDescriptor, RequestDescriptor } from '#shared/protocol.ts'
+import type { GeneratedPiece, RequestDescriptor } from '#shared/protocol.ts'
 import { engineNotifications, engineRequests, protocolVersion } from '#shared/protocol.ts'
 import { RpcConnection, type RequestOptions } from '../../engine/rpc/connection.ts'
 import type { EngineState } from './lifecycle.ts'
@@ -24,6 +24,8 @@ export interface EngineClientOptions {
 interface Live {
   readonly child: ChildProcess
   readonly connection: RpcConnection
+  /** Resolves when the process has gone and its end has been taken note of. */
+  readonly gone: Promise<void>
 }
 
 /** Lines of the error stream that are kept for the message of a crash. */
@@ -106,13 +108,20 @@ export class EngineClient {
     this.#listeners.clear()
   }
 
-  #start(): Promise<Live> {
-    if (this.#disposed) return Promise.reject(new UnslothError('STOPPED', 'the editor is closing'))
-    this.#live ??= this.#launch().catch((error: unknown) => {
-      this.#live = undefined
-      throw error
-    })
-    return this.#live
+  async #start(): Promise<Live> {
+    for (;;) {
+      if (this.#disposed) throw new UnslothError('STOPPED', 'the editor is closing')
+      this.#live ??= this.#launch().catch((error: unknown) => {
+        this.#live = undefined
+        throw error
+      })
+      const live = await this.#live
+      if (!live.connection.isClosed) return live
+      // Its pipe is closed and its end not told yet; a process that lives on without a pipe is of no use.
+      const timer = setTimeout(() => live.child.kill('SIGKILL'), 1_000)
+      await live.gone
+      clearTimeout(timer)
+    }
   }
 
   async #launch(): Promise<Live> {
@@ -137,10 +146,11 @@ export class EngineClient {
     failed.catch(() => undefined)
     this.#keepErrors(child)
     const connection = new RpcConnection({ input: child.stdout, output: child.stdin }, 'the engine')
-    connection.onNotification(engineNotifications.generated as NotificationDescriptor<GeneratedPiece>, (piece) => this.#pieceListeners.get(piece.id)?.(piece))
+    connection.onNotification(engineNotifications.generated, (piece) => this.#pieceListeners.get(piece.id)?.(piece))
     connection.onNotification(engineNotifications.progress, ({ message }) => log(message))
     connection.listen()
-    const live = { child, connection }
+    let markGone: () => void = () => undefined
+    const live: Live = { child, connection, gone: new Promise((resolve) => (markGone = resolve)) }
     try {
       const answer = await Promise.race([failed, connection.request(engineRequests.initialize, {
         protocolVersion, client: { name: 'vscode', version },
@@ -154,7 +164,12 @@ export class EngineClient {
       this.#fail(cause)
       throw cause
     }
-    child.once('exit', (code, signal) => this.#ended(live, code, signal))
+    const end = (code: number | null, signal: NodeJS.Signals | null): void => {
+      this.#ended(live, code, signal)
+      markGone()
+    }
+    if (child.exitCode !== null || child.signalCode !== null) end(child.exitCode, child.signalCode)
+    else child.once('exit', end)
     return live
   }
 

@@ -51,7 +51,7 @@ export function watchRuns(runs: RunRegistry): vscode.Disposable {
   const look = parts.add(debounce(300, () => void runs.refresh()))
   const follow = ({ fsPath }: vscode.Uri): void => {
     const dir = dirname(fsPath)
-    if (basename(dir) !== runFiles.checkpoints && runs.get(dir)?.alive !== true) void runs.follow(dir)
+    if (basename(dir) !== runFiles.checkpoints && !runs.isFollowed(dir)) void runs.follow(dir)
   }
   watcher.onDidCreate(follow)
   watcher.onDidChange(follow)

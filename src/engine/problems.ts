@@ -49,6 +49,7 @@ const remedies: Readonly<Record<ErrorCode, Remedy | undefined>> = {
   NON_FINITE: reveal,
   RUN_BUSY: reveal,
   RUN_INVALID: openLog,
+  HUB: openRecipe,
   STOPPED: undefined,
   VERIFY: openLog,
   NATIVE: doctor,

@@ -1,4 +1,4 @@
-import { dirname, resolve } from 'node:path'
+import { resolve } from 'node:path'
 import type { ShownState } from '#shared/runState.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { RunReader, type RunView } from '../../engine/run/runReader.ts'
@@ -50,8 +50,14 @@ export class RunRegistry {
     return [...this.#runs.values()].map(({ view }) => view).sort((a, b) => order(b.status.createdAt, a.status.createdAt) || order(b.dir, a.dir))
   }
 
+  /** Runs that go on: waiting, working or paused. */
   get live(): readonly RunView[] {
-    return this.views.filter(({ alive, state }) => alive || state === 'queued')
+    return this.views.filter(({ state }) => !isOver(state))
+  }
+
+  /** Whether changes of the run are noticed without being told. */
+  isFollowed(dir: string): boolean {
+    return this.#runs.get(resolve(dir))?.watcher !== undefined
   }
 
   get(dir: string): RunView | undefined {
@@ -140,8 +146,8 @@ export class RunRegistry {
     const entry = known ?? { view, watcher: undefined }
     entry.view = view
     this.#runs.set(dir, entry)
-    const follow = !isOver(view.state)
-    if (follow) entry.watcher ??= new RunReader(dir).watch(() => void this.#update(dir), { settle: 150 })
+    // A run that is started again shows its old end for a moment, and a process that is done still has to go.
+    if (view.alive || !isOver(view.state)) entry.watcher ??= new RunReader(dir).watch(() => void this.#update(dir), { settle: 150 })
     else {
       entry.watcher?.dispose()
       entry.watcher = undefined
@@ -158,6 +164,3 @@ export class RunRegistry {
 }
 
 const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0)
-
-/** Folder that holds the run. */
-export const parentOf = (dir: string): string => dirname(resolve(dir))

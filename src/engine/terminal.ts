@@ -2,20 +2,8 @@ import { chmod, mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import * as vscode from 'vscode'
 import { readSetting } from '../editor.ts'
+import { launcherScript } from './launcherScript.ts'
 import type { EngineLocation } from './location.ts'
-
-const quoted = (text: string): string => `'${text.replaceAll("'", String.raw`'\''`)}'`
-
-/** The script by which terminals start the engine with the editor's runtime. */
-export function launcherScript({ execPath, entry, env }: EngineLocation, windows = process.platform === 'win32'): { readonly name: string; readonly text: string } {
-  const settings = Object.entries(env)
-  if (windows) {
-    const lines = ['@echo off', 'setlocal', ...settings.map(([name, value]) => `set "${name}=${value}"`), `"${execPath}" "${entry}" %*`]
-    return { name: 'unsloth.cmd', text: `${lines.join('\r\n')}\r\n` }
-  }
-  const assignments = settings.map(([name, value]) => `${name}=${quoted(value)} `).join('')
-  return { name: 'unsloth', text: `#!/bin/sh\n${assignments}exec ${quoted(execPath)} ${quoted(entry)} "$@"\n` }
-}
 
 /** Puts the command `unsloth` on the PATH of integrated terminals, where the setting wants it and the engine may run. */
 export async function provideTerminalCommand(extension: vscode.ExtensionContext, locate: () => EngineLocation): Promise<void> {

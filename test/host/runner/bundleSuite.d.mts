@@ -1,0 +1,1 @@
+export declare function bundleSuite(extension: string): Promise<string>
