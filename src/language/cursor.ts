@@ -62,8 +62,8 @@ export function cursorAt(outline: Outline, position: Position): Cursor {
   const number = source.lineAt(offset)
   const start = source.lineStart(number) + (number === 0 ? afterMark(source.text) : 0)
   const line = source.text.slice(start, source.lineEnd(number))
-  const column = Math.max(0, offset - start)
-  if (inComment(line, column)) return none
+  const column = offset - start
+  if (column < 0 || inComment(line, column)) return none
 
   const flow = outline.entries.find(({ valueSpan, style, inFlow }) => !inFlow && (style === 'flow' || style === 'section')
     && '{['.includes(source.text[valueSpan.start] ?? ' ') && isInside(outline, valueSpan, offset))
@@ -223,9 +223,12 @@ function flowCursor(outline: Outline, start: number, offset: number, path: reado
     : section !== undefined && isSection(section) && name !== undefined ? findField(section, name) : undefined
   if (section === 'version' && name === undefined) return { kind: 'version', word: wordAround(text, offset, token, text.length) }
   if (field === undefined) return none
-  const from = token + gap + (quote === undefined ? 0 : 1)
+  // A value may go on over several lines; what is replaced stands on the line of the cursor.
+  const line = outline.source.lineAt(offset)
+  const from = Math.max(token + gap + (quote === undefined ? 0 : 1), outline.source.lineStart(line))
   const rest = /^[^,\]}\r\n"']*/.exec(text.slice(offset))![0]
-  const word = { start: Math.min(from, offset), end: offset + (quote === undefined ? rest.trimEnd().length : rest.length) }
+  const end = Math.min(offset + (quote === undefined ? rest.trimEnd().length : rest.length), outline.source.lineEnd(line))
+  const word = { start: Math.min(from, offset), end: Math.max(offset, end) }
   const owner = outline.at(offset)
   const others = (owner?.items ?? []).filter(({ span }) => span.end < word.start || span.start > word.end).map(({ value }) => value)
   return { kind: 'value', field, word, quote, item: top.open === '[' ? 'flow' : undefined, needsDash: false,

@@ -160,7 +160,8 @@ export class LanguageServer {
       const send = (diagnostics: SchemaDiagnosis['problems']): void => {
         if (this.documents.get(uri)?.version === version) void this.connection.sendDiagnostics({ uri, version, diagnostics })
       }
-      if (schema.foreign !== undefined) return send(schema.problems)
+      // Without a place on the disk nothing is known of what a recipe names.
+      if (schema.foreign !== undefined || workspace === emptyWorkspace) return send(schema.problems)
       const world = diagnoseWorld(outline, schema.recipe, workspace)
       // What the text says does not wait for a slow disk; but when both come at once, they come together and nothing flickers.
       const slow = setTimeout(() => send(schema.problems), patience)

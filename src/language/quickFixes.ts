@@ -69,6 +69,10 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
     case 'syntax': return problem.message.includes('tab') ? [untab(outline)] : []
     case 'foreign': return foreignFix(outline, problem)
     case 'memory': return memoryFixes(outline)
+    case 'target_missing': return entry === undefined ? [] : [
+      ...(suggestion === undefined ? [] : [suggested(outline, entry, suggestion, path.at(-1))]),
+      { title: 'Change to all-linear', edits: [setValue(outline, entry, 'all-linear')] },
+    ]
     default: return entry === undefined || suggestion === undefined ? [] : [suggested(outline, entry, suggestion, path.at(-1))]
   }
 }

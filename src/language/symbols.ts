@@ -30,12 +30,14 @@ function symbol({ source }: Outline, entry: Entry, children?: DocumentSymbol[]):
 /** The outline of a recipe: sections with their keys. */
 export function documentSymbols(source: SourceText): DocumentSymbol[] {
   const outline = new Outline(source)
-  return outline.sections.map((section) => {
-    // By place and not by name: a section that is written twice keeps its keys apart.
-    const next = outline.sections.find(({ keySpan }) => keySpan.start > section.keySpan.start)?.keySpan.start ?? Infinity
-    const children = outline.entries.filter(({ parent, keySpan }) => parent === section.key && keySpan.start > section.keySpan.start && keySpan.start < next)
-    return symbol(outline, section, section.style === 'section' || section.style === 'empty' ? children.map((child) => symbol(outline, child)) : undefined)
-  })
+  // By place and not by name: a section that is written twice keeps its keys apart.
+  const groups: { readonly section: Entry; readonly children: Entry[] }[] = []
+  for (const entry of outline.entries) {
+    if (entry.parent === undefined) groups.push({ section: entry, children: [] })
+    else groups.at(-1)?.children.push(entry)
+  }
+  return groups.map(({ section, children }) =>
+    symbol(outline, section, section.style === 'section' || section.style === 'empty' ? children.map((child) => symbol(outline, child)) : undefined))
 }
 
 /** Sections, long values and blocks of comments. */
