@@ -87,12 +87,14 @@ export function trainedWeights({ layout, arena, training }: PatchedModel): Decod
 
 /** The same for evaluation and generation: nothing is dropped. */
 export function evaluatedWeights(patched: PatchedModel): DecoderWeights {
-  const { weight, lora } = trainedWeights(patched)
-  const undropped = (group: LoraGroup): LoraGroup => ({ ...group, parts: group.parts.map(({ dropout: _, ...part }) => part) })
+  const trained = trainedWeights(patched)
+  const undropped = (group: LoraGroup): LoraGroup => ({
+    ...group, parts: group.parts.map(({ column, width, rank, a, b, scale }) => ({ column, width, rank, a, b, scale })),
+  })
   return {
-    weight,
+    weight: (id) => trained.weight(id),
     lora: (id) => {
-      const group = lora(id)
+      const group = trained.lora(id)
       return group === undefined ? undefined : undropped(group)
     },
   }
