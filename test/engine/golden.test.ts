@@ -32,8 +32,10 @@ describe('models made by transformers and PEFT', () => {
   // Listed here, so that a case that gets lost is a failure.
   const required = [
     'llama', 'llama-rope-llama3', 'llama-rope-linear', 'llama-dynamic', 'llama-gqa', 'llama-bias', 'llama-embed', 'llama-rslora', 'mistral', 'mistral-nemo',
-    'mistral-300', 'qwen2', 'qwen2-rope-yarn', 'qwen3', 'gemma2', 'gemma3', 'phi3-longrope-short', 'cohere-qk-norm', 'cohere2', 'granite', 'olmo2', 'smollm3',
-    'mixtral-experts', 'qwen3-moe-mixed',
+    'mistral-300', 'qwen2', 'qwen2-rope-yarn', 'qwen3',
+    'tiny-gemma', 'tiny-gemma2', 'tiny-gemma3', 'tiny-phi3', 'tiny-phi3-short', 'tiny-phi3-long', 'tiny-cohere', 'tiny-cohere2', 'tiny-granite', 'tiny-olmo2',
+    'tiny-olmo3', 'tiny-smollm3', 'tiny-mixtral', 'tiny-mixtral-down', 'tiny-mixtral-stacked', 'tiny-qwen3-moe', 'tiny-granite-moe', 'tiny-glm4',
+    'tiny-seed-oss', 'tiny-ernie', 'tiny-starcoder2', 'tiny-stablelm',
   ]
   it('are all here', async () => {
     assert.deepEqual((await readdir(folder)).sort(), [...required].sort())
