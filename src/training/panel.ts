@@ -75,9 +75,8 @@ export class TrainingPanels implements vscode.Disposable {
     }
     const viewColumn = options.column ?? vscode.ViewColumn.Beside
     const panel = vscode.window.createWebviewPanel(
-      trainingPanelType, vscode.l10n.t('Training'), {
-        viewColumn, preserveFocus: options.preserveFocus ?? false,
-      }, { enableFindWidget: true },
+      trainingPanelType, vscode.l10n.t('Training'), { viewColumn, preserveFocus: options.preserveFocus ?? false },
+      { enableFindWidget: true },
     )
     return this.#attach(panel, runs)
   }

@@ -143,9 +143,9 @@ export class RunSeries {
       const now = times?.[i] ?? NaN
       // The first row counts from the start of the run, when that is known.
       let since = i === 0 ? now : times![i - 1]!
-      while (start < this.#starts.length && this.#starts[start]! <= now) since = Math.max(
-        this.#starts[start++]!, i === 0 ? -Infinity : since,
-      )
+      for (; start < this.#starts.length && this.#starts[start]! <= now; start++) {
+        since = i === 0 ? this.#starts[start]! : Math.max(this.#starts[start]!, since)
+      }
       const passed = (now - since) / 1000
       known.values[i] = (i === 0 ? 0 : known.values[i - 1]!) + (passed > 0 ? passed : 0)
     }

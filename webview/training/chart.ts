@@ -65,9 +65,8 @@ export class Chart {
       this.#empty, this.#note,
     )
     this.element = h(
-      'section', {
-        class: spec.wide === true ? 'chart wide' : 'chart', 'data-chart': spec.id, 'aria-labelledby': `title-${spec.id}`,
-      },
+      'section',
+      { class: spec.wide === true ? 'chart wide' : 'chart', 'data-chart': spec.id, 'aria-labelledby': `title-${spec.id}` },
       h('header', {}, this.#title, this.#readout), this.#plot, this.#table,
     )
     bindNavigation(this.#plot, { shared, plotter: () => this.#plotter, read: (index) => this.#sayValues(index) })
@@ -111,10 +110,9 @@ export class Chart {
   /** Draws now, wherever the chart is. */
   draw(): void {
     const { settings, strings } = this.#shared
-    if (this.#size.width === 0 || this.#size.height === 0) this.#size = {
-      width: this.#plot.clientWidth, height: this.#plot.clientHeight,
-    }
-    if (this.#size.width === 0 || this.#size.height === 0) return
+    const isPlaced = (): boolean => this.#size.width > 0 && this.#size.height > 0
+    if (!isPlaced()) this.#size = { width: this.#plot.clientWidth, height: this.#plot.clientHeight }
+    if (!isPlaced()) return
     this.#stale = false
     this.#data = chartData(this.spec, this.#runs, settings)
     const hasValues = this.#data.aligned[0].length > 0 && this.#data.curves.some(({ role }) => role !== 'planned')
@@ -129,7 +127,7 @@ export class Chart {
       this.#table.replaceChildren()
       return
     }
-    const structure = `${this.#data.structure}/${settings.logScale}/${settings.xAxis}`
+    const structure = `${this.#data.structure}/${settings.logScale}/${settings.xAxis}/${this.#runs.length > 1}`
     if (this.#plotter === undefined || structure !== this.#structure) {
       this.#structure = structure
       this.#build()

@@ -71,9 +71,8 @@ export class ChartGrid {
         this.#byElement.set(chart.element, chart)
       }
       chart.spec = spec
-      if (this.element.children[place] !== chart.element) this.element.insertBefore(
-        chart.element, this.element.children[place] ?? null,
-      )
+      const { [place]: there } = this.element.children
+      if (there !== chart.element) this.element.insertBefore(chart.element, there ?? null)
       this.#onScreen.observe(chart.element)
       this.#sizes.observe(chart.element)
       chart.show(drawn)
@@ -88,8 +87,7 @@ export class ChartGrid {
 
   /** Every chart, drawn also when it is outside the window. */
   drawAll(): readonly Chart[] {
-    const charts = [...this.element.children].map((element) =>
-      this.#byElement.get(element)).filter((chart) => chart !== undefined)
+    const charts = [...this.element.children].flatMap((element) => this.#byElement.get(element) ?? [])
     for (const chart of charts) chart.draw()
     return charts
   }

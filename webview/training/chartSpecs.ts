@@ -36,6 +36,8 @@ const memoryKey = 'memory_bytes'
 /** Utilisation in percent, 0 to 100: `gpu_utilization`, `gpu0_utilization`, … */
 const isGpuUtilisation = (key: string): boolean => /^gpu\d*_?util/.test(key)
 const isMemory = (key: string): boolean => key === memoryKey || /memory.*_bytes$/.test(key)
+const memoryLabel = (key: string, strings: PanelStrings): string =>
+  key === memoryKey ? strings.measured : readable(key.slice(0, -'_bytes'.length))
 const known = new Set(['loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'eval_loss'])
 
 /** The charts for what the runs have measured, in their order on the page. Metrics that nobody knows get charts of their own. */
@@ -54,28 +56,27 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
       ],
     },
     {
-      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true, empty: runs.some(({ info }) =>
-        info.alive) ? strings.noEvaluation : strings.neverEvaluated,
+      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true,
+      empty: runs.some(({ info }) => info.alive) ? strings.noEvaluation : strings.neverEvaluated,
       curves: [{ table: 'evals', key: 'eval_loss', style: 'points' }],
     },
     {
       id: 'learningRate', title: strings.chartLearningRate, unit: 'rate', log: true, empty,
       curves: [{ table: 'steps', key: 'learning_rate', style: 'line' }],
     },
-    { id: 'gradNorm', title: strings.chartGradNorm, unit: 'loss', log: true, empty, curves: [{
-      table: 'steps', key: 'grad_norm', style: 'trend',
-    }] },
-    { id: 'speed', title: strings.chartSpeed, unit: 'speed', fromZero: true, empty, curves: [{
-      table: 'steps', key: 'tokens_per_second', style: 'trend',
-    }] },
+    {
+      id: 'gradNorm', title: strings.chartGradNorm, unit: 'loss', log: true, empty,
+      curves: [{ table: 'steps', key: 'grad_norm', style: 'trend' }],
+    },
+    {
+      id: 'speed', title: strings.chartSpeed, unit: 'speed', fromZero: true, empty,
+      curves: [{ table: 'steps', key: 'tokens_per_second', style: 'trend' }],
+    },
     {
       id: 'memory', title: strings.chartMemory, unit: 'bytes', fromZero: true, empty,
       curves: [
         ...(memory.length === 0 ? [memoryKey] : memory).map((key): CurveSpec =>
-          ({
-            table: 'steps', key, style: 'line',
-            label: key === memoryKey ? strings.measured : readable(key.replace(/_bytes$/, '')),
-          })),
+          ({ table: 'steps', key, style: 'line', label: memoryLabel(key, strings) })),
         { table: 'steps', key: 'planned', style: 'planned', label: strings.planned },
       ],
     },

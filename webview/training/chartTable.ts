@@ -18,9 +18,7 @@ export function chartTable(
   const [x, ...columns] = aligned
   const text = (value: number | undefined): string => (value === undefined ? '–' : formatValue(value, spec.unit))
   const named = new Set(curves.map(({ run }) => run)).size > 1
-  const heads = curves.map((curve, i) => [
-    named ? curve.run.info.name : '', labelOf(i),
-  ].filter((part) => part !== '').join(' ') || spec.title)
+  const heads = curves.map((curve, i) => `${named ? curve.run.info.name : ''} ${labelOf(i)}`.trim() || spec.title)
   const axis = { step: strings.step, epoch: strings.epoch, tokens: strings.axisTokens, time: strings.axisTime }[settings.xAxis]
   const row = (head: string, values: readonly string[]): HTMLElement =>
     h('tr', {}, h('th', { scope: 'row' }, head), ...values.map((value) => h('td', {}, value)))

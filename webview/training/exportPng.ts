@@ -11,9 +11,8 @@ const columns = 2
 export async function chartsAsPng(
   charts: readonly Chart[], runs: readonly ShownRun[], theme: Theme,
 ): Promise<Uint8Array | undefined> {
-  const drawn = charts.flatMap(({ spec, plotter }) => (plotter === undefined ? [] : [{
-    title: spec.title, canvas: plotter.ctx.canvas, wide: spec.wide === true,
-  }]))
+  const drawn = charts.flatMap(({ spec: { title, wide = false }, plotter }) =>
+    (plotter === undefined ? [] : [{ title, wide, canvas: plotter.ctx.canvas }]))
   if (drawn.length === 0) return undefined
   const ratio = devicePixelRatio
   const cellWidth = Math.max(...drawn.map(({ canvas, wide }) => (wide ? (canvas.width - gap * ratio) / columns : canvas.width)))

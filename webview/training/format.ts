@@ -62,9 +62,8 @@ export function formatPosition(x: number, axis: XAxis): string {
 export const weightOfPosition = (position: number): number =>
   position >= 1000 ? maxSmoothing : position <= 0 ? 0 : Number((1 - 10 ** (-3 * (position / 1000))).toFixed(4))
 
-export const positionOfWeight = (weight: number): number => Math.round((-1000 / 3) * Math.log10(1 - Math.min(
-  Math.max(weight, 0), maxSmoothing,
-)))
+export const positionOfWeight = (weight: number): number =>
+  Math.round((-1000 / 3) * Math.log10(1 - Math.min(Math.max(weight, 0), maxSmoothing)))
 
 /** A weight as text: 0.9, 0.985, 0.999. */
 export const formatWeight = (weight: number): string => String(Number(weight.toFixed(weight > 0.99 ? 4 : weight > 0.9 ? 3 : 2)))

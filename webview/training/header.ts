@@ -45,9 +45,8 @@ export class Header {
     this.element = h(
       'header', { class: 'run-header' },
       h('div', { class: 'title-row' },
-        h(
-          'div', { class: 'title' }, this.#name, h('p', { class: 'state' }, this.#icon, this.#state), this.#subject,
-        ), this.#files),
+        h('div', { class: 'title' }, this.#name, h('p', { class: 'state' }, this.#icon, this.#state), this.#subject),
+        this.#files),
       h('div', { class: 'figures' },
         h('div', { class: 'loss' }, h('span', { class: 'loss-label' }, strings.loss), this.#loss), this.#facts),
       this.#progress, this.#actions, this.#notices,
@@ -91,9 +90,8 @@ export class Header {
     const keys = facts.map(({ key }) => key).join()
     if (keys !== this.#shownFacts) {
       this.#shownFacts = keys
-      this.#facts.replaceChildren(...facts.map(({ key, label }) => h(
-        'div', { class: `fact fact-${key}` }, h('dt', {}, label), h('dd'),
-      )))
+      const places = facts.map(({ key, label }) => h('div', { class: `fact fact-${key}` }, h('dt', {}, label), h('dd')))
+      this.#facts.replaceChildren(...places)
     }
     facts.forEach(({ value, title }, i) => {
       const place = this.#facts.children[i]!.lastElementChild!
@@ -129,9 +127,9 @@ export class Header {
     // A button that was pressed by keyboard and replaced must not throw the reader to the top of the page.
     if (focused) (this.#actions.querySelector<HTMLElement>('vscode-button:not([disabled])') ?? this.#name).focus()
     const files: readonly (readonly [PanelAction, string, string])[] = info.state === 'missing' ? [] : [
-      [
-        'openRecipe', strings.openRecipe, 'file-code',
-      ], ['openLog', strings.openLog, 'output'], ['reveal', strings.reveal, 'folder-opened'],
+      ['openRecipe', strings.openRecipe, 'file-code'],
+      ['openLog', strings.openLog, 'output'],
+      ['reveal', strings.reveal, 'folder-opened'],
       ...(several ? [['compareRecipes', strings.compareRecipes, 'diff'] as const] : []),
     ]
     this.#files.replaceChildren(...files.map(([action, label, name]) => {

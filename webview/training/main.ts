@@ -8,12 +8,8 @@ import { TrainingPage } from './page.ts'
 
 registerControls()
 const host = connectToHost()
-const fail = (message: string): void => host.send({ type: 'failed', message })
-window.addEventListener(
-  'error', (event) => fail(event.error instanceof Error ? (event.error.stack ?? event.error.message) : event.message),
-)
-window.addEventListener(
-  'unhandledrejection',
-  (event) => fail(event.reason instanceof Error ? (event.reason.stack ?? event.reason.message) : String(event.reason)),
-)
+const fail = (error: unknown): void =>
+  host.send({ type: 'failed', message: error instanceof Error ? (error.stack ?? error.message) : String(error) })
+window.addEventListener('error', (event) => fail(event.error ?? event.message))
+window.addEventListener('unhandledrejection', (event) => fail(event.reason))
 new TrainingPage(document.getElementById('root')!, host, readPanelState(host.keptState())).start()

@@ -101,15 +101,17 @@ export class TrainingPage {
       remove: (id) => this.#host.send({ type: 'removeRun', id }),
     })
     const toolbar = createToolbar({
-      strings, change: (settings) =>
-        this.#change(settings), resetZoom: () => this.#zoom(null), addRuns: () => this.#host.send({ type: 'addRuns' }),
-      exportPng: () => void this.#exportPng(), exportCsv: () => this.#host.send({
-        type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id),
-      }),
+      strings,
+      change: (settings) => this.#change(settings),
+      resetZoom: () => this.#zoom(null),
+      addRuns: () => this.#host.send({ type: 'addRuns' }),
+      exportPng: () => void this.#exportPng(),
+      exportCsv: () => this.#host.send({ type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id) }),
     }, this.#settings)
     const grid = new ChartGrid({
-      strings, settings: this.#settings, theme: readTheme(), zoom: (range) =>
-        this.#zoom(range), say: (text) => announcer.say(text),
+      strings, settings: this.#settings, theme: readTheme(),
+      zoom: (range) => this.#zoom(range),
+      say: (text) => announcer.say(text),
       onWidth: (width) => {
         if (width <= this.#width && width > this.#width / 2) return
         this.#width = width

@@ -78,9 +78,8 @@ function continued(before: TablePoints, { keep, x, columns, smoothed, bucket }: 
   if (keep === 0) return { x, columns, smoothed, bucket }
   return {
     x: joined(before.x, keep, x), bucket,
-    columns: joinedColumns(before.columns, keep, columns, x.length), smoothed: joinedColumns(
-      before.smoothed, keep, smoothed, x.length,
-    ),
+    columns: joinedColumns(before.columns, keep, columns, x.length),
+    smoothed: joinedColumns(before.smoothed, keep, smoothed, x.length),
   }
 }
 

@@ -1,4 +1,4 @@
-import { formatLoss } from '#shared/metrics.ts'
+import { formatLoss, perplexity } from '#shared/metrics.ts'
 import type { PanelAction, PanelRunState, RunInfo } from '#shared/panelProtocol.ts'
 import type { PanelStrings } from '#shared/panelStrings.ts'
 import { fill } from '#shared/panelStrings.ts'
@@ -38,16 +38,11 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
     if (value !== null) facts.push({ key, label, value, ...(title === undefined ? {} : { title }) })
   }
   const total = info.totalSteps
-  add(
-    'step', strings.step,
-    total === null ? (info.step > 0 ? formatCount(info.step) : null) : fill(
-      strings.stepOf, formatCount(info.step), formatCount(total),
-    ),
-  )
+  const step = formatCount(info.step)
+  add('step', strings.step, total !== null ? fill(strings.stepOf, step, formatCount(total)) : info.step > 0 ? step : null)
   add('epoch', strings.epoch, info.epoch === null ? null : info.epoch.toFixed(2))
-  if (info.alive && info.state !== 'paused') add(
-    'eta', strings.eta, info.etaSeconds === null ? null : formatDuration(info.etaSeconds),
-  )
+  const { etaSeconds } = info
+  if (info.alive && info.state !== 'paused') add('eta', strings.eta, etaSeconds === null ? null : formatDuration(etaSeconds))
   const elapsed = elapsedSeconds(info, now)
   add(
     'elapsed', info.alive ? strings.elapsed : strings.took,
@@ -55,12 +50,11 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
   )
   add(
     'evalLoss', strings.evalLoss, info.evalLoss === null ? null : formatLoss(info.evalLoss),
-    info.bestEvalLoss === null ? undefined : fill(strings.best, formatLoss(info.bestEvalLoss)),
+    info.evalLoss === null || info.bestEvalLoss === null ? undefined
+      : `${fill(strings.perplexity, formatLoss(perplexity(info.evalLoss)))}, ${fill(strings.best, formatLoss(info.bestEvalLoss))}`,
   )
-  add(
-    'speed', strings.speed,
-    info.tokensPerSecond === null ? null : fill(strings.tokensPerSecond, formatCompact(info.tokensPerSecond)),
-  )
+  const { tokensPerSecond: rate } = info
+  add('speed', strings.speed, rate === null ? null : fill(strings.tokensPerSecond, formatCompact(rate)))
   const { measuredBytes: measured, plannedBytes: planned } = info
   add(
     'memory', strings.memory,
@@ -78,16 +72,18 @@ export interface ActionButton {
   readonly primary?: boolean
 }
 
+const checkpointText = ({ checkpointStep }: RunInfo): string | undefined =>
+  checkpointStep === null ? undefined : formatCount(checkpointStep)
+
 /** What can be done with a run now. */
 export function actionsOf(info: RunInfo, strings: PanelStrings): ActionButton[] {
   const pause: ActionButton = { action: 'pause', label: strings.pause, icon: 'debug-pause' }
   const stopAndSave: ActionButton = { action: 'stopAndSave', label: strings.stopAndSave, icon: 'save' }
   const stopNow: ActionButton = { action: 'stopNow', label: strings.stopNow, icon: 'debug-stop' }
+  const checkpoint = checkpointText(info)
   const resume: ActionButton = {
     action: 'resume', icon: 'debug-continue', primary: true,
-    label: info.checkpointStep === null || info.alive ? strings.resume : fill(
-      strings.resumeFrom, formatCount(info.checkpointStep),
-    ),
+    label: checkpoint === undefined || info.alive ? strings.resume : fill(strings.resumeFrom, checkpoint),
   }
   if (info.alive) {
     switch (info.state) {
@@ -128,22 +124,16 @@ export function noticesOf(info: RunInfo, lastNonFinite: number | undefined, stri
   if (info.state === 'missing') add('warning', fill(strings.missingHint, info.id))
   else if (info.problem !== null) add('error', info.problem)
   if (info.state === 'interrupted') {
-    add(
-      'warning', strings.interruptedHint,
-      info.checkpointStep === null ? strings.interruptedNoCheckpoint : fill(
-        strings.interruptedResume, formatCount(info.checkpointStep),
-      ),
-    )
+    const checkpoint = checkpointText(info)
+    const hint = checkpoint === undefined ? strings.interruptedNoCheckpoint : fill(strings.interruptedResume, checkpoint)
+    add('warning', strings.interruptedHint, hint)
   }
-  if (info.error !== null && (info.state === 'failed' || info.state === 'interrupted')) add(
-    'error', info.error.message, info.error.hint,
-  )
-  if (info.nonFiniteSteps === 1 && lastNonFinite !== undefined) add(
-    'warning', fill(strings.nonFiniteOne, formatCount(lastNonFinite)),
-  )
-  else if (info.nonFiniteSteps > 0) add(
-    'warning', fill(strings.nonFiniteWarning, formatCount(info.nonFiniteSteps), formatCount(lastNonFinite ?? info.step)),
-  )
+  const hasFailed = info.state === 'failed' || info.state === 'interrupted'
+  if (info.error !== null && hasFailed) add('error', info.error.message, info.error.hint)
+  const { nonFiniteSteps: count } = info
+  const lastText = formatCount(lastNonFinite ?? info.step)
+  if (count === 1) add('warning', fill(strings.nonFiniteOne, lastText))
+  else if (count > 0) add('warning', fill(strings.nonFiniteWarning, formatCount(count), lastText))
   for (const warning of info.warnings.slice(0, maxWarnings)) add('warning', warning)
   if (info.warnings.length > maxWarnings) add('warning', fill(strings.moreWarnings, info.warnings.length - maxWarnings))
   if (info.invalidLines > 0) add('info', fill(strings.invalidLines, formatCount(info.invalidLines)))
@@ -152,9 +142,8 @@ export function noticesOf(info: RunInfo, lastNonFinite: number | undefined, stri
 
 /** One sentence about a run, for screen readers. */
 export function announcement(info: RunInfo, strings: PanelStrings): string {
-  const step = info.totalSteps === null ? formatCount(info.step) : fill(
-    strings.announceOf, formatCount(info.step), formatCount(info.totalSteps),
-  )
+  const done = formatCount(info.step)
+  const step = info.totalSteps === null ? done : fill(strings.announceOf, done, formatCount(info.totalSteps))
   const left = info.alive && info.etaSeconds !== null ? ` ${fill(strings.announceLeft, formatDuration(info.etaSeconds))}` : ''
   return fill(strings.announceStep, info.name, strings[info.state], step, lossText(info, strings)) + left
 }
