@@ -28,6 +28,8 @@ type Handler<D> = (params: ParamsOf<D>) => ResultOf<D> | Promise<ResultOf<D>>
 /** Milliseconds that a client has to send the secret. */
 const handshakeTime = 5_000
 const maximumClients = 64
+/** Milliseconds that the last answers may take. */
+const farewellTime = 500
 
 /** The server behind a run's control socket. It keeps the process alive (a paused run has nothing else): close it at the end. */
 export class ControlSocket {
@@ -35,6 +37,8 @@ export class ControlSocket {
   readonly #secret = randomBytes(32).toString('hex')
   readonly #handlers: RunControlHandlers
   readonly #sockets = new Set<net.Socket>()
+  /** Bytes that a client had been sent when it last asked something: more of them are the answer. */
+  readonly #asked = new Map<net.Socket, number>()
   readonly #removeOnExit = (): void => this.#removeFiles()
   #server: net.Server | undefined
   #address = ''
@@ -66,13 +70,17 @@ export class ControlSocket {
     return this.#address
   }
 
-  /** Cuts all clients and removes the socket and control.json. */
+  /** Lets answers under way go out, cuts all clients and removes the socket and control.json. */
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
     clearInterval(this.#timer)
     process.removeListener('exit', this.#removeOnExit)
-    for (const socket of this.#sockets) socket.destroy()
+    // The end of a run is often what a client has just asked for.
+    const deadline = Date.now() + farewellTime
+    while (Date.now() < deadline && [...this.#asked].some(([socket, written]) => !socket.destroyed && socket.bytesWritten <= written))
+      await new Promise((resolve) => setTimeout(resolve, 2))
+    for (const socket of this.#sockets) socket.destroySoon()
     await new Promise<void>((resolve) => (this.#server === undefined ? resolve() : this.#server.close(() => resolve())))
     this.#removeFiles()
   }
@@ -106,7 +114,10 @@ export class ControlSocket {
   /** Reads the secret and its line break; nothing is answered to one who does not know it. */
   #greet(socket: net.Socket): void {
     this.#sockets.add(socket)
-    socket.on('close', () => this.#sockets.delete(socket))
+    socket.on('close', () => {
+      this.#sockets.delete(socket)
+      this.#asked.delete(socket)
+    })
     socket.on('error', () => socket.destroy())
     socket.setTimeout(handshakeTime, () => socket.destroy())
     const expected = Buffer.from(this.#secret)
@@ -131,10 +142,14 @@ export class ControlSocket {
 
   #serve(socket: net.Socket): void {
     const connection = new RpcConnection({ input: socket, output: socket }, 'the client')
-    connection.onRequest(runRequests.stop, this.#handlers.stop)
-    connection.onRequest(runRequests.pause, this.#handlers.pause)
-    connection.onRequest(runRequests.resume, this.#handlers.resume)
-    connection.onRequest(runRequests.status, this.#handlers.status)
+    const noted = <P, R>(handler: (params: P) => R | Promise<R>) => (params: P): R | Promise<R> => {
+      this.#asked.set(socket, socket.bytesWritten)
+      return handler(params)
+    }
+    connection.onRequest(runRequests.stop, noted(this.#handlers.stop))
+    connection.onRequest(runRequests.pause, noted(this.#handlers.pause))
+    connection.onRequest(runRequests.resume, noted(this.#handlers.resume))
+    connection.onRequest(runRequests.status, noted(this.#handlers.status))
     void connection.closed.then(() => socket.destroy())
     connection.listen()
   }
