@@ -10,6 +10,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { findProgram, root, run as runProgram } from '../tools/common.mjs'
+import { missingBrowser } from '../tools/browser.mjs'
 import { buildTarget, hasCuda } from '../tools/kernels.mjs'
 
 const filters = process.argv.slice(2)
@@ -105,11 +106,11 @@ async function native(files) {
 /** Parts that not every machine can test: where their tests stand, and what is missing here. */
 const optionalParts = [
   {
-    name: 'vscode', folder: join('test', 'host'),
-    missing: () => (existsSync(join(root, 'src', 'extension.ts')) ? undefined : 'this version has no editor extension yet'),
+    name: 'vscode', folders: [join('test', 'webview'), join('test', 'host')],
+    missing: missingBrowser,
   },
   {
-    name: 'cuda', folder: join('test', 'cuda'),
+    name: 'cuda', folders: [join('test', 'cuda')],
     missing() {
       if (!hasCuda()) return 'this version has no CUDA kernels yet'
       if (!existsSync('/proc/driver/nvidia/version') && findProgram('nvidia-smi') === undefined) return 'this machine has no NVIDIA driver'
@@ -118,16 +119,16 @@ const optionalParts = [
   },
 ]
 
-async function optional({ name, folder, missing }) {
+async function optional({ name, folders, missing }) {
   const reason = missing()
-  if (reason === undefined) await mocha(name, testFiles(folder, '.test.ts'))
+  if (reason === undefined) await mocha(name, folders.flatMap((folder) => testFiles(folder, '.test.ts')))
   else if (required.includes(name)) {
     console.log(`✗ ${name}: required, but not tested: ${reason}`)
     count({ passed: 0, failed: 1 })
   } else console.log(`- ${name}: not tested: ${reason}`)
 }
 
-const apart = optionalParts.map(({ folder }) => folder)
+const apart = optionalParts.flatMap(({ folders }) => folders)
 const unit = testFiles('test', '.test.ts').filter((file) => !apart.some((folder) => file.startsWith(folder)))
 const nativeTests = testFiles(join('test', 'native'), 'Test.cc')
 for (const name of required.filter((name) => !optionalParts.some((part) => part.name === name))) {
@@ -144,6 +145,7 @@ if (filters.length > 0) {
 } else {
   await Promise.all([
     check('types', ['typescript', 'bin', 'tsc'], ['--noEmit']),
+    check('types of the webview', ['typescript', 'bin', 'tsc'], ['--noEmit', '-p', 'webview']),
     check('lint', ['eslint', 'bin', 'eslint.js'], ['.', '--max-warnings', '0']),
   ])
   await mocha('tests', unit)

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs'
-import { BuildError, findProgram, run, say, windows } from './common.mjs'
+import { BuildError, findProgram, run, windows } from './common.mjs'
+import { canInstall, installCommand, installDebian } from './debian.mjs'
 
 /** Tools of the build: the programs that can play the part, and the Debian package that brings one. */
 const parts = [
@@ -20,7 +21,7 @@ function advice(missing) {
     return [compiler ? 'xcode-select --install' : '', list('brew') === '' ? '' : `brew install ${list('brew')}`].filter(Boolean).join(' && ')
   }
   if (windows) return 'winget install Kitware.CMake Ninja-build.Ninja Microsoft.VisualStudio.2022.BuildTools, then open a developer prompt'
-  if (findProgram('apt-get') !== undefined || existsSync('/etc/debian_version')) return `sudo apt-get install ${list('debian')}`
+  if (findProgram('apt-get') !== undefined || existsSync('/etc/debian_version')) return installCommand(missing.map(({ debian }) => debian))
   if (findProgram('dnf') !== undefined) return `sudo dnf install ${list('fedora')}`
   if (findProgram('pacman') !== undefined) return `sudo pacman -S ${list('fedora').replace('gcc-c++', 'gcc').replace('-build', '')}`
   if (findProgram('apk') !== undefined) return 'sudo apk add cmake samurai g++ linux-headers'
@@ -35,12 +36,8 @@ export function toolchain() {
   let missing = parts.filter((part) => found(part) === undefined)
   const chosen = process.env.CXX?.trim()
   if (chosen && missing.some((part) => part.compiler)) throw new BuildError(`The compiler of the environment variable CXX was not found: ${chosen}`, 'Correct CXX, or unset it.')
-  if (missing.length > 0 && process.getuid?.() === 0 && findProgram('apt-get') !== undefined) {
-    const packages = missing.map(({ debian }) => debian)
-    say(`Installing ${packages.join(', ')} …`)
-    const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-    run('apt-get', ['update', '-qq'], { env, what: 'apt-get update' })
-    run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...packages], { env, what: `apt-get install ${packages.join(' ')}` })
+  if (missing.length > 0 && canInstall()) {
+    installDebian(missing.map(({ debian }) => debian))
     missing = parts.filter((part) => found(part) === undefined)
   }
   if (missing.length > 0) {

@@ -13,6 +13,7 @@ import { PanelSession } from '../../src/training/panelSession.ts'
 import type { TrackedRun } from '../../src/training/runTracker.ts'
 import { webviewOptions } from '../../webview/bundleOptions.mjs'
 import { themeCss, themes } from './themes.ts'
+import { findBrowser } from '../../tools/browser.mjs'
 
 export type ThemeName = keyof typeof themes
 
@@ -66,7 +67,7 @@ export async function startPanelBrowser(): Promise<PanelBrowser> {
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const address = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    executablePath: findBrowser() ?? 'chromium',
     args: [
       '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
       '--disable-component-update', '--disable-sync',

@@ -4,18 +4,17 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { delimiter, join } from 'node:path'
+import { findBrowser } from '../../../tools/browser.mjs'
 import { BuildError, findProgram, run, say, seconds } from '../../../tools/common.mjs'
+import { canInstall, installCommand, installDebian } from '../../../tools/debian.mjs'
 
 const versions = { codeServer: '4.139.1', node: '24.21.0' }
 
 const cacheRoot = () => join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'unsloth-vscode', 'host')
 
-/** The browser that shows the workbench. */
-const browser = () => findProgram(process.env.UNSLOTH_CHROMIUM ?? 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
-
 /** What the installation compiles with, as a test for each Debian package. */
 const needs = [
-  { debian: 'chromium', found: () => browser() !== undefined, always: true },
+  { debian: 'chromium', found: () => findBrowser() !== undefined, always: true },
   { debian: 'libkrb5-dev', found: () => ['/usr/include/gssapi/gssapi.h', '/usr/local/include/gssapi/gssapi.h'].some(existsSync) },
   { debian: 'g++', found: () => findProgram('g++', 'clang++') !== undefined },
   { debian: 'make', found: () => findProgram('make') !== undefined },
@@ -25,14 +24,8 @@ const needs = [
 function installSystemPackages(installed) {
   const missing = needs.filter(({ found, always }) => (always || !installed) && !found()).map(({ debian }) => debian)
   if (missing.length === 0) return
-  const command = `apt-get install -y --no-install-recommends ${missing.join(' ')}`
-  if (process.getuid?.() !== 0 || findProgram('apt-get') === undefined) {
-    throw new BuildError(`The tests in VS Code need ${missing.join(', ')}.`, `Install them, for example with: sudo ${command}`)
-  }
-  say(`Installing ${missing.join(', ')} …`)
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-  run('apt-get', ['update', '-qq'], { env, what: 'apt-get update' })
-  run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...missing], { env, what: command })
+  if (!canInstall()) throw new BuildError(`The tests in VS Code need ${missing.join(', ')}.`, `Install them, for example with: ${installCommand(missing)}`)
+  installDebian(missing)
 }
 
 /** Puts Node and code-server into an empty folder. */
@@ -90,7 +83,7 @@ export function installHost() {
   const node = join(folder, 'node', 'bin', 'node')
   const server = join(folder, 'server', 'node_modules', 'code-server')
   if (spawnSync(node, ['--version']).status !== 0) throw new BuildError(`${node} does not run.`, `Remove ${folder} and try again.`)
-  return { node, server, chromium: browser() }
+  return { node, server, chromium: findBrowser() }
 }
 
 if (process.argv[1]?.endsWith('install.mjs')) console.log(installHost())
