@@ -16,6 +16,7 @@ export const errorCodes = [
   'NON_FINITE', // loss or gradient became NaN or infinite
   'RUN_BUSY', // another process owns the run directory
   'RUN_INVALID', // not a run directory, or its files are damaged
+  'HUB', // the Hub: not reachable, no access, nothing usable there, damaged download
   'STOPPED', // the user asked to stop
   'VERIFY', // a check failed
   'NATIVE', // the compute addon is missing or failed
