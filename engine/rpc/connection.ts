@@ -26,6 +26,8 @@ export interface RequestOptions {
 /** JSON-RPC's own number for an answer to a cancelled request, as in the Language Server Protocol. */
 const requestCancelled = -32800
 const applicationError = -32000
+/** Milliseconds between the end of a stream and the end of its connection. */
+const lastMessagesTime = 20
 
 /** A JSON-RPC connection whose messages are the descriptors of shared/protocol.ts and whose errors are UnslothErrors. */
 export class RpcConnection {
@@ -43,15 +45,20 @@ export class RpcConnection {
     // A peer that goes away while something is written to it is an end, not a failure.
     input.on('error', () => this.close())
     output.on('error', () => this.close())
-    output.on('close', () => this.close())
+    output.on('close', () => this.#closeSoon())
     this.#closed = new Promise((resolve) => (this.#markClosed = resolve))
     this.#connection = createMessageConnection(new StreamMessageReader(input), new StreamMessageWriter(output), {
       error: () => undefined, warn: () => undefined, info: () => undefined, log: () => undefined,
     })
-    this.#connection.onClose(() => this.close())
+    this.#connection.onClose(() => this.#closeSoon())
     // A stream that is not the protocol cannot be understood from there on.
     this.#connection.onError(() => this.close())
-    input.on('end', () => this.close())
+    input.on('end', () => this.#closeSoon())
+  }
+
+  /** The other side has gone; what it sent before is still to be read, message by message. */
+  #closeSoon(): void {
+    setTimeout(() => this.close(), lastMessagesTime)
   }
 
   /** Resolves when the connection has ended, from whichever side. */
