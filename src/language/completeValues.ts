@@ -52,24 +52,28 @@ async function offersFor(outline: Outline, cursor: ValueCursor, workspace: Works
   const { path, meta } = cursor.field
   switch (path) {
     case 'lora.target_modules': return targetOffers(outline, workspace, cursor)
-    case 'lora.modules_to_save': return [{ value: 'embed_tokens', detail: 'the input embedding' }, { value: 'lm_head', detail: 'the output layer' }]
+    case 'lora.modules_to_save': return [{ value: 'embed_tokens', detail: 'the input embedding' },
+      { value: 'lm_head', detail: 'the output layer' }]
     case 'lora.init_adapter': return (await modelOffers(workspace)).filter(({ kind }) => kind === itemKind.file)
     case 'data.text_column': return columnOffers(outline, workspace)
     case 'data.format_type': return formatOffers(outline, cursor, workspace)
-    case 'data.eval_split': return [...examples(cursor), { value: 'test', detail: 'the split of that name' }, { value: 'validation', detail: 'the split of that name' }].filter(unique)
+    case 'data.eval_split': return [...examples(cursor), { value: 'test', detail: 'the split of that name' },
+      { value: 'validation', detail: 'the split of that name' }].filter(unique)
     case 'data.split': return [...['train', 'test', 'validation'].map((value) => ({ value })), ...examples(cursor)].filter(unique)
     case 'save.quantization': return gguf.map(([value, detail]) => ({ value, detail }))
     case 'training.device': return deviceOffers(cursor, workspace)
   }
   switch (meta.path) {
     case 'model': return modelOffers(workspace)
-    case 'dataset': return (await workspace.datasets()).map(({ name, bytes }) => ({ value: name, detail: formatBytes(bytes), kind: itemKind.file }))
+    case 'dataset': return (await workspace.datasets()).map(({ name, bytes }) =>
+      ({ value: name, detail: formatBytes(bytes), kind: itemKind.file }))
     case 'checkpoint': return checkpointOffers(outline, workspace)
     default: return schemaOffers(cursor)
   }
 }
 
-const unique = (offer: Offer, index: number, all: readonly Offer[]): boolean => all.findIndex(({ value }) => value === offer.value) === index
+const unique = (offer: Offer, index: number, all: readonly Offer[]): boolean =>
+  all.findIndex(({ value }) => value === offer.value) === index
 
 function examples({ field: { meta } }: ValueCursor): Offer[] {
   return (meta.examples ?? []).map((value) => typeof value === 'string' ? { value } : { value: yamlValue(value), literal: true })
@@ -78,18 +82,22 @@ function examples({ field: { meta } }: ValueCursor): Offer[] {
 /** What the schema knows: the closed set of values, or default and examples. */
 function schemaOffers(cursor: ValueCursor): Offer[] {
   const { meta } = cursor.field
-  const isDefault = (value: unknown): boolean => value === meta.default || (Array.isArray(meta.default) && meta.default.includes(value))
+  const isDefault = (value: unknown): boolean =>
+    value === meta.default || (Array.isArray(meta.default) && meta.default.includes(value))
   if (meta.kind === 'boolean') {
-    return [true, false].map((value) => ({ value: String(value), literal: true, kind: itemKind.constant, ...(isDefault(value) ? { detail: 'default' } : {}) }))
+    return [true, false].map((value) =>
+      ({ value: String(value), literal: true, kind: itemKind.constant, ...(isDefault(value) ? { detail: 'default' } : {}) }))
   }
   if (meta.values !== undefined) {
     return Object.entries(meta.values).map(([value, doc]) => {
       const real = value === 'true' ? true : value === 'false' ? false : value
       const missing = meta.availability?.applies(meta.kind === 'list' ? [real] : real) === true
-      const detail = [isDefault(real) ? 'default' : '', missing ? (meta.availability?.severity === 'error' ? 'not available yet' : 'runs differently') : '']
+      const detail = [isDefault(real) ? 'default' : '',
+        missing ? (meta.availability?.severity === 'error' ? 'not available yet' : 'runs differently') : '']
         .filter((part) => part !== '').join(' · ')
       return {
-        value, kind: itemKind.enumMember, literal: typeof real === 'boolean', doc: missing ? `${doc}\n\n${meta.availability?.note}.` : doc,
+        value, kind: itemKind.enumMember, literal: typeof real === 'boolean',
+          doc: missing ? `${doc}\n\n${meta.availability?.note}.` : doc,
         detail: detail === '' ? doc.replaceAll('`', '') : `${doc.replaceAll('`', '')} · ${detail}`,
       }
     })
@@ -103,7 +111,8 @@ function schemaOffers(cursor: ValueCursor): Offer[] {
 async function modelOffers(workspace: Workspace): Promise<Offer[]> {
   return (await workspace.models()).map(({ name, kind, from, architecture, bytes }) => ({
     value: name, kind: kind === 'adapter' ? itemKind.file : itemKind.module,
-    detail: [kind === 'adapter' ? 'adapter' : architecture, bytes > 0 ? formatBytes(bytes) : undefined, from].filter((part) => part !== undefined).join(' · '),
+    detail: [kind === 'adapter' ? 'adapter' : architecture, bytes > 0 ? formatBytes(bytes) : undefined, from].filter((part) =>
+      part !== undefined).join(' · '),
   }))
 }
 
@@ -116,11 +125,13 @@ async function targetOffers(outline: Outline, workspace: Workspace, cursor: Valu
     ? [{ value: 'all-linear', detail: 'every linear layer', best: true }] : []
   const list: Offer[] = cursor.item === undefined && cursor.quote === undefined
     ? [{ value: `[${names.join(', ')}]`, detail: 'all of them as a list', literal: true }] : []
-  return [...all, ...list, ...names.map((value) => ({ value, detail: from })), { value: 'embed_tokens', detail: 'trained whole' }, { value: 'lm_head', detail: 'trained whole' }]
+  return [...all, ...list, ...names.map((value) => ({ value, detail: from })),
+    { value: 'embed_tokens', detail: 'trained whole' }, { value: 'lm_head', detail: 'trained whole' }]
 }
 
 /** The first data file of the recipe. */
-export const firstDataset = (outline: Outline): string | undefined => outline.list('data.local_dataset')[0] ?? outline.value('data.dataset')
+export const firstDataset =
+  (outline: Outline): string | undefined => outline.list('data.local_dataset')[0] ?? outline.value('data.dataset')
 
 async function columnOffers(outline: Outline, workspace: Workspace): Promise<Offer[]> {
   const dataset = firstDataset(outline)
@@ -133,7 +144,8 @@ async function formatOffers(outline: Outline, cursor: ValueCursor, workspace: Wo
   const dataset = firstDataset(outline)
   const facts = dataset === undefined ? undefined : await workspace.dataset(dataset)
   const found = facts?.ok === true ? facts.value.format : undefined
-  return schemaOffers(cursor).map((offer) => offer.value === found ? { ...offer, detail: `${offer.detail} · what ${dataset} looks like` } : offer)
+  return schemaOffers(cursor).map((offer) =>
+    offer.value === found ? { ...offer, detail: `${offer.detail} · what ${dataset} looks like` } : offer)
 }
 
 async function deviceOffers(cursor: ValueCursor, workspace: Workspace): Promise<Offer[]> {
@@ -151,7 +163,8 @@ async function checkpointOffers(outline: Outline, workspace: Workspace): Promise
   return [
     { value: 'latest', detail: 'the newest checkpoint below output_dir', literal: true, best: true },
     ...found.map(({ name, step, loss, run }) => ({
-      value: name, kind: itemKind.folder, detail: `step ${formatCount(step)}${loss === null ? '' : ` · loss ${loss.toFixed(3)}`} · ${run}`,
+      value: name, kind: itemKind.folder,
+        detail: `step ${formatCount(step)}${loss === null ? '' : ` · loss ${loss.toFixed(3)}`} · ${run}`,
     })),
   ]
 }

@@ -18,7 +18,8 @@ export async function complete(source: SourceText, position: Position, workspace
   const cursor = cursorAt(outline, position)
   switch (cursor.kind) {
     case 'none': return []
-    case 'version': return [{ label: '1', kind: itemKind.value, textEdit: source.edit(cursor.word, '1'), detail: 'version of the recipe format' }]
+    case 'version': return [{ label: '1', kind: itemKind.value, textEdit: source.edit(cursor.word, '1'),
+      detail: 'version of the recipe format' }]
     case 'key': return keyCompletions(outline, cursor)
     case 'value': return valueCompletions(outline, cursor, workspace)
   }
@@ -32,7 +33,8 @@ function valueSnippet({ meta, path }: RecipeField): { text: string; suggest: boo
     || path === 'data.text_column' || path === 'lora.target_modules' || path === 'lora.modules_to_save'
   if (live || meta.kind === 'boolean' || meta.kind === 'choice' || meta.values !== undefined) return { text: '', suggest: true }
   if (meta.kind === 'mapping') return { text: '{ $0 }', suggest: false }
-  const first = typeof meta.default === 'number' || (typeof meta.default === 'string' && meta.default !== '') ? meta.default : meta.examples?.[0]
+  const first = typeof meta.default === 'number' || (typeof meta.default === 'string' && meta.default !== '') ? meta.default
+    : meta.examples?.[0]
   const text = first === undefined || Array.isArray(first) ? '' : yamlValue(first)
   return { text: text === '' ? '$0' : `\${1:${escapeSnippet(text)}}`, suggest: false }
 }
@@ -61,7 +63,8 @@ function fieldCompletions(outline: Outline, cursor: KeyCursor, section: SectionN
   const { source } = outline
   const written = outline.children(section).filter(({ keySpan }) => keySpan.start !== cursor.word.start)
   const present = new Set(written.map(({ field }) => field?.path))
-  const items = recipeFields.filter((field) => field.section === section && !present.has(field.path)).map((field, index): CompletionItem => {
+  const items = recipeFields.filter((field) => field.section === section && !present.has(field.path)).map((field,
+    index): CompletionItem => {
     const { text, suggest } = valueSnippet(field)
     const said = keyText(field)
     const body = cursor.hasColon ? field.key : `${field.key}: ${text}`
@@ -79,7 +82,8 @@ function fieldCompletions(outline: Outline, cursor: KeyCursor, section: SectionN
 }
 
 /** An item for several lines; the editor indents the lines that follow the first as the line they go into. */
-function snippetItem(source: SourceText, { label, detail, doc, body }: Snippet, word: Span, index: number, step: number): CompletionItem {
+function snippetItem(source: SourceText, { label, detail, doc, body }: Snippet, word: Span, index: number,
+  step: number): CompletionItem {
   const indented = step === 2 ? body : body.replaceAll(/^ {2}/gm, ' '.repeat(step))
   return {
     label, kind: itemKind.snippet, detail, sortText: `z${order(index)}`, insertTextFormat: snippetFormat,
@@ -94,13 +98,17 @@ function topCompletions(outline: Outline, cursor: KeyCursor): CompletionItem[] {
   const items: CompletionItem[] = []
   const add = (label: string, detail: string, doc: string, body: string, suggest: boolean): void => {
     items.push({
-      label, detail, kind: itemKind.module, documentation: markdown(doc), sortText: order(items.length + 1), insertTextFormat: snippetFormat,
-      textEdit: source.edit(cursor.word, cursor.hasColon ? label : body), ...(suggest && !cursor.hasColon ? { command: suggestAgain } : {}),
+      label, detail, kind: itemKind.module, documentation: markdown(doc), sortText: order(items.length + 1),
+        insertTextFormat: snippetFormat,
+      textEdit: source.edit(cursor.word, cursor.hasColon ? label : body),
+      ...(suggest && !cursor.hasColon ? { command: suggestAgain } : {}),
     })
   }
   const empty = present.size === 0 && !cursor.inFlow
-  if (empty) wholeRecipes.forEach((snippet, index) => items.push({ ...snippetItem(source, snippet, cursor.word, index, 2), sortText: `0000${index}` }))
-  if (!present.has('version')) add('version', 'version of the recipe format', 'Version of the recipe format: 1.', 'version: 1', false)
+  if (empty) wholeRecipes.forEach((snippet, index) =>
+    items.push({ ...snippetItem(source, snippet, cursor.word, index, 2), sortText: `0000${index}` }))
+  if (!present.has('version')) add('version', 'version of the recipe format', 'Version of the recipe format: 1.', 'version: 1',
+    false)
   for (const name of sectionNames) {
     if (present.has(name)) continue
     const body = cursor.inFlow ? `${name}: { $0 }` : name === 'model' ? 'model: ' : `${name}:\n${' '.repeat(outline.step)}$0`

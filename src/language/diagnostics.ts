@@ -38,7 +38,8 @@ export interface SchemaDiagnosis {
 const source = 'unsloth'
 
 /** Makes a diagnostic at a place of the text. */
-export function problem(text: SourceText, span: { readonly start: number; readonly end: number }, level: 1 | 2 | 3 | 4, code: ProblemCode, message: string,
+export function problem(text: SourceText, span: { readonly start: number; readonly end: number }, level: 1 | 2 | 3 | 4,
+  code: ProblemCode, message: string,
   data: ProblemData): RecipeProblem {
   return { range: text.range(span), severity: level, code, source, message, data }
 }
@@ -58,7 +59,8 @@ function located(text: SourceText, issue: LocatedIssue, at: (place: Place) => nu
   let end = Math.max(start, at(issue.range.end))
   // An empty range would show nothing: it takes the rest of the word.
   if (end === start) end = start + (/^[^\s:,\]}]+/.exec(text.text.slice(start, start + 200))?.[0].length ?? 0)
-  return problem(text, { start, end }, issue.severity === 'error' ? severity.error : severity.warning, issue.code, issue.message, {
+  return problem(text, { start, end }, issue.severity === 'error' ? severity.error : severity.warning, issue.code, issue.message,
+    {
     path: issue.path, ...(issue.suggestion === undefined ? {} : { suggestion: issue.suggestion }),
   })
 }

@@ -16,7 +16,9 @@ export function yamlValue(value: unknown): string {
 }
 
 const plainScalar = /^[^\s\-?:,[\]{}#&*!|>'"%@`~][^#:\r\n,[\]{}]*$|^[-./~][\w./\\-]*$/
-const otherType = /^(?:true|false|yes|no|on|off|null|none|~|[-+]?[\d._]+(?:e[-+]?\d+)?|0x[\da-f]+|0o[0-7]+|[-+]?\.(?:inf|nan)|-+|\.{3})$/i
+/** What YAML, or the schema, reads as something else than text. */
+const otherType = new RegExp('^(?:true|false|yes|no|on|off|null|none|~|[-+]?[\\d._]+(?:e[-+]?\\d+)?|0x[\\da-f]+|0o[0-7]+'
+  + '|[-+]?\\.(?:inf|nan)|-+|\\.{3})$', 'i')
 
 /** A text as YAML reads it back unchanged: with quotes where it would otherwise mean something else. */
 export function quoteIfNeeded(text: string): string {
@@ -42,7 +44,8 @@ const plain = (markdown: string): string => markdown.replaceAll('`', '')
 
 /** Type and default in one line, for the list of completions. */
 export function detailText(meta: FieldMeta): string {
-  return `${meta.kind === 'integer' ? 'whole number' : meta.kind} · ${meta.default === undefined ? 'required' : `default ${plain(defaultText(meta))}`}`
+  const fallback = meta.default === undefined ? 'required' : `default ${plain(defaultText(meta))}`
+  return `${meta.kind === 'integer' ? 'whole number' : meta.kind} · ${fallback}`
 }
 
 /** Whether a run goes another way than the key asks for, in one word for lists. */
@@ -58,7 +61,8 @@ export function fieldMarkdown({ path, meta }: RecipeField, title = true): string
   if (meta.values !== undefined) {
     parts.push(Object.entries(meta.values).map(([name, text]) => `- \`${name}\`: ${text}`).join('\n'))
   }
-  if (meta.examples !== undefined) parts.push(`**Examples:** ${meta.examples.map((value) => `\`${yamlValue(value)}\``).join(', ')}`)
+  const examples = meta.examples?.map((value) => `\`${yamlValue(value)}\``).join(', ')
+  if (examples !== undefined) parts.push(`**Examples:** ${examples}`)
   if (meta.availability !== undefined) parts.push(`**Availability:** ${meta.availability.note}.`)
   if (meta.aliases !== undefined) parts.push(`Also written ${meta.aliases.map((name) => `\`${name}\``).join(', ')}.`)
   return parts.join('\n\n')

@@ -102,7 +102,8 @@ export function scanFlow(text: string, start: number): FlowScan {
         valueSpan = { start: at, end: at }
         if (skip() && !',}]'.includes(text[at]!)) valueSpan = value(depth, true)
       }
-      if (keySpan.end > keySpan.start) pairs.push({ depth, key: unquote(text.slice(keySpan.start, keySpan.end)), keySpan, valueSpan })
+      if (keySpan.end > keySpan.start) pairs.push({ depth, key: unquote(text.slice(keySpan.start, keySpan.end)), keySpan,
+        valueSpan })
       if (!more) return false
     }
     return false

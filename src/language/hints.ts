@@ -5,7 +5,8 @@ import type { Entry, Outline } from './outline.ts'
 import type { Workspace } from './workspace.ts'
 
 /** Numbers that follow from several keys, behind the keys that they follow from. */
-export async function inlayHints(outline: Outline, recipe: Recipe | null, workspace: Workspace, range?: Range): Promise<InlayHint[]> {
+export async function inlayHints(outline: Outline, recipe: Recipe | null, workspace: Workspace,
+  range?: Range): Promise<InlayHint[]> {
   if (recipe === null) return []
   const hints: InlayHint[] = []
   const add = (entry: Entry | undefined, label: string, tooltip: string): void => {
@@ -15,14 +16,16 @@ export async function inlayHints(outline: Outline, recipe: Recipe | null, worksp
   }
   const batch = effectiveBatch(recipe)
   const unit = recipe.training.packing ? 'rows' : 'samples'
-  add(outline.find('training.batch_size') ?? outline.find('training.gradient_accumulation_steps'), `effective ${formatCount(batch)}`,
+  add(outline.find('training.batch_size') ?? outline.find('training.gradient_accumulation_steps'),
+    `effective ${formatCount(batch)}`,
     `One optimizer step sees batch_size × gradient_accumulation_steps = ${formatCount(batch)} ${unit}.`)
   await stepHints(outline, recipe, workspace, add)
   const tokens = await workspace.tokens(recipe)
   if (tokens.ok) {
     const { p50, p99, longest, samples, whole } = tokens.value
     add(outline.find('training.max_seq_length'), `p99 of data ${formatCount(p99)}`,
-      `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, 99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
+      `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, `
+      + `99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
   }
   const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
   if (plan.ok) {

@@ -41,7 +41,8 @@ async function valueText({ field }: Entry, text: string, workspace: Workspace): 
   if (meta.path === 'dataset') return datasetText(text, workspace)
   const doc = meta.values?.[text] ?? meta.values?.[text.toLowerCase()]
   if (doc !== undefined) {
-    const missing = meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true ? `\n\n**Availability:** ${meta.availability.note}.` : ''
+    const missing = meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true
+      ? `\n\n**Availability:** ${meta.availability.note}.` : ''
     return `\`${text}\`: ${doc}${missing}`
   }
   const synonym = meta.synonyms?.[text.toLowerCase()]
@@ -55,7 +56,8 @@ async function modelText(name: string, workspace: Workspace): Promise<string> {
   const { architecture, parameters, layers, hidden, context, vocabulary, targetModules } = facts.value
   return [
     `**${name}** — ${architecture}`,
-    [['Parameters', `${formatCompact(parameters)}`], ['Layers', `${layers} × ${formatCount(hidden)}`], ['Context', `${formatCount(context)} tokens`],
+    [['Parameters', `${formatCompact(parameters)}`], ['Layers', `${layers} × ${formatCount(hidden)}`],
+      ['Context', `${formatCount(context)} tokens`],
       ['Vocabulary', formatCount(vocabulary)]].map(([label, value]) => `- ${label}: ${value}`).join('\n'),
     `Layers for adapters: ${targetModules.map((module) => `\`${module}\``).join(', ')}`,
   ].join('\n\n')

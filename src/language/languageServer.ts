@@ -1,7 +1,8 @@
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { TextDocument } from 'vscode-languageserver-textdocument'
-import { TextDocuments, TextDocumentSyncKind, type Connection, type InitializeParams, type InitializeResult } from 'vscode-languageserver/node'
+import { TextDocuments, TextDocumentSyncKind, type Connection, type InitializeParams,
+  type InitializeResult } from 'vscode-languageserver/node'
 import { codeActions, fixAll, actionKinds } from './quickFixes.ts'
 import { serverMessages } from './commands.ts'
 import { complete, triggerCharacters } from './completion.ts'
@@ -34,7 +35,10 @@ interface Opened {
   readonly schema: SchemaDiagnosis
 }
 
-/** Puts the services on a connection. Every request is answered from the text as it stands; failures of one do not end the server. */
+/**
+ * Puts the services on a connection. Every request is answered from the text as it stands; failures of one do not end the
+ * server.
+ */
 export class LanguageServer {
   private readonly connection: Connection
   private readonly background: Background
@@ -57,16 +61,20 @@ export class LanguageServer {
     connection.onShutdown(() => this.world?.dispose())
     documents.onDidChangeContent(({ document }) => this.check(document.uri))
     documents.onDidClose(({ document }) => this.close(document.uri))
-    connection.onCompletion(({ textDocument, position }) => this.answer(textDocument.uri, [], ({ source }, workspace) => complete(source, position, workspace)))
-    connection.onHover(({ textDocument, position }) => this.answer(textDocument.uri, null, ({ source }, workspace) => hover(source, position, workspace)))
-    connection.onCodeLens(({ textDocument }) => this.answer(textDocument.uri, [], ({ schema }, workspace) => codeLenses(textDocument.uri, schema.recipe, workspace)))
+    connection.onCompletion(({ textDocument, position }) =>
+      this.answer(textDocument.uri, [], ({ source }, workspace) => complete(source, position, workspace)))
+    connection.onHover(({ textDocument, position }) =>
+      this.answer(textDocument.uri, null, ({ source }, workspace) => hover(source, position, workspace)))
+    connection.onCodeLens(({ textDocument }) =>
+      this.answer(textDocument.uri, [], ({ schema }, workspace) => codeLenses(textDocument.uri, schema.recipe, workspace)))
     connection.languages.inlayHint.on(({ textDocument, range }) =>
       this.answer(textDocument.uri, [], ({ outline, schema }, workspace) => inlayHints(outline, schema.recipe, workspace, range)))
     connection.onDocumentSymbol(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => documentSymbols(source)))
     connection.onFoldingRanges(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => foldingRanges(source)))
     connection.onDocumentFormatting(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => formatEdits(source)))
     connection.onCodeAction(({ textDocument: { uri }, range, context }) => this.answer(uri, [], ({ source }) =>
-      context.only?.some((kind) => kind.startsWith('source')) === true ? this.fixAll(uri, source) : codeActions(source, uri, range, context.diagnostics)))
+      context.only?.some((kind) => kind.startsWith('source')) === true ? this.fixAll(uri, source)
+        : codeActions(source, uri, range, context.diagnostics)))
     connection.onDidChangeWatchedFiles(() => this.refresh())
     connection.onNotification(serverMessages.devices, ({ devices }: { devices: readonly FoundDevice[] | null }) => {
       this.world?.setDevices(devices ?? undefined)
@@ -81,9 +89,11 @@ export class LanguageServer {
   private initialize({ workspaceFolders, capabilities, initializationOptions }: InitializeParams): InitializeResult {
     const options = (initializationOptions ?? {}) as { hubCache?: string }
     const roots = (workspaceFolders ?? []).map(({ uri }) => pathOf(uri)).filter((path) => path !== undefined)
-    this.world = new World({ roots, background: this.background, ...(options.hubCache === undefined ? {} : { hubCache: options.hubCache }) })
+    this.world = new World({ roots, background: this.background,
+      ...(options.hubCache === undefined ? {} : { hubCache: options.hubCache }) })
     this.refreshes = {
-      lenses: capabilities.workspace?.codeLens?.refreshSupport === true, hints: capabilities.workspace?.inlayHint?.refreshSupport === true,
+      lenses: capabilities.workspace?.codeLens?.refreshSupport === true,
+        hints: capabilities.workspace?.inlayHint?.refreshSupport === true,
     }
     if (capabilities.workspace?.workspaceFolders === true) this.connection.onInitialized(() => this.watchFolders())
     return {
@@ -120,7 +130,8 @@ export class LanguageServer {
     if (known?.version === document.version) return known
     const source = new SourceText(document.getText())
     const opened: Opened = {
-      version: document.version, source, outline: new Outline(source), schema: diagnoseSchema(source, pathOf(uri) ?? 'finetune.yaml'),
+      version: document.version, source, outline: new Outline(source),
+        schema: diagnoseSchema(source, pathOf(uri) ?? 'finetune.yaml'),
     }
     this.opened.set(uri, opened)
     return opened
@@ -144,7 +155,8 @@ export class LanguageServer {
   private fixAll(uri: string, source: SourceText) {
     const text = fixAll(source.text, (current) => diagnoseSchema(current, pathOf(uri) ?? 'finetune.yaml').problems, applyEdits)
     if (text === source.text) return []
-    return [{ title: 'Fix all problems that have one answer', kind: 'source.fixAll', edit: { changes: { [uri]: [source.edit({ start: 0, end: source.text.length }, text)] } } }]
+    return [{ title: 'Fix all problems that have one answer', kind: 'source.fixAll',
+      edit: { changes: { [uri]: [source.edit({ start: 0, end: source.text.length }, text)] } } }]
   }
 
   /** Checks a text soon: at first what it says itself, then what the world says to it. */

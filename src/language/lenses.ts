@@ -17,15 +17,19 @@ export function memoryTitle({ totalBytes, freeBytes, deviceBytes }: RecipePlan):
 /** What can be done with a recipe, above its first line. `recipe` is null while it has errors. */
 export async function codeLenses(uri: string, recipe: Recipe | null, workspace: Workspace): Promise<CodeLens[]> {
   const range = { start: { line: 0, character: 0 }, end: { line: 0, character: 0 } }
-  const lens = (title: string, command: string, ...args: unknown[]): CodeLens => ({ range, command: { title, command, arguments: [uri, ...args] } })
-  const lenses = [lens('▶ Fine-tune', lensCommands.fineTune), lens('Dry run', lensCommands.dryRun), lens('Preview data', lensCommands.previewData)]
+  const lens = (title: string, command: string, ...args: unknown[]): CodeLens =>
+    ({ range, command: { title, command, arguments: [uri, ...args] } })
+  const lenses = [lens('▶ Fine-tune', lensCommands.fineTune), lens('Dry run', lensCommands.dryRun),
+    lens('Preview data', lensCommands.previewData)]
   if (recipe === null) return lenses
   const [tokens, checkpoints] = await Promise.all([workspace.tokens(recipe), workspace.checkpoints(recipe.training.output_dir)])
   const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
   if (plan.ok) lenses.push(lens(memoryTitle(plan.value), lensCommands.showMemoryPlan, plan.value))
-  const newest = checkpoints.filter(({ resumable }) => resumable).sort((a, b) => (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
+  const newest = checkpoints.filter(({ resumable }) => resumable).sort((a, b) =>
+    (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
   if (newest !== undefined) {
-    lenses.push(lens(`Resume step ${formatCount(newest.step)}`, lensCommands.resumeRun, { run: newest.runDirectory, checkpoint: newest.path, step: newest.step }))
+    lenses.push(lens(`Resume step ${formatCount(newest.step)}`, lensCommands.resumeRun,
+      { run: newest.runDirectory, checkpoint: newest.path, step: newest.step }))
   }
   return lenses
 }

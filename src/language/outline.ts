@@ -37,7 +37,9 @@ export interface Item {
 type Mutable<T> = { -readonly [K in keyof T]: T[K] }
 type Draft = Mutable<Omit<Entry, 'items'>> & { items: Item[] }
 
-const keyPattern = /^([ \t]*)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'#\-[\]{},&*!|>%@`?:][^:#]*?|-(?=[^\s:])[^:#]*?|<<)[ \t]*:(?=[ \t]|$)/
+/** Indentation, key and colon of a line; a key may be in quotes and may contain spaces. */
+const keyPattern = new RegExp('^([ \\t]*)("(?:[^"\\\\]|\\\\.)*"|\'(?:[^\']|\'\')*\'|[^\\s"\'#\\-[\\]{},&*!|>%@`?:][^:#]*?'
+  + '|-(?=[^\\s:])[^:#]*?|<<)[ \\t]*:(?=[ \\t]|$)')
 const itemPattern = /^([ \t]*)-(?:[ \t]+|$)/
 
 /** Where the value of a line ends: before a comment and white space at the end. */
@@ -101,7 +103,8 @@ export class Outline {
   list(path: string): string[] {
     const entry = this.find(path)
     if (entry === undefined) return []
-    if (entry.style === 'block-list' || entry.style === 'flow') return entry.items.map(({ value }) => value).filter((value) => value !== '')
+    if (entry.style === 'block-list'
+      || entry.style === 'flow') return entry.items.map(({ value }) => value).filter((value) => value !== '')
     return entry.value === '' ? [] : [entry.value]
   }
 
@@ -115,7 +118,8 @@ export class Outline {
   atPath(path: readonly (string | number)[]): Entry | undefined {
     const [first, second] = path
     if (typeof first !== 'string') return undefined
-    const nested = typeof second === 'string' ? this.entries.find(({ parent, key }) => parent === first && key === second) : undefined
+    const nested = typeof second === 'string' ? this.entries.find(({ parent, key }) => parent === first && key === second)
+      : undefined
     return nested ?? (second === undefined ? this.section(first) : undefined)
   }
 
@@ -163,7 +167,8 @@ class Scanner {
       ...this.meaning(pair.key, parent, !nested), key: pair.key, keySpan: pair.keySpan, valueSpan: pair.valueSpan,
       value: text.startsWith('{') || text.startsWith('[') ? text : unquote(text),
       items: items.map((span) => ({ span, value: unquote(source.text.slice(span.start, span.end)) })),
-      style: text === '' ? 'empty' : nested && parent === undefined ? 'section' : nested || text.startsWith('[') ? 'flow' : 'plain',
+      style: text === '' ? 'empty'
+        : nested && parent === undefined ? 'section' : nested || text.startsWith('[') ? 'flow' : 'plain',
       indent: pair.keySpan.start - source.lineStart(line), line, lastLine: source.lineAt(pair.valueSpan.end), inFlow: true,
     }
     this.entries.push(entry)
@@ -210,7 +215,8 @@ class Scanner {
     const key = unquote(match[2]!)
     const body = this.value(number, start, line, valueFrom, indent)
     const entry: Draft = {
-      ...this.meaning(key, parent, body.style !== 'section' && body.style !== 'empty'), key, keySpan: { start: start + indent, end: keyEnd },
+      ...this.meaning(key, parent, body.style !== 'section' && body.style !== 'empty'), key,
+        keySpan: { start: start + indent, end: keyEnd },
       ...body, indent, line: number, inFlow: false,
     }
     this.entries.push(entry)
@@ -258,11 +264,13 @@ class Scanner {
       const { end, items } = scanFlow(source.text, at)
       let stop = end
       while (stop > at && /\s/.test(source.text[stop - 1]!)) stop--
-      return { valueSpan: { start: at, end: stop }, value: source.text.slice(at, stop), style: 'flow', lastLine: source.lineAt(stop),
+      return { valueSpan: { start: at, end: stop }, value: source.text.slice(at, stop), style: 'flow',
+        lastLine: source.lineAt(stop),
         items: items.map((span) => ({ span, value: unquote(source.text.slice(span.start, span.end)) })) }
     }
     const end = scalarEnd(line, from)
-    return { valueSpan: { start: at, end: start + end }, value: unquote(line.slice(from, end)), items: [], style: 'plain', lastLine: number }
+    return { valueSpan: { start: at, end: start + end }, value: unquote(line.slice(from, end)), items: [], style: 'plain',
+      lastLine: number }
   }
 
   /** A line without a key of its own: an item of a list, or more of the value above. */
@@ -276,7 +284,8 @@ class Scanner {
       last.style = 'block-list'
       const from = item[0].length
       const end = scalarEnd(line, from)
-      last.items.push({ span: { start: start + from, end: Math.max(start + from, start + end) }, value: unquote(line.slice(from, end)) })
+      last.items.push({ span: { start: start + from, end: Math.max(start + from, start + end) },
+        value: unquote(line.slice(from, end)) })
     } else if (last.style === 'empty' && last.field !== undefined) {
       const from = /\S/.exec(line)!.index
       const end = scalarEnd(line, from)

@@ -99,11 +99,13 @@ $0`,
 export const sectionSnippets: Readonly<Record<string, readonly Snippet[]>> = {
   training: [
     {
-      label: 'checkpoints', detail: 'save_steps and save_total_limit', doc: 'Writes checkpoints to resume from, and keeps the latest.',
+      label: 'checkpoints', detail: 'save_steps and save_total_limit',
+        doc: 'Writes checkpoints to resume from, and keeps the latest.',
       body: 'save_steps: ${1:100}\nsave_total_limit: ${2:3}',
     },
     {
-      label: 'cosine schedule', detail: 'lr_scheduler_type with warm-up', doc: 'Warm-up over 3 % of the steps, then half a cosine to 0.',
+      label: 'cosine schedule', detail: 'lr_scheduler_type with warm-up',
+        doc: 'Warm-up over 3 % of the steps, then half a cosine to 0.',
       body: 'lr_scheduler_type: cosine\nwarmup_ratio: ${1:0.03}',
     },
   ],
@@ -113,7 +115,8 @@ export const sectionSnippets: Readonly<Record<string, readonly Snippet[]>> = {
       body: 'target_modules: all-linear',
     },
     {
-      label: 'new language', detail: 'modules_to_save', doc: 'Trains the embedding and the head along: for new words or a new language.',
+      label: 'new language', detail: 'modules_to_save',
+        doc: 'Trains the embedding and the head along: for new words or a new language.',
       body: 'modules_to_save: [embed_tokens, lm_head]',
     },
   ],

@@ -19,11 +19,13 @@ function kindOf({ field, style }: Entry): DocumentSymbol['kind'] {
 function symbol({ source }: Outline, entry: Entry, children?: DocumentSymbol[]): DocumentSymbol {
   const start = entry.keySpan.start
   const end = Math.max(entry.valueSpan.end, entry.keySpan.end, entry.inFlow ? 0 : source.lineEnd(entry.lastLine))
-  const value = entry.style === 'block-list' ? entry.items.map((item) => item.value).join(', ') : entry.style === 'section' ? '' : entry.value.split(/\r?\n/)[0]!
+  const value = entry.style === 'block-list' ? entry.items.map((item) => item.value).join(', ')
+    : entry.style === 'section' ? '' : entry.value.split(/\r?\n/)[0]!
   return {
     name: entry.key === '' ? '?' : entry.key, detail: value.length > 60 ? `${value.slice(0, 59)}…` : value,
     kind: children === undefined ? kindOf(entry) : symbolKind.module,
-    range: source.range({ start, end }), selectionRange: source.range(entry.keySpan), ...(children === undefined ? {} : { children }),
+    range: source.range({ start, end }), selectionRange: source.range(entry.keySpan),
+    ...(children === undefined ? {} : { children }),
   }
 }
 
@@ -37,7 +39,8 @@ export function documentSymbols(source: SourceText): DocumentSymbol[] {
     else groups.at(-1)?.children.push(entry)
   }
   return groups.map(({ section, children }) =>
-    symbol(outline, section, section.style === 'section' || section.style === 'empty' ? children.map((child) => symbol(outline, child)) : undefined))
+    symbol(outline, section,
+      section.style === 'section' || section.style === 'empty' ? children.map((child) => symbol(outline, child)) : undefined))
 }
 
 /** Sections, long values and blocks of comments. */

@@ -92,7 +92,9 @@ export interface TokenFacts {
 }
 
 /** Either what was asked for, or why there is none: a sentence for the user. */
-export type Outcome<T> = { readonly ok: true; readonly value: T } | { readonly ok: false; readonly problem: string; readonly missing: boolean }
+export type Outcome<T> =
+  | { readonly ok: true; readonly value: T }
+  | { readonly ok: false; readonly problem: string; readonly missing: boolean }
 
 /**
  * What the services know of the world around one recipe. Everything is bounded and cached: answers come at once or, the first

@@ -4,6 +4,8 @@ import { problem, severity, type RecipeProblem, type WorldCode } from './diagnos
 import type { Entry, Outline } from './outline.ts'
 import type { DatasetFacts, ModelFacts, Workspace } from './workspace.ts'
 
+const asking = (near: string | undefined): string => (near === undefined ? '' : `; did you mean ${near}?`)
+
 type Report = (entry: Entry, level: 1 | 2 | 3, code: WorldCode, message: string, item?: number, suggestion?: string) => void
 
 /** Share of the free memory that a plan may take before it is called too large; the engine keeps to the same. */
@@ -17,7 +19,8 @@ export async function diagnoseWorld(outline: Outline, recipe: Recipe | null, wor
   const problems: RecipeProblem[] = []
   const { source } = outline
   const report: Report = (entry, level, code, message, item, suggestion) => {
-    const span = (item === undefined ? undefined : entry.items[item]?.span) ?? (entry.valueSpan.end > entry.valueSpan.start ? entry.valueSpan : entry.keySpan)
+    const span = (item === undefined ? undefined : entry.items[item]?.span)
+      ?? (entry.valueSpan.end > entry.valueSpan.start ? entry.valueSpan : entry.keySpan)
     const path = [...(entry.parent === undefined ? [] : [entry.parent]), entry.key, ...(item === undefined ? [] : [item])]
     problems.push(problem(source, span, level, code, message, { path, ...(suggestion === undefined ? {} : { suggestion }) }))
   }
@@ -39,7 +42,8 @@ async function checkModel(outline: Outline, workspace: Workspace, report: Report
   else if (workspace.isPath(entry.value)) report(entry, severity.error, 'file_missing', facts.problem)
   else {
     const near = closest(entry.value, (await workspace.models()).map(({ name }) => name))
-    report(entry, severity.warning, 'model_missing', `${facts.problem}${near === undefined ? '' : `; did you mean ${near}?`}`, undefined, near)
+    report(entry, severity.warning, 'model_missing', `${facts.problem}${asking(near)}`,
+      undefined, near)
   }
   return undefined
 }
@@ -57,7 +61,8 @@ async function checkData(outline: Outline, workspace: Workspace, report: Report)
         // A name without a slash or an ending may be a data set of the Hub.
         if (facts.missing && path === 'data.dataset' && !workspace.isPath(name)) continue
         const near = closest(name, (await workspace.datasets()).map((found) => found.name))
-        report(entry, severity.error, facts.missing ? 'file_missing' : 'dataset_format', `${facts.problem}${near === undefined ? '' : `; did you mean ${near}?`}`, item, near)
+        report(entry, severity.error, facts.missing ? 'file_missing' : 'dataset_format',
+          `${facts.problem}${asking(near)}`, item, near)
       } else {
         if (facts.value.bytes === 0) report(entry, severity.error, 'dataset_format', `${name} is empty`, item)
         if (path !== 'data.eval_dataset') first ??= facts.value
@@ -71,32 +76,38 @@ function checkPaths(outline: Outline, workspace: Workspace, report: Report): voi
   for (const [path, what] of [['lora.init_adapter', 'adapter folder'], ['training.resume_from', 'checkpoint']] as const) {
     const entry = outline.find(path)
     if (entry?.style !== 'plain' || /^(?:latest|true|false|null|none|~|)$/i.test(entry.value)) continue
-    if (workspace.kindOf(entry.value) === undefined) report(entry, severity.error, 'file_missing', `there is no ${what} ${entry.value}`)
+    if (workspace.kindOf(entry.value) === undefined) report(entry, severity.error, 'file_missing',
+      `there is no ${what} ${entry.value}`)
   }
 }
 
 function checkLayers(outline: Outline, model: ModelFacts, recipe: Recipe | null, report: Report): void {
   if (recipe?.training.training_type === 'full') return
   const targets = outline.find('lora.target_modules')
-  const names = targets === undefined ? [] : targets.items.length > 0 ? targets.items.map(({ value }) => value) : targets.value.split(',').map((name) => name.trim())
+  const names = targets === undefined ? []
+    : targets.items.length > 0 ? targets.items.map(({ value }) => value) : targets.value.split(',').map((name) => name.trim())
   const known = new Set([...model.targetModules, 'all-linear', 'embed_tokens', 'lm_head', ''])
   for (const [index, name] of names.entries()) {
-    if (known.has(name) || model.modulePaths.has(name) || [...model.modulePaths].some((path) => path.endsWith(`.${name}`))) continue
+    if (known.has(name) || model.modulePaths.has(name)
+      || [...model.modulePaths].some((path) => path.endsWith(`.${name}`))) continue
     const near = closest(name, model.targetModules)
     report(targets!, severity.error, 'target_missing',
-      `this model has no layer ${name}${near === undefined ? '' : `; did you mean ${near}?`}; it has ${model.targetModules.join(', ')}`,
+      `this model has no layer ${name}${asking(near)}; it has ${model.targetModules.join(', ')}`,
       targets!.items.length > 0 ? index : undefined, targets!.items.length > 0 || names.length === 1 ? near : undefined)
   }
   const chosen = outline.find('lora.layers_to_transform')
   for (const [index, { value }] of (chosen?.items ?? []).entries()) {
-    if (Number(value) >= model.layers) report(chosen!, severity.error, 'layer_range', `this model has ${model.layers} layers, numbered from 0 to ${model.layers - 1}`, index)
+    if (Number(value) >= model.layers) report(chosen!, severity.error, 'layer_range',
+      `this model has ${model.layers} layers, numbered from 0 to ${model.layers - 1}`, index)
   }
   const last = outline.find('lora.finetune_last_n_layers')
-  if (last !== undefined && Number(last.value) > model.layers) report(last, severity.warning, 'layer_range', `this model has ${model.layers} layers`)
+  if (last !== undefined
+    && Number(last.value) > model.layers) report(last, severity.warning, 'layer_range', `this model has ${model.layers} layers`)
 }
 
 /** Columns that a format cannot do without. */
-const needs: Readonly<Record<string, readonly string[]>> = { alpaca: ['instruction', 'output'], completion: ['prompt', 'completion'] }
+const needs: Readonly<Record<string, readonly string[]>> =
+  { alpaca: ['instruction', 'output'], completion: ['prompt', 'completion'] }
 
 function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | null, report: Report): void {
   const entry = outline.find('data.local_dataset') ?? outline.find('data.dataset')
@@ -107,11 +118,13 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
   }
   const format = recipe?.data.format_type ?? outline.value('data.format_type') ?? 'auto'
   const column = outline.find('data.text_column')
+  const columns = data.columns.slice(0, 20).join(', ')
   const has = (name: string): boolean => data.columns.includes(name)
-  if (column !== undefined && column.value !== '' && !has(column.value) && (format === 'text' || format === 'raw' || data.format === undefined)) {
+  if (column !== undefined && column.value !== '' && !has(column.value)
+    && (format === 'text' || format === 'raw' || data.format === undefined)) {
     const near = closest(column.value, data.columns)
     report(column, severity.error, 'column_missing',
-      `the data have no column ${column.value}${near === undefined ? '' : `; did you mean ${near}?`}; they have ${data.columns.slice(0, 20).join(', ')}`, undefined, near)
+      `the data have no column ${column.value}${asking(near)}; they have ${columns}`, undefined, near)
     return
   }
   // With columns of other names the engine decides what fits.
@@ -119,15 +132,19 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
   const place = outline.find('data.format_type') ?? entry
   const missing = (needs[format] ?? []).filter((name) => !has(name))
   if (missing.length > 0) {
-    report(place, severity.error, 'column_missing', `format_type: ${format} needs the columns ${missing.join(' and ')}; the data have ${data.columns.slice(0, 20).join(', ')}`)
+    report(place, severity.error, 'column_missing',
+      `format_type: ${format} needs the columns ${missing.join(' and ')}; the data have ${columns}`)
   } else if ((format === 'chatml' || format === 'sharegpt') && data.format !== 'chatml' && data.format !== 'sharegpt') {
-    report(place, severity.error, 'dataset_format', `format_type: ${format} needs a column of conversations; the data have ${data.columns.slice(0, 20).join(', ')}`)
+    report(place, severity.error, 'dataset_format',
+      `format_type: ${format} needs a column of conversations; the data have ${columns}`)
   } else if (format === 'auto' && data.format === undefined && !has(column?.value ?? '')) {
-    report(place, severity.error, 'dataset_format', `${data.problem ?? 'the format of the rows is not known'}; say which column holds the text with data.text_column`)
+    report(place, severity.error, 'dataset_format',
+      `${data.problem ?? 'the format of the rows is not known'}; say which column holds the text with data.text_column`)
   }
 }
 
-async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | undefined, workspace: Workspace, report: Report): Promise<void> {
+async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | undefined, workspace: Workspace,
+  report: Report): Promise<void> {
   const { max_seq_length: length } = recipe.training
   const place = outline.find('training.max_seq_length') ?? outline.find('model.name')
   if (model === undefined || place === undefined) return
@@ -141,7 +158,8 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   }
   if (tokens.ok && tokens.value.p99 > length) {
     report(place, severity.information, 'data_truncated',
-      `more than 1 % of the samples are longer than ${formatCount(length)} tokens and will be cut; 99 % have at most ${formatCount(tokens.value.p99)}`,
+      `more than 1 % of the samples are longer than ${formatCount(length)} tokens and will be cut; `
+      + `99 % have at most ${formatCount(tokens.value.p99)}`,
       undefined, set ? String(Math.min(model.context, tokens.value.longest)) : undefined)
   }
   const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
@@ -150,6 +168,7 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   if (freeBytes !== undefined && totalBytes > freeBytes * usableShare) {
     const largest = parts.reduce((a, b) => (a.bytes >= b.bytes ? a : b))
     report(place, severity.warning, 'memory',
-      `this run needs ${formatBytes(totalBytes)}, but ${formatBytes(freeBytes)} are free; the largest part is ${largest.name} with ${formatBytes(largest.bytes)}`)
+      `this run needs ${formatBytes(totalBytes)}, but ${formatBytes(freeBytes)} are free; the largest part is ${largest.name} `
+      + `with ${formatBytes(largest.bytes)}`)
   }
 }

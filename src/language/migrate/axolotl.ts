@@ -1,12 +1,17 @@
-import { because, ignore, optimizer, readKeys, resume, scheduler, steps, to, warmup, type KeyTable, type Read } from './common.ts'
+import { recipeFields } from '#shared/recipe.ts'
+import { keyTable, optimizer, readKeys, resume, scheduler, steps, warmup, type Read } from './common.ts'
 import type { RecipeDraft } from './recipeDraft.ts'
 import { asNames, asNumber, isEmpty, isFalse, isFile, isMapping, isTrue } from './values.ts'
 
 /** Types of Axolotl's data sets, by the word before a dot or colon. */
 const formats: Readonly<Record<string, string>> = {
-  alpaca: 'alpaca', alpaca_chat: 'alpaca', alpaca_w_system: 'alpaca', completion: 'text', pretrain: 'text', chat_template: 'auto', sharegpt: 'sharegpt',
+  alpaca: 'alpaca', alpaca_chat: 'alpaca', alpaca_w_system: 'alpaca', completion: 'text', pretrain: 'text',
+  chat_template: 'auto', sharegpt: 'sharegpt',
   gpteacher: 'alpaca', oasst: 'auto',
 }
+
+const conversationKeys = ['field_messages', 'message_property_mappings', 'message_field_role', 'message_field_content', 'roles',
+  'roles_to_train', 'train_on_eos']
 
 const datasets: Read = (draft, value) => {
   const entries = (Array.isArray(value) ? value : [value]) as unknown[]
@@ -25,7 +30,7 @@ const datasets: Read = (draft, value) => {
     if (typeof field === 'string') draft.orElse('data.text_column', field)
     if (shards !== undefined) draft.note('datasets.shards', shards, 'use data.max_samples to take fewer rows')
     if (conversation !== undefined) draft.note('datasets.conversation', conversation, 'the chat template of the model is used')
-    for (const key of ['field_messages', 'message_property_mappings', 'message_field_role', 'message_field_content', 'roles', 'roles_to_train', 'train_on_eos']) {
+    for (const key of conversationKeys) {
       if (!isEmpty(entry[key])) draft.note(`datasets.${key}`, entry[key], 'columns of conversations are found by themselves')
     }
   }
@@ -40,7 +45,8 @@ const datasets: Read = (draft, value) => {
 
 function readType(draft: RecipeDraft, type: unknown): void {
   if (typeof type !== 'string') {
-    if (!isEmpty(type)) draft.note('datasets.type', type, 'a prompt of its own; write the prompt and the answer into the columns prompt and completion')
+    if (!isEmpty(type)) draft.note('datasets.type', type,
+      'a prompt of its own; write the prompt and the answer into the columns prompt and completion')
     return
   }
   const format = formats[type.split(/[.:]/)[0]!]
@@ -50,7 +56,8 @@ function readType(draft: RecipeDraft, type: unknown): void {
 
 const testDatasets: Read = (draft, value) => {
   const entries = Array.isArray(value) ? value as unknown[] : []
-  const files = entries.flatMap((entry) => isMapping(entry) ? [...asNames(entry.data_files), ...(typeof entry.path === 'string' && isFile(entry.path) ? [entry.path] : [])] : [])
+  const files = entries.filter(isMapping).flatMap(({ path, data_files: data }) =>
+    [...asNames(data), ...(typeof path === 'string' && isFile(path) ? [path] : [])])
   if (files.length > 0) draft.set('data.eval_dataset', files.length === 1 ? files[0] : files)
   else if (entries.length > 0) draft.note('test_datasets', value, 'give files in data.eval_dataset')
 }
@@ -77,60 +84,92 @@ const perEpoch = (path: 'eval' | 'save'): Read => (draft, value, all) => {
   else if (count * epochs > 1) draft.note('saves_per_epoch', value, 'give a number of steps in training.save_steps')
 }
 
-const attention = because('attention is exact and fused in any case')
-const distributed = because('one machine trains')
-const kernels = because('fused kernels are always used')
-
-const table: KeyTable = {
-  base_model: to('model.name'), base_model_config: ignore, base_model_ignore_patterns: ignore, model_type: ignore, tokenizer_type: ignore,
-  tokenizer_config: ignore, processor_type: ignore, is_llama_derived_model: ignore, is_mistral_derived_model: ignore, is_falcon_derived_model: ignore,
-  strict: ignore, tokenizer_use_fast: ignore, tokenizer_legacy: ignore, save_safetensors: ignore, revision_of_model: to('model.revision'),
-  trust_remote_code: because('code from model repositories is never run')('trust_remote_code'),
-  load_in_8bit: to('training.load_in_8bit'), load_in_4bit: to('training.load_in_4bit'), adapter, lora_model_dir: to('lora.init_adapter'),
-  lora_r: to('lora.lora_r'), lora_alpha: to('lora.lora_alpha'), lora_dropout: to('lora.lora_dropout'), lora_target_modules: targets,
-  lora_target_linear: (draft, value) => { if (isTrue(value)) draft.set('lora.target_modules', 'all-linear') },
-  lora_modules_to_save: (draft, value) => { if (!isEmpty(value)) draft.set('lora.modules_to_save', asNames(value)) },
-  lora_fan_in_fan_out: ignore, peft_use_rslora: to('lora.use_rslora'), peft_use_dora: to('lora.use_dora'), peft_layers_to_transform: to('lora.layers_to_transform'),
-  peft_init_lora_weights: to('lora.init_lora_weights'),
-  datasets, test_datasets: testDatasets, val_set_size: to('data.eval_split'), dataset_prepared_path: ignore, dataset_processes: ignore, dataset_keep_in_memory: ignore,
-  dataloader_num_workers: ignore, dataloader_prefetch_factor: ignore, dataloader_pin_memory: ignore,
-  shuffle_merged_datasets: to('data.shuffle'), chat_template_jinja: to('data.chat_template'),
-  chat_template: (draft, value) => {
-    if (typeof value === 'string' && value !== 'tokenizer_default') draft.note('chat_template', value, 'the chat template of the model is used; data.chat_template takes another one')
-  },
-  sequence_len: to('training.max_seq_length'), sample_packing: to('training.packing'), eval_sample_packing: ignore, pad_to_sequence_len: ignore,
-  sample_packing_eff_est: ignore, total_num_tokens: ignore, group_by_length: because('padding is never computed, so there is nothing to gain')('group_by_length'),
-  micro_batch_size: to('training.batch_size'), eval_batch_size: to('training.per_device_eval_batch_size'), gradient_accumulation_steps: to('training.gradient_accumulation_steps'),
-  num_epochs: to('training.num_epochs'), max_steps: to('training.max_steps'), learning_rate: to('training.learning_rate'), lr_scheduler: scheduler('lr_scheduler'),
-  embedding_lr: to('training.embedding_learning_rate'),
-  lr_scheduler_kwargs: (draft, value) => { if (isMapping(value)) { draft.set('training.num_cycles', value.num_cycles); draft.set('training.power', value.power) } },
-  warmup_steps: warmup, warmup_ratio: to('training.warmup_ratio'), optimizer: optimizer('optimizer'), optim_args: because('see the adam_ keys')('optim_args'),
-  weight_decay: to('training.weight_decay'), adam_beta1: to('training.adam_beta1'), adam_beta2: to('training.adam_beta2'), adam_epsilon: to('training.adam_epsilon'),
-  max_grad_norm: to('training.max_grad_norm'), seed: to('training.random_seed'), gradient_checkpointing: to('training.gradient_checkpointing'),
-  gradient_checkpointing_kwargs: ignore, train_on_inputs: ignore,
-  logging_steps: to('logging.logging_steps'), eval_steps: steps('training.eval_steps', 'eval_steps'), save_steps: steps('training.save_steps', 'save_steps'),
-  evals_per_epoch: perEpoch('eval'), saves_per_epoch: perEpoch('save'), save_total_limit: to('training.save_total_limit'), eval_strategy: ignore, evaluation_strategy: ignore,
-  save_strategy: ignore, output_dir: to('training.output_dir'), resume_from_checkpoint: resume,
-  auto_resume_from_checkpoints: (draft, value) => { if (isTrue(value)) draft.note('auto_resume_from_checkpoints', value, 'resume with the command Resume Run, or training.resume_from: latest') },
-  hub_model_id: to('hub.repo_id'), hub_strategy: ignore, push_dataset_to_hub: ignore, hf_use_auth_token: ignore,
-  wandb_project: (draft, value) => { if (!isEmpty(value)) { draft.set('logging.enable_wandb', true); draft.set('logging.wandb_project', value) } },
-  wandb_name: to('training.run_name'), wandb_entity: ignore, wandb_watch: ignore, wandb_run_id: ignore, wandb_log_model: ignore, wandb_mode: ignore,
-  use_tensorboard: to('logging.enable_tensorboard'), use_wandb: to('logging.enable_wandb'),
-  bf16: ignore, fp16: ignore, bfloat16: ignore, float16: ignore, tf32: ignore, torch_dtype: to('model.dtype'), torch_compile: ignore, bf16_full_eval: ignore,
-  flash_attention: ignore, xformers_attention: ignore, sdp_attention: ignore, eager_attention: ignore, s2_attention: attention('s2_attention'),
-  flash_attn_cross_entropy: ignore, flash_attn_rms_norm: ignore, flash_attn_fuse_qkv: ignore, flash_attn_fuse_mlp: ignore, flex_attention: ignore,
-  lora_mlp_kernel: ignore, lora_qkv_kernel: ignore, lora_o_kernel: ignore, plugins: kernels('plugins'), liger_rope: ignore, liger_rms_norm: ignore,
-  liger_glu_activation: ignore, liger_layer_norm: ignore, liger_fused_linear_cross_entropy: ignore, cut_cross_entropy: ignore,
-  deepspeed: distributed('deepspeed'), fsdp: distributed('fsdp'), fsdp_config: distributed('fsdp_config'), fsdp_version: distributed('fsdp_version'), ddp: distributed('ddp'),
-  ddp_timeout: ignore, local_rank: ignore, tensor_parallel_size: ignore, context_parallel_size: ignore, world_size: ignore,
-  special_tokens: because('the tokenizer of the model stays as it is')('special_tokens'), tokens: because('the tokenizer of the model stays as it is')('tokens'),
-  added_tokens_overrides: because('the tokenizer of the model stays as it is')('added_tokens_overrides'),
-  rl: because('only supervised fine-tuning is available')('rl'), neftune_noise_alpha: because('NEFTune is not available')('neftune_noise_alpha'),
-  early_stopping_patience: because('early stopping is not available; look at the evaluation loss')('early_stopping_patience'), debug: ignore, auto_find_batch_size: ignore,
-  unfrozen_parameters: because('train everything with training_type: full, or an adapter')('unfrozen_parameters'),
-  rope_theta: because('the model is used as it was made')('rope_theta'), rope_scaling: because('the model is used as it was made')('rope_scaling'),
-  overrides_of_model_config: because('the model is used as it was made')('overrides_of_model_config'), gpu_memory_limit: ignore, lora_on_cpu: ignore,
+const targetLinear: Read = (draft, value) => {
+  if (isTrue(value)) draft.set('lora.target_modules', 'all-linear')
 }
+
+const modulesToSave: Read = (draft, value) => {
+  if (!isEmpty(value)) draft.set('lora.modules_to_save', asNames(value))
+}
+
+const chatTemplate: Read = (draft, value) => {
+  if (typeof value !== 'string' || value === 'tokenizer_default') return
+  draft.note('chat_template', value, 'the chat template of the model is used; data.chat_template takes another one')
+}
+
+const schedulerArguments: Read = (draft, value) => {
+  if (!isMapping(value)) return
+  draft.set('training.num_cycles', value.num_cycles)
+  draft.set('training.power', value.power)
+}
+
+const autoResume: Read = (draft, value) => {
+  if (!isTrue(value)) return
+  draft.note('auto_resume_from_checkpoints', value, 'resume with the command Resume Run, or training.resume_from: latest')
+}
+
+const wandbProject: Read = (draft, value) => {
+  if (isEmpty(value)) return
+  draft.set('logging.enable_wandb', true)
+  draft.set('logging.wandb_project', value)
+}
+
+const table = keyTable({
+  renamed: {
+    base_model: 'model.name', revision_of_model: 'model.revision', load_in_8bit: 'training.load_in_8bit',
+    load_in_4bit: 'training.load_in_4bit', lora_model_dir: 'lora.init_adapter', lora_r: 'lora.lora_r',
+    lora_alpha: 'lora.lora_alpha', lora_dropout: 'lora.lora_dropout', peft_use_rslora: 'lora.use_rslora',
+    peft_use_dora: 'lora.use_dora', peft_layers_to_transform: 'lora.layers_to_transform',
+    peft_init_lora_weights: 'lora.init_lora_weights', val_set_size: 'data.eval_split', shuffle_merged_datasets: 'data.shuffle',
+    chat_template_jinja: 'data.chat_template', sequence_len: 'training.max_seq_length', sample_packing: 'training.packing',
+    micro_batch_size: 'training.batch_size', eval_batch_size: 'training.per_device_eval_batch_size',
+    gradient_accumulation_steps: 'training.gradient_accumulation_steps', num_epochs: 'training.num_epochs',
+    max_steps: 'training.max_steps', learning_rate: 'training.learning_rate', embedding_lr: 'training.embedding_learning_rate',
+    warmup_ratio: 'training.warmup_ratio', weight_decay: 'training.weight_decay', adam_beta1: 'training.adam_beta1',
+    adam_beta2: 'training.adam_beta2', adam_epsilon: 'training.adam_epsilon', max_grad_norm: 'training.max_grad_norm',
+    seed: 'training.random_seed', gradient_checkpointing: 'training.gradient_checkpointing',
+    logging_steps: 'logging.logging_steps', save_total_limit: 'training.save_total_limit', output_dir: 'training.output_dir',
+    hub_model_id: 'hub.repo_id', wandb_name: 'training.run_name', use_tensorboard: 'logging.enable_tensorboard',
+    use_wandb: 'logging.enable_wandb', torch_dtype: 'model.dtype',
+  },
+  read: {
+    adapter, lora_target_modules: targets, datasets, test_datasets: testDatasets, lr_scheduler: scheduler('lr_scheduler'),
+    warmup_steps: warmup, optimizer: optimizer('optimizer'), eval_steps: steps('training.eval_steps', 'eval_steps'),
+    save_steps: steps('training.save_steps', 'save_steps'), evals_per_epoch: perEpoch('eval'),
+    saves_per_epoch: perEpoch('save'), resume_from_checkpoint: resume,
+    lora_target_linear: targetLinear, lora_modules_to_save: modulesToSave, chat_template: chatTemplate,
+    lr_scheduler_kwargs: schedulerArguments, auto_resume_from_checkpoints: autoResume, wandb_project: wandbProject,
+  },
+  refused: {
+    'code from model repositories is never run': ['trust_remote_code'],
+    'padding is never computed, so there is nothing to gain': ['group_by_length'],
+    'see the adam_ keys': ['optim_args'],
+    'attention is exact and fused in any case': ['s2_attention'],
+    'fused kernels are always used': ['plugins'],
+    'one machine trains': ['deepspeed', 'fsdp', 'fsdp_config', 'fsdp_version', 'ddp'],
+    'the tokenizer of the model stays as it is': ['special_tokens', 'tokens', 'added_tokens_overrides'],
+    'only supervised fine-tuning is available': ['rl'],
+    'NEFTune is not available': ['neftune_noise_alpha'],
+    'early stopping is not available; look at the evaluation loss': ['early_stopping_patience'],
+    'train everything with training_type: full, or an adapter': ['unfrozen_parameters'],
+    'the model is used as it was made': ['rope_theta', 'rope_scaling', 'overrides_of_model_config'],
+  },
+  ignored: [
+    'base_model_config', 'base_model_ignore_patterns', 'model_type', 'tokenizer_type', 'tokenizer_config', 'processor_type',
+    'is_llama_derived_model', 'is_mistral_derived_model', 'is_falcon_derived_model', 'strict', 'tokenizer_use_fast',
+    'tokenizer_legacy', 'save_safetensors', 'lora_fan_in_fan_out', 'dataset_prepared_path', 'dataset_processes',
+    'dataset_keep_in_memory', 'dataloader_num_workers', 'dataloader_prefetch_factor', 'dataloader_pin_memory',
+    'eval_sample_packing', 'pad_to_sequence_len', 'sample_packing_eff_est', 'total_num_tokens',
+    'gradient_checkpointing_kwargs', 'train_on_inputs', 'eval_strategy', 'evaluation_strategy', 'save_strategy',
+    'hub_strategy', 'push_dataset_to_hub', 'hf_use_auth_token', 'wandb_entity', 'wandb_watch', 'wandb_run_id',
+    'wandb_log_model', 'wandb_mode', 'bf16', 'fp16', 'bfloat16', 'float16', 'tf32', 'torch_compile', 'bf16_full_eval',
+    'flash_attention', 'xformers_attention', 'sdp_attention', 'eager_attention', 'flash_attn_cross_entropy',
+    'flash_attn_rms_norm', 'flash_attn_fuse_qkv', 'flash_attn_fuse_mlp', 'flex_attention', 'lora_mlp_kernel',
+    'lora_qkv_kernel', 'lora_o_kernel', 'liger_rope', 'liger_rms_norm', 'liger_glu_activation', 'liger_layer_norm',
+    'liger_fused_linear_cross_entropy', 'cut_cross_entropy', 'ddp_timeout', 'local_rank', 'tensor_parallel_size',
+    'context_parallel_size', 'world_size', 'debug', 'auto_find_batch_size', 'gpu_memory_limit', 'lora_on_cpu',
+  ],
+})
 
 /** An Axolotl file as a recipe, with Axolotl's defaults where they differ from ours. */
 export function readAxolotl(draft: RecipeDraft, all: Readonly<Record<string, unknown>>): void {
@@ -151,6 +190,5 @@ export function readAxolotl(draft: RecipeDraft, all: Readonly<Record<string, unk
 
 /** A full fine-tune has no use for what stands about an adapter. */
 export function dropAdapter(draft: RecipeDraft): void {
-  for (const key of ['lora_r', 'lora_alpha', 'lora_dropout', 'target_modules', 'modules_to_save', 'use_rslora', 'use_dora', 'init_lora_weights', 'init_adapter',
-    'layers_to_transform']) draft.delete(`lora.${key}`)
+  for (const { path, section } of recipeFields) if (section === 'lora') draft.delete(path)
 }

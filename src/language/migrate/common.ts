@@ -6,13 +6,35 @@ export type Read = (draft: RecipeDraft, value: unknown, all: Readonly<Record<str
 /** Puts the value at `section.key` as it is. */
 export const to = (path: string): Read => (draft, value) => draft.set(path, value)
 
-/** A reason why there is nothing to carry over; values that are off or empty need no word. */
-export const because = (reason: string) => (key: string): Read => (draft, value) => {
+/** Tells why there is nothing to carry over; values that are off or empty need no word. */
+const because = (key: string, reason: string): Read => (draft, value) => {
   if (!isEmpty(value) && !isFalse(value) && value !== 0 && value !== 'none') draft.note(key, value, reason)
 }
 
-/** Known keys that mean nothing here. */
-export const ignore: Read = () => undefined
+const ignore: Read = () => undefined
+
+/** What becomes of the keys of one program. */
+export type KeyTable = Readonly<Record<string, Read>>
+
+export interface KeyTableParts {
+  /** Keys that have another name here: key → `section.key`. */
+  readonly renamed: Readonly<Record<string, string>>
+  /** Keys that are read in a way of their own. */
+  readonly read: KeyTable
+  /** Why a setting is not carried over → keys. */
+  readonly refused: Readonly<Record<string, readonly string[]>>
+  /** Keys that mean nothing here, or change nothing. */
+  readonly ignored: readonly string[]
+}
+
+/** The table of a program's keys. */
+export function keyTable({ renamed, read, refused, ignored }: KeyTableParts): KeyTable {
+  const table: Record<string, Read> = { ...read }
+  for (const [key, path] of Object.entries(renamed)) table[key] = to(path)
+  for (const [reason, keys] of Object.entries(refused)) for (const key of keys) table[key] = because(key, reason)
+  for (const key of ignored) table[key] = ignore
+  return table
+}
 
 const schedulers = new Set(['constant', 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_restarts', 'polynomial'])
 export const scheduler = (key: string): Read => (draft, value) => {
@@ -25,8 +47,10 @@ export const scheduler = (key: string): Read => (draft, value) => {
 }
 
 const optimizers: Readonly<Record<string, string>> = {
-  adamw_torch: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_hf: 'adamw_torch', adamw: 'adamw_torch', adamw_bnb_8bit: 'adamw_8bit',
-  adamw_8bit: 'adamw_8bit', paged_adamw_8bit: 'paged_adamw_8bit', paged_adamw_32bit: 'paged_adamw_32bit', paged_adamw: 'paged_adamw_32bit',
+  adamw_torch: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_hf: 'adamw_torch', adamw: 'adamw_torch',
+    adamw_bnb_8bit: 'adamw_8bit',
+  adamw_8bit: 'adamw_8bit', paged_adamw_8bit: 'paged_adamw_8bit', paged_adamw_32bit: 'paged_adamw_32bit',
+  paged_adamw: 'paged_adamw_32bit',
   adamw_torch_8bit: 'adamw_8bit', adamw_torch_xla: 'adamw_torch', adamw_apex_fused: 'adamw_torch',
 }
 export const optimizer = (key: string): Read => (draft, value) => {
@@ -53,12 +77,10 @@ export const resume: Read = (draft, value) => {
 export const steps = (path: string, key: string): Read => (draft, value) => {
   const number = asNumber(value)
   if (number === undefined) return
-  if (number > 0 && number < 1 && path !== 'training.eval_steps') draft.note(key, value, 'a share of the steps; give a number of steps')
+  if (number > 0 && number < 1
+    && path !== 'training.eval_steps') draft.note(key, value, 'a share of the steps; give a number of steps')
   else draft.set(path, number)
 }
-
-/** What becomes of the keys of one program. */
-export type KeyTable = Readonly<Record<string, Read>>
 
 /** Goes through a file's keys in their order. */
 export function readKeys(draft: RecipeDraft, all: Readonly<Record<string, unknown>>, table: KeyTable, unknown: string): void {

@@ -13,7 +13,10 @@ export interface Background {
   dispose(): void
 }
 
-type Call = { readonly kind: 'plan'; readonly request: PlanRequest } | { readonly kind: 'tokens'; readonly request: TokenRequest } | { readonly kind: 'forget' }
+type Call =
+  | { readonly kind: 'plan'; readonly request: PlanRequest }
+  | { readonly kind: 'tokens'; readonly request: TokenRequest }
+  | { readonly kind: 'forget' }
 type Question = Call & { readonly id: number }
 interface Answer {
   readonly id: number
@@ -62,7 +65,8 @@ export function startBackground(file: string): Background {
     waiting.clear()
   }
   const start = (): Worker => {
-    const thread = new Worker(file, { workerData: { role: threadRole }, argv: [], resourceLimits: { maxOldGenerationSizeMb: 1024 } })
+    const thread = new Worker(file,
+      { workerData: { role: threadRole }, argv: [], resourceLimits: { maxOldGenerationSizeMb: 1024 } })
     thread.unref()
     thread.on('message', ({ id, value, problem }: Answer) => {
       const asked = waiting.get(id)

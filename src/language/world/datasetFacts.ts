@@ -18,7 +18,8 @@ async function read(handle: FileHandle, position: number, length: number): Promi
   return buffer.subarray(0, bytesRead)
 }
 
-const isObject = (value: unknown): value is Readonly<Record<string, unknown>> => typeof value === 'object' && value !== null && !Array.isArray(value)
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
 
 function parsed(texts: readonly string[]): Rows {
   return texts.flatMap((text) => {
@@ -40,7 +41,9 @@ export function rowsOfHead(head: string, whole: boolean): { readonly rows: Rows;
     const texts: string[] = []
     try {
       const scanner = new ArrayScanner(!list)
-      for (let at = 0; at < start.length && texts.length < rowLimit; at += 4096) texts.push(...scanner.push(start.slice(at, at + 4096)).map((element) => element.text))
+      for (let at = 0; at < start.length
+        && texts.length < rowLimit; at += 4096) texts.push(...scanner.push(start.slice(at, at + 4096)).map((element) =>
+          element.text))
     } catch {
       // What was cut out before the damage still tells the columns.
     }
@@ -136,15 +139,18 @@ export async function datasetFacts(path: string): Promise<DatasetFacts> {
     const head = packed ? gunzipSync(raw, { finishFlush: constants.Z_SYNC_FLUSH, maxOutputLength: 64 * headBytes }) : raw
     const whole = bytes <= headBytes
     // Columnar and free text: only the engine reads those.
-    if (/\.(?:parquet|arrow|txt|md)(?:\.gz)?$/i.test(path)) return { path, bytes, columns: [], format: undefined, problem: undefined, rows: 0, exact: false }
+    if (/\.(?:parquet|arrow|txt|md)(?:\.gz)?$/i.test(path)) return { path, bytes, columns: [], format: undefined,
+      problem: undefined, rows: 0, exact: false }
     const table = /\.([ct])sv(?:\.gz)?$/i.exec(path)?.[1]
     const { rows, lines } = table === undefined ? rowsOfHead(head.toString('utf8'), whole)
       : { rows: rowsOfTable(head.toString('utf8'), /t/i.test(table) ? '\t' : ','), lines: true }
     const columns = [...new Set(rows.slice(0, 50).flatMap((row) => Object.keys(row)))]
-    const count = whole && packed && lines ? { rows: head.toString('utf8').split('\n').filter((line) => line.trim() !== '').length, exact: true }
+    const count = whole && packed && lines
+      ? { rows: head.toString('utf8').split('\n').filter((line) => line.trim() !== '').length, exact: true }
       : lines && !packed ? await lineCount(handle, bytes)
       : whole && rows.length < rowLimit ? { rows: rows.length, exact: true }
-      : { rows: Math.round((rows.length / Math.max(1, JSON.stringify(rows).length)) * head.length * (bytes / Math.max(1, raw.length))), exact: false }
+      : { rows: Math.round((rows.length / Math.max(1, JSON.stringify(rows).length)) * head.length * (bytes / Math.max(1,
+        raw.length))), exact: false }
     // The first line of a table is no row.
     const total = table === undefined ? count : { ...count, rows: Math.max(0, count.rows - 1) }
     return { path, bytes, columns, ...formatOf(rows, path), ...total }

@@ -10,7 +10,8 @@ import { runFiles } from '../../../engine/run/runFiles.ts'
 import { listRuns } from '../../../engine/run/runReader.ts'
 import { availableMemory, totalMemory } from '../../../engine/runtime/memory.ts'
 import { bundledModels } from '../../../engine/runtime/resolveModel.ts'
-import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundModel, ModelFacts, Outcome, RecipePlan, TokenFacts, Workspace } from '../workspace.ts'
+import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundModel, ModelFacts, Outcome, RecipePlan, TokenFacts,
+  Workspace } from '../workspace.ts'
 import type { Background } from './background.ts'
 import { Refreshed, StampedCache } from './cache.ts'
 import { datasetFacts } from './datasetFacts.ts'
@@ -142,7 +143,8 @@ export class World {
   private async foundModels(shown: (path: string) => string): Promise<FoundModel[]> {
     const [{ models }, cached] = await Promise.all([this.scan.get(), this.hub.get()])
     const local = await Promise.all(models.map(async ({ folder, kind, bytes }): Promise<FoundModel> =>
-      ({ name: localName(shown(folder)), folder, kind, bytes, from: 'workspace', architecture: await this.architecture(folder, kind) })))
+      ({ name: localName(shown(folder)), folder, kind, bytes, from: 'workspace',
+        architecture: await this.architecture(folder, kind) })))
     const hub = await Promise.all(cached.map(async ({ id, folder }): Promise<FoundModel> =>
       ({ name: id, folder, kind: 'model', bytes: 0, from: 'hub cache', architecture: await this.architecture(folder, 'model') })))
     const bundled = Object.keys(bundledModels).map((name): FoundModel =>
@@ -179,8 +181,10 @@ export class World {
 
   private async checkpoints(folder: string, shown: (path: string) => string): Promise<FoundCheckpoint[]> {
     const runs = (await listRuns(folder)).slice(0, 50)
-    return runs.flatMap(({ dir, status, resumable }) => listCheckpoints(join(dir, runFiles.checkpoints)).reverse().map(({ path, step, loss, createdAt }) => ({
-      name: localName(shown(path)), path, step, loss, run: status.name, runDirectory: dir, totalSteps: status.totalSteps, resumable, createdAt,
+    return runs.flatMap(({ dir, status, resumable }) =>
+      listCheckpoints(join(dir, runFiles.checkpoints)).reverse().map(({ path, step, loss, createdAt }) => ({
+      name: localName(shown(path)), path, step, loss, run: status.name, runDirectory: dir, totalSteps: status.totalSteps,
+        resumable, createdAt,
     })))
   }
 
@@ -190,12 +194,15 @@ export class World {
     const device = this.deviceFor(recipe.training.device)
     const { training, lora } = recipe
     const stamp = await stampOf(join(folder.value, 'config.json'))
-    const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length, longestSample, coarse(device?.freeBytes)])
+    const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length,
+      longestSample, coarse(device?.freeBytes)])
     const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
-      recipe, folder: folder.value, longestSample, usualSample: undefined, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes,
+      recipe, folder: folder.value, longestSample, usualSample: undefined, freeBytes: device?.freeBytes,
+        deviceBytes: device?.totalBytes,
     })))
     // Free memory changes all the time; the plan is kept and only compared anew.
-    return planned.ok ? { ok: true, value: { ...planned.value, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes } } : planned
+    return planned.ok ? { ok: true, value: { ...planned.value, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes } }
+      : planned
   }
 
   private async tokens(recipe: Recipe, base: string): Promise<Outcome<TokenFacts>> {
@@ -205,20 +212,23 @@ export class World {
     const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
     const first = files[0] === undefined ? undefined : await this.dataset(files[0], base)
     if (!first?.ok) return first ?? { ok: false, missing: true, problem: 'the recipe names no data' }
-    if (first.value.format === undefined) return { ok: false, missing: false, problem: first.value.problem ?? 'no format was recognised' }
+    if (first.value.format === undefined) return { ok: false, missing: false,
+      problem: first.value.problem ?? 'no format was recognised' }
     const perRow = first.value.bytes / Math.max(1, first.value.rows)
     const rows = Math.max(20, Math.min(tokenRows, Math.floor(tokenBytes / Math.max(1, perRow)), data.max_samples ?? tokenRows))
     const whole = files.length === 1 && first.value.exact && first.value.rows <= rows
     const stamps = await Promise.all([...files, join(folder.value, 'tokenizer.json')].map(stampOf))
     const key = JSON.stringify([files, folder.value, data.format_type, data.text_column, data.chat_template])
-    return this.lengths.get(key, `${rows} ${stamps.join()}`, () => attempt(() => this.background.tokens({ data, files, folder: folder.value, rows, whole })))
+    return this.lengths.get(key, `${rows} ${stamps.join()}`,
+      () => attempt(() => this.background.tokens({ data, files, folder: folder.value, rows, whole })))
   }
 }
 
 /** Free memory in steps of a fifth: which plan fits changes with it, but not with every page. */
 const coarse = (bytes: number | undefined): number => (bytes === undefined ? -1 : Math.round(Math.log2(Math.max(1, bytes)) * 4))
 
-const byName = (a: { readonly name: string }, b: { readonly name: string }): number => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
+const byName = (a: { readonly name: string }, b: { readonly name: string }): number =>
+  (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
 
 /** A folder's path as a recipe names it: `./` keeps `org/model` from being taken for a Hub id. */
 const localName = (name: string): string => /^(?:\.{1,2}(?:\/|$)|\/|~|[A-Za-z]:)/.test(name) ? name : `./${name}`

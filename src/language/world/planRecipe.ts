@@ -26,7 +26,8 @@ export function trainingOf(recipe: Recipe, layers: number): Training {
   if (training.training_type === 'full') return { kind: 'full' }
   const last = lora.finetune_last_n_layers
   const chosen = lora.layers_to_transform
-    ?? (last === null ? null : Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index))
+    ?? (last === null ? null
+      : Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index))
   return {
     kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora,
     modulesToSave: lora.modules_to_save, targets: targetModules(recipe), ...(chosen === null ? {} : { layers: chosen }),
@@ -41,14 +42,16 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   const { training } = recipe
   if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
   const { model } = latest
-  const patched = patchModel(model, trainingOf(recipe, model.spec.layers), { embeddingRate: training.embedding_learning_rate !== null })
+  const patched = patchModel(model, trainingOf(recipe, model.spec.layers),
+    { embeddingRate: training.embedding_learning_rate !== null })
   const perStep = effectiveBatch(recipe)
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
   const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
     precision: training.compute === 'bfloat16' ? 1 : 0, checkpointing, longestSample: longest, longestStep: row * perStep,
-    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes, threads: training.threads === 0 ? physicalCores() : training.threads,
+    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes,
+    threads: training.threads === 0 ? physicalCores() : training.threads,
   })
   const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
   return {
@@ -59,7 +62,8 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
 }
 
 /** The plan that the engine would choose; when none fits, the smallest one, so that the figure can be told. */
-function leastOrFitting(plan: (checkpointing: Checkpointing, bytes: number) => TrainingPlan, asked: Checkpointing, free: number | undefined): TrainingPlan {
+function leastOrFitting(plan: (checkpointing: Checkpointing, bytes: number) => TrainingPlan, asked: Checkpointing,
+  free: number | undefined): TrainingPlan {
   if (free === undefined) return plan(asked, Infinity)
   try {
     return plan(asked, Math.floor(free * usableShare))

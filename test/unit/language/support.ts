@@ -48,7 +48,8 @@ export function bundleServer(): Promise<string> {
   bundled ??= (async () => {
     mkdirSync(dirname(file), { recursive: true })
     await build({
-      absWorkingDir: root, entryPoints: ['src/language/server.ts'], outfile: file, bundle: true, platform: 'node', target: 'node20', format: 'esm', logLevel: 'error',
+      absWorkingDir: root, entryPoints: ['src/language/server.ts'], outfile: file, bundle: true, platform: 'node',
+        target: 'node20', format: 'esm', logLevel: 'error',
       banner: { js: "import { createRequire as createRequireOfBundle } from 'node:module'; const require = createRequireOfBundle(import.meta.url);" },
     })
     process.once('exit', () => rmSync(file, { force: true }))
@@ -68,7 +69,8 @@ export class Client {
   private constructor(process: ChildProcess) {
     this.process = process
     this.connection = createMessageConnection(new StreamMessageReader(process.stdout!), new StreamMessageWriter(process.stdin!))
-    this.connection.onNotification('textDocument/publishDiagnostics', ({ uri, version, diagnostics }: { uri: string; version?: number; diagnostics: Diagnostic[] }) => {
+    this.connection.onNotification('textDocument/publishDiagnostics',
+      ({ uri, version, diagnostics }: { uri: string; version?: number; diagnostics: Diagnostic[] }) => {
       this.waiting.get(`${uri} ${version}`)?.(diagnostics)
     })
     this.connection.onNotification('window/logMessage', ({ message }: { message: string }) => {
@@ -97,8 +99,10 @@ export class Client {
     const problems = new Promise<Diagnostic[]>((resolve) => this.waiting.set(`${uri} ${version}`, (diagnostics) => {
       if (wanted(diagnostics)) resolve(diagnostics)
     }))
-    if (this.shown.has(uri)) await this.connection.sendNotification('textDocument/didChange', { textDocument: { uri, version }, contentChanges: [{ text }] })
-    else await this.connection.sendNotification('textDocument/didOpen', { textDocument: { uri, languageId: 'finetune-yaml', version, text } })
+    if (this.shown.has(uri)) await this.connection.sendNotification('textDocument/didChange',
+      { textDocument: { uri, version }, contentChanges: [{ text }] })
+    else await this.connection.sendNotification('textDocument/didOpen',
+      { textDocument: { uri, languageId: 'finetune-yaml', version, text } })
     this.shown.add(uri)
     return problems
   }
