@@ -40,7 +40,7 @@ describe('recipe grammar', () => {
   it('has brackets and comments for the editor', () => {
     const configuration = read('language-configuration.json') as { comments: { lineComment: string }; wordPattern: string }
     assert.equal(configuration.comments.lineComment, '#')
-    assert.ok('learning_rate'.match(new RegExp(configuration.wordPattern))?.[0] === 'learning_rate')
+    assert.ok((new RegExp(configuration.wordPattern).exec('learning_rate'))?.[0] === 'learning_rate')
   })
 })
 
