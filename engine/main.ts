@@ -1,5 +1,9 @@
 import { describeError } from '#shared/errors.ts'
 import { exitCodeOf, parseArgs, type ParsedArgs } from './cli/args.ts'
+import { isDataThread } from './data/encodeRows.ts'
+
+// The same bundle is the script of the threads that prepare data.
+if (isDataThread()) void import('./data/encodeThread.ts')
 
 /** The program: runs one command line (without the program's own name) and resolves to its exit code. */
 export async function main(argv: readonly string[]): Promise<number> {

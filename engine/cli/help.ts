@@ -20,7 +20,7 @@ function flagRow(name: string, flag: Flag): string {
 function recipeRow(field: RecipeField): string {
   const { meta, path } = field
   const summary = meta.doc.split(/[.;]\s/)[0]!.replace(/[.;]$/, '').replaceAll('`', '')
-  const names = { boolean: '', list: ' NAME …', choice: ' NAME', text: ' TEXT', integer: ' N', number: ' N' }
+  const names = { boolean: '', list: ' NAME …', choice: ' NAME', text: ' TEXT', integer: ' N', number: ' N', mapping: ' NAME=COLUMN,…' }
   const value = meta.path === undefined ? names[meta.kind] : ' PATH'
   const what = meta.kind === 'choice' ? `; ${expectation(path)}` : ''
   const preset = meta.default === null || meta.default === undefined || (Array.isArray(meta.default) && meta.default.length === 0)

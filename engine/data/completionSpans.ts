@@ -1,6 +1,7 @@
 import type { ChatMessage, ChatTemplate, RenderOptions } from './chatTemplate.ts'
 import { spansByMarkers, templateMarkers, type TextSpan, type TurnMarkers } from './markers.ts'
 import type { Tokenizer } from './tokenizer.ts'
+import type { TokenMarks } from './wordEncoder.ts'
 
 /** A conversation as text, with what the assistant said in it. */
 export interface RenderedChat {
@@ -18,14 +19,50 @@ export interface RenderedChat {
  */
 export class ChatRenderer {
   readonly template: ChatTemplate
+  private readonly given: TurnMarkers | undefined
   private cached: { readonly markers: TurnMarkers | undefined } | undefined
+  /** Conversations in which both ways found the same answers, and whether they ever did not. */
+  private agreed = 0
+  private differed = false
 
-  constructor(template: ChatTemplate) {
+  /** `markers`: to be used instead of what is found automatically. */
+  constructor(template: ChatTemplate, markers?: TurnMarkers) {
     this.template = template
+    this.given = markers
   }
 
   render(messages: readonly ChatMessage[], options: RenderOptions = {}): RenderedChat {
     const text = this.template.render(messages, options)
+    if (this.given !== undefined) return { text, answers: spansByMarkers(text, this.given), foundBy: 'markers' }
+    const quick = this.differed ? undefined : this.byCheckedMarkers(messages, text)
+    // Markers need one rendering, prefixes two more for each answer: once markers have proven themselves, they do it alone.
+    if (quick !== undefined && this.agreed >= provenAfter) return { text, answers: quick, foundBy: 'markers' }
+    const found = this.search(messages, text, options)
+    if (quick !== undefined && found.foundBy === 'prefixes') {
+      if (sameSpans(quick, found.answers)) this.agreed++
+      else this.differed = true
+    }
+    return found
+  }
+
+  /** Answers by markers when each answer of the conversation stands in its span; undefined when anything is unusual. */
+  private byCheckedMarkers(messages: readonly ChatMessage[], text: string): TextSpan[] | undefined {
+    const markers = this.markers()
+    if (markers === undefined) return undefined
+    const spans = spansByMarkers(text, markers)
+    let index = 0
+    for (const { role, content } of messages) {
+      if (role !== 'assistant' && role !== 'model') continue
+      const span = spans[index++]
+      if (span === undefined || typeof content !== 'string') return undefined
+      const trimmed = content.trim()
+      const at = text.indexOf(trimmed, span.from)
+      if (at < 0 || at + trimmed.length > span.to) return undefined
+    }
+    return index === spans.length ? spans : undefined
+  }
+
+  private search(messages: readonly ChatMessage[], text: string, options: RenderOptions): RenderedChat {
     const answers = this.byPrefixes(messages, text, options)
     if (answers !== undefined) return { text, answers, foundBy: 'prefixes' }
     const markers = this.markers()
@@ -61,6 +98,12 @@ export class ChatRenderer {
     }
   }
 }
+
+/** Conversations with the same result by both ways, after which prefixes are no longer rendered. */
+const provenAfter = 8
+
+const sameSpans = (a: readonly TextSpan[], b: readonly TextSpan[]): boolean =>
+  a.length === b.length && a.every(({ from, to }, index) => from === b[index]!.from && to === b[index]!.to)
 
 /** Tokens from–to, to exclusive. */
 export interface TokenSpan {
@@ -98,4 +141,30 @@ export function tokenSpans(tokenizer: Tokenizer, text: string, ids: ArrayLike<nu
   }
   const splits = (token: number): boolean => tokenizer.specialIds.has(ids[token] ?? -1)
   return spans.map(({ from, to }) => ({ from: boundary(from), to: boundary(to) })).filter(({ from, to }) => from < to)
+}
+
+/** Index of the last number that is not above `value`, in sorted numbers; −1 when all are. */
+function lastNotAbove(sorted: readonly number[], value: number): number {
+  let [low, high] = [0, sorted.length]
+  while (low < high) {
+    const middle = (low + high) >> 1
+    if (sorted[middle]! <= value) low = middle + 1
+    else high = middle
+  }
+  return low - 1
+}
+
+/** The same with the places at which tokens begin: only a boundary inside a word is found by encoding again. */
+export function markedSpans(
+  tokenizer: Tokenizer, text: string, { ids, marks }: { readonly ids: Int32Array; readonly marks?: TokenMarks }, spans: readonly TextSpan[],
+): TokenSpan[] {
+  if (marks === undefined) return tokenSpans(tokenizer, text, ids, spans)
+  const boundary = (at: number): number | undefined => {
+    if (at >= text.length) return ids.length
+    const found = lastNotAbove(marks.at, at)
+    return found >= 0 && marks.at[found] === at ? marks.tokens[found]! : undefined
+  }
+  const exact = spans.map(({ from, to }) => ({ from: boundary(from), to: boundary(to) }))
+  if (exact.some(({ from, to }) => from === undefined || to === undefined)) return tokenSpans(tokenizer, text, ids, spans)
+  return exact.map(({ from, to }) => ({ from: from!, to: to! })).filter(({ from, to }) => from < to)
 }

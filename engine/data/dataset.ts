@@ -1,25 +1,31 @@
 import { UnslothError } from '#shared/errors.ts'
 import { formatCount } from '#shared/units.ts'
-import { chatTemplateFor } from './chatTemplate.ts'
-import { ChatRenderer } from './completionSpans.ts'
-import {
-  chooseFormat, readExample, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice,
-} from './formats.ts'
+import { cacheKey, cachePath } from './dataCache.ts'
+import type { EncodedBatch } from './encodedBatch.ts'
+import { encodeRows } from './encodeRows.ts'
+import { recogniseFormat, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
+import { knownMarkers, type TurnMarkers } from './markers.ts'
 import { permutation } from './random.ts'
-import { place, readRows, type Row } from './readRows.ts'
-import { countLabelled, SampleEncoder, type Sample } from './sample.ts'
-import { datasetStatistics, namePlaces, type DatasetStatistics, type RowCounts } from './statistics.ts'
+import { countRows, fileKind, readSourceRows } from './readRows.ts'
+import { parseRow, type Row, type SourceRow } from './row.ts'
+import type { EncodePlan, TooLong } from './rowEncoder.ts'
+import { RowNotes } from './rowNotes.ts'
+import type { Sample } from './sample.ts'
+import { openStoredSamples, pruneStoredSamples, SampleWriter } from './sampleStore.ts'
+import { needsCount, rangeOf, type RowRange, type SplitChoice } from './splits.ts'
+import { datasetStatistics, type DatasetStatistics, type RowCounts } from './statistics.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
-/** What to do with a sample of more than `maxSeqLength` tokens: cut its end, leave it out, or stop. */
-export type TooLong = 'truncate' | 'drop' | 'error'
+export type { TooLong } from './rowEncoder.ts'
 
 export interface DatasetOptions {
-  /** JSONL or JSON files, read in this order. */
+  /** Data files, read in this order. */
   readonly files: readonly string[]
   readonly maxSeqLength: number
-  readonly format?: DataFormat | 'auto'
+  readonly format?: DataFormat | 'auto' | 'kto'
   readonly columns?: ColumnMapping
+  /** Pattern that makes questions of several columns, see mergedPrompt.ts. */
+  readonly mergedPrompt?: string
   /** A Jinja template, or the name of one; default: the model's own. */
   readonly chatTemplate?: string
   /** The time that a template may ask for: the start of the run. */
@@ -28,9 +34,24 @@ export interface DatasetOptions {
   readonly trainOnCompletions?: boolean
   /** …unless their prompts are to be trained, too. */
   readonly trainOnPrompt?: boolean
+  /** Only the last answer of each conversation. */
+  readonly lastResponseOnly?: boolean
+  /** Markers of questions and answers, instead of those that are found automatically. */
+  readonly markers?: TurnMarkers
   readonly tooLong?: TooLong
-  /** Only the first so many rows. */
+  /** Windows of `raw` text, in tokens. */
+  readonly chunkSize?: number
+  readonly stride?: number
+  /** Leave out and count rows that cannot be read. */
+  readonly skipBadRows?: boolean
+  /** A slice of the rows. */
+  readonly slice?: SplitChoice
+  /** Only the first so many rows (of the slice). */
   readonly maxSamples?: number
+  /** Threads besides this one that make samples. Default 0: this one does it. */
+  readonly threads?: number
+  /** Folder of tokenised data that a second reading takes up again. */
+  readonly cacheFolder?: string
   readonly onRows?: (rows: number) => void
   readonly signal?: AbortSignal
 }
@@ -44,121 +65,118 @@ export interface Dataset {
   readonly statistics: DatasetStatistics
   /** One line each, for the log and the editor. */
   readonly warnings: readonly string[]
+  /** Whether it came ready from the cache. */
+  readonly fromCache: boolean
 }
 
-const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model? '
-  + 'Are there answers to learn from? Answers beyond max_seq_length are cut off. '
-  + 'training.train_on_completions: false trains on everything.'
+/** Rows by which the format is recognised. */
+const looked = 10
 
-/** Rows set aside while a data set is read. */
-class Notes {
-  rows = 0
-  readonly truncated: Row[] = []
-  readonly tooLong: Row[] = []
-  readonly empty: Row[] = []
-  readonly masked: Row[] = []
+const stopped = (): UnslothError => new UnslothError('STOPPED', 'Stopped while the data set was read.')
 
-  counts(): RowCounts {
-    return {
-      rows: this.rows, truncated: this.truncated.length, tooLong: this.tooLong.length, empty: this.empty.length,
-      masked: this.masked.length,
+async function rangeOfRows({ files, slice, maxSamples = Infinity }: DatasetOptions): Promise<RowRange> {
+  if (slice === undefined) return { from: 0, to: maxSamples }
+  const { from, to } = rangeOf(slice, needsCount(slice) ? await countRows(files) : Infinity)
+  return { from, to: Math.min(to, from + maxSamples) }
+}
+
+/** The first rows that can be read. Throws for the first that cannot, unless those are skipped. */
+async function firstRows(files: readonly string[], range: RowRange, skip: boolean): Promise<Row[]> {
+  const rows: Row[] = []
+  let problem: unknown
+  let seen = 0
+  for await (const source of readSourceRows(files, range)) {
+    try {
+      rows.push(parseRow(source))
+    } catch (error) {
+      if (!skip && rows.length === 0) throw error
+      problem ??= error
     }
+    if (rows.length >= looked || (rows.length > 0 && ++seen >= looked) || ++seen >= 1000) break
   }
+  if (rows.length === 0 && problem !== undefined) throw problem as Error
+  return rows
+}
 
-  warnings(limit: number): string[] {
-    const note = (rows: readonly Row[], text: string): string[] =>
-      rows.length === 0 ? [] : [`${formatCount(rows.length)} of ${formatCount(this.rows)} rows ${text}: ${namePlaces(rows)}.`]
-    return [
-      ...note(this.truncated, `are longer than max_seq_length (${limit} tokens) and were cut`),
-      ...note(this.tooLong, `are longer than max_seq_length (${limit} tokens) and were left out`),
-      ...note(this.empty, 'are empty and were left out'),
-      ...note(this.masked, 'have nothing to learn from, all their labels are masked, and were left out'),
-    ]
+function chooseFormat(rows: readonly Row[], options: DatasetOptions): FormatChoice {
+  const { columns, mergedPrompt, files } = options
+  // Running text is not one sample, unless that is asked for.
+  const text = fileKind(files[0]!) === 'text' && (options.format ?? 'auto') === 'auto'
+  const choice = recogniseFormat(rows, { asked: text ? 'raw' : options.format, columns, mergedPrompt })
+  return text ? { ...choice, reason: 'it is running text, cut into windows' } : choice
+}
+
+function planOf(rows: readonly Row[], format: FormatChoice, options: DatasetOptions): EncodePlan {
+  const { maxSeqLength, chunkSize = 2048, stride = 512, columns } = options
+  const textColumn = format.columns.text ?? columns?.text ?? 'text'
+  const texts = format.format === 'text' ? rows.map(({ value }) => value[textColumn]) : []
+  const found = texts.map((text) => (typeof text === 'string' ? knownMarkers(text) : undefined)).find((markers) => markers !== undefined)
+  // Room for the EOS that follows a window.
+  const chunk = Math.max(1, Math.min(chunkSize, maxSeqLength - 1))
+  return {
+    format, maxSeqLength, tooLong: options.tooLong ?? 'truncate', trainOnCompletions: options.trainOnCompletions ?? false,
+    trainOnPrompt: options.trainOnPrompt ?? false, lastResponseOnly: options.lastResponseOnly ?? false,
+    markers: options.markers ?? found, chatTemplate: options.chatTemplate, now: options.now?.getTime(),
+    chunkSize: chunk, stride: Math.min(stride, chunk - 1),
   }
 }
 
-const blank = (example: ReturnType<typeof readExample>): boolean =>
-  example.kind !== 'chat' && (example.kind === 'text' ? example.text : example.prompt + example.completion).trim() === ''
-
-/** The sample cut or refused as the options say; undefined when it is left out. */
-function fit(sample: Sample, row: Row, { maxSeqLength, tooLong = 'truncate' }: DatasetOptions, notes: Notes): Sample | undefined {
-  if (sample.ids.length <= maxSeqLength) return sample
-  if (tooLong === 'error')
-    throw new UnslothError('DATA', `${place(row)}: ${sample.ids.length} tokens, more than max_seq_length (${maxSeqLength}).`, {
-      hint: 'Raise training.max_seq_length, shorten the row, or let long rows be cut.',
-    })
-  if (tooLong === 'drop') {
-    notes.tooLong.push(row)
-    return undefined
+/** Rows one by one, with the chance to stop and to tell how far it is. */
+async function* watched(rows: AsyncIterable<SourceRow>, { signal }: DatasetOptions): AsyncGenerator<SourceRow> {
+  for await (const row of rows) {
+    if (signal?.aborted === true) throw stopped()
+    yield row
   }
-  notes.truncated.push(row)
-  const labels = sample.labels.slice(0, maxSeqLength)
-  return { ...sample, ids: sample.ids.slice(0, maxSeqLength), labels, labelled: countLabelled(labels) }
 }
 
-/** Refuses a data set that teaches nothing; warns when it teaches almost nothing. */
-function checkLabels(samples: number, notes: Notes, files: readonly string[]): string[] {
-  const judged = samples + notes.masked.length
-  const named = files.join(', ')
-  if (notes.rows === 0) throw new UnslothError('DATA', `${named}: the data set is empty.`, { hint: 'Give at least one row.' })
-  const fail = (what: string, hint: string): never => {
-    throw new UnslothError('DATA', `${named}: ${what}.`, { hint })
+async function collect(batches: AsyncIterable<EncodedBatch>, writer: SampleWriter, notes: RowNotes, { onRows, signal }: DatasetOptions): Promise<void> {
+  for await (const batch of batches) {
+    notes.add(batch)
+    await writer.add(batch)
+    onRows?.(notes.rows)
+    if (signal?.aborted === true) throw stopped()
   }
-  const tooLongHint = 'They are empty or too long: look at them, or raise training.max_seq_length.'
-  if (judged === 0) fail(`none of the ${formatCount(notes.rows)} rows can be used`, tooLongHint)
-  if (samples === 0)
-    fail(`all labels are masked (−100) in all ${formatCount(judged)} rows: ${namePlaces(notes.masked)}`, maskHint)
-  return notes.masked.length / judged >= 0.9 ? [`Nearly all rows have only masked labels (−100). ${maskHint}`] : []
-}
-
-async function breathe(rows: number, { onRows, signal }: DatasetOptions): Promise<void> {
-  if (rows % 256 !== 0) return
-  onRows?.(rows)
-  await new Promise((resolve) => setImmediate(resolve))
-  if (signal?.aborted === true) throw new UnslothError('STOPPED', 'Stopped while the data set was read.')
 }
 
 /** Reads files, recognises their format, and makes the samples. Every failure names file and line. */
 export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer): Promise<Dataset> {
-  const { files, trainOnCompletions = false, trainOnPrompt = false, maxSamples = Infinity } = options
+  const { files, skipBadRows = false, threads = 0, cacheFolder } = options
   if (files.length === 0) throw new UnslothError('DATA', 'No data file is given.', { hint: 'Name one in data.local_dataset.' })
-  const notes = new Notes()
-  const samples: Sample[] = []
-  let format: FormatChoice | undefined
-  let columnWarnings: string[] = []
-  let encoder: SampleEncoder | undefined
-  let renderer: ChatRenderer | undefined
-  const template = (tools: boolean) => chatTemplateFor(tokenizer, {
-    tools,
-    ...(options.chatTemplate !== undefined && { template: options.chatTemplate }),
-    ...(options.now && { now: options.now }),
+  const range = await rangeOfRows(options)
+  const rows = await firstRows(files, range, skipBadRows)
+  if (rows.length === 0) throw new UnslothError('DATA', `${files.join(', ')}: the data set is empty.`, { hint: 'Give at least one row.' })
+  const format = chooseFormat(rows, options)
+  const plan = planOf(rows, format, options)
+  const path = cacheFolder === undefined ? undefined : cachePath(cacheFolder, await cacheKey({ files, range, skipBadRows, plan, tokenizer }))
+  const warnings = (notes: RowNotes, samples: number): string[] => [
+    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, format), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan),
+    ...(tokenizer.eosId === undefined ? ['The tokenizer has no EOS token: the model will not learn where an answer ends.'] : []),
+  ]
+  const finished = (samples: readonly Sample[], notes: RowNotes, fromCache: boolean): Dataset => ({
+    samples, format, rows: notes.counts(), statistics: datasetStatistics(samples), warnings: warnings(notes, samples.length), fromCache,
   })
-  for await (const row of readRows(files, maxSamples)) {
-    notes.rows++
-    await breathe(notes.rows, options)
-    if (format === undefined) {
-      format = chooseFormat(row, options.format, options.columns)
-      columnWarnings = unusedColumnWarnings(row, format)
-    }
-    const pairsMasked = format.format === 'completion' ? !trainOnPrompt : trainOnCompletions
-    encoder ??= new SampleEncoder(
-      tokenizer, (tools) => (renderer ??= new ChatRenderer(template(tools))), { trainOnCompletions, trainOnPrompt, pairsMasked },
-    )
-    const example = readExample(row, format)
-    if (blank(example)) {
-      notes.empty.push(row)
-      continue
-    }
-    const sample = fit(encoder.encode(example, row), row, options, notes)
-    if (sample === undefined) continue
-    if (sample.labelled > 0) samples.push(sample)
-    else notes.masked.push(row)
+  const stored = path === undefined ? undefined : await openStoredSamples(path)
+  if (stored !== undefined) return finished(stored.samples, RowNotes.from(stored.header.notes), true)
+  const notes = new RowNotes(skipBadRows)
+  const writer = await SampleWriter.open(path)
+  try {
+    await collect(encodeRows(watched(readSourceRows(files, range), options), tokenizer, plan, threads), writer, notes, options)
+    const samples = await writer.finish({ notes: notes.plain() })
+    if (cacheFolder !== undefined) await pruneStoredSamples(cacheFolder)
+    return finished(samples, notes, false)
+  } catch (error) {
+    await writer.discard()
+    throw error
   }
-  options.onRows?.(notes.rows)
-  const warnings = [...checkLabels(samples.length, notes, files), ...columnWarnings, ...notes.warnings(options.maxSeqLength)]
-  if (tokenizer.eosId === undefined)
-    warnings.push('The tokenizer has no EOS token: the model will not learn where an answer ends.')
-  return { samples, format: format!, rows: notes.counts(), statistics: datasetStatistics(samples), warnings }
+}
+
+function planWarnings({ chunkSize, stride }: DatasetOptions, plan: EncodePlan): string[] {
+  if (plan.format.format !== 'raw') return []
+  const shorter = chunkSize !== undefined && chunkSize > plan.chunkSize + 1
+  return [
+    ...(shorter ? [`data.chunk_size (${chunkSize}) is more than max_seq_length; the windows are ${formatCount(plan.chunkSize)} tokens and an EOS.`] : []),
+    ...(stride !== undefined && stride > plan.stride ? [`data.stride (${stride}) is not below the size of a window; ${plan.stride} is used.`] : []),
+  ]
 }
 
 /** A data set in two. */

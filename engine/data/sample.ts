@@ -1,9 +1,9 @@
 import { UnslothError } from '#shared/errors.ts'
-import { encodeRendered, withBos } from './chatTemplate.ts'
-import { tokenSpans, type ChatRenderer, type TokenSpan } from './completionSpans.ts'
-import type { Example } from './formats.ts'
+import { withBos } from './chatTemplate.ts'
+import { markedSpans, type ChatRenderer, type TokenSpan } from './completionSpans.ts'
+import type { Example } from './examples.ts'
 import { knownMarkers, spansByMarkers, type TurnMarkers } from './markers.ts'
-import { place, type Row } from './readRows.ts'
+import { place, type Row } from './row.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
 type ChatExample = Example & { readonly kind: 'chat' }
@@ -23,6 +23,12 @@ export interface Sample {
   readonly line: number
 }
 
+/** Tokens of a sample and those of them that are trained, in order. */
+export interface Encoded {
+  readonly ids: Int32Array
+  readonly spans: readonly TokenSpan[]
+}
+
 export interface SampleOptions {
   /** Answers only, for text, Alpaca and conversations. */
   readonly trainOnCompletions: boolean
@@ -30,14 +36,22 @@ export interface SampleOptions {
   readonly trainOnPrompt: boolean
   /** Whether prompts of pairs (also Alpaca's) are masked. */
   readonly pairsMasked: boolean
+  /** Of a conversation or a text with markers, only the last answer. */
+  readonly lastResponseOnly?: boolean
+  /** Markers to look for instead of those that are found automatically. */
+  readonly markers?: TurnMarkers
 }
 
-/** Labels after the first that are not −100: only those are predicted from a token before them. */
-export function countLabelled(labels: ArrayLike<number>): number {
-  let count = 0
-  for (let at = 1; at < labels.length; at++) if (labels[at] !== ignored) count++
-  return count
+/** Labels that train only the spans. */
+export function labelsOf(ids: Int32Array, spans: readonly TokenSpan[]): Int32Array {
+  const labels = new Int32Array(ids.length).fill(ignored)
+  for (const { from, to } of spans) labels.set(ids.subarray(from, to), from)
+  return labels
 }
+
+/** Labels after the first that are trained: only those are predicted from a token before them. */
+export const countTrained = (spans: readonly TokenSpan[]): number =>
+  spans.reduce((count, { from, to }) => count + Math.max(0, to - Math.max(1, from)), 0)
 
 const joined = (...parts: readonly ArrayLike<number>[]): Int32Array => {
   const all = new Int32Array(parts.reduce((length, part) => length + part.length, 0))
@@ -49,19 +63,21 @@ const joined = (...parts: readonly ArrayLike<number>[]): Int32Array => {
   return all
 }
 
-/** Labels that train only the spans. */
-function labelsOf(ids: Int32Array, spans: readonly TokenSpan[]): Int32Array {
-  const labels = new Int32Array(ids.length).fill(ignored)
-  for (const { from, to } of spans) labels.set(ids.subarray(from, to), from)
-  return labels
-}
+const shifted = (spans: readonly TokenSpan[], by: number): TokenSpan[] =>
+  by === 0 ? [...spans] : spans.map(({ from, to }) => ({ from: from + by, to: to + by }))
 
-/** Turns rows into samples; what it can only find out from the data (markers of a text) it keeps for the rows that follow. */
+const whole = (ids: Int32Array): TokenSpan[] => [{ from: 0, to: ids.length }]
+
+const isAnswer = ({ role }: { readonly role: string }): boolean => role === 'assistant' || role === 'model'
+
+/** OpenAI's `weight: 0`, and `train: false` of other tools: an answer that is read but not learned. */
+const isUnweighted = (message: Readonly<Record<string, unknown>>): boolean => message.weight === 0 || message.train === false
+
+/** Turns rows into samples. */
 export class SampleEncoder {
   private readonly tokenizer: Tokenizer
   private readonly options: SampleOptions
   private readonly renderer: (tools: boolean) => ChatRenderer
-  private textMarkers: TurnMarkers | undefined
 
   /** `renderer` is asked for when a conversation comes, so that other data need no chat template. */
   constructor(tokenizer: Tokenizer, renderer: (tools: boolean) => ChatRenderer, options: SampleOptions) {
@@ -70,12 +86,7 @@ export class SampleEncoder {
     this.options = options
   }
 
-  encode(example: Example, row: Row): Sample {
-    const { ids, labels } = this.tokens(example, row)
-    return { ids, labels, labelled: countLabelled(labels), file: row.file, line: row.line }
-  }
-
-  private tokens(example: Example, row: Row): { ids: Int32Array; labels: Int32Array } {
+  encode(example: Example, row: Row): Encoded {
     switch (example.kind) {
       case 'pair':
         return this.pair(example.prompt, example.completion)
@@ -86,27 +97,39 @@ export class SampleEncoder {
     }
   }
 
+  /**
+   * Running text in windows of `chunkSize` tokens, each beginning `chunkSize` − `stride` tokens after the one before; EOS follows each.
+   */
+  windows(text: string, { chunkSize, stride }: { readonly chunkSize: number; readonly stride: number }): Encoded[] {
+    const ids = this.tokenizer.encode(text)
+    const end = this.tokenizer.eosId === undefined ? [] : [this.tokenizer.eosId]
+    const windows: Encoded[] = []
+    for (let from = 0; from < ids.length; from += chunkSize - stride) {
+      const window = joined(ids.subarray(from, from + chunkSize), end)
+      windows.push({ ids: window, spans: whole(window) })
+      if (from + chunkSize >= ids.length) break
+    }
+    return windows
+  }
+
   /** [BOS] + prompt + completion + [EOS]; the two are tokenised apart, so that the boundary is where generation has it. */
-  private pair(prompt: string, completion: string): { ids: Int32Array; labels: Int32Array } {
+  private pair(prompt: string, completion: string): Encoded {
     const answer = this.tokenizer.encode(completion)
     const body = withBos(this.tokenizer, joined(this.tokenizer.encode(prompt), answer))
     const ids = joined(body, this.ending(body, completion))
-    const trained = { from: this.options.pairsMasked ? body.length - answer.length : 0, to: ids.length }
-    return { ids, labels: labelsOf(ids, [trained]) }
+    return { ids, spans: [{ from: this.options.pairsMasked ? body.length - answer.length : 0, to: ids.length }] }
   }
 
-  private text(text: string): { ids: Int32Array; labels: Int32Array } {
-    const bare = this.tokenizer.encode(text)
-    const body = withBos(this.tokenizer, bare)
+  private text(text: string): Encoded {
+    const { trainOnCompletions, lastResponseOnly = false, markers = knownMarkers(text) } = this.options
+    const bare = encodeMarked(this.tokenizer, text)
+    const body = withBos(this.tokenizer, bare.ids)
     const ids = joined(body, this.ending(body, text))
-    if (!this.options.trainOnCompletions) return { ids, labels: ids.slice() }
-    this.textMarkers ??= knownMarkers(text)
-    const answers = this.textMarkers === undefined ? [] : spansByMarkers(text, this.textMarkers)
-    const shift = body.length - bare.length
-    const spans = tokenSpans(this.tokenizer, text, bare, answers).map(({ from, to }) => ({
-      from: from + shift, to: to === bare.length ? ids.length : to + shift,
-    }))
-    return { ids, labels: labelsOf(ids, spans) }
+    if (!trainOnCompletions && !lastResponseOnly) return { ids, spans: whole(ids) }
+    const answers = markers === undefined ? [] : spansByMarkers(text, markers)
+    const shift = body.length - bare.ids.length
+    const spans = markedSpans(this.tokenizer, text, bare, lastResponseOnly ? answers.slice(-1) : answers)
+    return { ids, spans: shifted(spans, shift).map(({ from, to }) => ({ from, to: to === body.length ? ids.length : to })) }
   }
 
   /** What the tokenizer puts after a text, or EOS; nothing when the text already ends with one. */
@@ -119,14 +142,16 @@ export class SampleEncoder {
     return eosIds.some((id) => shown.endsWith(this.tokenizer.tokenOf(id) ?? '\0')) ? [] : ending
   }
 
-  private chat(example: ChatExample, row: Row): { ids: Int32Array; labels: Int32Array } {
-    const { messages, tools, promptMessages } = example
-    const completions = this.options.trainOnCompletions || (promptMessages > 0 && !this.options.trainOnPrompt)
+  private chat(example: ChatExample, row: Row): Encoded {
+    const { messages, promptMessages } = example
+    const { trainOnCompletions, trainOnPrompt, lastResponseOnly = false } = this.options
+    const answersOnly = trainOnCompletions || lastResponseOnly || (promptMessages > 0 && !trainOnPrompt)
     try {
-      const renderer = this.renderer(tools !== undefined)
-      if (completions) return this.answers(renderer, example)
-      const ids = encodeRendered(this.tokenizer, renderer.template.render(messages, tools && { tools }))
-      return { ids, labels: ids.slice() }
+      const renderer = this.renderer(example.tools !== undefined)
+      const unweighted = messages.some((message) => isAnswer(message) && isUnweighted(message))
+      if (answersOnly || unweighted) return this.answers(renderer, example, answersOnly)
+      const ids = withBos(this.tokenizer, this.tokenizer.encode(renderer.template.render(messages, example.tools && { tools: example.tools })))
+      return { ids, spans: whole(ids) }
     } catch (error) {
       if (!UnslothError.is(error, 'DATA')) throw error
       throw new UnslothError(
@@ -135,19 +160,32 @@ export class SampleEncoder {
     }
   }
 
-  private answers(
-    renderer: ChatRenderer, { messages, tools, promptMessages }: ChatExample,
-  ): { ids: Int32Array; labels: Int32Array } {
+  /** The answers alone, or everything but the answers that are marked as not to be learned. */
+  private answers(renderer: ChatRenderer, { messages, tools, promptMessages }: ChatExample, answersOnly: boolean): Encoded {
     const { text, answers, foundBy } = renderer.render(messages, tools && { tools })
-    if (foundBy === 'none')
+    const turns = messages.filter(isAnswer)
+    const inPrompt = messages.slice(0, promptMessages).filter(isAnswer).length
+    const matched = answers.length === turns.length
+    if (foundBy === 'none' || (!matched && (inPrompt > 0 || turns.some(isUnweighted))))
       throw new UnslothError('DATA', `the answers of the assistant could not be found in what ${renderer.template.name} makes.`, {
-        hint: 'Set training.train_on_completions to false, or give the data as prompt and completion.',
+        hint: 'Set training.train_on_completions to false, give data.instruction_part and data.response_part, or give the data as prompt and completion.',
       })
-    const inPrompt = messages.slice(0, promptMessages).filter(({ role }) => role === 'assistant' || role === 'model').length
-    const bare = this.tokenizer.encode(text)
-    const ids = withBos(this.tokenizer, bare)
-    const shift = ids.length - bare.length
-    const spans = tokenSpans(this.tokenizer, text, bare, answers.slice(inPrompt))
-    return { ids, labels: labelsOf(ids, spans.map(({ from, to }) => ({ from: from + shift, to: to + shift }))) }
+    const bare = encodeMarked(this.tokenizer, text)
+    const ids = withBos(this.tokenizer, bare.ids)
+    const shift = ids.length - bare.ids.length
+    const spans = (chosen: typeof answers): TokenSpan[] => shifted(markedSpans(this.tokenizer, text, bare, chosen), shift)
+    const left = (index: number): boolean => matched && isUnweighted(turns[index]!)
+    if (!answersOnly) return { ids, spans: gaps(spans(answers.filter((_, index) => left(index))), ids.length) }
+    const learned = answers.filter((_, index) => index >= inPrompt && !left(index))
+    return { ids, spans: spans(this.options.lastResponseOnly === true ? learned.slice(-1) : learned) }
   }
 }
+
+/** What the spans leave of `length` tokens. */
+function gaps(spans: readonly TokenSpan[], length: number): TokenSpan[] {
+  const ends = [0, ...spans.map(({ to }) => to)]
+  return ends.map((from, index) => ({ from, to: spans[index]?.from ?? length })).filter(({ from, to }) => from < to)
+}
+
+const encodeMarked = (tokenizer: Tokenizer, text: string): { ids: Int32Array; marks?: { at: number[]; tokens: number[] } } =>
+  tokenizer.encodeMarked?.(text) ?? { ids: tokenizer.encode(text) }

@@ -1,6 +1,4 @@
-import { formatCount } from '#shared/units.ts'
 import type { Sample } from './sample.ts'
-import { place } from './readRows.ts'
 
 export interface LengthBin {
   /** Lengths from–to, both included. */
@@ -32,9 +30,15 @@ export interface DatasetStatistics {
 export interface RowCounts {
   readonly rows: number
   readonly truncated: number
+  /** Became several samples. */
+  readonly split: number
   readonly tooLong: number
   readonly empty: number
   readonly masked: number
+  /** Bad answers of KTO data. */
+  readonly undesired: number
+  /** Could not be read. */
+  readonly bad: number
 }
 
 const binCount = 16
@@ -63,10 +67,4 @@ export function datasetStatistics(samples: readonly Sample[]): DatasetStatistics
       histogram: counts.map((count, index) => ({ from: index * width + 1, to: (index + 1) * width, samples: count })),
     },
   }
-}
-
-/** Places of rows for a message: the first few, and how many more. */
-export function namePlaces(rows: readonly { readonly file: string; readonly line: number }[], limit = 5): string {
-  const more = rows.length - limit
-  return rows.slice(0, limit).map(place).join(', ') + (more > 0 ? ` and ${formatCount(more)} more` : '')
 }

@@ -4,11 +4,20 @@ import { UnslothError } from '#shared/errors.ts'
 import { isJsonObject } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
 import { readTokenizerFiles, type TokenizerFiles } from './tokenizerFiles.ts'
+import { WordEncoder, type TokenMarks } from './wordEncoder.ts'
+
+/** How a tokenizer differs from what its files say. */
+export interface TokenizerOptions {
+  /** Text of the EOS token to take instead of the one of the files: it ends turns in the chat template that is used. */
+  readonly eosToken?: string
+}
 
 /** Text to token ids and back. Everything that knows about tokenizers goes through this. */
 export interface Tokenizer {
   /** The files' folder, for messages. */
   readonly folder: string
+  /** How it was loaded. */
+  readonly options: TokenizerOptions
   /** One more than the largest id. */
   readonly vocabSize: number
   readonly bosId: number | undefined
@@ -34,6 +43,8 @@ export interface Tokenizer {
   encode(text: string, options?: { readonly addSpecialTokens?: boolean }): Int32Array
   /** Ids that no token has are left out. Default: special tokens are shown. */
   decode(ids: ArrayLike<number>, options?: { readonly skipSpecialTokens?: boolean }): string
+  /** The same, and the places in the text at which a token begins for certain; undefined when the tokenizer cannot tell. */
+  encodeMarked?(text: string): { readonly ids: Int32Array; readonly marks: TokenMarks } | undefined
   idOf(token: string): number | undefined
   tokenOf(id: number): string | undefined
 }
@@ -81,7 +92,7 @@ function largestId({ folder, definition }: TokenizerFiles): number {
 
 const supportedModels = ['BPE', 'Unigram', 'WordPiece']
 
-function construct(files: TokenizerFiles): HubTokenizer {
+function construct(files: TokenizerFiles): { hub: HubTokenizer; words?: WordEncoder } {
   const path = join(files.folder, 'tokenizer.json')
   const { model } = files.definition
   if (!isJsonObject(model)) throw new UnslothError('TOKENIZER', `${path}: "model" is missing.`, { hint: 'Fetch the file again.' })
@@ -95,9 +106,16 @@ function construct(files: TokenizerFiles): HubTokenizer {
     throw new UnslothError('TOKENIZER', `${path}: "model.vocab" is missing or empty.`, { hint: 'Fetch the file again.' })
   try {
     const absent = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null }
-    const made = new HubTokenizer({ ...absent, ...files.definition, model: { ...model, type } }, files.config)
-    correctDecoder(made.decoder)
-    return made
+    const make = (parts: Readonly<Record<string, unknown>>): HubTokenizer => {
+      const made = new HubTokenizer({ ...absent, ...files.definition, model: { ...model, type, ...parts } }, files.config)
+      correctDecoder(made.decoder)
+      return made
+    }
+    if (type !== 'BPE') return { hub: make({}) }
+    // Merging is done by the word encoder; the library's own table of merges takes most of the time of loading.
+    const hub = Array.isArray(model.merges) ? make({ merges: [] }) : make({})
+    const words = WordEncoder.create(hub, { ...files, definition: { ...files.definition, model: { ...model, type } } })
+    return words === undefined ? { hub: make({}) } : { hub, words }
   } catch (error) {
     throw new UnslothError('TOKENIZER', `${path}: this tokenizer cannot be used: ${(error as Error).message}.`, {
       hint: 'The file may be damaged: fetch it again, or copy it from the folder of the base model.', cause: error,
@@ -116,6 +134,7 @@ function surroundings(hub: HubTokenizer): { prefix: number[]; suffix: number[] }
 
 class HfTokenizer implements Tokenizer {
   readonly folder: string
+  readonly options: TokenizerOptions
   readonly vocabSize: number
   readonly bosId: number | undefined
   readonly eosId: number | undefined
@@ -131,9 +150,13 @@ class HfTokenizer implements Tokenizer {
   readonly addsBos: boolean
   readonly chatTemplates: ReadonlyMap<string, string>
   private readonly hub: HubTokenizer
+  private readonly words: WordEncoder | undefined
 
-  constructor(files: TokenizerFiles) {
-    const hub = construct(files)
+  constructor(given: TokenizerFiles, options: TokenizerOptions) {
+    const files = options.eosToken === undefined ? given : { ...given, tokens: { ...given.tokens, eos: options.eosToken } }
+    this.options = options
+    const { hub, words } = construct(files)
+    this.words = words
     const { tokens, definition } = files
     this.hub = hub
     this.folder = files.folder
@@ -172,8 +195,14 @@ class HfTokenizer implements Tokenizer {
   }
 
   encode(text: string, { addSpecialTokens = false } = {}): Int32Array {
-    const { ids } = this.hub.encode(wellFormed(text), { add_special_tokens: false })
-    return Int32Array.from(addSpecialTokens ? [...this.prefixIds, ...ids, ...this.suffixIds] : ids)
+    const ids = this.words?.encode(wellFormed(text)) ?? Int32Array.from(this.hub.encode(wellFormed(text), { add_special_tokens: false }).ids)
+    return addSpecialTokens ? Int32Array.from([...this.prefixIds, ...ids, ...this.suffixIds]) : ids
+  }
+
+  encodeMarked(text: string): { ids: Int32Array; marks: TokenMarks } | undefined {
+    if (this.words === undefined) return undefined
+    const marks: TokenMarks = { at: [], tokens: [] }
+    return { ids: this.words.encode(wellFormed(text), marks), marks }
   }
 
   decode(ids: ArrayLike<number>, { skipSpecialTokens = false } = {}): string {
@@ -196,8 +225,8 @@ class HfTokenizer implements Tokenizer {
 const wellFormed = (text: string): string => (/[\ud800-\udfff]/.test(text) ? text.replace(/\p{Cs}/gu, '\ufffd') : text)
 
 /** The tokenizer in a folder of Hub layout: tokenizer.json, and tokenizer_config.json and its companions when they are there. */
-export async function loadTokenizer(folder: string): Promise<Tokenizer> {
-  return new HfTokenizer(await readTokenizerFiles(folder))
+export async function loadTokenizer(folder: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
+  return new HfTokenizer(await readTokenizerFiles(folder), options)
 }
 
 /** A tokenizer that can produce ids beyond the embedding would read foreign memory; refuse it before anything runs. */

@@ -93,6 +93,9 @@ export interface MicroBatch {
   readonly capacity: number
 }
 
+/** Reads what a stored sample makes when it is asked. */
+const withKey = ({ ids, labels }: Omit<StepSample, 'key'>, key: number): StepSample => ({ ids, labels, key })
+
 /** Labelled rows of a sample: its labels but the first, which nothing predicts. */
 function labelledRows({ labels }: StepSample): number {
   let rows = 0
@@ -228,7 +231,7 @@ export class TrainingBatches {
   samplesOf(step: number): StepSample[] {
     const { indices } = this.order.step(step)
     const keys = Array.from(indices).flatMap((index) => this.rows?.[index] ?? [index])
-    return keys.map((key) => ({ ...this.samples[key]!, key }))
+    return keys.map((key) => withKey(this.samples[key]!, key))
   }
 
   microSteps(step: number, capacities: readonly (number | MicroCapacity)[]): MicroBatch[] {
@@ -259,12 +262,12 @@ const evaluationWindow = 256
 export function evaluationBatches(
   samples: readonly Omit<StepSample, 'key'>[], capacities: readonly (number | MicroCapacity)[],
 ): Iterable<MicroBatch> {
-  const keyed = samples.map((sample, key) => ({ ...sample, key }))
-  const total = labelledTokens(keyed)
+  const all = samples.map(withKey)
+  const total = labelledTokens(all)
   return {
     *[Symbol.iterator]() {
-      for (let from = 0; from < keyed.length; from += evaluationWindow)
-        yield* packMicroSteps(keyed.slice(from, from + evaluationWindow), capacities, total)
+      for (let from = 0; from < all.length; from += evaluationWindow)
+        yield* packMicroSteps(all.slice(from, from + evaluationWindow), capacities, total)
     },
   }
 }

@@ -124,6 +124,10 @@ function checkData({ data }: Recipe, error: (key: string, message: string) => vo
   if (data.dataset !== null && (/(?:^|\/)\.\.\//.test(data.dataset) && !/^\.{1,2}\//.test(data.dataset))) {
     error('data.dataset', `data.dataset: ${JSON.stringify(data.dataset)} is neither a path nor a Hub id`)
   }
+  if ((data.instruction_part === null) !== (data.response_part === null)) {
+    error(data.instruction_part === null ? 'data.response_part' : 'data.instruction_part',
+      'data.instruction_part and data.response_part belong together: give both or none')
+  }
   if (data.eval_dataset.length > 0 && data.eval_split !== null) {
     error('data.eval_split', 'data.eval_dataset and data.eval_split are both given; keep one')
   }
@@ -155,6 +159,7 @@ export function expectation(path: string): string {
       ? 'a share below 1, a number of rows or the name of a split' : `a number${tail}`
     case 'choice': return `one of ${Object.keys(meta.values ?? {}).join(', ')}`
     case 'list': return path === 'lora.layers_to_transform' ? 'a list of layer numbers from 0' : 'a list of names'
+    case 'mapping': return 'pairs such as prompt: question, with names that this key knows'
     case 'text': return 'text'
   }
 }

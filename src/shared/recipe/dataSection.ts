@@ -1,8 +1,14 @@
 import * as z from 'zod'
 import { notYet } from './availability.ts'
 import {
-  boolean, choice, integer, optionalInteger, optionalText, pathList, readNumber, special, text,
+  boolean, choice, integer, mapping, optionalInteger, optionalText, pathList, readNumber, special, text,
 } from './field.ts'
+
+/** Parts that a column can play. */
+export const columnRoles = [
+  'text', 'prompt', 'completion', 'instruction', 'input', 'output', 'messages', 'conversations', 'tools', 'system', 'chosen',
+  'rejected', 'label',
+] as const
 
 export const dataSection = z.strictObject({
   dataset: optionalText({
@@ -11,8 +17,8 @@ export const dataSection = z.strictObject({
     path: 'dataset',
   }),
   local_dataset: pathList({
-    doc: 'Files to train on (`.jsonl` or `.json`), read in this order: one path or a list. '
-      + 'Relative paths are relative to the recipe.',
+    doc: 'Files to train on, read in this order: one path or a list. JSONL, JSON, CSV, TSV, Parquet, and plain text or Markdown '
+      + '(see `format_type: raw`); each also packed as `.gz`. Relative paths are relative to the recipe.',
     aliases: ['local_datasets', 'data_files'],
     path: 'dataset',
     default: [],
@@ -23,9 +29,11 @@ export const dataSection = z.strictObject({
     maxLength: 256,
   }),
   split: text({
-    doc: 'Split to train on, for data sets that have splits.',
+    doc: 'Split to train on, for data sets that have splits, and optionally a slice of it: `train[:5%]`, `train[100:200]`, '
+      + '`train[-10%:]`. Local files are the split `train`; the files of a folder are told apart by their names.',
     aliases: ['train_split', 'dataset_split'],
     default: 'train',
+    examples: ['train[:10%]'],
     maxLength: 256,
   }),
   format_type: choice({
@@ -38,15 +46,27 @@ export const dataSection = z.strictObject({
       text: 'one text column, trained whole (see `text_column`)',
       completion: '`prompt` and `completion`',
       raw: 'running text, cut into windows of `chunk_size` tokens',
+      preference: '`chosen` and `rejected`, with or without `prompt`; the chosen answer is trained',
+      kto: '`prompt`, `completion` and a `label`; the rows whose label is true are trained',
     },
     synonyms: {
       messages: 'chatml', conversational: 'chatml', openai: 'chatml', prompt_completion: 'completion',
-      'prompt-completion': 'completion', plain: 'text', raw_text: 'raw',
+      'prompt-completion': 'completion', plain: 'text', raw_text: 'raw', dpo: 'preference', unpaired_preference: 'kto',
     },
     default: 'auto',
     aliases: ['dataset_format', 'format'],
-    availability: notYet('windows over running text are not available yet; give one text per row and use format_type: text',
-      (value) => value === 'raw'),
+  }),
+  columns: mapping({
+    doc: 'Which column plays which part, where it is not the one of that name: `columns: {prompt: question, completion: answer}`.',
+    names: columnRoles,
+    aliases: ['column_mapping', 'custom_format_mapping'],
+  }),
+  merged_prompt: optionalText({
+    doc: 'Makes a conversation of one question out of several columns, as `to_sharegpt` does: `{column}` is replaced by the column, '
+      + 'and a part in `[[…]]` is left out when one of its columns is empty. The answer is the column `output` (see `columns`).',
+    examples: ['{instruction}[[\nYour input is:\n{input}]]'],
+    maxLength: 65536,
+    verbatim: true,
   }),
   text_column: text({
     doc: 'The column that holds the text of `format_type: text`.',
@@ -55,9 +75,45 @@ export const dataSection = z.strictObject({
     maxLength: 256,
   }),
   chat_template: optionalText({
-    doc: 'Chat template to use instead of the one of the model: the path of a Jinja file, or the template itself.',
+    doc: 'Chat template to use instead of the one of the model: a name such as `chatml` or `llama-3.1`, the path of a Jinja file, '
+      + 'or the template itself.',
     maxLength: 65536,
     verbatim: true,
+  }),
+  train_on_prompt: boolean({
+    doc: 'Train the prompts of `format_type: completion`, too. They are only read otherwise.',
+    default: false,
+  }),
+  last_response_only: boolean({
+    doc: 'Of each conversation train only the last answer. Turns `training.train_on_completions` on for conversations.',
+    default: false,
+  }),
+  instruction_part: optionalText({
+    doc: 'What stands before a question, for `training.train_on_completions` on text whose format is not recognised. '
+      + 'Empty: found automatically. Goes with `response_part`.',
+    examples: ['<|im_start|>user\n'],
+    verbatim: true,
+  }),
+  response_part: optionalText({
+    doc: 'What stands before an answer; see `instruction_part`.',
+    examples: ['<|im_start|>assistant\n'],
+    verbatim: true,
+  }),
+  too_long: choice({
+    doc: 'What happens to a sample of more than `training.max_seq_length` tokens. It is counted and reported.',
+    values: {
+      truncate: 'its end is cut off',
+      split: 'it becomes several samples',
+      drop: 'it is left out',
+      error: 'the run is refused, naming the row',
+    },
+    synonyms: { cut: 'truncate', skip: 'drop' },
+    default: 'truncate',
+  }),
+  skip_bad_rows: boolean({
+    doc: 'Leave out rows that cannot be read (broken JSON, a missing column, a conversation that the template refuses) and report '
+      + 'them, instead of stopping at the first one.',
+    default: false,
   }),
   shuffle: boolean({
     doc: 'Shuffle the rows anew in every epoch, by `training.random_seed`. `false` keeps the order of the file.',

@@ -10,6 +10,7 @@ function defaultText({ default: value, defaultDoc }: FieldMeta): string {
   if (value === undefined) return 'required'
   if (value === null) return '—'
   if (Array.isArray(value)) return value.length === 0 ? '—' : `\`${value.join(',')}\``
+  if (typeof value === 'object') return '—'
   return `\`${JSON.stringify(value).replace(/^"|"$/g, '')}\``
 }
 

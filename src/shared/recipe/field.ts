@@ -15,7 +15,7 @@ export interface Availability {
   readonly applies: (value: unknown) => boolean
 }
 
-export type FieldKind = 'boolean' | 'integer' | 'number' | 'text' | 'choice' | 'list'
+export type FieldKind = 'boolean' | 'integer' | 'number' | 'text' | 'choice' | 'list' | 'mapping'
 
 /** What a path-like text names: used for live completion and to resolve relative paths. */
 export type PathRole = 'model' | 'dataset' | 'file' | 'folder' | 'checkpoint'
@@ -224,6 +224,31 @@ export function choiceList<Value extends string>(spec: ChoiceListSpec<Value>) {
       ...spec, kind: 'list', nullable: false,
       input: { anyOf: [{ enum: words }, { type: 'array', items: { enum: words } }, { type: 'string' }, { type: 'null' }] },
     })
+}
+
+/** `a: b` pairs, also written `a=b,c=d` or as a list of `a=b`. */
+function readMapping(value: unknown): unknown {
+  if (value === null || value === '') return {}
+  const parts = typeof value === 'string' ? value.split(',') : value
+  if (!Array.isArray(parts)) return value
+  const pairs = parts.map((part: unknown) => typeof part === 'string' ? /^([^=:]+)[=:](.+)$/s.exec(part.trim()) : null)
+  if (pairs.includes(null)) return value
+  return Object.fromEntries(pairs.map((pair) => [pair![1]!.trim(), pair![2]!.trim()]))
+}
+
+/** A text for some of a closed set of names. */
+export function mapping<Name extends string>(spec: FieldSpec & { readonly names: readonly [Name, ...Name[]] }) {
+  const { names, ...rest } = spec
+  const type = z.partialRecord(z.enum(names), z.string().trim().min(1).max(256))
+  return z.preprocess(readMapping, type).default({}).register(fieldRegistry, {
+    ...rest, kind: 'mapping', nullable: false, default: {},
+    input: {
+      anyOf: [
+        { type: 'object', additionalProperties: false, properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])) },
+        { type: 'string' }, { type: 'null' },
+      ],
+    },
+  })
 }
 
 /** Registers a field of any other shape. */

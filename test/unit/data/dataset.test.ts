@@ -120,7 +120,7 @@ describe('data set', () => {
     assert.match(nearly.warnings[1]!, /^9 of 10 rows have nothing to learn from.*d\.jsonl:5 and 4 more\.$/)
     assert.deepEqual([nearly.samples.length, nearly.rows.masked], [1, 9])
     const some = await build([unmarked, marked, { text: '' }], { trainOnCompletions: true })
-    assert.deepEqual([some.warnings.length, some.rows], [2, { rows: 3, truncated: 0, tooLong: 0, empty: 1, masked: 1 }])
+    assert.deepEqual([some.warnings.length, some.rows], [2, { rows: 3, truncated: 0, split: 0, tooLong: 0, empty: 1, masked: 1, undesired: 0, bad: 0 }])
     const cut = build([{ prompt: 'Once upon a time there was a girl', completion: 'b' }], { maxSeqLength: 4 })
     await rejects(cut, 'DATA', /all labels are masked/, /hint: .*max_seq_length/)
   })

@@ -28,10 +28,7 @@ describe('formats', () => {
     assert.throws(
       () => choice({ question: 'a', answer: 'b' }), /d\.jsonl:1: no known format has these columns: "question", "answer"/,
     )
-    assert.throws(
-      () => choice({ prompt: 'a', chosen: 'b', rejected: 'c' }),
-      (error: { hint: string }) => error.hint.includes('preference pairs'),
-    )
+    assert.equal(choice({ prompt: 'a', chosen: 'b', rejected: 'c' }).format, 'preference')
     assert.deepEqual(
       convert({ question: 'a', answer: 'b' }, 'auto', { prompt: 'question', completion: 'answer' }),
       { kind: 'pair', prompt: 'a', completion: 'b' },
@@ -46,16 +43,13 @@ describe('formats', () => {
 
   it('tell of columns that would be lost: pairs of answers, marks, pictures', () => {
     const turns = [{ from: 'human', value: 'a' }]
-    assert.throws(
-      () => choice({ conversations: turns, chosen: {}, rejected: {} }),
-      (error: { hint: string }) => error.hint.includes('preference pairs'),
-    )
+    assert.equal(choice({ conversations: turns, chosen: {}, rejected: {} }).format, 'preference')
     const warnings = (value: Record<string, unknown>) => unusedColumnWarnings(row(value), choice(value))
     assert.deepEqual(
       warnings({ instruction: 'a', output: 'b', chosen: 'c', rejected: 'd' }),
       ['The columns "chosen" and "rejected" are not used by format alpaca.'],
     )
-    assert.match(warnings({ conversations: turns, label: true })[0]!, /"label" says which answers are good/)
+    assert.match(warnings({ conversations: turns, label: true })[0]!, /KTO data: the column "label" says which answers are good/)
     assert.match(warnings({ conversations: turns, images: ['1.jpg'] })[0]!, /the columns "images" are not used/)
     assert.deepEqual(warnings({ text: 'a', label: 3, id: 1 }), [])
   })

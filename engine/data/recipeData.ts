@@ -1,0 +1,107 @@
+import { readFile } from 'node:fs/promises'
+import { UnslothError } from '#shared/errors.ts'
+import type { Recipe } from '#shared/recipe.ts'
+import { readError } from '../io/fileSystem.ts'
+import { decodeUtf8 } from '../io/jsonText.ts'
+import { physicalCores } from '../runtime/cores.ts'
+import { dataCacheFolder, totalBytes } from './dataCache.ts'
+import { buildDataset, splitDataset, type Dataset, type DatasetOptions } from './dataset.ts'
+import { datasetFiles } from './datasetFiles.ts'
+import { parseSplit } from './splits.ts'
+import type { Tokenizer } from './tokenizer.ts'
+
+/** What a recipe trains and evaluates on. */
+export interface RecipeData {
+  readonly train: Dataset
+  readonly evaluation: Dataset | undefined
+}
+
+export interface RecipeDataOptions {
+  readonly signal?: AbortSignal
+  /** The run's start, which chat templates may ask for. */
+  readonly now?: Date
+  readonly onRows?: (rows: number) => void
+}
+
+/** Smaller files are encoded sooner than threads have loaded the tokenizer, and need no cache. */
+const threadsFrom = 8 * 2 ** 20
+const cacheFrom = 2 ** 20
+const mostThreads = 8
+
+const partText = (text: string): string => text.replaceAll('\\n', '\n')
+
+/** `data.chat_template` as a template or a name: a path is read. */
+async function chatTemplate({ data }: Recipe): Promise<string | undefined> {
+  const given = data.chat_template
+  if (given === null) return undefined
+  if (/[{}\n]/.test(given) || !/[/\\]/.test(given)) return given
+  const bytes = await readFile(given).catch((error: unknown) => {
+    throw readError(error, given, 'chat template')
+  })
+  const text = decodeUtf8(bytes)
+  if (text === undefined) throw new UnslothError('DATA', `${given}: not UTF-8 text.`, { hint: 'Save the chat template as UTF-8.' })
+  return text
+}
+
+/** All that a recipe says about how rows become samples. */
+export async function datasetOptions(recipe: Recipe): Promise<Omit<DatasetOptions, 'files'>> {
+  const { data, training } = recipe
+  const template = await chatTemplate(recipe)
+  const { instruction_part: instruction, response_part: response } = data
+  return {
+    maxSeqLength: training.max_seq_length, format: data.format_type, columns: columnsOf(recipe), trainOnCompletions: training.train_on_completions,
+    trainOnPrompt: data.train_on_prompt, lastResponseOnly: data.last_response_only, tooLong: data.too_long, skipBadRows: data.skip_bad_rows,
+    chunkSize: data.chunk_size, stride: data.stride,
+    ...(template !== undefined && { chatTemplate: template }),
+    ...(data.merged_prompt !== null && { mergedPrompt: partText(data.merged_prompt) }),
+    ...(instruction !== null && response !== null && { markers: { instruction: partText(instruction), response: partText(response), end: '' } }),
+  }
+}
+
+/** `data.columns`, and `data.text_column` where it says nothing else. */
+function columnsOf({ data }: Recipe): Record<string, string> {
+  const given = Object.entries(data.columns).filter((entry): entry is [string, string] => entry[1] !== undefined)
+  return { ...(data.text_column === 'text' ? {} : { text: data.text_column }), ...Object.fromEntries(given) }
+}
+
+/** Threads and cache, by the size of the files. */
+async function effort(files: readonly string[]): Promise<Pick<DatasetOptions, 'threads' | 'cacheFolder'>> {
+  const bytes = await totalBytes(files)
+  return {
+    threads: bytes < threadsFrom ? 0 : Math.max(1, Math.min(mostThreads, physicalCores())),
+    ...(bytes < cacheFrom || process.env.UNSLOTH_DATA_CACHE === '0' ? {} : { cacheFolder: dataCacheFolder() }),
+  }
+}
+
+/** Paths that a recipe trains on: files or folders. */
+export const trainingPaths = ({ data }: Recipe): readonly string[] =>
+  data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
+
+/** The rows that a recipe trains on: files, and the slice of them. */
+export async function trainingSource(recipe: Recipe): Promise<Pick<DatasetOptions, 'files' | 'slice' | 'maxSamples'>> {
+  const { name, ...slice } = parseSplit(recipe.data.split)
+  const { max_samples: most } = recipe.data
+  return {
+    files: await datasetFiles(trainingPaths(recipe), name),
+    ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}), ...(most === null ? {} : { maxSamples: most }),
+  }
+}
+
+/** Reads what a recipe trains and evaluates on. */
+export async function readRecipeData(recipe: Recipe, tokenizer: Tokenizer, options: RecipeDataOptions = {}): Promise<RecipeData> {
+  const { data, training } = recipe
+  const common = { ...(await datasetOptions(recipe)), ...options }
+  const read = async (source: Pick<DatasetOptions, 'files'> & Partial<DatasetOptions>): Promise<Dataset> =>
+    buildDataset({ ...common, ...source, ...(await effort(source.files)) }, tokenizer)
+  const train = await read(await trainingSource(recipe))
+  if (data.eval_dataset.length > 0) return { train, evaluation: await read({ files: await datasetFiles(data.eval_dataset, 'train') }) }
+  if (data.eval_split === null) return { train, evaluation: undefined }
+  if (typeof data.eval_split === 'string') {
+    const slice = parseSplit(data.eval_split)
+    const files = await datasetFiles(trainingPaths(recipe), slice.name)
+    return { train, evaluation: await read({ files, ...(slice.from ?? slice.to ? { slice } : {}) }) }
+  }
+  const split = splitDataset(train, data.eval_split, training.random_seed)
+  // Both halves come from one reading, whose warnings are told once.
+  return { train: split.train, evaluation: { ...split.evaluation, warnings: [] } }
+}
