@@ -2,9 +2,9 @@ import { join, resolve } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { effectiveBatch, targetModules, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount } from '#shared/units.ts'
-import { buildDataset, splitDataset, type Dataset } from '../data/dataset.ts'
+import type { Dataset } from '../data/dataset.ts'
+import { readRecipeData } from '../data/recipeData.ts'
 import type { Sample } from '../data/sample.ts'
-import type { Tokenizer } from '../data/tokenizer.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
@@ -52,7 +52,7 @@ export async function prepareRun(recipe: Recipe, options: PrepareOptions = {}): 
   const { training } = recipe
   const model = await patchedModel(recipe)
   const { patched } = model
-  const { train, evaluation } = await readData(recipe, model.tokenizer, options)
+  const { train, evaluation } = await readRecipeData(recipe, model.tokenizer, options)
   const batches = new TrainingBatches(train.samples, {
     batchSize: training.batch_size, gradientAccumulation: training.gradient_accumulation_steps, seed: training.random_seed, shuffle: recipe.data.shuffle,
     ...(training.packing ? { packing: { rowTokens: training.max_seq_length } } : {}),
@@ -96,22 +96,6 @@ function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: reado
   const { layers_to_transform: named, finetune_last_n_layers: last } = lora
   if (named !== null) return { layersToTransform: named }
   return last === null ? {} : { layersToTransform: Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index) }
-}
-
-async function readData({ data, training }: Recipe, tokenizer: Tokenizer, prepare: PrepareOptions): Promise<{ train: Dataset; evaluation: Dataset | undefined }> {
-  const options = {
-    ...prepare, maxSeqLength: training.max_seq_length, trainOnCompletions: training.train_on_completions, format: data.format_type === 'raw' ? 'text' : data.format_type,
-    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
-  } as const
-  const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
-  const all = await buildDataset({ ...options, files, ...(data.max_samples === null ? {} : { maxSamples: data.max_samples }) }, tokenizer)
-  if (data.eval_dataset.length > 0) return { train: all, evaluation: await buildDataset({ ...options, files: data.eval_dataset }, tokenizer) }
-  if (data.eval_split === null) return { train: all, evaluation: undefined }
-  if (typeof data.eval_split === 'string')
-    throw new UnslothError('DATA', `data.eval_split: local files have no split named "${data.eval_split}".`, { hint: 'Give a share such as 0.05, a number of rows, or name files in data.eval_dataset.' })
-  const split = splitDataset(all, data.eval_split, training.random_seed)
-  // Both halves come from one reading, whose warnings are told once.
-  return { train: split.train, evaluation: { ...split.evaluation, warnings: [] } }
 }
 
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0)
