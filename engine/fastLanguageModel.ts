@@ -2,13 +2,14 @@ import { UnslothError } from '#shared/errors.ts'
 import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
 import { TextGenerator } from './generate/textGenerator.ts'
 import type { PrecisionCode } from './graph/ops/linear.ts'
+import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
 import { extendContext } from './model/extendContext.ts'
 import { formatPatchReport } from './patch/lora.ts'
 import { physicalCores } from './runtime/cores.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
 import { describeModel, patchModel, type ModelDescription, type PatchedModel, type Training } from './runtime/patchedModel.ts'
-import { resolveModel } from './runtime/resolveModel.ts'
+import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
 import { saveMerged, type MergeCheck, type MergeOptions } from './save/saveMerged.ts'
@@ -17,8 +18,15 @@ import { Trainer, type TrainerOptions } from './train/trainer.ts'
 import type { TrainingPlan } from './train/trainingPlan.ts'
 
 export interface PretrainedOptions {
-  /** Folder of a model or adapter, or the name of a bundled model. */
+  /** Folder of a model or adapter, its name on the Hub, or the name of a bundled model. */
   readonly modelName: string
+  /** Branch, tag or commit of a model of the Hub. */
+  readonly revision?: string | null
+  /** Not another repository of the Hub that has the same model. */
+  readonly useExactModelName?: boolean
+  /** Told while a model of the Hub is fetched. */
+  readonly onDownload?: ((progress: HubProgress) => void) | undefined
+  readonly signal?: AbortSignal | undefined
   /** Longest sample; beyond the model's context its positions are stretched, with a warning. */
   readonly maxSeqLength?: number
   /** Train all weights instead of adapters. */
@@ -58,13 +66,16 @@ export class FastLanguageModel {
   private readonly seed: number
   /** Adapter that was named in the model's place: where training goes on from, and what generates. */
   readonly adapter: string | undefined
+  /** Repository and commit of a model of the Hub. */
+  readonly hub: ResolvedModel['hub']
   private patchedModel: PatchedModel
   private loaded: LoadedModel | undefined
 
-  private constructor(description: ModelDescription, tokenizer: Tokenizer, adapter: string | undefined, options: PretrainedOptions, warnings: readonly string[]) {
+  private constructor(description: ModelDescription, tokenizer: Tokenizer, adapter: string | undefined, hub: ResolvedModel['hub'], options: PretrainedOptions, warnings: readonly string[]) {
     this.description = description
     this.tokenizer = tokenizer
     this.adapter = adapter
+    this.hub = hub
     this.precision = options.compute === 'bfloat16' ? 1 : 0
     this.threads = options.threads ?? physicalCores()
     this.seed = options.randomState ?? 3407
@@ -74,15 +85,18 @@ export class FastLanguageModel {
 
   /** Reads and checks a model folder: config, tokenizer, tensor names and shapes. */
   static async fromPretrained(options: PretrainedOptions): Promise<FastLanguageModel> {
-    const { folder, adapter } = await resolveModel(options.modelName)
+    const notices: string[] = []
+    const { folder, adapter, hub } = await resolveModel(options.modelName, {
+      revision: options.revision ?? null, exactName: options.useExactModelName === true, onProgress: options.onDownload, signal: options.signal, onNotice: (notice) => notices.push(notice),
+    })
     if (options.fullFinetuning === true && adapter !== undefined)
       throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, { hint: 'Name the base model, or merge the adapter first.' })
     const described = await describeModel(folder)
     const { spec, warning } = extendContext(described.spec, options.maxSeqLength ?? described.spec.context)
     const tokenizer = await loadTokenizer(folder)
     checkVocabulary(tokenizer, spec.vocabulary)
-    const warnings = [...(warning === undefined ? [] : [warning]), ...described.source.warnings]
-    return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, options, warnings)
+    const warnings = [...notices, ...(warning === undefined ? [] : [warning]), ...described.source.warnings]
+    return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, hub, options, warnings)
   }
 
   /** Puts LoRA on the chosen projections. To be called before `load`. */

@@ -1,5 +1,6 @@
 import { relative } from 'node:path'
 import { formatCount, formatDuration } from '#shared/units.ts'
+import { describeProgress } from '../hub/transferProgress.ts'
 import type { RunEvents } from '../train/trainingRun.ts'
 
 const barWidth = 24
@@ -29,7 +30,16 @@ export function progressView(stream: NodeJS.WriteStream, live = stream.isTTY): R
     stream.write(`\r${cut.padEnd(shown)}`)
     shown = cut.length
   }
+  let lastDownload = -Infinity
   return {
+    onDownload(progress) {
+      const whole = progress.filesDone === progress.files
+      if (live && !whole) return rewrite(describeProgress(progress))
+      // A file or a pipe gets a line from time to time.
+      if (!whole && performance.now() - lastDownload < 5000) return
+      lastDownload = performance.now()
+      line(describeProgress(progress))
+    },
     onPrepared(prepared) {
       for (const text of prepared.summaryLines) line(text)
     },

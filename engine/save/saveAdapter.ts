@@ -1,5 +1,6 @@
 import { copyFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
+import { snapshotOrigin } from '../hub/repository.ts'
 import { writeFolderAtomic } from '../io/atomicFile.ts'
 import type { FileSystem } from '../io/fileSystem.ts'
 import { readModelFolder } from '../io/modelFolder.ts'
@@ -14,6 +15,9 @@ export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(v
 export function adapterConfig(model: LoadedModel): LoraConfig {
   const { training, modules } = model.patched
   if (training.kind !== 'lora') throw new Error('only a LoRA run has an adapter')
+  const { folder } = model.patched.model
+  // A base of the Hub is named as others can find it.
+  const origin = snapshotOrigin(folder)
   const lastName = (name: string) => name.slice(name.lastIndexOf('.') + 1)
   const linear = modules.filter(({ experts }) => experts === undefined)
   const stacks = modules.filter(({ parameter }) => parameter !== undefined)
@@ -21,7 +25,7 @@ export function adapterConfig(model: LoadedModel): LoraConfig {
   // Experts whose rank differs, under the pattern that PEFT writes for them.
   const special = [...new Map(stacks.filter(({ rank }) => rank !== training.r).map((module) => [`.*\\.${lastName(module.parameter!)}`, module])).entries()]
   return {
-    baseModel: model.patched.model.folder, revision: null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
+    baseModel: origin?.id ?? folder, revision: origin?.revision ?? null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
     // Targets that mean experts only stand in targetParameters.
     targetModules: training.targets === 'all-linear' ? [...named] : training.targets.filter((target) => named.has(lastName(target))),
     targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],

@@ -6,11 +6,14 @@ import type { Dataset } from '../data/dataset.ts'
 import { readRecipeData } from '../data/recipeData.ts'
 import type { Sample } from '../data/sample.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
+import type { HubOptions } from '../hub/snapshot.ts'
+import type { HubProgress } from '../hub/transferProgress.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
 import { availableMemory } from '../runtime/memory.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
+import { localData, type HubSources } from './hubSources.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
 
@@ -32,6 +35,8 @@ export interface PreparedRun {
   readonly initAdapter: string | undefined
   /** Checkpoint of another run to go on from. */
   readonly resumeFrom: CheckpointInfo | undefined
+  /** Repositories of the Hub that it uses. */
+  readonly sources: HubSources
   /** For people: model, data, steps, what is trained, memory. */
   readonly summaryLines: readonly string[]
   readonly warnings: readonly string[]
@@ -45,12 +50,20 @@ export interface PrepareOptions {
   readonly signal?: AbortSignal
   /** The run's start, which chat templates may ask for: a resumed run gets the same data. */
   readonly now?: Date
+  /** Told while model and data are fetched from the Hub. */
+  readonly onDownload?: (progress: HubProgress) => void
+  /** What the run began with, when it goes on. */
+  readonly sources?: HubSources
 }
 
 /** Reads and checks everything but the weights: model, tokenizer, data, plan. */
-export async function prepareRun(recipe: Recipe, options: PrepareOptions = {}): Promise<PreparedRun> {
-  const { training } = recipe
-  const model = await patchedModel(recipe)
+export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...options }: PrepareOptions = {}): Promise<PreparedRun> {
+  const { training } = asked
+  const notices: string[] = []
+  const hub = { signal: options.signal, onProgress: onDownload, onNotice: (notice: string) => notices.push(notice) }
+  const model = await patchedModel(asked, sources.model, hub)
+  const { data, source } = await localData(asked, sources.dataset, hub)
+  const recipe = { ...asked, data }
   const { patched } = model
   const { train, evaluation } = await readRecipeData(recipe, model.tokenizer, options)
   const batches = new TrainingBatches(train.samples, {
@@ -73,15 +86,17 @@ export async function prepareRun(recipe: Recipe, options: PrepareOptions = {}): 
     evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
     initAdapter: recipe.lora.init_adapter ?? undefined,
     resumeFrom: await checkpointToResume(recipe),
-    summaryLines: summary(recipe, patched, train, steps, batches, [...model.patchReport, plan.summary]),
-    warnings: [...model.warnings, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+    summaryLines: summary(recipe, { model: model.hub, dataset: source }, patched, train, steps, batches, [...model.patchReport, plan.summary]),
+    sources: { model: model.hub, dataset: source },
+    warnings: [...model.warnings, ...notices, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
 
-async function patchedModel(recipe: Recipe): Promise<FastLanguageModel> {
+async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: HubOptions): Promise<FastLanguageModel> {
   const { training, lora } = recipe
+  const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
-    modelName: recipe.model.name, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', randomState: training.random_seed,
+    ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', randomState: training.random_seed,
     compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
   })
   if (training.training_type === 'full') return model
@@ -120,14 +135,17 @@ function stepWarnings(recipe: Recipe, steps: number): string[] {
     ? [`training.warmup_steps (${warmup_steps}) is not below the ${steps} steps of this run, so the learning rate never reaches its peak.`] : []
 }
 
-function summary(recipe: Recipe, patched: FastLanguageModel['patched'], train: Dataset, steps: number, batches: TrainingBatches, lines: readonly string[]): string[] {
+/** " at commit 1a2b3c4d" of a repository of the Hub. */
+const at = (source: HubSources['model']): string => (source === undefined ? '' : ` at commit ${source.commit.slice(0, 8)}`)
+
+function summary(recipe: Recipe, sources: HubSources, patched: FastLanguageModel['patched'], train: Dataset, steps: number, batches: TrainingBatches, lines: readonly string[]): string[] {
   const { spec, entries } = patched.model
   const trained = patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
   const total = parameterCount(entries)
   const tokens = train.samples.reduce((sum, { ids }) => sum + ids.length, 0)
   return [
-    `model: ${recipe.model.name} (${spec.architecture}, ${formatCompact(total)} parameters, ${spec.layers} layers)`,
-    `data: ${formatCount(train.samples.length)} samples, ${formatCount(tokens)} tokens; ${train.format.format}: ${train.format.reason}`,
+    `model: ${recipe.model.name}${at(sources.model)} (${spec.architecture}, ${formatCompact(total)} parameters, ${spec.layers} layers)`,
+    `data: ${sources.dataset === undefined ? '' : `${sources.dataset.id}${at(sources.dataset)}, `}${formatCount(train.samples.length)} samples, ${formatCount(tokens)} tokens; ${train.format.format}: ${train.format.reason}`,
     `steps: ${steps} of ${effectiveBatch(recipe)} ${recipe.training.packing ? 'packed rows' : 'samples'} each, ${batches.order.stepsPerEpoch} an epoch`,
     `trained: ${formatCompact(trained)} parameters (${((100 * trained) / total).toFixed(2)} %)`,
     ...lines,

@@ -3,10 +3,12 @@ import type { StepRecord } from '#shared/metrics.ts'
 import { warmupSteps, evalInterval, schedulerCycles, type Recipe } from '#shared/recipe.ts'
 import { hasEnded, type RunState } from '#shared/runState.ts'
 import { cleanPartials } from '../io/atomicFile.ts'
+import { describeProgress, type HubProgress } from '../hub/transferProgress.ts'
 import { acquireDevice } from '../run/deviceQueue.ts'
 import type { RunWriter } from '../run/runWriter.ts'
 import { Runtime } from '../runtime/runtime.ts'
 import { restoreCheckpoint, writeCheckpoint } from './checkpoint.ts'
+import { readSources, writeSources } from './hubSources.ts'
 import { prepareRun, type PreparedRun } from './prepareRun.ts'
 import type { RunControl } from './runControl.ts'
 import { saveOutputs } from './saveOutputs.ts'
@@ -16,6 +18,8 @@ import type { StepOutcome, Trainer } from './trainer.ts'
 /** What a run tells while it works; everything also stands in the run directory. */
 export interface RunEvents {
   onState?(state: RunState, detail: string | null): void
+  /** While model and data are fetched from the Hub, a few times a second. */
+  onDownload?(progress: HubProgress): void
   onPrepared?(prepared: PreparedRun): void
   onStep?(record: StepRecord, progress: StepProgress): void
   onEvaluation?(step: number, loss: number): void
@@ -76,6 +80,11 @@ export class TrainingRun {
     return ending
   }
 
+  private downloading(progress: HubProgress): void {
+    this.writer.progress({ detail: describeProgress(progress), etaSeconds: progress.etaSeconds ?? null })
+    this.events.onDownload?.(progress)
+  }
+
   private warn(message: string): void {
     this.writer.warn(message)
     this.events.onWarning?.(message)
@@ -95,7 +104,11 @@ export class TrainingRun {
     let runtime: Runtime | undefined
     try {
       this.state('preparing')
-      const prepared = await prepareRun(this.recipe, { signal: abort.signal, now: new Date(this.writer.status.createdAt) })
+      const prepared = await prepareRun(this.recipe, {
+        signal: abort.signal, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
+      })
+      this.writer.progress({ detail: null, etaSeconds: null })
+      writeSources(this.writer.run.dir, prepared.sources)
       for (const warning of prepared.warnings) this.warn(warning)
       this.events.onPrepared?.(prepared)
       for (const line of prepared.summaryLines) this.writer.log(line)

@@ -16,6 +16,11 @@ export const modelSection = z.strictObject({
     doc: 'Branch, tag or commit of a Hub model. Empty: the main branch.',
     maxLength: 256,
   }),
+  use_exact_model_name: boolean({
+    doc: 'Load the Hub model of exactly this name. Otherwise a known one is loaded from the repository that has the same weights '
+      + 'without a licence to accept first, as the Python library does.',
+    default: false,
+  }),
   dtype: choice({
     doc: 'How the frozen weights are kept in memory. The arithmetic is chosen by `training.compute`.',
     effect: '`float32` doubles the memory of a 16-bit checkpoint without making it more exact.',
