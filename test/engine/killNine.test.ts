@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { openPeftAdapter } from '../../engine/io/peftAdapter.ts'
 import { openTensorSource } from '../../engine/io/tensorSource.ts'
 import { checkpointManifest } from '../../engine/run/checkpoints.ts'
-import { RunDirectory } from '../../engine/run/runDirectory.ts'
+import type { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { adapterBytes, createRun, makeRecipe, metricsOf, ownRuntimeFolder, program, runProgram, temporaryFolder } from './support.ts'
 
 const rounds = 20

@@ -72,8 +72,9 @@ export const adapterBytes = (dir: string): Buffer => readFileSync(join(dir, 'ada
 /** What metrics.jsonl says about each step and evaluation, without times and speeds. */
 export function metricsOf(dir: string): Record<string, unknown>[] {
   const lines = readFileSync(join(dir, 'metrics.jsonl'), 'utf8').trimEnd().split('\n')
+  const measured = new Set(['time', 'tokens_per_second', 'memory_bytes', 'eval_runtime'])
   return lines.map((line) => JSON.parse(line) as Record<string, unknown>).filter(({ type }) => type !== 'event')
-    .map(({ time: _time, tokens_per_second: _speed, memory_bytes: _memory, eval_runtime: _runtime, ...rest }) => rest)
+    .map((record) => Object.fromEntries(Object.entries(record).filter(([key]) => !measured.has(key))))
 }
 
 export const losses = (dir: string): number[] => metricsOf(dir).filter(({ type }) => type === 'step').map(({ loss }) => loss as number)
@@ -111,9 +112,20 @@ export interface ProgramOptions {
   readonly input?: string
 }
 
+const children = new Set<ChildProcess>()
+
+/** Ends, after each test, the processes that a failed one has left. */
+export function endChildren(): void {
+  afterEach(() => {
+    for (const child of children) child.kill('SIGKILL')
+  })
+}
+
 /** Starts the program; `ended` settles with everything that it printed. */
 export function startProgram(args: readonly string[], options: ProgramOptions = {}): { child: ChildProcess; ended: Promise<Ended> } {
   const child = spawn(process.execPath, [program, ...args], { cwd: options.cwd, env: { ...process.env, ...options.env }, stdio: 'pipe' })
+  children.add(child)
+  child.once('exit', () => children.delete(child))
   let stdout = ''
   let stderr = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
