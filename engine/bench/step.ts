@@ -83,7 +83,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
 }
 
 /** A model with random weights: norms near 1, everything else small. */
-async function madeUpModel(patched: PatchedModel, runtime: Runtime, precision: PrecisionCode): Promise<LoadedModel> {
+export async function madeUpModel(patched: PatchedModel, runtime: Runtime, precision: PrecisionCode): Promise<LoadedModel> {
   const fill = async (id: string, index: number) => {
     const { storage } = (patched.arena.weights.get(id) ?? patched.layout.weights.get(id)!).value
     const norm = id.endsWith('Norm')
@@ -96,7 +96,8 @@ async function madeUpModel(patched: PatchedModel, runtime: Runtime, precision: P
   return LoadedModel.initialise(patched, runtime, { precision, seed: 1 })
 }
 
-function madeUpBatch(tokens: number, vocabulary: number): LossBatch {
+/** One sequence of made-up tokens, all labelled. */
+export function madeUpBatch(tokens: number, vocabulary: number): LossBatch {
   const ids = Int32Array.from({ length: tokens }, (_, i) => ((i + 1) * 7919) % vocabulary)
   const labelled = tokens - 1
   return {
