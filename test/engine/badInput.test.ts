@@ -174,8 +174,8 @@ describe('bad input is refused with its place and what to do', function () {
       const prepared = await prepareRun(makeRecipe(folder))
       const options = { precision: 0, longestSample: 256, longestStep: 1024, sequences: 4, evaluates: false, availableBytes: 1e6, threads: 1 } as const
       assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'auto' }),
-        (error) => UnslothError.is(error, 'MEMORY') && /needs [\d.]+ MB, but only 977 KB are free; the largest part is/.test(error.message) && /max_seq_length/.test(error.hint ?? ''))
-      assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'none' }), (error) => UnslothError.is(error, 'MEMORY') && /gradient_checkpointing: auto/.test(error.hint ?? ''))
+        (error) => UnslothError.is(error, 'MEMORY') && /needs [\d.]+ MB, but only 977 KB are free; the largest part is/.test(error.message) && (error.hint ?? '').includes('max_seq_length'))
+      assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'none' }), (error) => UnslothError.is(error, 'MEMORY') && (error.hint ?? '').includes('gradient_checkpointing: auto'))
     })
     it('a disk that is full stops the run; the checkpoints before stay', async () => {
       const run = RunDirectory.create(join(folder, 'outputs'), 'full', 'version: 1\n')
@@ -192,10 +192,10 @@ describe('bad input is refused with its place and what to do', function () {
     })
     it('a failed run resumes from its newest checkpoint', async () => {
       const dir = await train(makeRecipe(folder, { training: { save_steps: 1 } }))
-      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: join(folder, 'nothing') } })), (error) => UnslothError.is(error, 'RUN_INVALID') && /no complete checkpoint/.test(error.message))
+      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: join(folder, 'nothing') } })), (error) => UnslothError.is(error, 'RUN_INVALID') && error.message.includes('no complete checkpoint'))
       const next = await train(makeRecipe(folder, { training: { resume_from: dir } }))
       assert.equal(eventsOf(next).find(({ event }) => event === 'resume')?.step, 3)
-      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: dir }, lora: { lora_r: 8 } })), (error) => UnslothError.is(error, 'MODEL_INVALID') && /lora_A\.weight has shape/.test(error.message))
+      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: dir }, lora: { lora_r: 8 } })), (error) => UnslothError.is(error, 'MODEL_INVALID') && error.message.includes('lora_A.weight has shape'))
     })
     it('a finished run is not resumed', async () => {
       const dir = await train(makeRecipe(folder))
