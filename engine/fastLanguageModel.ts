@@ -41,11 +41,16 @@ export interface PretrainedOptions {
 export interface PeftOptions {
   readonly r?: number
   readonly targetModules?: readonly string[] | 'all-linear'
+  /** Stacked experts, by the end of their name; when absent they follow `targetModules`. */
+  readonly targetParameters?: readonly string[]
   readonly loraAlpha?: number
   readonly loraDropout?: number
   readonly useRslora?: boolean
   readonly modulesToSave?: readonly string[]
   readonly layersToTransform?: readonly number[]
+  /** Other ranks and alphas by regular expression, as in PEFT. */
+  readonly rankPattern?: Readonly<Record<string, number>>
+  readonly alphaPattern?: Readonly<Record<string, number>>
   /** `embed_tokens` and `lm_head` get a learning rate of their own. */
   readonly embeddingLearningRate?: boolean
 }
@@ -106,6 +111,7 @@ export class FastLanguageModel {
     const training: Training = {
       kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0, targets: options.targetModules ?? defaultTargets,
       rslora: options.useRslora ?? false, modulesToSave: options.modulesToSave ?? [], ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
+      ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }), rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
     }
     this.patchedModel = patchModel(this.description, training, { embeddingRate: options.embeddingLearningRate === true })
     return this
@@ -155,6 +161,7 @@ export class FastLanguageModel {
       model.getPeftModel({
         r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, modulesToSave: config.modulesToSave,
         targetModules: targets === 'all-linear' ? targets : typeof targets === 'string' ? [targets] : targets,
+        targetParameters: config.targetParameters, rankPattern: config.rankPattern, alphaPattern: config.alphaPattern,
       })
     }
     await model.load({ adapter })

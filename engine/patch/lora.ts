@@ -93,7 +93,9 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
   const { targets } = options
   const experts = expertModules(weights, options)
   if (targets !== 'all-linear') {
-    const parts = options.targetParameters === undefined ? experts.flatMap(({ parameter }) => partsOfExperts[lastName(parameter!)] ?? []) : []
+    // With experts chosen by parameter, names of their parts (as in the default targets) mean the dense layers that have them.
+    const covered = options.targetParameters === undefined ? experts : options.targetParameters.length > 0 ? weights.filter(({ kind }) => kind === 'experts') : []
+    const parts = covered.flatMap(({ parameter }) => partsOfExperts[lastName(parameter!)] ?? [])
     const missing = targets.filter((target) => !parts.includes(target) && !all.some(({ module }) => endsIn(module, target)))
     if (missing.length > 0) {
       const names = [...new Set(all.map(({ module }) => lastName(module)))]

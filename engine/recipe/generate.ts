@@ -1,10 +1,13 @@
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { recipeDocs, recipeJsonSchema } from '#shared/recipe.ts'
+import { proofs } from '../model/proofs.ts'
+import { architectureDocs } from '../verify/architectureDocs.ts'
 
-/** Files made from the recipe's schema, by path below the root of the repository. */
+/** Files made from the recipe's schema and the registry of architectures, by path below the root of the repository. */
 export function generatedDocs(): ReadonlyMap<string, string> {
   return new Map([
+    ['docs/architectures.md', architectureDocs(proofs)],
     ['docs/recipe.md', recipeDocs()],
     ['syntaxes/finetune.schema.json', `${JSON.stringify(recipeJsonSchema(), null, 2)}\n`],
   ])

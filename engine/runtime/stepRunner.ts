@@ -72,6 +72,15 @@ export class StepRunner {
     return this.runtime.readFloats('io', offset, rows * cols)
   }
 
+  /** What the routers' balance loss adds to the loss of the last run: 0 where the plan has none. */
+  balanceTerm(tokens: PackedTokens): number {
+    return this.step.io.balanceLoss === undefined ? 0 : this.balanceWeight(tokens) * this.read('balanceLoss', 1)[0]!
+  }
+
+  private balanceWeight({ balanceShare, weights }: PackedTokens): number {
+    return (this.spec.moe?.balance ?? 0) * (balanceShare ?? weights?.reduce((sum, weight) => sum + weight, 0) ?? 1)
+  }
+
   private slot(name: string): IoSlot {
     const slot = this.step.io[name]
     if (slot === undefined) throw new UnslothError('INTERNAL', `this plan has no "${name}"`)
@@ -98,7 +107,7 @@ export class StepRunner {
     put('labelIndex', tokens.labelIndex)
     put('labels', tokens.labels)
     put('weights', tokens.weights)
-    if (this.spec.moe !== undefined) put('balanceWeight', Float32Array.of(this.spec.moe.balance * (tokens.balanceShare ?? tokens.weights?.reduce((sum, weight) => sum + weight, 0) ?? 1)))
+    put('balanceWeight', Float32Array.of(this.balanceWeight(tokens)))
     put('tokenKeys', tokens.tokenKeys)
     put('slots', tokens.slots)
     if (random !== undefined) put('random', Int32Array.of(random.seed, random.step))

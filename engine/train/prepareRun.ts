@@ -102,7 +102,7 @@ async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: Hu
   if (training.training_type === 'full') return model
   return model.getPeftModel({
     r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, modulesToSave: lora.modules_to_save ?? [],
-    targetModules: targetModules(recipe), embeddingLearningRate: training.embedding_learning_rate !== null, ...layersOf(recipe, model.patched.model.spec.layers),
+    targetModules: targetModules(recipe), ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }), embeddingLearningRate: training.embedding_learning_rate !== null, ...layersOf(recipe, model.patched.model.spec.layers),
   })
 }
 

@@ -16,7 +16,7 @@ export interface TrainerOptions extends AdamWOptions {
 }
 
 export interface StepOutcome {
-  /** Mean negative log-likelihood of the step's labelled tokens, before the update. */
+  /** What is minimised, before the update: mean negative log-likelihood of the step's labelled tokens, plus the routers' balance loss where the model trains with it. */
   readonly loss: number
   /** Norm of the gradient before clipping. */
   readonly gradientNorm: number
@@ -49,7 +49,7 @@ export class Trainer {
     for (const batch of batches) {
       const random = { seed: this.options.seed, step: index }
       await this.training.run(batch, random)
-      const part = weightedSum(this.training.read('nll', batch.labels.length), batch.weights)
+      const part = weightedSum(this.training.read('nll', batch.labels.length), batch.weights) + this.training.balanceTerm(batch)
       if (!Number.isFinite(part)) throw await this.nonFinite(`The loss of step ${index + 1} is ${part}`, batch, random)
       loss += part
       tokens += batch.ids.length
@@ -61,7 +61,7 @@ export class Trainer {
     return { loss, gradientNorm, tokens, labelled }
   }
 
-  /** Mean negative log-likelihood over the labelled tokens of a whole set: Σ weight·nll of all batches. */
+  /** Mean negative log-likelihood over the labelled tokens of a whole set: Σ weight·nll of all batches. Never with a balance loss. */
   async evaluate(batches: Iterable<LossBatch>): Promise<number> {
     if (this.scoring === undefined) throw new UnslothError('INTERNAL', 'this run was planned without evaluation')
     let loss = 0

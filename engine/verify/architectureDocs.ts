@@ -1,6 +1,4 @@
-import { join } from 'node:path'
 import { formatBytes } from '#shared/units.ts'
-import { writeFileAtomic } from '../io/atomicFile.ts'
 import { whole, type Tensor } from '../graph/graph.ts'
 import type { Proof } from '../model/proof.ts'
 import { archSpec, families, type ArchitectureFamily } from '../model/registry.ts'
@@ -8,8 +6,6 @@ import { trainingPlan } from '../model/stepGraph.ts'
 import { weightTable } from '../model/weightTable.ts'
 import { loraModules } from '../patch/lora.ts'
 import { parameterLayout } from '../patch/parameters.ts'
-
-const file = 'docs/architectures.md'
 
 const scientific = (value: number): string => value.toExponential(1).replace('e-', 'e−')
 
@@ -53,7 +49,7 @@ export function architectureDocs(proofs: readonly Proof[]): string {
   return `${[
     '# Architectures',
     '',
-    'Written by `npx tsx test/golden/prove.ts FOLDER`; do not edit by hand.',
+    'Generated from the registry and `engine/model/proofs.ts` by `npm run docs`; do not edit by hand.',
     '',
     'Each case is a small model with random weights and a PEFT adapter. Hugging Face transformers and PEFT computed everything on it in',
     'float64: logits, losses, gradients of every kind of parameter, preference losses, a training of 12 steps, the merged model, greedy tokens.',
@@ -74,7 +70,8 @@ export function architectureDocs(proofs: readonly Proof[]): string {
     '  cache when a text outgrows the original context and goes on from the last token alone; the check of greedy tokens repeats that, generation does not.',
     '- Gemma’s factor √hidden is rounded to bf16 only where products are computed in bf16.',
     '- Products with a router stay in float32, so that near-ties between experts do not flip.',
-    '- The routers’ balance loss is trained with when the config says `output_router_logits: true`, with its `router_aux_loss_coef`.',
+    '- The routers’ balance loss is trained with when the config says `output_router_logits: true`, with its `router_aux_loss_coef`; the training loss',
+    '  that is shown contains it, the evaluation loss never does.',
     '- Adapters on experts have PEFT’s layout (`target_parameters`). Targets named `gate_proj`, `up_proj`, `down_proj` mean the experts too;',
     '  gate and up are one matrix there and get twice the rank, as PEFT converts such targets.',
     '',
@@ -87,9 +84,4 @@ export function architectureDocs(proofs: readonly Proof[]): string {
     '|---|---|---|---|',
     ...memoryTable(),
   ].join('\n')}\n`
-}
-
-/** Writes the document into a checkout. */
-export async function writeArchitectureDocs(root: string, proofs: readonly Proof[]): Promise<void> {
-  await writeFileAtomic(join(root, file), architectureDocs(proofs))
 }

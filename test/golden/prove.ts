@@ -5,7 +5,7 @@
 import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Proof } from '../../engine/model/proof.ts'
-import { writeArchitectureDocs } from '../../engine/verify/architectureDocs.ts'
+import { architectureDocs } from '../../engine/verify/architectureDocs.ts'
 import { compare, type Comparison } from '../../engine/verify/compare.ts'
 import { CaseComputation } from '../../engine/verify/compute.ts'
 import { Golden } from '../../engine/verify/golden.ts'
@@ -50,4 +50,4 @@ const proofs = (await Promise.all(process.argv.slice(2).map(proofsOf))).flat().s
 const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
 const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
 await writeFile(join(root, 'engine/model/proofs.ts'), text)
-await writeArchitectureDocs(root, proofs)
+await writeFile(join(root, 'docs/architectures.md'), architectureDocs(proofs))

@@ -35,9 +35,9 @@ describe('recipe docs', () => {
 
   it('are written only when they changed', () => {
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'unsloth-docs-'))
-    assert.deepEqual(writeGeneratedDocs(folder), ['docs/recipe.md', 'syntaxes/finetune.schema.json'])
+    assert.deepEqual(writeGeneratedDocs(folder), ['docs/architectures.md', 'docs/recipe.md', 'syntaxes/finetune.schema.json'])
     assert.deepEqual(writeGeneratedDocs(folder), [])
-    assert.deepEqual(fs.readdirSync(path.join(folder, 'docs')), ['recipe.md'])
+    assert.deepEqual(fs.readdirSync(path.join(folder, 'docs')), ['architectures.md', 'recipe.md'])
     fs.rmSync(folder, { recursive: true })
   })
 

@@ -4,7 +4,7 @@ import { generatedDocs, writeGeneratedDocs } from '../../recipe/generate.ts'
 import { projectRoot } from '../../projectRoot.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 
-/** Writes the docs that are generated from the recipe's schema; with --check only tells whether they are current. */
+/** Writes the docs that are generated from the recipe's schema and the architectures; with --check only tells whether they are current. */
 export function docsCommand({ positionals, flags }: CommandArgs<'docs'>): number {
   const root = positionals[0] ?? projectRoot()
   if (!flags.check) {

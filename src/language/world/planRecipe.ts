@@ -30,7 +30,8 @@ export function trainingOf(recipe: Recipe, layers: number): Training {
       : Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index))
   return {
     kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora,
-    modulesToSave: lora.modules_to_save, targets: targetModules(recipe), ...(chosen === null ? {} : { layers: chosen }),
+    modulesToSave: lora.modules_to_save, targets: targetModules(recipe),
+    ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }), ...(chosen === null ? {} : { layers: chosen }),
   }
 }
 

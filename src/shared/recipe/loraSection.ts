@@ -69,6 +69,14 @@ export const loraSection = z.strictObject({
       },
     },
   ),
+  target_parameters: textList({
+    doc: 'Experts of a mixture that get an adapter, by the end of their name: `mlp.experts.gate_up_proj`, `mlp.experts.down_proj`. '
+      + 'Empty: they follow `gate_proj`, `up_proj` and `down_proj` in `target_modules`.',
+    effect: 'Each expert gets matrices of its own: memory grows with their number.',
+    pattern: moduleName,
+    expected: 'the name of a parameter',
+    default: [],
+  }),
   modules_to_save: textList({
     doc: 'Layers trained whole and saved with the adapter: `embed_tokens`, `lm_head`. '
       + 'Needed to teach new tokens or a new language.',
