@@ -102,6 +102,16 @@ lora: { lora_r: 4, lora_alpha: 8 }
     assert.ok(metricsOf(dir).length > 0)
   })
 
+  it('shows the fetching of a dry run and of generate, too', async () => {
+    const dry = await finetune(['--dry-run', '--json'], { HF_HUB_CACHE: join(folder, 'cache4') })
+    assert.match(dry.stderr, /fetching tiny\/stories260k: /)
+    assert.equal((JSON.parse(dry.stdout) as { totalSteps: number }).totalSteps, 3)
+    const said = await runProgram(['generate', 'tiny/stories260k', 'Once', '--max_new_tokens', '4', '--threads', '1'], { cwd: folder, env: environment({ HF_HUB_CACHE: join(folder, 'cache5') }) })
+    assert.equal(said.code, 0, said.stderr)
+    assert.match(said.stdout, /^Once/)
+    assert.match(said.stderr, /fetching tiny\/stories260k: /)
+  })
+
   it('says what to do without a token, and leaves it in no file with one', async () => {
     const { code, stdout, stderr } = await finetune([], { HF_HUB_CACHE: join(folder, 'cache3'), HF_TOKEN: '' })
     assert.equal(code, 1)

@@ -46,7 +46,9 @@ const runName = (recipe: Recipe): string => recipe.training.run_name ?? basename
 const datasetName = (recipe: Recipe): string | null => recipe.data.dataset ?? recipe.data.local_dataset[0] ?? null
 
 async function dryRun(recipe: Recipe, flags: { readonly json: boolean; readonly print_plan: boolean }): Promise<number> {
-  const prepared = await prepareRun(recipe)
+  const view = progressView(process.stderr)
+  const prepared = await prepareRun(recipe, { onDownload: (progress) => view.onDownload?.(progress) })
+  view.end()
   for (const warning of prepared.warnings) console.error(`warning: ${warning}`)
   if (flags.json) console.log(JSON.stringify(dryRunReport(recipe, prepared), null, 2))
   else {

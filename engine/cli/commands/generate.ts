@@ -9,6 +9,7 @@ import { FastLanguageModel } from '../../fastLanguageModel.ts'
 import { RunDirectory } from '../../run/runDirectory.ts'
 import { latestCheckpoint } from '../../run/checkpoints.ts'
 import type { CommandArgs } from '../commandArgs.ts'
+import { progressView } from '../progressView.ts'
 import { computeOf, deviceOf, threadsOf } from '../settings.ts'
 
 /** Writes text with a model, an adapter or a run's result. One prompt streams; several run as one batch. */
@@ -16,7 +17,11 @@ export async function generateCommand({ positionals, flags }: CommandArgs<'gener
   deviceOf(flags.device)
   const [name, ...words] = positionals
   const prompts = await readPrompts(words, flags.prompt_file)
-  const generator = await FastLanguageModel.forInference({ modelName: runResult(name!), adapter: flags.adapter, threads: threadsOf(flags.threads), compute: computeOf(flags.compute) })
+  const view = progressView(process.stderr)
+  const generator = await FastLanguageModel.forInference({
+    modelName: runResult(name!), adapter: flags.adapter, threads: threadsOf(flags.threads), compute: computeOf(flags.compute), onDownload: (progress) => view.onDownload?.(progress),
+  })
+  view.end()
   const abort = new AbortController()
   const interrupt = () => abort.abort()
   process.once('SIGINT', interrupt)
