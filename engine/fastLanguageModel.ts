@@ -1,6 +1,7 @@
 import { UnslothError } from '#shared/errors.ts'
 import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
 import { TextGenerator } from './generate/textGenerator.ts'
+import type { DType } from './graph/dtype.ts'
 import type { PrecisionCode } from './graph/ops/linear.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
@@ -8,7 +9,7 @@ import { extendContext } from './model/extendContext.ts'
 import { formatPatchReport } from './patch/lora.ts'
 import { physicalCores } from './runtime/cores.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
-import { describeModel, patchModel, type ModelDescription, type PatchedModel, type Training } from './runtime/patchedModel.ts'
+import { describeModel, patchModel, type LoraInit, type ModelDescription, type PatchedModel, type Training } from './runtime/patchedModel.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
@@ -31,6 +32,10 @@ export interface PretrainedOptions {
   readonly maxSeqLength?: number
   /** Train all weights instead of adapters. */
   readonly fullFinetuning?: boolean
+  /** Repair what is known to go wrong with tokenizers. Default: yes. */
+  readonly fixTokenizer?: boolean
+  /** How frozen weights are kept; default: as they are stored. */
+  readonly dtype?: 'auto' | 'bfloat16' | 'float16' | 'float32'
   /** Default float32. */
   readonly compute?: 'float32' | 'bfloat16'
   /** Default: one for each physical core. */
@@ -46,6 +51,7 @@ export interface PeftOptions {
   readonly loraAlpha?: number
   readonly loraDropout?: number
   readonly useRslora?: boolean
+  readonly initLoraWeights?: LoraInit
   readonly modulesToSave?: readonly string[]
   readonly layersToTransform?: readonly number[]
   /** Other ranks and alphas by regular expression, as in PEFT. */
@@ -54,6 +60,8 @@ export interface PeftOptions {
   /** `embed_tokens` and `lm_head` get a learning rate of their own. */
   readonly embeddingLearningRate?: boolean
 }
+
+const weightTypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const
 
 const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
@@ -69,6 +77,7 @@ export class FastLanguageModel {
   readonly warnings: readonly string[]
   private readonly description: ModelDescription
   private readonly seed: number
+  private readonly weightType: { readonly weightType?: DType }
   /** Adapter that was named in the model's place: where training goes on from, and what generates. */
   readonly adapter: string | undefined
   /** Repository and commit of a model of the Hub. */
@@ -85,7 +94,8 @@ export class FastLanguageModel {
     this.threads = options.threads ?? physicalCores()
     this.seed = options.randomState ?? 3407
     this.warnings = warnings
-    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' })
+    this.weightType = options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }
+    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.weightType)
   }
 
   /** Reads and checks a model folder: config, tokenizer, tensor names and shapes. */
@@ -98,7 +108,7 @@ export class FastLanguageModel {
       throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, { hint: 'Name the base model, or merge the adapter first.' })
     const described = await describeModel(folder)
     const { spec, warning } = extendContext(described.spec, options.maxSeqLength ?? described.spec.context)
-    const tokenizer = await loadTokenizer(folder)
+    const tokenizer = await loadTokenizer(folder, options.fixTokenizer === false ? { fix: false } : {})
     checkVocabulary(tokenizer, spec.vocabulary)
     const warnings = [...notices, ...(warning === undefined ? [] : [warning]), ...described.source.warnings]
     return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, hub, options, warnings)
@@ -110,10 +120,10 @@ export class FastLanguageModel {
     if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
     const training: Training = {
       kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0, targets: options.targetModules ?? defaultTargets,
-      rslora: options.useRslora ?? false, modulesToSave: options.modulesToSave ?? [], ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
+      rslora: options.useRslora ?? false, init: options.initLoraWeights ?? true, modulesToSave: options.modulesToSave ?? [], ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
       ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }), rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
     }
-    this.patchedModel = patchModel(this.description, training, { embeddingRate: options.embeddingLearningRate === true })
+    this.patchedModel = patchModel(this.description, training, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
     return this
   }
 

@@ -3,6 +3,7 @@ import { dtypeCode } from '../graph/dtype.ts'
 import type { PrecisionCode } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
+import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { Runtime } from './runtime.ts'
 import { loadInto, parameterParts } from './weightArena.ts'
@@ -14,6 +15,9 @@ export interface LoadOptions {
   /** Elements read so far, of how many. */
   readonly progress?: (done: number, total: number) => void
 }
+
+/** Streams of random numbers beside those of the adapters' A. */
+const secondStream = 2 ** 24
 
 /** A patched model on a device. */
 export class LoadedModel {
@@ -43,14 +47,35 @@ export class LoadedModel {
     return LoadedModel.initialise(patched, runtime, options)
   }
 
-  /** Starts adapters over weights that stand in the arenas: A uniform in ±1/√in (kaiming, a = √5, as PEFT does), B zero. */
+  /** Starts adapters over weights that stand in the arenas. */
   static async initialise(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
-    for (const [index, module] of patched.modules.entries()) {
-      const parameter = patched.layout.parameters.find(({ name }) => name === `${module.module}.lora_A.weight`)!
-      const bound = 1 / Math.sqrt(module.inputs)
-      await runtime.fillUniform('params', parameter.offset * 4, parameter.rows * parameter.cols, dtypeCode('f32'), [-bound, bound], options.seed, index)
+    const model = new LoadedModel(patched, runtime, options.precision)
+    for (const [index, module] of patched.modules.entries()) await model.initialiseAdapter(module, index, options.seed)
+    return model
+  }
+
+  /**
+   * As PEFT does: A uniform in ±1/√in (kaiming, a = √5) and B zero; `gaussian`: A normal with deviation 1/r; `false`: both are
+   * uniform, so that the adapter does something from the start.
+   */
+  private async initialiseAdapter({ module, inputs, rank }: LoraModule, index: number, seed: number): Promise<void> {
+    const { training } = this.patched
+    const init = training.kind === 'lora' ? (training.init ?? true) : true
+    const fill = async (name: string, low: number, high: number, stream: number) => {
+      const { offset, rows, cols } = this.parameter(name)
+      await this.runtime.fillUniform('params', offset * 4, rows * cols, dtypeCode('f32'), [low, high], seed, stream)
+      return name
     }
-    return new LoadedModel(patched, runtime, options.precision)
+    const [a, b] = [`${module}.lora_A.weight`, `${module}.lora_B.weight`]
+    if (init === 'gaussian') {
+      // Box and Muller (1958), from two streams of uniform numbers.
+      const radius = this.readParameter(await fill(a, 0, 1, index))
+      const angle = this.readParameter(await fill(a, 0, 1, index + secondStream))
+      this.writeParameter(a, radius.map((u, i) => (Math.sqrt(-2 * Math.log(1 - u)) * Math.cos(2 * Math.PI * angle[i]!)) / rank))
+      return
+    }
+    await fill(a, -1 / Math.sqrt(inputs), 1 / Math.sqrt(inputs), index)
+    if (!init) await fill(b, -1 / Math.sqrt(rank), 1 / Math.sqrt(rank), index + secondStream)
   }
 
   /** See evaluatedWeights. */

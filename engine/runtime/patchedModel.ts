@@ -28,8 +28,11 @@ export async function describeModel(folder: string): Promise<ModelDescription> {
   return { folder, config: config!.values, spec, entries: weightTable(spec, (name) => source.tensors.has(name)), source }
 }
 
+/** How new adapters start, as PEFT's init_lora_weights; B is zero but with `false`. */
+export type LoraInit = boolean | 'gaussian'
+
 /** What is trained. */
-export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[] } & LoraOptions)
+export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[]; readonly init?: LoraInit } & LoraOptions)
 
 /** The patched model as a description: complete before memory is taken, so that a dry run can report on it. */
 export interface PatchedModel {

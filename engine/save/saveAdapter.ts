@@ -32,7 +32,7 @@ export function adapterConfig(model: LoadedModel): LoraConfig {
     modulesToSave: training.modulesToSave, rslora: training.rslora,
     rankPattern: Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])),
     alphaPattern: Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])),
-    initLoraWeights: true,
+    initLoraWeights: training.init ?? true,
   }
 }
 

@@ -97,11 +97,11 @@ async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: Hu
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', randomState: training.random_seed,
-    compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
+    dtype: recipe.model.dtype, compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel({
-    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, modulesToSave: lora.modules_to_save ?? [],
+    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, initLoraWeights: lora.init_lora_weights === 'gaussian' ? 'gaussian' : lora.init_lora_weights !== false, modulesToSave: lora.modules_to_save ?? [],
     targetModules: targetModules(recipe), ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }), embeddingLearningRate: training.embedding_learning_rate !== null, ...layersOf(recipe, model.patched.model.spec.layers),
   })
 }
