@@ -12,6 +12,7 @@ import { join } from 'node:path'
 import { findProgram, root, run as runProgram } from '../tools/common.mjs'
 import { missingBrowser } from '../tools/browser.mjs'
 import { buildTarget, hasCuda } from '../tools/kernels.mjs'
+import { missingHost } from './host/runner/install.mjs'
 
 const filters = process.argv.slice(2)
 const required = (process.env.UNSLOTH_REQUIRE ?? '').split(',').map((name) => name.trim()).filter(Boolean)
@@ -106,8 +107,12 @@ async function native(files) {
 /** Parts that not every machine can test: where their tests stand, and what is missing here. */
 const optionalParts = [
   {
-    name: 'vscode', folders: [join('test', 'webview'), join('test', 'host')],
+    name: 'vscode', folders: [join('test', 'webview')],
     missing: missingBrowser,
+  },
+  {
+    name: 'vscode', folders: [join('test', 'host')],
+    missing: missingHost,
   },
   {
     name: 'cuda', folders: [join('test', 'cuda')],
@@ -132,7 +137,7 @@ const apart = optionalParts.flatMap(({ folders }) => folders)
 const unit = testFiles('test', '.test.ts').filter((file) => !apart.some((folder) => file.startsWith(folder)))
 const nativeTests = testFiles(join('test', 'native'), 'Test.cc')
 for (const name of required.filter((name) => !optionalParts.some((part) => part.name === name))) {
-  console.log(`✗ UNSLOTH_REQUIRE names ${name}; there are ${optionalParts.map((part) => part.name).join(' and ')}`)
+  console.log(`✗ UNSLOTH_REQUIRE names ${name}; there are ${[...new Set(optionalParts.map((part) => part.name))].join(' and ')}`)
   count({ passed: 0, failed: 1 })
 }
 
