@@ -43,6 +43,10 @@ async function run(args: ParsedArgs): Promise<number> {
     }
     case 'finetune':
       return (await import('./cli/commands/finetune.ts')).finetuneCommand(args)
+    case 'data':
+      return (await import('./cli/commands/data.ts')).dataCommand(args)
+    case 'tokenizer':
+      return (await import('./cli/commands/tokenizer.ts')).tokenizerCommand(args)
     case 'run':
       return (await import('./cli/commands/run.ts')).runCommand(args)
     case 'resume':

@@ -7,7 +7,7 @@ import { isSecretFlag, readRecipeFlag, recipeFlag, recipeFlagNames } from './fla
 import { isOldCommandLine, oldFlag, oldFlags, translateOldCommandLine, translateOldFlags,
   type OldFlags } from './flagsOfUnslothCli.ts'
 
-/** What the recipe of a `finetune` command is made of; see `loadRecipe`. */
+/** What the recipe of a command is made of; see `loadRecipe`. */
 export interface RecipeArguments {
   readonly file: string | null
   readonly overrides: readonly RecipeOverride[]
@@ -19,8 +19,8 @@ export type ParsedCommand = {
     readonly command: Name
     readonly positionals: readonly string[]
     readonly flags: FlagValues<(typeof commands)[Name]['flags']>
-    /** Only with `finetune`. */
-    readonly recipe: Name extends 'finetune' ? RecipeArguments : null
+    /** Only with commands that take a recipe. */
+    readonly recipe: Name extends 'finetune' | 'data' ? RecipeArguments : null
     /** To be shown, one line each. */
     readonly warnings: readonly string[]
   }

@@ -48,6 +48,24 @@ export const commands = {
       'unsloth finetune --model_name ./models/llama --dataset train.jsonl --r 16 --max_steps 60 --save_model --save_method lora',
     ],
   },
+  data: {
+    summary: 'show what a recipe trains on, token by token',
+    positionals: [{ name: 'RECIPE', summary: 'recipe file; finetune.yaml when left out and no model is named' }],
+    recipe: true,
+    flags: {
+      config: { type: 'text', summary: 'recipe file, as in `unsloth train`', short: 'c', value: 'FILE' },
+      sample: { type: 'integer', summary: 'samples to show, spread over the data', default: 3, min: 0, max: 100_000, value: 'N' },
+      json,
+    },
+    examples: ['unsloth data finetune.yaml', 'unsloth data finetune.yaml --sample 10',
+      'unsloth data --model ./models/llama --local_dataset train.csv --columns prompt=question,completion=answer'],
+  },
+  tokenizer: {
+    summary: 'examine the tokenizer of a model: what is wrong with it, and what is changed',
+    positionals: [{ name: 'DIR', summary: 'model folder', required: true }],
+    flags: { json },
+    examples: ['unsloth tokenizer ./models/llama'],
+  },
   generate: {
     summary: 'write text with a model, an adapter or a run',
     positionals: [

@@ -44,11 +44,18 @@ export function parseSplit(text: string): SplitChoice {
 export const needsCount = ({ from, to }: SplitChoice): boolean =>
   [from, to].some((end) => end !== undefined && (end.percent || end.value < 0))
 
+/** As Python rounds. */
+function roundHalfEven(value: number): number {
+  const below = Math.floor(value)
+  const rest = value - below
+  return rest > 0.5 || (rest === 0.5 && below % 2 !== 0) ? below + 1 : below
+}
+
 /** Which rows are meant. Shares are rounded to the nearest row, as `datasets` does. */
 export function rangeOf({ name, from, to }: SplitChoice, rows: number): RowRange {
   const at = (end: SliceEnd | undefined, otherwise: number): number => {
     if (end === undefined) return otherwise
-    const count = end.percent ? Math.round((end.value / 100) * rows) : end.value
+    const count = end.percent ? roundHalfEven((end.value * rows) / 100) : end.value
     return Math.min(rows, Math.max(0, count < 0 || Object.is(count, -0) ? rows + count : count))
   }
   const range = { from: at(from, 0), to: at(to, rows) }

@@ -4,12 +4,15 @@ import { UnslothError } from '#shared/errors.ts'
 import { isJsonObject } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
 import { readTokenizerFiles, type TokenizerFiles } from './tokenizerFiles.ts'
+import { examineTemplate } from './templateRepair.ts'
 import { WordEncoder, type TokenMarks } from './wordEncoder.ts'
 
 /** How a tokenizer differs from what its files say. */
 export interface TokenizerOptions {
   /** Text of the EOS token to take instead of the one of the files: it ends turns in the chat template that is used. */
   readonly eosToken?: string
+  /** `false`: nothing is repaired. */
+  readonly fix?: boolean
 }
 
 /** Text to token ids and back. Everything that knows about tokenizers goes through this. */
@@ -39,6 +42,10 @@ export interface Tokenizer {
   readonly addsBos: boolean
   /** Chat templates by name; the usual one is `default`. */
   readonly chatTemplates: ReadonlyMap<string, string>
+  /** The usual template as the files have it, where it was repaired. */
+  readonly originalTemplate: string | undefined
+  /** What was repaired when it was loaded, one sentence each. */
+  readonly repairs: readonly string[]
   /** Special tokens that stand in the text become their ids. Default: nothing is put before or after. */
   encode(text: string, options?: { readonly addSpecialTokens?: boolean }): Int32Array
   /** Ids that no token has are left out. Default: special tokens are shown. */
@@ -149,6 +156,8 @@ class HfTokenizer implements Tokenizer {
   readonly suffixIds: readonly number[]
   readonly addsBos: boolean
   readonly chatTemplates: ReadonlyMap<string, string>
+  readonly originalTemplate: string | undefined
+  readonly repairs: readonly string[]
   private readonly hub: HubTokenizer
   private readonly words: WordEncoder | undefined
 
@@ -182,7 +191,13 @@ class HfTokenizer implements Tokenizer {
     this.prefixIds = this.decided(prefix, files.addBos, this.bosId, 'first')
     this.suffixIds = this.decided(suffix, files.addEos, this.eosId, 'last')
     this.addsBos = this.bosId !== undefined && this.prefixIds.includes(this.bosId)
-    this.chatTemplates = files.chatTemplates
+    const source = files.chatTemplates.get('default')
+    const verdict = options.fix === false || source === undefined ? undefined : examineTemplate(source, this)
+    this.originalTemplate = verdict?.repaired === undefined ? undefined : source
+    this.chatTemplates = verdict?.repaired === undefined ? files.chatTemplates : new Map([...files.chatTemplates, ['default', verdict.repaired]])
+    this.repairs = verdict?.repaired === undefined ? [] : [
+      `The chat template of ${files.folder} ignores add_generation_prompt; ${JSON.stringify(verdict.prompt)} is written before answers.`,
+    ]
   }
 
   /** `add_bos_token` and `add_eos_token` win over what the post-processor does. */

@@ -1,5 +1,5 @@
 import { UnslothError } from '#shared/errors.ts'
-import { engineNotifications, type DoctorResult, type GenerateParams, type InspectResult, type PlanResult, type RecipeDiagnostic, type VerifyResult } from '#shared/protocol.ts'
+import { engineNotifications, type DoctorResult, type GenerateParams, type InspectResult, type PlanResult, type VerifyResult } from '#shared/protocol.ts'
 import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe.ts'
 import { dirname } from 'node:path'
 import { availableMemory } from '../runtime/memory.ts'
@@ -8,7 +8,7 @@ import { FastLanguageModel } from '../fastLanguageModel.ts'
 import type { TextGenerator } from '../generate/textGenerator.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { formatRecipe } from '../recipe/formatRecipe.ts'
-import { diagnoseRecipe, type LocatedIssue } from '../recipe/parseRecipe.ts'
+import { diagnoseRecipe } from '../recipe/parseRecipe.ts'
 import { resolveRecipePaths } from '../recipe/recipePaths.ts'
 import { physicalCores } from '../runtime/cores.ts'
 import { resolveModel } from '../runtime/resolveModel.ts'
@@ -16,6 +16,8 @@ import { prepareRun } from '../train/prepareRun.ts'
 import { compare } from '../verify/compare.ts'
 import { CaseComputation } from '../verify/compute.ts'
 import { Golden } from '../verify/golden.ts'
+import { diagnostic, problemOf } from './diagnostics.ts'
+import { PreviewCache } from './previewData.ts'
 import type { EngineHandlers, ServeContext } from './serve.ts'
 
 export interface HandlerOptions {
@@ -26,8 +28,10 @@ export interface HandlerOptions {
 /** The engine's answers to an editor. */
 export function engineHandlers(options: HandlerOptions): EngineHandlers {
   const generators = new GeneratorCache()
+  const previews = new PreviewCache()
   return {
     plan: ({ recipe, path, overrides }) => plan(recipe, path ?? 'finetune.yaml', overrides ?? {}),
+    preview: (params, context) => previews.preview(params, context),
     inspect: ({ path, limit }) => options.inspect(path, limit ?? 1000),
     generate: (params, context) => generators.generate(params, context),
     verify: ({ path, skip }) => verify(path, skip ?? []),
@@ -45,9 +49,7 @@ async function plan(text: string, path: string, values: Readonly<Record<string, 
   try {
     return { diagnostics, resolved, ...(await planSummary(absolute)) }
   } catch (error) {
-    if (!UnslothError.is(error)) throw error
-    const hint = error.hint === undefined ? '' : ` ${error.hint}`
-    return { diagnostics: [...diagnostics, { severity: 'error', code: error.code, message: `${error.message}${hint}` }], resolved }
+    return { diagnostics: [...diagnostics, problemOf(error)], resolved }
   }
 }
 
@@ -66,14 +68,6 @@ async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>>
       steps: { total: prepared.totalSteps, epochs: prepared.epochOf(prepared.totalSteps), samples: prepared.samples.length, effectiveBatch: effectiveBatch(recipe) },
       patches: prepared.model.patchReport,
     },
-  }
-}
-
-function diagnostic(issue: LocatedIssue): RecipeDiagnostic {
-  const { severity, code, message, path, suggestion, range } = issue
-  return {
-    severity, code, message, key: path.join('.'), ...(suggestion === undefined ? {} : { suggestion }),
-    line: range.start.line, column: range.start.column, endLine: range.end.line, endColumn: range.end.column,
   }
 }
 

@@ -51,6 +51,7 @@ export async function serve(transport: Transport, handlers: EngineHandlers, opti
     }
   })
   if (handlers.plan !== undefined) register(engineRequests.plan, handlers.plan)
+  if (handlers.preview !== undefined) register(engineRequests.preview, handlers.preview)
   if (handlers.inspect !== undefined) register(engineRequests.inspect, handlers.inspect)
   if (handlers.generate !== undefined) register(engineRequests.generate, handlers.generate)
   if (handlers.verify !== undefined) register(engineRequests.verify, handlers.verify)

@@ -5,6 +5,7 @@ import { formatCompact, formatCount } from '#shared/units.ts'
 import type { Dataset } from '../data/dataset.ts'
 import { readRecipeData } from '../data/recipeData.ts'
 import type { Sample } from '../data/sample.ts'
+import { tokenizerWarnings } from '../data/tokenizerDoctor.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
 import type { HubOptions } from '../hub/snapshot.ts'
 import type { HubProgress } from '../hub/transferProgress.ts'
@@ -88,7 +89,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...o
     resumeFrom: await checkpointToResume(recipe),
     summaryLines: summary(recipe, { model: model.hub, dataset: source }, patched, train, steps, batches, [...model.patchReport, plan.summary]),
     sources: { model: model.hub, dataset: source },
-    warnings: [...model.warnings, ...notices, ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+    warnings: [...model.warnings, ...notices, ...(await tokenizerWarnings(model.tokenizer, train.samples, trainsEmbeddings(recipe))), ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
 
@@ -96,7 +97,7 @@ async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: Hu
   const { training, lora } = recipe
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
-    ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', randomState: training.random_seed,
+    ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, randomState: training.random_seed,
     dtype: recipe.model.dtype, compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
   })
   if (training.training_type === 'full') return model
@@ -114,6 +115,9 @@ function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: reado
 }
 
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0)
+
+/** Whether rows of the embedding can still change. */
+const trainsEmbeddings = ({ training, lora }: Recipe): boolean => training.training_type === 'full' || lora.modules_to_save.includes('embed_tokens')
 
 async function checkpointToResume({ training }: Recipe): Promise<CheckpointInfo | undefined> {
   if (training.resume_from === null) return undefined

@@ -201,10 +201,72 @@ export interface DoctorResult {
   readonly checks: readonly DoctorCheck[]
 }
 
+/** One token of a sample. */
+export interface PreviewToken {
+  readonly id: number
+  /** Empty for a token that holds only part of a character; its last token has it whole. */
+  readonly text: string
+  /** Whether the model learns to write it. */
+  readonly trained: boolean
+  readonly special: boolean
+}
+export interface PreviewSample {
+  /** Counts from 1. */
+  readonly number: number
+  readonly file: string
+  readonly line: number
+  /** In tokens. */
+  readonly length: number
+  readonly trained: number
+  readonly tokens: readonly PreviewToken[]
+}
+/** A data set as the model sees it. Lengths are in tokens. */
+export interface DataPreview {
+  readonly format: string
+  /** Why the data are taken for that format. */
+  readonly reason: string
+  /** Rows read, and how many of them did not become samples as they are. */
+  readonly rows: Readonly<Record<'rows' | 'truncated' | 'split' | 'tooLong' | 'empty' | 'masked' | 'undesired' | 'bad', number>>
+  readonly samples: number
+  readonly tokens: number
+  readonly trainedTokens: number
+  readonly lengths: {
+    readonly shortest: number
+    readonly mean: number
+    readonly p50: number
+    readonly p95: number
+    readonly p99: number
+    readonly longest: number
+    /** From–to, both included. */
+    readonly histogram: readonly { readonly from: number; readonly to: number; readonly samples: number }[]
+  }
+  /** With `training.packing`: rows of `rowTokens` tokens, and the share of them that is filled. */
+  readonly packing: { readonly rows: number; readonly rowTokens: number; readonly efficiency: number }
+  readonly warnings: readonly string[]
+  readonly shown: readonly PreviewSample[]
+}
+export interface PreviewParams extends PlanParams {
+  /** The first sample to show, from 0, and how many. */
+  readonly from?: number
+  readonly count?: number
+  /** Rows to read at most, so that a large file opens at once; the numbers are about those. Default 2000. */
+  readonly rows?: number
+  /** Only samples whose text holds this. */
+  readonly search?: string
+}
+export interface PreviewResult {
+  readonly diagnostics: readonly RecipeDiagnostic[]
+  /** Absent when the recipe or the data have errors. */
+  readonly preview?: DataPreview
+  /** Whether there may be more rows than were read. */
+  readonly more?: boolean
+}
+
 /** What a client asks of `engine serve`. Every request can be cancelled. */
 export const engineRequests = {
   initialize: request<InitializeParams, InitializeResult>('initialize'),
   plan: request<PlanParams, PlanResult>('engine/plan'),
+  preview: request<PreviewParams, PreviewResult>('engine/preview'),
   inspect: request<InspectParams, InspectResult>('engine/inspect'),
   generate: request<GenerateParams, GenerateResult>('engine/generate'),
   verify: request<VerifyParams, VerifyResult>('engine/verify'),

@@ -21,6 +21,11 @@ export const modelSection = z.strictObject({
       + 'without a licence to accept first, as the Python library does.',
     default: false,
   }),
+  fix_tokenizer: boolean({
+    doc: 'Repair what is known to go wrong with tokenizers, and say so: a chat template that never introduces an answer. '
+      + '`unsloth tokenizer DIR` shows what is found. `false` takes the files as they are.',
+    default: true,
+  }),
   dtype: choice({
     doc: 'How the frozen weights are kept in memory. The arithmetic is chosen by `training.compute`.',
     effect: '`float32` doubles the memory of a 16-bit checkpoint without making it more exact.',

@@ -1,0 +1,152 @@
+import { quote } from '../io/printable.ts'
+import { readJsonObject } from '../io/modelFolder.ts'
+import { formatCount } from '#shared/units.ts'
+import { ChatTemplate } from './chatTemplate.ts'
+import { tokenMatrices, untrainedTokens } from './embeddingRows.ts'
+import { examineTemplate } from './templateRepair.ts'
+import { loadTokenizer, type Tokenizer } from './tokenizer.ts'
+import { join } from 'node:path'
+
+/** One thing that was looked at. */
+export interface TokenizerFinding {
+  readonly check: 'vocabulary' | 'pad' | 'bos' | 'eos' | 'template' | 'untrained' | 'padding side'
+  readonly level: 'ok' | 'info' | 'warning' | 'error'
+  readonly found: string
+  /** What is done about it when the tokenizer is loaded; absent when nothing is. */
+  readonly changed?: string
+}
+
+export interface TokenizerReport {
+  readonly folder: string
+  readonly findings: readonly TokenizerFinding[]
+  /** The token that pads, after the repair. */
+  readonly padToken: string | undefined
+}
+
+/** Tokens that pad well, best first; those ending in … match by their beginning. */
+const padCandidates = [
+  '<|finetune_right_pad_id|>', '<|finetune_right_pad|>', '<pad>', '[PAD]', '<PAD>', '<|endoftext|>', '<fim_pad>', '<｜▁pad▁｜>', '[MASK]',
+  '<|reserved…', '<|placeholder…', '<|dummy_…', '[control…', '|<EXTRA_TOKENS_…', '<SPECIAL_…', '<unused…', '<|EOT|>', '<|reject-unknown|>',
+  '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>',
+]
+/** Made when nothing else can pad. */
+const newPadToken = '<｜PAD▁TOKEN｜>'
+
+/** A token to pad with instead of one that is missing, ends texts, or lies beyond the embedding. `configured`: config.json's id. */
+export function choosePadToken(tokenizer: Tokenizer, added: readonly string[], rows: number, configured?: number): string {
+  const usable = (token: string | undefined): token is string => {
+    const id = token === undefined ? undefined : tokenizer.idOf(token)
+    return id !== undefined && id < rows && !tokenizer.eosIds.includes(id)
+  }
+  for (const candidate of padCandidates) {
+    const names = candidate.endsWith('…') ? added.filter((token) => token.startsWith(candidate.slice(0, -1))) : [candidate]
+    const found = names.find(usable)
+    if (found !== undefined) return found
+  }
+  const own = configured === undefined ? undefined : tokenizer.tokenOf(configured)
+  return usable(own) ? own : newPadToken
+}
+
+function padFinding(tokenizer: Tokenizer, added: readonly string[], rows: number, configured: number | undefined, fix: boolean): { finding: TokenizerFinding; token: string | undefined } {
+  const { padId, padToken, eosId } = tokenizer
+  const problem = padId === undefined ? 'there is no padding token'
+    : padId === eosId ? `the padding token is the EOS token ${quote(padToken ?? '')}: where padding is masked, the model would not learn to stop`
+      : padId >= rows ? `the padding token ${quote(padToken ?? '')} has the id ${padId}, beyond the ${formatCount(rows)} rows of the embedding` : undefined
+  if (problem === undefined) return { finding: { check: 'pad', level: 'ok', found: `${quote(padToken ?? '')} (${padId}) pads` }, token: padToken }
+  const chosen = choosePadToken(tokenizer, added, rows, configured)
+  const how = tokenizer.idOf(chosen) === undefined ? `${quote(chosen)} is to be added` : `${quote(chosen)} (${tokenizer.idOf(chosen)}) is taken`
+  return {
+    finding: { check: 'pad', level: 'warning', found: `${problem}; samples are never padded here, so training is not affected`, ...(fix && { changed: how }) },
+    token: fix ? chosen : padToken,
+  }
+}
+
+function bosFinding(tokenizer: Tokenizer): TokenizerFinding {
+  const { bosToken, addsBos, chatTemplates } = tokenizer
+  const source = chatTemplates.get('default')
+  if (bosToken === undefined) return { check: 'bos', level: 'ok', found: 'there is no BOS token' }
+  const inTemplate = source !== undefined && rendersBos(source, tokenizer)
+  if (addsBos && inTemplate)
+    return { check: 'bos', level: 'info', found: `the tokenizer puts ${quote(bosToken)} before every text, and the chat template does, too`, changed: 'only one of them is kept' }
+  return { check: 'bos', level: 'ok', found: `${quote(bosToken)} is put before ${addsBos ? 'every text' : inTemplate ? 'conversations by the template' : 'nothing by itself'}` }
+}
+
+function rendersBos(source: string, tokenizer: Tokenizer): boolean {
+  try {
+    return new ChatTemplate(source, { name: 'the chat template', tokens: tokenizer }).render([{ role: 'user', content: 'a' }]).startsWith(tokenizer.bosToken ?? '\0')
+  } catch {
+    return false
+  }
+}
+
+function templateFinding(tokenizer: Tokenizer, fix: boolean): TokenizerFinding {
+  const source = tokenizer.originalTemplate ?? tokenizer.chatTemplates.get('default')
+  if (source === undefined) return { check: 'template', level: 'info', found: 'there is no chat template: a base model; conversations need data.chat_template' }
+  const { prompts, repaired, prompt, failure } = examineTemplate(source, tokenizer)
+  if (failure !== undefined) return { check: 'template', level: 'warning', found: `the chat template cannot render a question and an answer: ${failure}` }
+  if (prompts) return { check: 'template', level: 'ok', found: 'the chat template introduces answers' }
+  const found = 'the chat template ignores add_generation_prompt: the model would go on with the question instead of answering'
+  if (repaired === undefined) return { check: 'template', level: 'warning', found: `${found}; what introduces an answer could not be found` }
+  return { check: 'template', level: 'warning', found, ...(fix && { changed: `${JSON.stringify(prompt)} is written for it` }) }
+}
+
+async function untrainedFinding(tokenizer: Tokenizer, ids: readonly number[]): Promise<TokenizerFinding> {
+  const untrained = await untrainedTokens(tokenizer.folder, ids)
+  if (untrained.length === 0) return { check: 'untrained', level: 'ok', found: 'every special token has a trained row' }
+  const template = tokenizer.chatTemplates.get('default') ?? ''
+  const names = untrained.map((id) => tokenizer.tokenOf(id) ?? String(id))
+  const used = names.filter((name) => template.includes(name))
+  const some = (all: readonly string[]): string => `${all.slice(0, 4).map((name) => quote(name)).join(', ')}${all.length > 4 ? ` and ${formatCount(all.length - 4)} more` : ''}`
+  return used.length > 0
+    ? { check: 'untrained', level: 'warning', found: `the chat template uses ${some(used)}, whose embeddings were never trained: add embed_tokens and lm_head to lora.modules_to_save` }
+    : { check: 'untrained', level: 'info', found: `${formatCount(untrained.length)} special tokens were never trained: ${some(names)}; the chat template does not use them` }
+}
+
+/** Examines the tokenizer of a model folder. `fix: false` reports without changing anything. */
+export async function examineTokenizer(folder: string, { fix = true } = {}): Promise<TokenizerReport> {
+  const tokenizer = await loadTokenizer(folder, { fix })
+  const { embedding } = await tokenMatrices(folder)
+  const config = await readJsonObject(join(folder, 'config.json')).catch(() => undefined)
+  const settings = await readJsonObject(join(folder, 'tokenizer_config.json')).catch(() => undefined)
+  const rows = embedding?.rows ?? (typeof config?.vocab_size === 'number' ? config.vocab_size : Infinity)
+  const special = [...tokenizer.specialIds].sort((a, b) => a - b)
+  const added = special.flatMap((id) => tokenizer.tokenOf(id) ?? [])
+  const beyond = tokenizer.vocabSize > rows
+  const pad = padFinding(tokenizer, added, rows, typeof config?.pad_token_id === 'number' ? config.pad_token_id : undefined, fix)
+  const side = settings?.padding_side
+  const findings: TokenizerFinding[] = [
+    beyond
+      ? { check: 'vocabulary', level: 'error', found: `the token ${quote(tokenizer.tokenOf(tokenizer.vocabSize - 1) ?? '')} has the id ${tokenizer.vocabSize - 1}, but the embedding has only ${formatCount(rows)} rows` }
+      : { check: 'vocabulary', level: 'ok', found: `${formatCount(tokenizer.vocabSize)} tokens${Number.isFinite(rows) ? `, ${formatCount(rows)} rows in the embedding` : ''}` },
+    pad.finding,
+    bosFinding(tokenizer),
+    tokenizer.eosId === undefined
+      ? { check: 'eos', level: 'warning', found: 'there is no EOS token: the model will not learn where an answer ends' }
+      : { check: 'eos', level: 'ok', found: `${tokenizer.eosIds.map((id) => quote(tokenizer.tokenOf(id) ?? '')).join(', ')} end${tokenizer.eosIds.length === 1 ? 's' : ''} a text` },
+    templateFinding(tokenizer, fix),
+    ...(embedding === undefined ? [] : [await untrainedFinding(tokenizer, special)]),
+    { check: 'padding side', level: 'ok', found: `${typeof side === 'string' ? side : 'not given'}; it matters only to programs that pad` },
+  ]
+  return { folder, findings, padToken: pad.token }
+}
+
+/** How many samples at each end are searched for tokens. */
+const looked = 250
+
+/** Warnings about a tokenizer together with what it is used on: tokens of the data whose rows were never trained. */
+export async function tokenizerWarnings(
+  tokenizer: Tokenizer, samples: readonly { readonly ids: Int32Array }[], trainsEmbeddings: boolean,
+): Promise<string[]> {
+  const warnings: string[] = [...tokenizer.repairs]
+  const ids = new Set<number>()
+  const ends = samples.length <= 2 * looked ? samples : [...samples.slice(0, looked), ...samples.slice(-looked)]
+  for (const sample of ends) for (const id of sample.ids) if (tokenizer.specialIds.has(id)) ids.add(id)
+  const named = new Set([tokenizer.bosId, tokenizer.eosId, tokenizer.padId])
+  const untrained = trainsEmbeddings ? [] : await untrainedTokens(tokenizer.folder, [...ids].filter((id) => !named.has(id)))
+  if (untrained.length > 0) {
+    const names = untrained.map((id) => quote(tokenizer.tokenOf(id) ?? String(id)))
+    warnings.push(`The data use ${names.slice(0, 4).join(', ')}${names.length > 4 ? ', …' : ''}, whose embeddings were never trained, and which stay as they are: `
+      + 'add embed_tokens and lm_head to lora.modules_to_save.')
+  }
+  return warnings
+}
