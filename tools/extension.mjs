@@ -30,7 +30,7 @@ export async function extensionBundles() {
   return {
     'extension.cjs': { ...commonJs, entryPoints: ['src/extension.ts'], outfile: 'dist/extension.cjs' },
     'languageServer.cjs': { ...commonJs, entryPoints: ['src/language/server.ts'], outfile: 'dist/languageServer.cjs' },
-    'merge.mjs': { ...engineOptions, minify: true, entryPoints: ['src/engine/mergeProcess.ts'], outfile: 'dist/merge.mjs' },
+    'merge.mjs': { ...engineOptions, minify: true, entryPoints: ['engine/mergeProcess.ts'], outfile: 'dist/merge.mjs' },
     'webview/training.js': webviewOptions,
   }
 }

@@ -12,13 +12,20 @@ const stateColors: Partial<Record<RunView['state'], string>> = {
   finished: 'testing.iconPassed', failed: 'testing.iconFailed', interrupted: 'list.warningForeground', paused: 'list.warningForeground',
 }
 
+/** A path as the editor shows files: its last part, and the folder behind it. */
+function labelOf(name: string, isPath: boolean): { readonly label: string; readonly folder: string } {
+  const end = isPath ? name.lastIndexOf('/') : -1
+  return { label: name.slice(end + 1), folder: name.slice(0, Math.max(0, end)) }
+}
+
 /** What a row looks like, from what is known about it. */
 export function modelItem({ model, path }: TreeNode & { kind: 'model' }): vscode.TreeItem {
-  const item = new vscode.TreeItem(model.name, model.kind === 'gguf' ? vscode.TreeItemCollapsibleState.None : vscode.TreeItemCollapsibleState.Collapsed)
+  const { label, folder } = labelOf(model.name, model.origin === 'workspace')
+  const item = new vscode.TreeItem(label, model.kind === 'gguf' ? vscode.TreeItemCollapsibleState.None : vscode.TreeItemCollapsibleState.Collapsed)
   const origin = { workspace: '', 'hub cache': vscode.l10n.t('Hub cache'), bundled: vscode.l10n.t('starter') }[model.origin]
   const what = { model: '', adapter: vscode.l10n.t('adapter'), gguf: 'GGUF' }[model.kind]
   item.id = `model:${path}`
-  item.description = [what, origin, formatBytes(model.bytes)].filter((part) => part !== '').join(' · ')
+  item.description = [what, origin, folder, formatBytes(model.bytes)].filter((part) => part !== '').join(' · ')
   item.iconPath = new vscode.ThemeIcon({ model: 'symbol-structure', adapter: 'plug', gguf: 'package' }[model.kind])
   item.contextValue = contextValue(model.kind)
   item.tooltip = path
@@ -36,10 +43,11 @@ export function factItem({ path, label, value, problem }: TreeNode & { kind: 'fa
 }
 
 export function datasetItem({ dataset, path }: TreeNode & { kind: 'dataset' }, facts: TableFacts | undefined): vscode.TreeItem {
-  const item = new vscode.TreeItem(dataset.name, vscode.TreeItemCollapsibleState.Collapsed)
+  const { label, folder } = labelOf(dataset.name, true)
+  const item = new vscode.TreeItem(label, vscode.TreeItemCollapsibleState.Collapsed)
   const rows = facts === undefined ? '' : vscode.l10n.t('{0} rows', `${facts.exact ? '' : '~'}${formatCount(facts.rows)}`)
   item.id = `dataset:${path}`
-  item.description = [dataset.origin === 'bundled' ? vscode.l10n.t('starter') : '', rows, facts?.format ?? '', formatBytes(dataset.bytes)].filter((part) => part !== '').join(' · ')
+  item.description = [folder, rows, facts?.format ?? '', formatBytes(dataset.bytes)].filter((part) => part !== '').join(' · ')
   item.iconPath = new vscode.ThemeIcon(facts?.problem === undefined ? 'database' : 'warning')
   item.contextValue = contextValue('dataset')
   item.tooltip = facts?.problem === undefined ? path : `${path}\n${facts.problem}`

@@ -86,4 +86,13 @@ export function installHost() {
   return { node, server, chromium: findBrowser() }
 }
 
-if (process.argv[1]?.endsWith('install.mjs')) console.log(installHost())
+/** Undefined when there is a VS Code to test in (it is installed when it can be), else why there is none. */
+export function missingHost() {
+  try {
+    installHost()
+    return undefined
+  } catch (error) {
+    if (!(error instanceof BuildError)) throw error
+    return error.hint === undefined ? error.message : `${error.message} ${error.hint}`
+  }
+}

@@ -50,7 +50,7 @@ describe('trees', () => {
   it('list models of the workspace and the starter with what they are', async () => {
     const models = await api.trees.models.getChildren()
     const labels = await Promise.all(models.map((node) => label(api.trees.models, node)))
-    assert.ok(labels.some((text) => text.startsWith('models/tiny ')), labels.join('\n'))
+    assert.ok(labels.some((text) => text.startsWith('tiny models · ')), labels.join('\n'))
     assert.ok(labels.some((text) => text.startsWith('stories260k starter')), labels.join('\n'))
     const tiny = models.find(({ path }) => path === inWorkspace('models', 'tiny'))!
     const facts = await Promise.all((await api.trees.models.getChildren(tiny)).map((node) => label(api.trees.models, node)))
@@ -61,7 +61,7 @@ describe('trees', () => {
     const datasets = await api.trees.datasets.getChildren()
     const labels = await Promise.all(datasets.map((node) => label(api.trees.datasets, node)))
     assert.ok(labels.some((text) => new RegExp(`^fables\\.jsonl ${fables()} rows · text`).test(text)), labels.join('\n'))
-    assert.ok(labels.some((text) => text.startsWith('data/table.csv 2 rows · CSV')), labels.join('\n'))
+    assert.ok(labels.some((text) => text.startsWith('table.csv data · 2 rows · CSV')), labels.join('\n'))
     const chat = datasets.find(({ path }) => path === inWorkspace('data', 'chat.jsonl'))!
     const facts = await Promise.all((await api.trees.datasets.getChildren(chat)).map((node) => label(api.trees.datasets, node)))
     assert.deepEqual(facts, ['Rows 2', 'Columns messages', 'Format chatml'])
@@ -198,7 +198,7 @@ describe('fine-tuning', () => {
     await vscode.commands.executeCommand('unsloth.doctor')
     noError()
     assert.match(reportText('Plan of finetune.yaml')!, /## Memory[\s\S]*\*\*total\*\*/)
-    assert.match(reportText('Data of finetune.yaml')!, new RegExp(`Rows +\\| ${fables()}`))
+    assert.match(reportText('Data of finetune.yaml')!, /Samples +\| \d+[\s\S]*⟦[\s\S]*⟧/)
     assert.match(reportText('tiny.md')!, /LlamaForCausalLM[\s\S]*model\.embed_tokens\.weight/)
     assert.match(reportText('Doctor.md')!, /Addon/)
   })

@@ -60,7 +60,7 @@ export function answerQuestions(answers: readonly string[]): { restore(): void; 
   window.showQuickPick = async (items: readonly vscode.QuickPickItem[] | Promise<readonly vscode.QuickPickItem[]>, options?: vscode.QuickPickOptions) => {
     const shown = await items
     const wanted = left.shift()
-    const chosen = shown.filter(({ label }) => wanted !== undefined && wanted.split(' + ').some((part) => label.includes(part)))
+    const chosen = shown.filter(({ label }) => wanted?.split(' + ').some((part) => label.includes(part)))
     if (chosen.length === 0) throw new Error(`${wanted} is not among ${shown.map(({ label }) => label).join(', ')}`)
     return options?.canPickMany === true ? chosen : chosen[0]
   }

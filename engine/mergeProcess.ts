@@ -1,6 +1,6 @@
 import { describeError, UnslothError } from '#shared/errors.ts'
-import { FastLanguageModel } from '../../engine/fastLanguageModel.ts'
-import { saveMerged } from '../../engine/save/saveMerged.ts'
+import { FastLanguageModel } from './fastLanguageModel.ts'
+import { saveMerged } from './save/saveMerged.ts'
 
 /** What the process prints as its last line. */
 export type MergeAnswer =

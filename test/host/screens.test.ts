@@ -1,0 +1,161 @@
+import assert from 'node:assert/strict'
+import { mkdirSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import type { Frame, Page } from 'playwright-core'
+import { makePackage, maxPackageBytes } from '../../tools/package.mjs'
+import { Host } from './runner/host.mjs'
+import { fillWorkspace } from './workspace.ts'
+
+const images = fileURLToPath(new URL('../../docs/images/', import.meta.url))
+
+/** With UNSLOTH_IMAGES=1 the pictures of the README are made anew. */
+const keepImages = process.env.UNSLOTH_IMAGES === '1'
+
+describe('the packed extension in a browser', function () {
+  this.timeout(300_000)
+  let host: Host
+  let page: Page
+  let workspace: string
+  let packed: string
+
+  before(async () => {
+    packed = await makePackage('linux-x64')
+    host = await Host.start({ vsix: packed, viewport: { width: 1200, height: 720 }, settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
+    workspace = host.makeFolder('fables')
+    fillWorkspace(workspace)
+    page = await host.open(workspace)
+    // Before the extension's contributions are there, the palette does not know them.
+    await page.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor({ timeout: 60_000 })
+  })
+  afterEach(async function () {
+    if (this.currentTest?.state === 'failed') await page.screenshot({ path: join(tmpdir(), `unsloth-failed-${this.currentTest.title.slice(0, 20).replaceAll(/\W/g, '-')}.png`) })
+  })
+  after(() => host.stop())
+
+  const shot = async (name: string): Promise<void> => {
+    const png = await page.screenshot({ animations: 'disabled', caret: 'hide' })
+    assert.ok(png.length > 10_000, `${name} is empty`)
+    if (!keepImages) return
+    mkdirSync(images, { recursive: true })
+    writeFileSync(join(images, `${name}.png`), png)
+  }
+  const input = (): ReturnType<Page['locator']> => page.locator('.quick-input-widget:not([inert]) input[type=text]').first()
+  /** Opens a quick input by keys; the one before may still be closing. */
+  const openInput = async (...keys: string[]): Promise<void> => {
+    await page.locator('.quick-input-widget').waitFor({ state: 'hidden' })
+    for (const key of keys) await page.keyboard.press(key)
+    await input().waitFor()
+  }
+  const choose = async (text: string, shown: string): Promise<void> => {
+    await input().fill(text)
+    await page.locator('.quick-input-list .monaco-list-row.focused').filter({ hasText: shown }).waitFor()
+    await page.keyboard.press('Enter')
+  }
+  const palette = async (command: string): Promise<void> => {
+    await openInput('F1')
+    await choose(`>${command}`, command)
+  }
+  const openFile = async (name: string): Promise<void> => {
+    await openInput('Control+P')
+    await choose(name, name)
+    await page.locator(`.tab.active[data-resource-name="${name}"]`).waitFor()
+  }
+  /** The panel's page: a frame inside frames. */
+  const panel = async (): Promise<Frame> => {
+    for (const end = Date.now() + 60_000; Date.now() < end;) {
+      for (const frame of page.frames()) if ((await frame.$('header.run-header').catch(() => null)) !== null) return frame
+      await page.waitForTimeout(100)
+    }
+    throw new Error('the panel did not open')
+  }
+  const theme = async (name: string, kind: string): Promise<void> => {
+    await openInput('Control+K', 'Control+T')
+    await choose(name, name)
+    await page.locator(`.monaco-workbench.${kind}`).first().waitFor({ timeout: 20_000 })
+    await page.waitForTimeout(600)
+  }
+  /** The extension's views, whatever is open. */
+  const showViews = async (): Promise<void> => {
+    await palette('View: Show Unsloth')
+    await page.locator('.pane-header').filter({ hasText: 'Runs' }).first().waitFor()
+  }
+
+  it('is small enough', () => {
+    assert.ok(statSync(packed).size <= maxPackageBytes)
+  })
+
+  it('helps with a recipe', async () => {
+    await openFile('finetune.yaml')
+    await page.locator('.codelens-decoration').filter({ hasText: '▶ Fine-tune' }).waitFor({ timeout: 60_000 })
+    await page.locator('.codelens-decoration').filter({ hasText: 'GB' }).first().waitFor({ timeout: 60_000 })
+    await openInput('Control+G')
+    await input().fill(':14')
+    await page.keyboard.press('Enter')
+    await page.locator('.quick-input-widget').waitFor({ state: 'hidden' })
+    await page.keyboard.press('End')
+    await page.keyboard.press('Enter')
+    await page.keyboard.type('lr_')
+    await page.locator('.suggest-widget.visible .monaco-list-row').first().waitFor({ timeout: 20_000 })
+    assert.match((await page.locator('.suggest-widget.visible').textContent()) ?? '', /lr_scheduler_type|lr_end/)
+    await shot('completion')
+    await page.keyboard.press('Escape')
+    for (let back = 0; back < 4; back++) await page.keyboard.press('Control+Z')
+    const word = page.locator('.view-line span').filter({ hasText: /^learning_rate$/ }).first()
+    await word.hover()
+    await page.locator('.monaco-hover:not(.hidden) .hover-contents').first().waitFor({ timeout: 20_000 })
+    await shot('hover')
+    await page.keyboard.press('Escape')
+    await palette('File: Revert File')
+  })
+
+  it('fine-tunes from the palette; the panel shows a falling curve', async () => {
+    await openFile('finetune.yaml')
+    await palette('Unsloth: Fine-tune')
+    const frame = await panel()
+    await frame.locator('header.run-header[data-state="training"]').waitFor({ timeout: 60_000 })
+    await frame.locator('header.run-header[data-state="finished"]').waitFor({ timeout: 120_000 })
+    await palette('Notifications: Show Notifications')
+    await page.locator('.notifications-center .notification-list-item').filter({ hasText: 'has finished' }).waitFor({ timeout: 20_000 })
+    await shot('finished')
+    await palette('Notifications: Clear All Notifications')
+    const label = (await frame.locator('[data-chart="loss"] .plot').first().getAttribute('aria-label')) ?? ''
+    const [, last, , highest] = /: ([\d.]+) at .*lowest ([\d.]+), highest ([\d.]*\d)/.exec(label)?.map(Number) ?? []
+    assert.ok(last !== undefined && highest !== undefined && last < 0.95 * highest, label)
+  })
+
+  it('looks right in dark, light and high contrast, and when narrow', async () => {
+    await showViews()
+    const row = page.locator('.monaco-list-row').filter({ hasText: 'stories260k' }).first()
+    await row.waitFor()
+    await page.waitForTimeout(500)
+    await shot('panel-dark')
+    await theme('Light Modern', 'vs')
+    await shot('panel-light')
+    await theme('Dark High Contrast', 'hc-black')
+    await shot('panel-high-contrast')
+    await theme('Dark Modern', 'vs-dark')
+    await palette('View: Toggle Primary Side Bar Visibility')
+    await page.setViewportSize({ width: 640, height: 800 })
+    await page.waitForTimeout(800)
+    await shot('panel-narrow')
+    await page.setViewportSize({ width: 1500, height: 900 })
+    await palette('View: Toggle Primary Side Bar Visibility')
+  })
+
+  it('lists models, data sets and runs', async () => {
+    const expand = async (text: string): Promise<void> => {
+      const row = page.locator('.monaco-list-row').filter({ hasText: text }).first()
+      await row.waitFor({ timeout: 20_000 })
+      if ((await row.getAttribute('aria-expanded')) === 'false') await row.locator('.monaco-tl-twistie').click()
+    }
+    await showViews()
+    for (const text of ['tiny', 'fables.jsonl']) {
+      await expand(text)
+    }
+    await page.locator('.monaco-list-row').filter({ hasText: 'Architecture' }).first().waitFor({ timeout: 20_000 })
+    await page.waitForTimeout(300)
+    await shot('trees')
+  })
+})

@@ -1,0 +1,1 @@
+export declare function l10nBundle(): Promise<string>

@@ -1,0 +1,25 @@
+// The texts of the extension for translators: l10n/bundle.l10n.json, made of the sources. `node tools/l10n.mjs` writes it;
+// test/unit/extension/l10n.test.ts holds it current.
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join, sep } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { filesBelow, root } from './common.mjs'
+
+/** The whole file as it has to be. Texts of the training panel stand in a table of their own. */
+export async function l10nBundle() {
+  const { getL10nJson } = createRequire(import.meta.url)('@vscode/l10n-dev')
+  const files = filesBelow('src').filter((file) => file.endsWith('.ts') && !file.startsWith(join('src', 'shared') + sep))
+  const found = await getL10nJson(files.map((file) => ({ extension: '.ts', contents: readFileSync(join(root, file), 'utf8') })))
+  const { build } = await import('esbuild')
+  const { outputFiles } = await build({ absWorkingDir: root, entryPoints: ['src/shared/panelStrings.ts'], bundle: true, format: 'esm', write: false })
+  const { panelStrings } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`)
+  const texts = { ...found, ...Object.fromEntries(Object.values(panelStrings).map((text) => [text, text])) }
+  const sorted = Object.entries(texts).sort(([a], [b]) => (a < b ? -1 : 1))
+  return `${JSON.stringify(Object.fromEntries(sorted), null, 2)}\n`
+}
+
+if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(process.argv[1]).href) {
+  mkdirSync(join(root, 'l10n'), { recursive: true })
+  writeFileSync(join(root, 'l10n', 'bundle.l10n.json'), await l10nBundle())
+}
