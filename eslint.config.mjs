@@ -4,6 +4,10 @@ import tseslint from 'typescript-eslint'
 const noEditor = { name: 'vscode', message: 'Only src/ outside src/shared may know the editor.' }
 const onlyShared = { group: ['**/webview/**', '**/src/*', '!**/src/shared/**'], message: 'The engine knows only src/shared.' }
 const nodeGlobals = ['process', 'console', 'performance', 'setTimeout', 'clearTimeout', 'URL', 'require', 'module']
+const noCompute = {
+  group: ['**/engine/native*', '**/engine/fastLanguageModel*', '**/engine/runtime/runtime*', '**/engine/runtime/loadedModel*', '**/engine/runtime/stepRunner*'],
+  message: 'Only the engine process loads the addon.',
+}
 const forbid = (paths, patterns) => ({ 'no-restricted-imports': ['error', { paths, patterns }] })
 
 export default tseslint.config(
@@ -33,6 +37,12 @@ export default tseslint.config(
     files: ['engine/graph/**/*.ts', 'engine/model/**/*.ts'],
     rules: forbid([noEditor], [onlyShared, { group: ['**/native*', '**/runtime/**', '**/train/**', '**/cli/**', '**/run/**', '**/io/**', 'node:*'], message: 'Graphs, plans and model descriptions are pure: no addon, no files, no trainer.' }]),
   },
+  {
+    // The editor's process reads runs, recipes and model folders with the engine's own code, but never computes.
+    files: ['src/**/*.ts'],
+    rules: forbid([], [noCompute]),
+  },
+  { files: ['src/language/**/*.ts'], rules: forbid([noEditor], [noCompute]) },
   {
     files: ['src/shared/**/*.ts'],
     rules: forbid([noEditor], [{ group: ['**/engine/**', '**/webview/**', '../*', 'node:*'], message: 'src/shared is pure: it imports nothing of the project and nothing of Node.' }]),

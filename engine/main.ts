@@ -59,6 +59,8 @@ async function run(args: ParsedArgs): Promise<number> {
       return (await import('./cli/commands/control.ts')).pauseCommand(args)
     case 'generate':
       return (await import('./cli/commands/generate.ts')).generateCommand(args)
+    case 'merge':
+      return (await import('./cli/commands/merge.ts')).mergeCommand(args)
     case 'verify':
       return (await import('./cli/commands/verify.ts')).verifyCommand(args)
     case 'bench':

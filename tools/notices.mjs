@@ -13,9 +13,9 @@ function licenceOf(name) {
   const folder = join(root, 'node_modules', name)
   const { version, license, repository, homepage } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
   const file = readdirSync(folder).find((entry) => /^(licen[cs]e|copying)/i.test(entry))
-  if (file === undefined) throw new Error(`${name} has no licence file: say in tools/notices.mjs what its licence is`)
+  if (file === undefined && typeof license !== 'string') throw new Error(`${name} names no licence and has no licence file`)
   const url = (typeof repository === 'string' ? repository : repository?.url ?? homepage ?? '').replace(/^git\+/, '').replace(/\.git$/, '').replace(/^git:/, 'https:').replace(/^github:/, 'https://github.com/')
-  return { title: `${name} ${version}`, licence: license, url, text: readFileSync(join(folder, file), 'utf8') }
+  return { title: `${name} ${version}`, licence: license, url, text: file === undefined ? `${license}; the package has no licence text of its own.` : readFileSync(join(folder, file), 'utf8') }
 }
 
 /** The whole file as it has to be. */

@@ -95,6 +95,18 @@ export const commands = {
     examples: ['unsloth generate outputs/my-run "Once upon a time" --temperature 0.8',
       'unsloth generate ./models/llama --chat "Hello!"'],
   },
+  merge: {
+    summary: 'write an adapter and its base model as one model',
+    positionals: [
+      { name: 'ADAPTER', summary: 'adapter folder or run directory', required: true },
+      { name: 'OUTPUT', summary: 'folder for the merged model', required: true },
+    ],
+    flags: {
+      max_shard_size: { type: 'text', summary: 'largest safetensors file', default: '5GB', value: 'SIZE' },
+      threads, json,
+    },
+    examples: ['unsloth merge outputs/my-run ./models/my-model'],
+  },
   verify: {
     summary: 'compare the engine with reference results made by Hugging Face',
     positionals: [{ name: 'DIR', summary: 'folder with a model and golden.safetensors', required: true }],

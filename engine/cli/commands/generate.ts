@@ -1,15 +1,12 @@
 import { readFile } from 'node:fs/promises'
-import { existsSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
-import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { chatTemplateFor, encodeRendered } from '../../data/chatTemplate.ts'
 import type { Tokenizer } from '../../data/tokenizer.ts'
 import { FastLanguageModel } from '../../fastLanguageModel.ts'
-import { RunDirectory } from '../../run/runDirectory.ts'
-import { latestCheckpoint } from '../../run/checkpoints.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { progressView } from '../progressView.ts'
+import { runResult } from '../runResult.ts'
 import { computeOf, deviceOf, threadsOf } from '../settings.ts'
 
 /** Writes text with a model, an adapter or a run's result. One prompt streams; several run as one batch. */
@@ -46,14 +43,6 @@ export async function generateCommand({ positionals, flags }: CommandArgs<'gener
     process.removeListener('SIGINT', interrupt)
     generator.dispose()
   }
-}
-
-/** A run directory stands for what it made: its adapter, its merged model, or its newest checkpoint. */
-function runResult(name: string): string {
-  if (!RunDirectory.isRun(name)) return name
-  const made = ['adapter', 'merged'].map((kind) => join(name, kind)).find((folder) => existsSync(folder)) ?? latestCheckpoint(name)?.path
-  if (made === undefined) throw new UnslothError('RUN_INVALID', `${name}: this run has saved nothing yet.`, { hint: 'Wait for its first checkpoint, or for its end.' })
-  return made
 }
 
 async function readPrompts(words: readonly string[], file: string | undefined): Promise<string[]> {
