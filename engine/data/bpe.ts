@@ -60,7 +60,7 @@ export class BpeModel {
   private readonly pairs: PairTable
   private readonly byteLevel: boolean
   private readonly ignoreMerges: boolean
-  /** Ids of the 256 bytes: byte-level characters, or `<0x..>` with byte fallback. */
+  /** Ids of the 256 bytes: byte-level characters, or `<0x..>` with byte fallback; −1 for one that the vocabulary lacks. */
   private readonly bytes: Int32Array | undefined
   /** For characters that neither the vocabulary nor its bytes can write; none: they are left out. */
   private readonly unknown: number | undefined
@@ -102,9 +102,9 @@ export class BpeModel {
     const byteName = (character: string, byte: number): string =>
       byteLevel ? character : `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`
     const bytes = byteCharacters.map((character, byte) => ids.get(byteName(character, byte)))
-    const known = (byteLevel || definition.byte_fallback === true) && !bytes.includes(undefined)
-    if (byteLevel && !known) return undefined
-    return new BpeModel(definition, ids, pairs, known ? Int32Array.from(bytes as number[]) : undefined, byteLevel)
+    if (byteLevel && bytes.includes(undefined)) return undefined
+    const fallsBack = byteLevel || definition.byte_fallback === true
+    return new BpeModel(definition, ids, pairs, fallsBack ? Int32Array.from(bytes, (id) => id ?? -1) : undefined, byteLevel)
   }
 
   /** Ids of a word. */
@@ -123,13 +123,21 @@ export class BpeModel {
     let afterUnknown = false
     for (const character of word) {
       const id = this.ids.get(character)
-      const unknown = id === undefined && this.bytes === undefined
+      const bytes = id === undefined ? this.bytesOf(character) : undefined
+      const unknown = id === undefined && bytes === undefined
       if (id !== undefined) symbols.push(id)
-      else if (this.bytes !== undefined) for (const byte of this.encoder.encode(character)) symbols.push(this.bytes[byte]!)
+      else if (bytes !== undefined) symbols.push(...bytes)
       else if (this.unknown !== undefined && !(afterUnknown && this.fuseUnknown)) symbols.push(this.unknown)
       afterUnknown = unknown
     }
     return Int32Array.from(symbols)
+  }
+
+  /** Ids of the bytes of a character; undefined unless the vocabulary has all of them. */
+  private bytesOf(character: string): number[] | undefined {
+    if (this.bytes === undefined) return undefined
+    const ids = Array.from(this.encoder.encode(character), (byte) => this.bytes![byte]!)
+    return ids.includes(-1) ? undefined : ids
   }
 
   private mergeShort(symbols: Int32Array): Int32Array {
