@@ -122,7 +122,7 @@ describe('bit for bit', () => {
       await control[what]()
       control.close()
     }
-    const recipe = recipeWith({ max_steps: 60, save_steps: 0, eval_steps: 20 })
+    const recipe = recipeWith({ max_steps: 30, save_steps: 0, eval_steps: 10 })
     const whole = await train(recipe)
     dir = createRun(recipe).dir
     assert.equal(await executeRun(dir, events), 'finished')

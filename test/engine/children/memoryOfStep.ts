@@ -1,4 +1,4 @@
-/** memoryOfStep SHAPE TOKENS LAYERS lora|full: two optimizer steps in this process; prints the plan and the measured peak. */
+/** memoryOfStep SHAPE TOKENS LAYERS lora|full STEPS: optimizer steps in this process; prints the plan and the measured peak. */
 import { readFileSync } from 'node:fs'
 import { madeUpBatch, madeUpModel } from '../../../engine/bench/step.ts'
 import { shapeModel } from '../../../engine/bench/shapes.ts'
@@ -7,7 +7,7 @@ import { Runtime } from '../../../engine/runtime/runtime.ts'
 import { Trainer } from '../../../engine/train/trainer.ts'
 import { planTraining } from '../../../engine/train/trainingPlan.ts'
 
-const [shape, tokenText, layers, kind] = process.argv.slice(2)
+const [shape, tokenText, layers, kind, steps] = process.argv.slice(2)
 const tokens = Number(tokenText)
 const statusOf = (key: string): number => Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, 'm').exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
 
@@ -24,7 +24,7 @@ async function main(): Promise<void> {
   const trainer = new Trainer(model, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
   const batch = madeUpBatch(tokens, patched.model.spec.vocabulary)
   const losses: number[] = []
-  for (let step = 0; step < 2; ++step) losses.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)
+  for (let step = 0; step < Number(steps); ++step) losses.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)
   console.log(JSON.stringify({ planned: plan.totalBytes, before, peak: statusOf('VmHWM'), parts: plan.parts, losses }))
 }
 
