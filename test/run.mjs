@@ -4,7 +4,7 @@
 //   npm test                 everything
 //   npm test -- gemm         only test files (or else test names) that contain "gemm"
 //
-// UNSLOTH_REQUIRE=vscode,cuda makes it a failure when that part cannot be tested here.
+// UNSLOTH_REQUIRE=vscode,cuda,models makes it a failure when that part cannot be tested here.
 import { spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -136,8 +136,10 @@ async function optional({ name, folders, missing }) {
 const apart = optionalParts.flatMap(({ folders }) => folders)
 const unit = testFiles('test', '.test.ts').filter((file) => !apart.some((folder) => file.startsWith(folder)))
 const nativeTests = testFiles(join('test', 'native'), 'Test.cc')
-for (const name of required.filter((name) => !optionalParts.some((part) => part.name === name))) {
-  console.log(`✗ UNSLOTH_REQUIRE names ${name}; there are ${[...new Set(optionalParts.map((part) => part.name))].join(' and ')}`)
+/** `models`: larger real models, which tests look for themselves (test/engine/support.ts). */
+const requirable = [...new Set([...optionalParts.map((part) => part.name), 'models'])]
+for (const name of required.filter((name) => !requirable.includes(name))) {
+  console.log(`✗ UNSLOTH_REQUIRE names ${name}; there are ${requirable.join(', ')}`)
   count({ passed: 0, failed: 1 })
 }
 
