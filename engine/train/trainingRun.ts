@@ -42,6 +42,8 @@ export class TrainingRun {
   private readonly recipe: Recipe
   private readonly control: RunControl
   private readonly events: RunEvents
+  /** Bytes of this process before weights were loaded: what the plan does not count. */
+  private residentBefore = 0
 
   constructor(writer: RunWriter, recipe: Recipe, control: RunControl, events: RunEvents = {}) {
     this.writer = writer
@@ -129,6 +131,7 @@ export class TrainingRun {
     const { recipe } = this
     const { training } = recipe
     this.state('loading', null, { plannedBytes: prepared.plan.totalBytes, totalSteps: prepared.totalSteps })
+    this.residentBefore = process.memoryUsage.rss()
     await prepared.model.load({ runtime, adapter: prepared.initAdapter })
     const trainer = prepared.model.trainer(prepared.plan, {
       maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
@@ -177,7 +180,8 @@ export class TrainingRun {
     const { totalSteps } = progress.prepared
     const record: StepRecord = {
       type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: rate, grad_norm: outcome.gradientNorm,
-      num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(), memory_bytes: process.memoryUsage.rss(),
+      num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(),
+      memory_bytes: Math.max(0, process.memoryUsage.rss() - this.residentBefore),
     }
     this.writer.appendMetrics(record)
     const logged = progress.step % this.recipe.logging.logging_steps === 0 || progress.step === totalSteps || progress.step === 1

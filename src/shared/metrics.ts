@@ -18,7 +18,7 @@ export interface StepRecord {
   readonly tokens_per_second: number
   /** Milliseconds since 1970. */
   readonly time: number
-  /** Measured memory of the device, bytes. */
+  /** Measured memory of the run on its device, bytes; on the CPU what the process has grown by since before the weights. */
   readonly memory_bytes?: number
   readonly [extra: string]: number | string | undefined
 }
