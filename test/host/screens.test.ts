@@ -22,7 +22,7 @@ describe('the packed extension in a browser', function () {
 
   before(async () => {
     packed = await makePackage('linux-x64')
-    host = await Host.start({ vsix: packed, viewport: { width: 1200, height: 720 }, settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
+    host = await Host.start({ vsix: packed, viewport: { width: 1500, height: 900 }, settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
     workspace = host.makeFolder('fables')
     fillWorkspace(workspace)
     page = await host.open(workspace)
