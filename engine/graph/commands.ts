@@ -38,10 +38,10 @@ export const commandSignatures = {
   rmsNorm: signature('y rstd', 'x w', 'groups plusOne', 'eps'),
   /** dx (+)= r·(g − x̂·mean(g⊙x̂)) with g = dy⊙w, x̂ = x·r; dw += Σ_rows dy⊙x̂. dx may share memory with dy. */
   rmsNormGrad: signature('dx dw?', 'dy x w rstd', 'groups plusOne accumulate'),
-  /** y = (x−μ)·r·w + b in each group, r = 1/√(var + eps). stats[n, 2·groups] = (μ, r) pairs. arXiv 1607.06450. */
-  layerNorm: signature('y stats', 'x w b?', 'groups', 'eps'),
+  /** y = (x−μ)·r·w + b in each group (w absent: 1), r = 1/√(var + eps). stats[n, 2·groups] = (μ, r) pairs. arXiv 1607.06450. */
+  layerNorm: signature('y stats', 'x w? b?', 'groups', 'eps'),
   /** dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)); dw += Σ dy⊙x̂; db += Σ dy. dx may share memory with dy. */
-  layerNormGrad: signature('dx dw? db?', 'dy x w stats', 'groups accumulate'),
+  layerNormGrad: signature('dx dw? db?', 'dy x w? stats', 'groups accumulate'),
   /**
    * cosSin[n, 2·half]: cos then sin of positions[i]·inverseFrequency[table[i]], times factor[table[i]].
    * The angle is rounded to fp32 before cos and sin, as HF transformers does.
@@ -69,7 +69,7 @@ export const commandSignatures = {
   glu: signature('h', 'gate up', 'kind'),
   /** dGate = dH⊙up⊙act′(gate); dUp = dH⊙act(gate). dGate may be gate's memory and dUp up's. */
   gluGrad: signature('dGate dUp', 'dH gate up', 'kind'),
-  /** y = act(x), kinds as in glu, 3 relu², 4 relu. */
+  /** y = act(x), kinds as in glu, 3 relu², 4 relu, 5 1/(1+e⁻ˣ). */
   activation: signature('y', 'x', 'kind'),
   /** dx = dy⊙act′(x). dx may be dy's memory. */
   activationGrad: signature('dx', 'dy x', 'kind'),
@@ -89,11 +89,11 @@ export const commandSignatures = {
    */
   dropout: signature('y', 'x tokenKeys random', 'site accumulate', 'p'),
   /**
-   * The head and its cross entropy, a few rows at a time: z = softcap(logitScale·h·wᵀ); nll[i] = lse(z_i) − z_i[label_i];
-   * when dH is present also dH = Σ weight_i·∂nll_i/∂h_i and dW += …, in the same visit. m rows; labels are all ≥ 0.
+   * The head and its cross entropy, a few rows at a time: z = softcap(logitScale·h·wᵀ) [+ bias, not with a softcap]; nll[i] = lse(z_i) − z_i[label_i];
+   * when dH is present also dH = Σ weight_i·∂nll_i/∂h_i, dW += … and dBias += …, in the same visit. m rows; labels are all ≥ 0.
    * logits[chunk, V] is scratch. 2hV FLOPs per row, 4hV with dH, 6hV with dW.
    */
-  headLoss: signature('nll dH? dW? logits', 'h w labels weights', 'precision', 'logitScale softcap'),
+  headLoss: signature('nll dH? dW? logits dBias?', 'h w labels weights bias?', 'precision', 'logitScale softcap'),
   /** x = softcap·tanh(scale·x/softcap), or scale·x when softcap is 0; in place. */
   logitCap: signature('x', '', '', 'scale softcap'),
   /** out[slot] (f64) (+)= Σ x² in fixed blocks of 4096 elements summed in order. */

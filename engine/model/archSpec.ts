@@ -23,6 +23,8 @@ export interface NormSpec {
   readonly kind: 'rms' | 'layer'
   /** Only LayerNorm has one. */
   readonly bias?: boolean
+  /** Neither weight nor bias (OLMo 1); only LayerNorm. */
+  readonly bare?: boolean
   readonly eps: number
   readonly plusOne: boolean
 }
@@ -43,12 +45,12 @@ export interface ArchSpec {
   /** Longest sequence the model was made for. */
   readonly context: number
   readonly norm: NormSpec
-  /** Where the norms stand: before each half; before and after; only after; or one norm that feeds both halves in parallel. */
-  readonly block: 'pre' | 'prePost' | 'post' | 'parallel'
+  /** Where the norms stand: before each half; before and after; only after; or halves in parallel, fed by one norm or by one each. */
+  readonly block: 'pre' | 'prePost' | 'post' | 'parallel' | 'parallelNorms'
   readonly qkNorm?: NormSpec & { readonly over: 'head' | 'all'; readonly weightPerHead: boolean }
   readonly bias: { readonly qkv: boolean; readonly o: boolean; readonly mlp: boolean }
   /** How the checkpoint stores these projections: one matrix, or one each. */
-  readonly fused: { readonly qkv: boolean; readonly gateUp: boolean }
+  readonly fused: { readonly qkv: boolean; /** Rows of a fused qkv stand by kv head: its q heads, its k, its v. */ readonly qkvByHead?: boolean; readonly gateUp: boolean }
   readonly activation: GluKind
   /** An MLP of two matrices, down(act(up x)), in place of down(act(gate x)⊙up x). */
   readonly plainMlp?: boolean
@@ -69,6 +71,12 @@ export interface ArchSpec {
     readonly logits: number
   }
   readonly finalSoftcap: number
+  /** The head adds a bias to the logits. */
+  readonly headBias?: boolean
+  /** Positions are learned rows of a table, added to the embedding. */
+  readonly learnedPositions?: boolean
+  /** Matrices of the blocks are stored as [in, out]. */
+  readonly transposed?: boolean
   readonly tied: boolean
   readonly moe?: MoeSpec
   readonly names: NameMap
@@ -96,6 +104,8 @@ export interface NameMap {
   readonly embedding: string
   readonly finalNorm: string
   readonly head: string
+  /** Table of learned positions. */
+  readonly positions: string
   readonly q: string
   readonly k: string
   readonly v: string
@@ -121,6 +131,8 @@ export interface NameMap {
   /** What transformers calls these in memory: in adapters, and in checkpoints saved without conversion. */
   readonly memory: {
     readonly router: string
+    /** The head, when its name in files is another one. */
+    readonly head?: string
     /** Parameters, not modules: all experts in one [E, out, in] tensor, gate and up together. */
     readonly expertGateUp: string
     readonly expertDown: string
@@ -131,6 +143,7 @@ export const llamaNames: NameMap = {
   embedding: 'model.embed_tokens',
   finalNorm: 'model.norm',
   head: 'lm_head',
+  positions: 'model.embed_positions',
   q: 'model.layers.N.self_attn.q_proj',
   k: 'model.layers.N.self_attn.k_proj',
   v: 'model.layers.N.self_attn.v_proj',

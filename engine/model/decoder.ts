@@ -35,6 +35,7 @@ export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, i
   graph.layer = -1
   const { embedding, embeddingRounds } = spec.multiplier
   let x = embed(graph, inputs.ids, weights.weight('embedding'), embeddingRounds && precision === 1 ? roundToBf16(embedding) : embedding)
+  if (spec.learnedPositions === true) x = addRows(graph, 'positioned', x, embed(graph, inputs.positions, weights.weight('positions'), 1, 'position'), 1, 'residual')
   const tables = new Map<AttentionKind, Tensor>()
   for (const kind of ['full', 'window'] as const) {
     const shared = kind === 'window' && spec.rope.window === spec.rope.full ? tables.get('full') : undefined
@@ -65,7 +66,7 @@ export interface LayerContext {
 }
 
 const normOptions = (spec: NormSpec, weights: DecoderWeights, id: string, groups = 1) => ({
-  kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, weight: weights.weight(id), groups, ...(spec.bias === true ? { bias: weights.weight(`${id}.bias`) } : {}),
+  kind: spec.kind, eps: spec.eps, plusOne: spec.plusOne, groups, ...(spec.bare === true ? {} : { weight: weights.weight(id) }), ...(spec.bias === true ? { bias: weights.weight(`${id}.bias`) } : {}),
 })
 
 function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
@@ -84,7 +85,7 @@ function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
   const first = spec.block === 'post' ? x : normed('attentionNorm', x)
   const mixed = selfAttention(c, layer, first)
   const middle = into(x, 'o', (keep, add) => projection(c, layer, 'o', mixed, hidden, keep, add))
-  const second = spec.block === 'parallel' ? first : spec.block === 'post' ? middle : normed('mlpNorm', middle)
+  const second = spec.block === 'parallel' ? first : spec.block === 'post' ? middle : normed('mlpNorm', spec.block === 'parallelNorms' ? x : middle)
   if (spec.moe?.layers[layer] === true) return into(middle, 'down', (keep, add) => expertMixture(c, spec.moe!, layer, second, keep, add))
   const h = spec.plainMlp === true
     ? activate(graph, projection(c, layer, 'up', second, spec.ffn, 'mlp'), spec.activation)

@@ -14,6 +14,11 @@ import { phi3 } from './arch/phi3.ts'
 import { qwen2 } from './arch/qwen2.ts'
 import { qwen3 } from './arch/qwen3.ts'
 import { qwen3Moe } from './arch/qwen3Moe.ts'
+import { falcon } from './arch/falcon.ts'
+import { gpt2 } from './arch/gpt2.ts'
+import { gptNeox } from './arch/gptNeox.ts'
+import { olmo } from './arch/olmo.ts'
+import { phi } from './arch/phi.ts'
 import { seedOss } from './arch/seedOss.ts'
 import { smollm3 } from './arch/smollm3.ts'
 import { stablelm } from './arch/stablelm.ts'
@@ -29,7 +34,7 @@ export interface ArchitectureFamily {
 
 export const families: readonly ArchitectureFamily[] = [
   llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe,
-  starcoder2, stablelm, glm4, olmo3, graniteMoe, seedOss, ernie45,
+  starcoder2, stablelm, glm4, olmo3, graniteMoe, seedOss, ernie45, olmo, phi, gptNeox, gpt2, falcon,
 ]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)

@@ -89,7 +89,7 @@ function cacheLayers(spec: ArchSpec, { rows }: CacheShape): { k: Tensor; v: Tens
 }
 
 const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: PrecisionCode): HeadOptions => ({
-  weight: weights.weight('head'), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
+  weight: weights.weight('head'), ...(spec.headBias === true ? { bias: weights.weight('head.bias') } : {}), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
 })
 
 export interface StepOptions {

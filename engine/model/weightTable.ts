@@ -1,4 +1,5 @@
 import type { ArchSpec, MoeSpec } from './archSpec.ts'
+import type { StoredForm } from './storedForm.ts'
 
 /** One tensor of the checkpoint inside a weight: rows [row, row + rows) of it. */
 export interface WeightPiece {
@@ -10,6 +11,8 @@ export interface WeightPiece {
   readonly rows: number
   /** Shape in the file where that is not [rows] of a vector or [rows, cols] of a matrix. */
   readonly shape?: readonly number[]
+  /** Present when the file orders the elements otherwise. */
+  readonly form?: StoredForm
 }
 
 export type WeightKind = 'embedding' | 'head' | 'linear' | 'bias' | 'norm' | 'router' | 'experts'
@@ -34,7 +37,8 @@ export interface WeightEntry {
 export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' || entry.kind === 'norm'
 
 /** The shape that a piece has in the checkpoint file. */
-export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] => piece.shape ?? (isVector(entry) ? [piece.rows] : [piece.rows, entry.cols])
+export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] => 
+  piece.shape ?? (isVector(entry) ? [piece.rows] : piece.form?.transposed === true ? [entry.cols, piece.rows] : [piece.rows, entry.cols])
 
 /** The checkpoint's tensor names: models with experts are stored in more than one form. */
 export type HasTensor = (name: string) => boolean
@@ -43,6 +47,7 @@ interface Projection {
   readonly module: string
   readonly width: number
   readonly shape?: readonly number[]
+  readonly form?: StoredForm
 }
 
 /**
@@ -57,24 +62,27 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
   const add = (id: string, kind: WeightKind, cols: number, projections: readonly Projection[], suffix: string, layer: number) => {
     const vector = kind === 'bias' || kind === 'norm'
     let row = 0
-    const pieces = projections.map(({ module, width, shape }) => {
-      const piece = { name: `${module}.${suffix}`, row, rows: width, ...(shape === undefined ? {} : { shape }) }
+    const pieces = projections.map(({ module, width, shape, form }) => {
+      const piece = { name: `${module}.${suffix}`, row, rows: width, ...(shape === undefined ? {} : { shape }), ...(form === undefined ? {} : { form }) }
       row += width
       return piece
     })
     entries.push({ id, kind, rows: vector ? 1 : row, cols: vector ? row : cols, pieces, layer })
   }
   const norm = (id: string, module: string, width: number, layer: number, bias = false, shape?: readonly number[]) => {
+    if (spec.norm.bare === true) return
     add(id, 'norm', width, [{ module, width, ...(shape === undefined ? {} : { shape }) }], 'weight', layer)
     if (bias) add(`${id}.bias`, 'bias', width, [{ module, width }], 'bias', layer)
   }
 
   add('embedding', 'embedding', hidden, [{ module: names.embedding, width: spec.vocabulary }], 'weight', -1)
+  if (spec.learnedPositions === true) add('positions', 'embedding', hidden, [{ module: names.positions, width: spec.context }], 'weight', -1)
   for (let layer = 0; layer < spec.layers; ++layer) {
     const at = (name: string) => name.replace('.N.', `.${layer}.`)
     const linear = (id: string, cols: number, projections: readonly Projection[], bias: boolean) => {
-      const placed = projections.map(({ module, width }) => ({ module: at(module), width }))
-      add(`layers.${layer}.${id}`, 'linear', cols, placed, 'weight', layer)
+      const placed = projections.map(({ module, ...rest }) => ({ ...rest, module: at(module) }))
+      const stored = spec.transposed === true ? placed.map((projection) => ({ ...projection, form: { ...projection.form, transposed: true } })) : placed
+      add(`layers.${layer}.${id}`, 'linear', cols, stored, 'weight', layer)
       if (bias) add(`layers.${layer}.${id}.bias`, 'bias', cols, placed, 'bias', layer)
     }
     const layerNorm = (id: string, module: string) => norm(`layers.${layer}.${id}`, at(module), hidden, layer, spec.norm.bias)
@@ -82,7 +90,7 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
 
     if (spec.block !== 'post') layerNorm('attentionNorm', names.attentionNorm)
     linear('qkv', hidden, spec.fused.qkv
-      ? [{ module: names.qkv, width: qWidth + 2 * kvWidth }]
+      ? [{ module: names.qkv, width: qWidth + 2 * kvWidth, ...(spec.fused.qkvByHead === true ? { form: { grouped: { groups: spec.kvHeads, parts: [qWidth / spec.kvHeads, spec.headDim, spec.headDim] } } } : {}) }]
       : [{ module: names.q, width: qWidth }, { module: names.k, width: kvWidth }, { module: names.v, width: kvWidth }], spec.bias.qkv)
     if (spec.qkNorm !== undefined) {
       const { over, weightPerHead } = spec.qkNorm
@@ -93,7 +101,7 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     }
     linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)
-    if (spec.block === 'pre' || spec.block === 'prePost') layerNorm('mlpNorm', names.mlpNorm)
+    if (spec.block !== 'post' && spec.block !== 'parallel') layerNorm('mlpNorm', names.mlpNorm)
     if (spec.moe?.layers[layer] === true) entries.push(...expertEntries(spec, spec.moe, layer, has))
     else if (spec.plainMlp === true) {
       linear('up', hidden, [{ module: names.up, width: spec.ffn }], spec.bias.mlp)
@@ -107,7 +115,11 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('mlpPostNorm', names.mlpPostNorm)
   }
   norm('finalNorm', names.finalNorm, hidden, -1, spec.norm.bias)
-  if (!spec.tied) add('head', 'head', hidden, [{ module: names.head, width: spec.vocabulary }], 'weight', -1)
+  if (!spec.tied) {
+    add('head', 'head', hidden, [{ module: names.head, width: spec.vocabulary }], 'weight', -1)
+    if (names.memory.head !== undefined) entries.push({ ...entries.pop()!, parameter: `${names.memory.head}.weight` })
+  }
+  if (spec.headBias === true) add('head.bias', 'bias', hidden, [{ module: names.head, width: spec.vocabulary }], 'bias', -1)
   return entries
 }
 

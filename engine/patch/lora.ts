@@ -1,4 +1,5 @@
 import { UnslothError } from '#shared/errors.ts'
+import type { StoredForm } from '../model/storedForm.ts'
 import type { WeightEntry } from '../model/weightTable.ts'
 
 export interface LoraOptions {
@@ -35,6 +36,8 @@ export interface LoraModule {
   readonly dropout: number
   /** The weight is a stack of this many experts: A is [experts·rank, inputs], B [width, experts·rank] as PEFT stores them. */
   readonly experts?: number
+  /** How adapter files order the rows of B, when otherwise. */
+  readonly form?: StoredForm
   /** The parameter that PEFT's `target_parameters` would name. */
   readonly parameter?: string
 }
@@ -51,6 +54,7 @@ function candidates(weights: readonly WeightEntry[]): LoraModule[] {
     .flatMap((entry) =>
       entry.pieces.map((piece) => ({
         module: piece.name.replace(/\.weight$/, ''), weightId: entry.id, layer: entry.layer, column: piece.row, width: piece.rows, inputs: entry.cols, rank: 0, scale: 0, dropout: 0,
+        ...(piece.form?.grouped === undefined ? {} : { form: { grouped: piece.form.grouped } }),
       })),
     )
 }

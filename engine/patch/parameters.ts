@@ -1,5 +1,6 @@
 import { whole, type Arena, type Storage, type Tensor } from '../graph/graph.ts'
 import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
+import type { StoredForm } from '../model/storedForm.ts'
 import { pieceShape, type WeightEntry } from '../model/weightTable.ts'
 import type { LoraModule } from './lora.ts'
 
@@ -13,6 +14,8 @@ export interface Parameter {
   readonly cols: number
   /** Checkpoint shape. */
   readonly shape: readonly number[]
+  /** Present when files order the elements otherwise than the arena. */
+  readonly form?: StoredForm | undefined
   /** First element in the arena. */
   readonly offset: number
   readonly group: ParameterGroup
@@ -43,7 +46,7 @@ const unit = 64
 interface Block {
   readonly group: ParameterGroup
   readonly decay: boolean
-  readonly pieces: readonly { readonly name: string; readonly rows: number; readonly cols: number; readonly shape: readonly number[] }[]
+  readonly pieces: readonly { readonly name: string; readonly rows: number; readonly cols: number; readonly shape: readonly number[]; readonly form?: StoredForm | undefined }[]
   readonly place: (offset: number) => void
 }
 
@@ -66,8 +69,8 @@ export function parameterLayout(full: readonly WeightEntry[], modules: readonly 
       for (const block of mine) {
         block.place(elements)
         let at = elements
-        for (const { name, rows, cols, shape } of block.pieces) {
-          parameters.push({ name, rows, cols, shape, offset: at, group, decay })
+        for (const { name, rows, cols, shape, form } of block.pieces) {
+          parameters.push({ name, rows, cols, shape, form, offset: at, group, decay })
           at += rows * cols
         }
         elements = Math.ceil(at / unit) * unit
@@ -96,7 +99,7 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
     group,
     decay: !vector,
     pieces: entry.pieces.map((piece) => ({
-      name: piece.name, shape: pieceShape(entry, piece), ...(vector ? { rows: 1, cols: piece.rows } : { rows: piece.rows, cols: entry.cols }),
+      name: piece.name, shape: pieceShape(entry, piece), form: piece.form, ...(vector ? { rows: 1, cols: piece.rows } : { rows: piece.rows, cols: entry.cols }),
     })),
     place: (offset) => weights.set(entry.id, trained(entry.id, offset, entry.rows, entry.cols)),
   }
@@ -139,7 +142,7 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
     members.forEach((module, index) => {
       blocks.push({
         group: 'default', decay: true,
-        pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: ranksOf(module), shape: [module.width, ranksOf(module)] }],
+        pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: ranksOf(module), shape: [module.width, ranksOf(module)], form: module.form }],
         place: (offset) => {
           offsets.b[index] = offset
           assemble()

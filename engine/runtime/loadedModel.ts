@@ -3,6 +3,7 @@ import { dtypeCode } from '../graph/dtype.ts'
 import type { PrecisionCode } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
+import { toFileForm, toGraphForm } from '../model/storedForm.ts'
 import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { Runtime } from './runtime.ts'
@@ -18,6 +19,9 @@ export interface LoadOptions {
 
 /** Streams of random numbers beside those of the adapters' A. */
 const secondStream = 2 ** 24
+
+/** A vector's elements are what its form orders. */
+const formShape = (rows: number, cols: number): [number, number] => (rows === 1 ? [cols, 1] : [rows, cols])
 
 /** A patched model on a device. */
 export class LoadedModel {
@@ -88,21 +92,25 @@ export class LoadedModel {
     return baseWeights(this.patched)
   }
 
-  /** Current values of one trained matrix. */
+  /** Current values of one trained matrix, as files have them. */
   readParameter(name: string): Float32Array<ArrayBuffer> {
-    const { offset, rows, cols } = this.parameter(name)
-    return this.runtime.readFloats('params', offset * 4, rows * cols)
+    return this.readMatrix('params', name)
+  }
+
+  private readMatrix(arena: 'params' | 'grads', name: string): Float32Array<ArrayBuffer> {
+    const { offset, rows, cols, form } = this.parameter(name)
+    const values = this.runtime.readFloats(arena, offset * 4, rows * cols)
+    return form === undefined ? values : toFileForm(values, form, ...formShape(rows, cols))
   }
 
   writeParameter(name: string, values: Float32Array): void {
-    const { offset, rows, cols } = this.parameter(name)
+    const { offset, rows, cols, form } = this.parameter(name)
     if (values.length !== rows * cols) throw new UnslothError('MODEL_INVALID', `${name} has ${values.length} numbers, but ${rows}x${cols} are needed.`)
-    this.runtime.write('params', offset * 4, values)
+    this.runtime.write('params', offset * 4, form === undefined ? values : toGraphForm(values, form, ...formShape(rows, cols)))
   }
 
   readGradient(name: string): Float32Array<ArrayBuffer> {
-    const { offset, rows, cols } = this.parameter(name)
-    return this.runtime.readFloats('grads', offset * 4, rows * cols)
+    return this.readMatrix('grads', name)
   }
 
   private parameter(name: string) {

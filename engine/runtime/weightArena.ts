@@ -3,6 +3,7 @@ import { bytesPerElement, dtypeCode, type DType } from '../graph/dtype.ts'
 import { whole, type Arena } from '../graph/graph.ts'
 import type { Weight } from '../graph/ops/linear.ts'
 import { align } from '../graph/plan.ts'
+import { toGraphForm, type StoredForm } from '../model/storedForm.ts'
 import { requireTensor, type TensorLocation, type TensorSource } from '../io/tensorSource.ts'
 import { pieceShape, type WeightEntry, type WeightPiece } from '../model/weightTable.ts'
 import type { Parameter } from '../patch/parameters.ts'
@@ -50,7 +51,12 @@ export interface LoadItem {
   readonly source: number
   readonly target: number
   readonly offset: number
+  /** Present when the file orders the elements otherwise than the arena. */
+  readonly reorder?: { readonly form: StoredForm; readonly rows: number; readonly cols: number } | undefined
 }
+
+const reorderOf = (tensor: TensorLocation, { form, rows }: WeightPiece): LoadItem['reorder'] =>
+  form === undefined ? undefined : { form, rows, cols: elements(tensor) / rows }
 
 const elements = (tensor: TensorLocation): number => tensor.shape.reduce((product, size) => product * size, 1)
 
@@ -65,7 +71,7 @@ export function layoutWeights(entries: readonly WeightEntry[], source: TensorSou
     const dtype = forced ?? (types.every(({ target }) => target === types[0]!.target) ? types[0]!.target : 'f32')
     let offset = at
     tensors.forEach((tensor, index) => {
-      parts.push({ name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(types[index]!.source), target: dtypeCode(dtype), offset })
+      parts.push({ name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(types[index]!.source), target: dtypeCode(dtype), offset, reorder: reorderOf(tensor, entry.pieces[index]!) })
       offset += elements(tensor) * bytesPerElement(dtype)
     })
     weights.set(entry.id, { value: whole({ name: entry.id, arena: 'weights', offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
@@ -81,7 +87,7 @@ export function parameterParts(entries: readonly WeightEntry[], source: TensorSo
     entry.pieces.map((piece) => {
       const tensor = located(source, entry, piece)
       const parameter = byName.get(piece.name)!
-      return { name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(typesOf(tensor).source), target: dtypeCode('f32'), offset: parameter.offset * 4 }
+      return { name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(typesOf(tensor).source), target: dtypeCode('f32'), offset: parameter.offset * 4, reorder: reorderOf(tensor, piece) }
     }),
   )
 }
@@ -92,10 +98,19 @@ export async function loadInto(runtime: Runtime, arena: Arena, items: readonly L
   let done = 0
   for (const item of items) {
     if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
-    const [bad] = await runtime.load(arena, [item])
+    const [bad] = item.reorder === undefined ? await runtime.load(arena, [item]) : [await loadReordered(runtime, arena, item, item.reorder)]
     if (bad! > 0)
       throw new UnslothError('MODEL_INVALID', `${item.path}: ${item.name} holds ${bad} values that are NaN or infinite.`, { hint: 'The checkpoint is damaged: download it again.' })
     done += item.elements
     progress?.(done, total)
   }
+}
+
+/** Loads a tensor as the file has it, turns it into the arena's order, and puts it back; returns the number of values that are not finite. */
+async function loadReordered(runtime: Runtime, arena: Arena, item: LoadItem, { form, rows, cols }: NonNullable<LoadItem['reorder']>): Promise<number> {
+  const [bad] = await runtime.load(arena, [item])
+  const bytes = runtime.read(arena, item.offset, item.elements * (item.target === dtypeCode('f32') ? 4 : 2))
+  const data = item.target === dtypeCode('f32') ? new Uint32Array(bytes) : new Uint16Array(bytes)
+  runtime.write(arena, item.offset, toGraphForm(data, form, rows, cols))
+  return bad!
 }

@@ -2,6 +2,7 @@ import { bytesPerElement, type DType } from '../graph/dtype.ts'
 import { rowRange, whole, type Command, type Storage, type Tensor } from '../graph/graph.ts'
 import { gemm } from '../graph/ops/linear.ts'
 import { planMemory } from '../graph/plan.ts'
+import { toFileForm } from '../model/storedForm.ts'
 import { isVector, type WeightEntry, type WeightPiece } from '../model/weightTable.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
 
@@ -31,5 +32,10 @@ export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece
   commands.push({ name: 'cast', tensors: [out, sum], ints: [], floats: [] })
   const plan = planMemory(commands)
   await model.runtime.compile(plan).run()
-  return new Uint8Array(model.runtime.read('activations', plan.offsets.get(out.storage)!, rows * cols * bytesPerElement(dtype)))
+  const bytes = new Uint8Array(model.runtime.read('activations', plan.offsets.get(out.storage)!, rows * cols * bytesPerElement(dtype)))
+  const { form } = piece
+  if (form === undefined) return bytes
+  const elements = bytesPerElement(dtype) === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer)
+  const [height, width] = isVector(entry) ? [cols, 1] : [rows, cols]
+  return new Uint8Array(toFileForm(elements, form, height, width).buffer)
 }

@@ -1,4 +1,5 @@
 import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { toGraphForm } from '../model/storedForm.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel } from '../runtime/patchedModel.ts'
 import { Runtime } from '../runtime/runtime.ts'
@@ -14,7 +15,11 @@ export async function mergedLogits(model: LoadedModel, rows: readonly Int32Array
     for (const entry of patched.model.entries) {
       const { storage } = patched.arena.weights.get(entry.id)!.value
       const width = storage.rows === 1 ? 1 : storage.cols
-      for (const piece of entry.pieces) runtime.write('weights', storage.offset + piece.row * width * 4, await mergedTensor(model, entry, piece, 'f32'))
+      for (const piece of entry.pieces) {
+        const bytes = await mergedTensor(model, entry, piece, 'f32')
+        const data = piece.form === undefined ? bytes : toGraphForm(new Uint32Array(bytes.buffer), piece.form, piece.rows, width)
+        runtime.write('weights', storage.offset + piece.row * width * 4, data)
+      }
     }
     return await allLogits(merged, merged.base, rows)
   } finally {

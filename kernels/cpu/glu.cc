@@ -41,7 +41,7 @@ void activation(const Call& call, ThreadPool& pool) {
   const Operands args(call, "activation", 2, 1, 0);
   const View& y = args.matrix(0, "y", Operands::any, Operands::any);
   const View& x = args.matrix(1, "x", y.rows, y.cols);
-  const Activation kind = kindOf(args, call.i(0), Activation::relu);
+  const Activation kind = kindOf(args, call.i(0), Activation::sigmoid);
   const VectorKernels& kernels = vectorKernels();
   forPieces(pool, y.rows, y.cols,
             [&](int64_t r, int64_t c, int64_t n) { kernels.activation(y.row(r) + c, x.row(r) + c, kind, n); });
@@ -52,7 +52,7 @@ void activationGrad(const Call& call, ThreadPool& pool) {
   const View& dx = args.matrix(0, "dx", Operands::any, Operands::any);
   const View& dy = args.matrix(1, "dy", dx.rows, dx.cols);
   const View& x = args.matrix(2, "x", dx.rows, dx.cols);
-  const Activation kind = kindOf(args, call.i(0), Activation::relu);
+  const Activation kind = kindOf(args, call.i(0), Activation::sigmoid);
   const VectorKernels& kernels = vectorKernels();
   forPieces(pool, dx.rows, dx.cols, [&](int64_t r, int64_t c, int64_t n) {
     kernels.activationGrad(dx.row(r) + c, dy.row(r) + c, x.row(r) + c, kind, n);

@@ -14,12 +14,18 @@ struct Groups {
   const float* of(int64_t group) const { return weight + group * weightStride; }
 };
 
-/** Widens the weight into shared scratch from `at` on; `plusOne` adds the one of the (1 + w) form. */
+/** Widens the weight into shared scratch from `at` on; `plusOne` adds the one of the (1 + w) form. Without a weight: ones. */
 Groups groupsOf(const Operands& args, const View& x, int64_t weightAt, const char* name, int64_t groups, bool plusOne,
                 ThreadPool& pool, size_t at = 0) {
   if (groups < 1 || x.cols % groups != 0)
     args.refuse(std::to_string(groups) + " groups do not divide x, which is " + describe(x));
   const int64_t width = x.cols / groups;
+  if (!args.has(weightAt)) {
+    if (static_cast<size_t>(width) * sizeof(float) > ThreadPool::sharedScratchBytes) args.refuse("the rows are too wide: " + describe(x));
+    float* ones = reinterpret_cast<float*>(pool.sharedScratch());
+    std::fill_n(ones, width, 1.0f);
+    return {groups, width, ones, 0};
+  }
   const View& w = args.weight(weightAt, name, 1, Operands::any);
   if (w.cols != width && w.cols != x.cols)
     args.refuse(std::string(name) + " is " + describe(w) + ", expected " + std::to_string(width) + " or " +
@@ -103,7 +109,7 @@ void layerNorm(const Call& call, ThreadPool& pool) {
   const View& stats = args.matrix(1, "stats", x.rows, 2 * int64_t{call.i(0)});
   const Groups groups = groupsOf(args, x, 3, "w", call.i(0), false, pool);
   const bool hasBias = call.has(4);
-  const Groups bias = hasBias ? groupsOf(args, x, 4, "b", call.i(0), false, pool, static_cast<size_t>(call.t(3).cols)) : groups;
+  const Groups bias = hasBias ? groupsOf(args, x, 4, "b", call.i(0), false, pool, static_cast<size_t>(call.has(3) ? call.t(3).cols : groups.width)) : groups;
   const double eps = call.f(0);
   const VectorKernels& kernels = vectorKernels();
   forRows(pool, x.rows, x.cols, [&](int64_t r) {

@@ -32,6 +32,7 @@ class Operands {
            std::to_string(floats) + " floats");
   }
 
+  bool has(int64_t i) const { return call_.has(i); }
   [[noreturn]] void refuse(const std::string& message) const { fail(std::string(op_) + ": " + message); }
   void require(bool holds, const char* message) const {
     if (!holds) refuse(message);

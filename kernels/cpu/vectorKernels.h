@@ -7,7 +7,7 @@
 namespace unsloth::cpu {
 
 /** Activation kinds of `glu` and `activation`. */
-enum class Activation : int32_t { silu = 0, geluTanh = 1, geluErf = 2, reluSquared = 3, relu = 4 };
+enum class Activation : int32_t { silu = 0, geluTanh = 1, geluErf = 2, reluSquared = 3, relu = 4, sigmoid = 5 };
 
 /** Constants of one AdamW step, folded as torch's single-tensor form does. */
 struct AdamwStep {

@@ -1,7 +1,7 @@
 import { at, matrix, type Matrix } from './matrix.ts'
 
 /** Activation kinds as the commands number them. */
-export const kinds = { silu: 0, geluTanh: 1, geluErf: 2, reluSquared: 3, relu: 4 } as const
+export const kinds = { silu: 0, geluTanh: 1, geluErf: 2, reluSquared: 3, relu: 4, sigmoid: 5 } as const
 
 /** erfc by its continued fraction for z ≥ 2 and the series of erf below: 1e-15. */
 export function erfc(z: number): number {
@@ -32,6 +32,8 @@ export function act(x: number, kind: number): number {
       return Math.max(x, 0) ** 2
     case kinds.relu:
       return Math.max(x, 0)
+    case kinds.sigmoid:
+      return 1 / (1 + Math.exp(-x))
     default:
       throw new Error(`no activation ${kind}`)
   }

@@ -2,6 +2,9 @@ import { slice, type Graph, type Keep, type Tensor } from '../graph.ts'
 import type { Weight } from './linear.ts'
 
 export const gluKinds = { silu: 0, gelu_tanh: 1, gelu_erf: 2 } as const
+/** Kinds of `activate`: those and more. */
+export const activationKinds = { ...gluKinds, relu: 4, sigmoid: 5 } as const
+export type ActivationKind = keyof typeof activationKinds
 export type GluKind = keyof typeof gluKinds
 
 /** h = act(gate)⊙up from one [n, 2f] buffer (gate first); see glu in commands.ts. */
@@ -28,9 +31,9 @@ export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
 }
 
 /** h = act(x); see activation in commands.ts. */
-export function activate(graph: Graph, x: Tensor, kind: GluKind): Tensor {
-  const h = graph.activation('h', x.cols, { rule: x.storage.rule, keep: 'derived' })
-  const ints = [gluKinds[kind]]
+export function activate(graph: Graph, x: Tensor, kind: ActivationKind, name = 'h'): Tensor {
+  const h = graph.activation(name, x.cols, { rule: x.storage.rule, keep: 'derived' })
+  const ints = [activationKinds[kind]]
   graph.record(
     {
       commands: [{ name: 'activation', tensors: [h, x], ints, floats: [] }],
@@ -49,8 +52,8 @@ export function activate(graph: Graph, x: Tensor, kind: GluKind): Tensor {
 }
 
 /** x = scale·table[ids]; the table's gradient accumulates when it is trained. */
-export function embed(graph: Graph, ids: Tensor, table: Weight, scale: number): Tensor {
-  const x = graph.activation('embedding', table.value.cols)
+export function embed(graph: Graph, ids: Tensor, table: Weight, scale: number, name = 'embedding'): Tensor {
+  const x = graph.activation(name, table.value.cols)
   graph.record(
     {
       commands: [{ name: 'embed', tensors: [x, ids, table.value], ints: [], floats: [scale] }],

@@ -3,6 +3,7 @@ import type { Graph, Tensor } from '../graph.ts'
 
 export interface HeadOptions {
   readonly weight: Weight
+  readonly bias?: Weight
   readonly logitScale: number
   readonly softcap: number
   readonly precision: PrecisionCode
@@ -19,15 +20,15 @@ export function headChunkRows(vocabulary: number, rows: number, budgetBytes = 25
  * A training graph ends here: the node's backward has nothing left to emit, its forward already wrote the gradient of h.
  */
 export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels: Tensor; weights: Tensor }, options: HeadOptions, training: boolean): void {
-  const { weight, logitScale, softcap, precision } = options
+  const { weight, bias, logitScale, softcap, precision } = options
   const vocabulary = weight.value.storage.rows
   const logits = graph.activation('logits', vocabulary, { rule: 'fixed', rows: headChunkRows(vocabulary, h.storage.rows) })
-  const command = (dh: Tensor | undefined, dw: Tensor | undefined) =>
+  const command = (dh?: Tensor, dw?: Tensor, dBias?: Tensor) =>
     ({
-      name: 'headLoss', tensors: [inputs.nll, dh, dw, logits, h, weight.value, inputs.labels, inputs.weights], ints: [precision], floats: [logitScale, softcap],
+      name: 'headLoss', tensors: [inputs.nll, dh, dw, logits, dBias, h, weight.value, inputs.labels, inputs.weights, bias?.value], ints: [precision], floats: [logitScale, softcap],
     }) as const
   if (!training) {
-    graph.record({ commands: [command(undefined, undefined)], outputs: [logits] }, false)
+    graph.record({ commands: [command()], outputs: [logits] }, false)
     return
   }
   graph.record(
@@ -36,7 +37,7 @@ export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels:
       outputs: [logits],
       backward: (b) => {
         const dh = graph.needsGradient(h) ? b.target(h).tensor : undefined
-        b.emit(command(dh ?? b.scratch('d unused', h, h.cols), weight.grad))
+        b.emit(command(dh ?? b.scratch('d unused', h, h.cols), weight.grad, bias?.grad))
       },
     },
     true,
@@ -45,7 +46,9 @@ export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels:
 
 /** logits [m, V] written to `out`: for generation and checks. */
 export function headLogits(graph: Graph, h: Tensor, out: Tensor, options: HeadOptions): void {
-  const commands = [gemm(0, out, h, options.weight.value, { precision: options.precision })]
+  const { bias } = options
+  if (bias !== undefined && (options.logitScale !== 1 || options.softcap !== 0)) throw new Error('a head with a bias has neither factor nor softcap')
+  const commands = [gemm(0, out, h, options.weight.value, { precision: options.precision, bias: bias?.value })]
   if (options.logitScale !== 1 || options.softcap !== 0)
     commands.push({ name: 'logitCap', tensors: [out], ints: [], floats: [options.logitScale, options.softcap] })
   graph.record({ commands, outputs: [out] }, false)

@@ -3,7 +3,8 @@ import type { Weight } from './linear.ts'
 
 export interface NormOptions {
   readonly kind: 'rms' | 'layer'
-  readonly weight: Weight
+  /** Only LayerNorm can do without. */
+  readonly weight?: Weight
   readonly bias?: Weight
   readonly eps: number
   /** Multiply by 1 + w (Gemma). */
@@ -20,9 +21,9 @@ export function norm(graph: Graph, name: string, x: Tensor, y: Tensor, options: 
   const stats = graph.activation(`${name}.stats`, kind === 'rms' ? groups : 2 * groups, { rule: x.storage.rule, keep: y.storage.keep === 'derived' ? 'residual' : 'attention' })
   const forward =
     kind === 'rms'
-      ? ({ name: 'rmsNorm', tensors: [y, stats, x, weight.value], ints: [groups, plusOne], floats: [eps] } as const)
-      : ({ name: 'layerNorm', tensors: [y, stats, x, weight.value, bias?.value], ints: [groups], floats: [eps] } as const)
-  const trained = weight.grad !== undefined || bias?.grad !== undefined
+      ? ({ name: 'rmsNorm', tensors: [y, stats, x, weight?.value], ints: [groups, plusOne], floats: [eps] } as const)
+      : ({ name: 'layerNorm', tensors: [y, stats, x, weight?.value, bias?.value], ints: [groups], floats: [eps] } as const)
+  const trained = weight?.grad !== undefined || bias?.grad !== undefined
   graph.record(
     {
       commands: [forward],
@@ -33,9 +34,9 @@ export function norm(graph: Graph, name: string, x: Tensor, y: Tensor, options: 
         const needsInput = graph.needsGradient(x)
         if (!needsInput && !trained) return
         const { tensor: dx, accumulate } = needsInput ? b.target(x) : { tensor: b.scratch(`d ${name}.unused`, x, x.cols), accumulate: false }
-        const inputs = [dy, b.value(x), weight.value, b.value(stats)]
-        if (kind === 'rms') b.emit({ name: 'rmsNormGrad', tensors: [dx, weight.grad, ...inputs], ints: [groups, plusOne, accumulate ? 1 : 0], floats: [] })
-        else b.emit({ name: 'layerNormGrad', tensors: [dx, weight.grad, bias?.grad, ...inputs], ints: [groups, accumulate ? 1 : 0], floats: [] })
+        const inputs = [dy, b.value(x), weight?.value, b.value(stats)]
+        if (kind === 'rms') b.emit({ name: 'rmsNormGrad', tensors: [dx, weight?.grad, ...inputs], ints: [groups, plusOne, accumulate ? 1 : 0], floats: [] })
+        else b.emit({ name: 'layerNormGrad', tensors: [dx, weight?.grad, bias?.grad, ...inputs], ints: [groups, accumulate ? 1 : 0], floats: [] })
       },
     },
     trained || graph.needsGradient(x),

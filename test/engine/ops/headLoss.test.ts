@@ -32,7 +32,7 @@ describe('headLoss', () => {
   for (const c of cases)
     it(`${c.rows} rows by ${c.chunk}, ${c.vocabulary} tokens, scale ${c.logitScale}, softcap ${c.softcap}, ${c.dtype} weight`, async () => {
       const { h, w, labels, weights } = setting(c)
-      const inputs = [blank(c.chunk, c.vocabulary), f32(h), typed(w, c.dtype), i32(labels), f32(weights)]
+      const inputs = [blank(c.chunk, c.vocabulary), undefined, f32(h), typed(w, c.dtype), i32(labels), f32(weights)]
       const numbers = { ints: [0], floats: [c.logitScale, c.softcap] }
       const expected = headLoss(h, w, labels, c.logitScale, c.softcap)
       const [alone] = await compute('headLoss', [blank(c.rows, 1), undefined, undefined, ...inputs], numbers)
@@ -63,7 +63,7 @@ describe('headLoss', () => {
     const h = random(3, 4, 5, 3)
     const w = random(70001, 4, 6, 3)
     const labels = [0, 70000, 123]
-    const inputs = [blank(2, 70001), f32(h), f32(w), i32(labels), f32(column([1, 1, 1]))]
+    const inputs = [blank(2, 70001), undefined, f32(h), f32(w), i32(labels), f32(column([1, 1, 1]))]
     const [nll] = await compute('headLoss', [blank(3, 1), undefined, undefined, ...inputs], { ints: [0], floats: [1, 0] })
     close(nll!, headLoss(h, w, labels, 1, 0), 2e-7, 'nll')
   })
@@ -71,7 +71,7 @@ describe('headLoss', () => {
   it('rounds to bf16 in the matrix products only when told to', async () => {
     const c = cases[1]!
     const { h, w, labels, weights } = setting(c)
-    const operands = [blank(7, 1), blank(7, 17), undefined, blank(3, 33), f32(h), typed(w, 'bf16'), i32(labels), f32(weights)]
+    const operands = [blank(7, 1), blank(7, 17), undefined, blank(3, 33), undefined, f32(h), typed(w, 'bf16'), i32(labels), f32(weights)]
     const [nll, dH] = await compute('headLoss', operands, { ints: [1], floats: [0.25, 0] })
     close(nll!, headLoss(h, w, labels, 0.25, 0), 1e-2, 'nll')
     const exact = finiteDifferences((v) => inner(headLoss(v, w, labels, 0.25, 0), weights), h)
@@ -79,8 +79,27 @@ describe('headLoss', () => {
     assert.ok(sum(matrix(7, 17, (r, k) => Math.abs(at(dH!, r, k) - at(exact, r, k)))) > 1e-5, 'bf16 leaves a trace')
   })
 
+  it('adds a bias and its gradient', async () => {
+    const { h, w, labels, weights } = setting(cases[0]!)
+    const [rows, width, vocabulary] = [6, 9, 21]
+    const [many, table, bias] = [random(rows, width, 7, 2), random(vocabulary, width, 8), random(1, vocabulary, 9)]
+    const targets = Array.from({ length: rows }, (_, row) => (row * 5) % vocabulary)
+    const shares = column([0.1, 0, 0.3, 0.2, 0.5, 0.4].map(Math.fround))
+    // A bias is a weight on an input that is always 1.
+    const widened = (b: Matrix) => matrix(vocabulary, width + 1, (row, k) => (k < width ? at(table, row, k) : at(b, 0, row)))
+    const ones = matrix(rows, width + 1, (row, k) => (k < width ? at(many, row, k) : 1))
+    const start = random(1, vocabulary, 10)
+    const operands = [blank(rows, 1), blank(rows, width), undefined, blank(2, vocabulary), f32(start), f32(many), f32(table), i32(targets), f32(shares), f32(bias)]
+    const [nll, dH, , , dBias] = await compute('headLoss', operands, { ints: [0], floats: [1, 0] })
+    close(nll!, headLoss(ones, widened(bias), targets, 1, 0), 5e-7, 'nll')
+    const loss = (b: Matrix) => inner(headLoss(ones, widened(b), targets, 1, 0), shares)
+    close(dBias!, plus(start, finiteDifferences(loss, bias)), 1e-6, 'dBias')
+    assert.equal(dH!.cols, width)
+    await refuses('headLoss', [blank(1, 1), undefined, undefined, blank(1, 7), undefined, f32(h), f32(w), i32(labels), f32(weights), f32(random(1, 7, 1))], { ints: [0], floats: [1, 2] }, /without softcap/)
+  })
+
   it('refuses a label that is not in the vocabulary', async () => {
-    const inputs = [blank(2, 3), f32(random(2, 4, 1)), f32(random(3, 4, 2)), i32([0, 3]), f32(column([1, 1]))]
+    const inputs = [blank(2, 3), undefined, f32(random(2, 4, 1)), f32(random(3, 4, 2)), i32([0, 3]), f32(column([1, 1]))]
     await refuses(
       'headLoss',
       [blank(2, 1), undefined, undefined, ...inputs],
