@@ -6,10 +6,11 @@ import type { PrecisionCode } from './graph/ops/linear.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
 import { extendContext } from './model/extendContext.ts'
+import { loraTraining, type PeftOptions } from './patch/peftOptions.ts'
 import { formatPatchReport } from './patch/lora.ts'
 import { physicalCores } from './runtime/cores.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
-import { describeModel, patchModel, type LoraInit, type ModelDescription, type PatchedModel, type Training } from './runtime/patchedModel.ts'
+import { describeModel, patchModel, type ModelDescription, type PatchedModel } from './runtime/patchedModel.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
@@ -43,27 +44,7 @@ export interface PretrainedOptions {
   readonly randomState?: number
 }
 
-export interface PeftOptions {
-  readonly r?: number
-  readonly targetModules?: readonly string[] | 'all-linear'
-  /** Stacked experts, by the end of their name; when absent they follow `targetModules`. */
-  readonly targetParameters?: readonly string[]
-  readonly loraAlpha?: number
-  readonly loraDropout?: number
-  readonly useRslora?: boolean
-  readonly initLoraWeights?: LoraInit
-  readonly modulesToSave?: readonly string[]
-  readonly layersToTransform?: readonly number[]
-  /** Other ranks and alphas by regular expression, as in PEFT. */
-  readonly rankPattern?: Readonly<Record<string, number>>
-  readonly alphaPattern?: Readonly<Record<string, number>>
-  /** `embed_tokens` and `lm_head` get a learning rate of their own. */
-  readonly embeddingLearningRate?: boolean
-}
-
 const weightTypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const
-
-const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
 /**
  * The engine as one object, named as users of the Python library know it: from_pretrained, get_peft_model, then train, generate,
@@ -118,12 +99,7 @@ export class FastLanguageModel {
   getPeftModel(options: PeftOptions = {}): this {
     if (this.loaded !== undefined) throw new UnslothError('INTERNAL', 'getPeftModel comes before load')
     if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
-    const training: Training = {
-      kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0, targets: options.targetModules ?? defaultTargets,
-      rslora: options.useRslora ?? false, init: options.initLoraWeights ?? true, modulesToSave: options.modulesToSave ?? [], ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
-      ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }), rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
-    }
-    this.patchedModel = patchModel(this.description, training, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
+    this.patchedModel = patchModel(this.description, loraTraining(options), { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
     return this
   }
 

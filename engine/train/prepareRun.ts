@@ -1,6 +1,6 @@
 import { join, resolve } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { effectiveBatch, targetModules, totalSteps, type Recipe } from '#shared/recipe.ts'
+import { effectiveBatch, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount } from '#shared/units.ts'
 import type { Dataset } from '../data/dataset.ts'
 import { readRecipeData } from '../data/recipeData.ts'
@@ -15,6 +15,7 @@ import { listRuns } from '../run/runReader.ts'
 import { availableMemory } from '../runtime/memory.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
+import { peftOptions } from './recipeTraining.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
 
@@ -94,24 +95,14 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...o
 }
 
 async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: HubOptions): Promise<FastLanguageModel> {
-  const { training, lora } = recipe
+  const { training } = recipe
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, randomState: training.random_seed,
     dtype: recipe.model.dtype, compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
   })
   if (training.training_type === 'full') return model
-  return model.getPeftModel({
-    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, initLoraWeights: lora.init_lora_weights === 'gaussian' ? 'gaussian' : lora.init_lora_weights !== false, modulesToSave: lora.modules_to_save ?? [],
-    targetModules: targetModules(recipe), ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }), embeddingLearningRate: training.embedding_learning_rate !== null, ...layersOf(recipe, model.patched.model.spec.layers),
-  })
-}
-
-/** The layers that the recipe names, or the last ones when it counts from the end. */
-function layersOf({ lora }: Recipe, layers: number): { layersToTransform?: readonly number[] } {
-  const { layers_to_transform: named, finetune_last_n_layers: last } = lora
-  if (named !== null) return { layersToTransform: named }
-  return last === null ? {} : { layersToTransform: Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index) }
+  return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))
 }
 
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0)

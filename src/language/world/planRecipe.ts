@@ -1,8 +1,9 @@
-import { effectiveBatch, hasEvalSet, targetModules, type Recipe } from '#shared/recipe.ts'
+import { effectiveBatch, hasEvalSet, type Recipe } from '#shared/recipe.ts'
 import { UnslothError } from '#shared/errors.ts'
 import { physicalCores } from '../../../engine/runtime/cores.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
-import { describeModel, patchModel, type ModelDescription, type Training } from '../../../engine/runtime/patchedModel.ts'
+import { describeModel, patchModel, type ModelDescription } from '../../../engine/runtime/patchedModel.ts'
+import { trainingOf } from '../../../engine/train/recipeTraining.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../../../engine/train/trainingPlan.ts'
 import type { RecipePlan } from '../workspace.ts'
 
@@ -19,21 +20,6 @@ export interface PlanRequest {
 
 /** Share of the free memory that the engine lets a plan take. */
 const usableShare = 0.9
-
-/** What a recipe trains, as the engine's planner takes it. */
-export function trainingOf(recipe: Recipe, layers: number): Training {
-  const { training, lora } = recipe
-  if (training.training_type === 'full') return { kind: 'full' }
-  const last = lora.finetune_last_n_layers
-  const chosen = lora.layers_to_transform
-    ?? (last === null ? null
-      : Array.from({ length: Math.min(last, layers) }, (_, index) => layers - Math.min(last, layers) + index))
-  return {
-    kind: 'lora', r: lora.lora_r, alpha: lora.lora_alpha, dropout: lora.lora_dropout, rslora: lora.use_rslora,
-    modulesToSave: lora.modules_to_save, targets: targetModules(recipe),
-    ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }), ...(chosen === null ? {} : { layers: chosen }),
-  }
-}
 
 let latest: { readonly folder: string; readonly model: ModelDescription } | undefined
 

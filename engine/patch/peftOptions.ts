@@ -1,0 +1,33 @@
+import type { LoraInit, Training } from '../runtime/patchedModel.ts'
+
+/** What `get_peft_model` takes, with its defaults. */
+export interface PeftOptions {
+  readonly r?: number
+  readonly targetModules?: readonly string[] | 'all-linear'
+  /** Stacked experts, by the end of their name; when absent they follow `targetModules`. */
+  readonly targetParameters?: readonly string[]
+  readonly loraAlpha?: number
+  readonly loraDropout?: number
+  readonly useRslora?: boolean
+  readonly initLoraWeights?: LoraInit
+  readonly modulesToSave?: readonly string[]
+  readonly layersToTransform?: readonly number[]
+  /** Other ranks and alphas by regular expression, as in PEFT. */
+  readonly rankPattern?: Readonly<Record<string, number>>
+  readonly alphaPattern?: Readonly<Record<string, number>>
+  /** `embed_tokens` and `lm_head` get a learning rate of their own. */
+  readonly embeddingLearningRate?: boolean
+}
+
+const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+
+/** The options as what a model is patched by. */
+export function loraTraining(options: PeftOptions): Training {
+  return {
+    kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0,
+    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, init: options.initLoraWeights ?? true,
+    modulesToSave: options.modulesToSave ?? [], rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
+    ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
+    ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }),
+  }
+}

@@ -1,0 +1,29 @@
+import { targetModules, type Recipe } from '#shared/recipe.ts'
+import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
+import type { Training } from '../runtime/patchedModel.ts'
+
+/** The adapters that a recipe asks for, on a model of so many layers. */
+export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
+  const { training, lora } = recipe
+  return {
+    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora,
+    initLoraWeights: lora.init_lora_weights === 'gaussian' ? 'gaussian' : lora.init_lora_weights !== false,
+    modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
+    ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
+    embeddingLearningRate: training.embedding_learning_rate !== null, ...chosenLayers(recipe, layers),
+  }
+}
+
+/** What a recipe trains. */
+export function trainingOf(recipe: Recipe, layers: number): Training {
+  return recipe.training.training_type === 'full' ? { kind: 'full' } : loraTraining(peftOptions(recipe, layers))
+}
+
+/** The layers that the recipe names, or the last ones when it counts from the end. */
+function chosenLayers({ lora }: Recipe, layers: number): { layersToTransform?: readonly number[] } {
+  const { layers_to_transform: named, finetune_last_n_layers: last } = lora
+  if (named !== null) return { layersToTransform: named }
+  if (last === null) return {}
+  const count = Math.min(last, layers)
+  return { layersToTransform: Array.from({ length: count }, (_, index) => layers - count + index) }
+}
