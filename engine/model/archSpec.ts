@@ -92,6 +92,8 @@ export interface MoeSpec {
   /** Whether the weights of a token's choices are made to add up to 1. */
   readonly renormalise: boolean
   readonly layers: readonly boolean[]
+  /** Width of the expert that every token goes to besides, weighed by a gate of its own; none when absent. */
+  readonly sharedFfn?: number
   /** Factor of the routers' balance loss in training; 0: none. */
   readonly balance: number
 }
@@ -126,6 +128,11 @@ export interface NameMap {
   readonly expertGate: string
   readonly expertUp: string
   readonly expertDown: string
+  readonly sharedGate: string
+  readonly sharedUp: string
+  readonly sharedDown: string
+  /** The factor of the shared expert. */
+  readonly sharedFactor: string
   /** Tensors of files that hold all experts of a layer in one, where a family has such. */
   readonly stackedExperts?: { readonly gateUp: string; readonly down: string }
   /** What transformers calls these in memory: in adapters, and in checkpoints saved without conversion. */
@@ -163,6 +170,10 @@ export const llamaNames: NameMap = {
   expertGate: 'model.layers.N.mlp.experts.E.gate_proj',
   expertUp: 'model.layers.N.mlp.experts.E.up_proj',
   expertDown: 'model.layers.N.mlp.experts.E.down_proj',
+  sharedGate: 'model.layers.N.mlp.shared_expert.gate_proj',
+  sharedUp: 'model.layers.N.mlp.shared_expert.up_proj',
+  sharedDown: 'model.layers.N.mlp.shared_expert.down_proj',
+  sharedFactor: 'model.layers.N.mlp.shared_expert_gate',
   memory: { router: 'model.layers.N.mlp.gate', expertGateUp: 'model.layers.N.mlp.experts.gate_up_proj', expertDown: 'model.layers.N.mlp.experts.down_proj' },
 }
 

@@ -1,12 +1,13 @@
 import { slice, type Graph, type Tensor } from '../graph/graph.ts'
 import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../graph/ops/attention.ts'
 import { activate, addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
-import { linear, type LoraGroup, type PrecisionCode, type Weight } from '../graph/ops/linear.ts'
+import type { LoraGroup, PrecisionCode, Weight } from '../graph/ops/linear.ts'
 import { balanceLoss, newBalance, type Balance } from '../graph/ops/moe.ts'
 import { norm } from '../graph/ops/norm.ts'
 import { roundToBf16 } from '../graph/dtype.ts'
 import type { ArchSpec, AttentionKind, NormSpec } from './archSpec.ts'
 import { expertMixture } from './expertMixture.ts'
+import { projection } from './projection.ts'
 
 /** Weights and adapters by id; see weightTable. */
 export interface DecoderWeights {
@@ -91,22 +92,6 @@ function decoderLayer(c: LayerContext, layer: number, x: Tensor): Tensor {
     ? activate(graph, projection(c, layer, 'up', second, spec.ffn, 'mlp'), spec.activation)
     : glu(graph, projection(c, layer, 'gateUp', second, 2 * spec.ffn, 'mlp'), spec.activation)
   return into(middle, 'down', (keep, add) => projection(c, layer, 'down', h, hidden, keep, add))
-}
-
-function projection(c: LayerContext, layer: number, id: string, x: Tensor, width: number, keep: 'residual' | 'attention' | 'mlp', add?: Tensor): Tensor {
-  const name = `layers.${layer}.${id}`
-  const lora = c.weights.lora(name)
-  const hasBias = id === 'qkv' ? c.spec.bias.qkv : id === 'o' ? c.spec.bias.o : c.spec.bias.mlp
-  const alpha = add === undefined ? 1 : c.spec.multiplier.residual
-  return linear(c.graph, id, x, c.graph.activation(id, width, { keep }), {
-    weight: c.weights.weight(name),
-    ...(hasBias ? { bias: c.weights.weight(`${name}.bias`) } : {}),
-    ...(lora === undefined ? {} : { lora }),
-    ...(add === undefined ? {} : { add }),
-    ...(c.inputs.randomness === undefined ? {} : { randomness: c.inputs.randomness }),
-    alpha,
-    precision: c.precision,
-  })
 }
 
 function selfAttention(c: LayerContext, layer: number, x: Tensor): Tensor {

@@ -1,12 +1,13 @@
 import type { Tensor } from '../graph/graph.ts'
-import { glu } from '../graph/ops/elementwise.ts'
+import { activate, glu } from '../graph/ops/elementwise.ts'
 import { linear } from '../graph/ops/linear.ts'
-import { combine, dispatch, expertLinear, route, weigh } from '../graph/ops/moe.ts'
+import { combine, dispatch, expertLinear, route, scaleRows, weigh } from '../graph/ops/moe.ts'
 import type { MoeSpec } from './archSpec.ts'
 import type { LayerContext } from './decoder.ts'
+import { projection } from './projection.ts'
 
 /**
- * A sparse MLP: each token goes through its `choices` experts only, Σ w_e·down_e(act(gate_e x)⊙up_e x) [+ add]. Rows are sorted by
+ * A sparse MLP: each token goes through its `choices` experts only, Σ w_e·down_e(act(gate_e x)⊙up_e x) [+ the shared expert] [+ add]. Rows are sorted by
  * expert first, so that each expert is one product over the rows it sees.
  */
 export function expertMixture(c: LayerContext, moe: MoeSpec, layer: number, x: Tensor, keep: 'residual' | 'attention', add?: Tensor): Tensor {
@@ -23,5 +24,9 @@ export function expertMixture(c: LayerContext, moe: MoeSpec, layer: number, x: T
   const h = weigh(graph, glu(graph, gateUp, spec.activation), routing)
   const alpha = add === undefined ? 1 : spec.multiplier.residual
   const slots = expertLinear(graph, 'expertDown', h, spec.hidden, { weight: weights.weight(id('expertDown')), ...lora('expertDown'), routing, alpha, precision })
-  return combine(graph, 'down', slots, routing, keep, add)
+  if (moe.sharedFfn === undefined) return combine(graph, 'down', slots, routing, keep, add)
+  const routed = combine(graph, 'routed', slots, routing, 'attention', add)
+  const factor = activate(graph, projection(c, layer, 'sharedFactor', x, 1, 'mlp'), 'sigmoid', 'factor')
+  const shared = scaleRows(graph, 'sharedWeighed', glu(graph, projection(c, layer, 'sharedGateUp', x, 2 * moe.sharedFfn, 'mlp'), spec.activation), factor)
+  return projection(c, layer, 'sharedDown', shared, spec.hidden, keep, routed)
 }

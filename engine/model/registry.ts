@@ -12,6 +12,7 @@ import { mixtral } from './arch/mixtral.ts'
 import { olmo2, olmo3 } from './arch/olmo2.ts'
 import { phi3 } from './arch/phi3.ts'
 import { qwen2 } from './arch/qwen2.ts'
+import { qwen2Moe } from './arch/qwen2Moe.ts'
 import { qwen3 } from './arch/qwen3.ts'
 import { qwen3Moe } from './arch/qwen3Moe.ts'
 import { falcon } from './arch/falcon.ts'
@@ -34,7 +35,7 @@ export interface ArchitectureFamily {
 
 export const families: readonly ArchitectureFamily[] = [
   llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe,
-  starcoder2, stablelm, glm4, olmo3, graniteMoe, seedOss, ernie45, olmo, phi, gptNeox, gpt2, falcon,
+  starcoder2, stablelm, glm4, olmo3, graniteMoe, seedOss, ernie45, olmo, phi, gptNeox, gpt2, falcon, qwen2Moe,
 ]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)

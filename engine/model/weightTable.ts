@@ -102,8 +102,15 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     linear('o', qWidth, [{ module: names.o, width: hidden }], spec.bias.o)
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('attentionPostNorm', names.attentionPostNorm)
     if (spec.block !== 'post' && spec.block !== 'parallel') layerNorm('mlpNorm', names.mlpNorm)
-    if (spec.moe?.layers[layer] === true) entries.push(...expertEntries(spec, spec.moe, layer, has))
-    else if (spec.plainMlp === true) {
+    if (spec.moe?.layers[layer] === true) {
+      entries.push(...expertEntries(spec, spec.moe, layer, has))
+      const { sharedFfn } = spec.moe
+      if (sharedFfn !== undefined) {
+        linear('sharedGateUp', hidden, [{ module: names.sharedGate, width: sharedFfn }, { module: names.sharedUp, width: sharedFfn }], false)
+        linear('sharedDown', sharedFfn, [{ module: names.sharedDown, width: hidden }], false)
+        linear('sharedFactor', hidden, [{ module: names.sharedFactor, width: 1 }], false)
+      }
+    } else if (spec.plainMlp === true) {
       linear('up', hidden, [{ module: names.up, width: spec.ffn }], spec.bias.mlp)
       linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
     } else {

@@ -150,7 +150,7 @@ export function patchReport(weights: readonly WeightEntry[], modules: readonly L
       .flatMap(({ kind, parameter, pieces }) => (kind === 'experts' ? [parameter!] : pieces.map(({ name }) => name.replace(/\.weight$/, ''))))
   const count = { QKV: 0, O: 0, MLP: 0 }
   const reasons = new Map<string, { group: 'QKV' | 'O' | 'MLP'; reason: string; layers: number[] }>()
-  const groups = [['QKV', ['qkv']], ['O', ['o']], ['MLP', ['gateUp', 'up', 'down', 'expertGateUp', 'expertDown']]] as const
+  const groups = [['QKV', ['qkv']], ['O', ['o']], ['MLP', ['gateUp', 'up', 'down', 'expertGateUp', 'expertDown', 'sharedGateUp', 'sharedDown']]] as const
   for (let layer = 0; layer < layers; ++layer) {
     for (const [group, ids] of groups) {
       const names = byLayer(layer, ids)

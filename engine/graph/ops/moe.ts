@@ -108,9 +108,11 @@ export function combine(graph: Graph, name: string, x: Tensor, routing: Routing,
 }
 
 /** h·weight for every slot. Scaled before the last product, so that its result need not be kept: Σ w·(h·Wᵀ) = Σ (w·h)·Wᵀ. */
-export function weigh(graph: Graph, h: Tensor, routing: Routing): Tensor {
-  const { weight } = routing
-  const y = graph.activation('weighed', h.cols, { repeat: routing.choices, keep: 'derived' })
+export const weigh = (graph: Graph, h: Tensor, { weight }: Routing): Tensor => scaleRows(graph, 'weighed', h, weight)
+
+/** weight[i]·x[i] for every row; weight [rows, 1]. */
+export function scaleRows(graph: Graph, name: string, h: Tensor, weight: Tensor): Tensor {
+  const y = graph.activation(name, h.cols, { rule: h.storage.rule, repeat: h.storage.repeat ?? 1, keep: 'derived' })
   graph.record(
     {
       commands: [{ name: 'scaleRows', tensors: [y, h, weight], ints: [], floats: [], inPlace: [[0, 1]] }],
