@@ -1,7 +1,9 @@
-import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja'
+import { Environment, Interpreter } from '@huggingface/jinja'
 import { UnslothError } from '#shared/errors.ts'
 import { isJsonObject } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
+import { namedTemplate, namedTemplates } from './namedTemplates.ts'
+import { parseTemplate, templateFunctions } from './templateProgram.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
 /** One turn. `content` is text, or whatever the template takes: parts, null beside tool calls. */
@@ -25,14 +27,6 @@ export interface ChatTemplateOptions {
   readonly tokens: Pick<Tokenizer, 'bosToken' | 'eosToken' | 'padToken' | 'unkToken'>
   /** What the template takes for now: a resumed run passes the time of its start, so that the data stay the same. */
   readonly now?: Date
-}
-
-/** Templates that can be named instead of given. */
-const namedTemplates: Readonly<Record<string, string>> = {
-  chatml:
-    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    + '{%- endfor %}'
-    + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}",
 }
 
 /** What a template itself refuses with `raise_exception`. */
@@ -71,14 +65,14 @@ const range = (from: number, to?: number, step = 1): number[] => {
 export class ChatTemplate {
   readonly source: string
   readonly name: string
-  private readonly program: ReturnType<typeof parse>
+  private readonly program: ReturnType<typeof parseTemplate>
   private readonly globals: Readonly<Record<string, unknown>>
 
   constructor(source: string, { name, tokens, now = new Date() }: ChatTemplateOptions) {
     this.source = source
     this.name = name
     try {
-      this.program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }))
+      this.program = parseTemplate(source)
     } catch (error) {
       throw new UnslothError('TOKENIZER', `${name} is not valid: ${(error as Error).message}.`, {
         hint: 'Correct the Jinja template, or name another one with data.chat_template.', cause: error,
@@ -89,7 +83,7 @@ export class ChatTemplate {
     }
     const set = Object.fromEntries(Object.entries(special).filter(([, token]) => token !== undefined))
     this.globals = {
-      true: true, false: false, none: null, True: true, False: false, None: null, range, ...set,
+      true: true, false: false, none: null, True: true, False: false, None: null, range, ...templateFunctions, ...set,
       raise_exception: (message: unknown) => {
         throw new TemplateRefusal(String(message))
       },
@@ -137,7 +131,7 @@ export function chatTemplateFor(tokenizer: Tokenizer, { template, tools = false,
     new ChatTemplate(source, { name, tokens: tokenizer, ...(now && { now }) })
   const own = tokenizer.chatTemplates
   if (template !== undefined) {
-    const named = own.get(template) ?? (Object.hasOwn(namedTemplates, template) ? namedTemplates[template] : undefined)
+    const named = own.get(template) ?? namedTemplate(template)
     if (named !== undefined) return make(named, `the chat template ${quote(template)}`)
     if (!/\{[{%]/.test(template)) {
       const known = [...own.keys(), ...Object.keys(namedTemplates)].map((name) => quote(name)).join(', ')

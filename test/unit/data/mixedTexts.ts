@@ -1,4 +1,4 @@
-import { Xoshiro128 } from '../../../engine/data/random.ts'
+import type { Xoshiro128 } from '../../../engine/data/random.ts'
 
 const words = 'the of and model Once upon token don\'t I\'LL we\'ve gradient über naïve Straße здравствуй мир 你好 世界 日本語テスト 한국어 مرحبا שלום नमस्ते ไทย ελληνικά'.split(' ')
 const code = ['for (let i = 0; i < 10; i++) {\n\treturn a[i]**2;\n}', 'def f(x):\n    return x + 1\n', '<div class="a">&amp;</div>', 'SELECT * FROM t;', '0x1F', '1e-10', '3.14159', '12345678', '$$\\frac{a}{b}$$', '#include <x.h>']

@@ -1,0 +1,122 @@
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { brotliDecompressSync } from 'node:zlib'
+import { ChatTemplate, chatTemplateFor, type ChatMessage } from '../../../engine/data/chatTemplate.ts'
+import { ChatRenderer } from '../../../engine/data/completionSpans.ts'
+import { namedTemplates } from '../../../engine/data/namedTemplates.ts'
+import { examineTemplate } from '../../../engine/data/templateRepair.ts'
+import { fixtures, fixtureTokenizer } from './support.ts'
+
+type Rendering = { readonly text: string } | { readonly error: string }
+interface Renderings {
+  readonly now: string
+  readonly conversations: Readonly<Record<string, { readonly messages: readonly ChatMessage[]; readonly tools?: readonly unknown[] }>>
+  /** By template and conversation; a name that ends in + is rendered with the generation prompt. */
+  readonly renderings: Readonly<Record<string, Readonly<Record<string, Rendering>>>>
+}
+const unpack = (name: string): unknown => JSON.parse(brotliDecompressSync(readFileSync(join(fixtures, 'chatTemplates', name))).toString('utf8'))
+const { now, conversations, renderings } = unpack('renderings.json.br') as Renderings
+/** The templates of llama.cpp's models/templates. */
+const templates = unpack('templates.json.br') as Readonly<Record<string, string>>
+
+/**
+ * What @huggingface/jinja 0.5.11 does otherwise: dictionaries with numbers as keys, pairs of a dictionary unpacked in a loop over
+ * tuples, Python's text of a dictionary, text that Jinja itself escapes as HTML, and a value that transformers cannot write as JSON.
+ */
+const differ: Readonly<Record<string, RegExp>> = {
+  'ByteDance-Seed-OSS.jinja': /./,
+  'meetkai-functionary-medium-v3.1.jinja': /^tool/,
+  'meetkai-functionary-medium-v3.2.jinja': /^tools/,
+  'unsloth-Apriel-1.5.jinja': /^tool/,
+  'Apriel-1.6-15b-Thinker-fixed.jinja': /^tool/,
+  'llama-cpp-deepseek-r1.jinja': /^tool/,
+}
+
+const tokens = { bosToken: '<s>', eosToken: '</s>', padToken: undefined, unkToken: undefined }
+
+describe('chat templates of real models', () => {
+  for (const [file, cases] of Object.entries(renderings)) {
+    it(`render as transformers does: ${file}`, () => {
+      const template = new ChatTemplate(templates[file]!, { name: file, tokens, now: new Date(now) })
+      for (const [name, expected] of Object.entries(cases)) {
+        const { messages, tools } = conversations[name.replace('+', '')]!
+        const render = (): Rendering => {
+          try {
+            return { text: template.render(messages, { addGenerationPrompt: name.endsWith('+'), ...(tools && { tools }) }) }
+          } catch (error) {
+            return { error: (error as Error).message }
+          }
+        }
+        const got = render()
+        const same = 'text' in expected ? 'text' in got && got.text === expected.text : 'error' in got
+        // A difference that is gone has to leave the list.
+        assert.equal(same, differ[file]?.test(name) !== true, `${name}: ${JSON.stringify(got)} instead of ${JSON.stringify(expected)}`)
+      }
+    })
+  }
+
+  it('find the answers in a conversation without tools', () => {
+    const messages = [
+      { role: 'user', content: 'one' }, { role: 'assistant', content: 'first answer' }, { role: 'user', content: 'two' },
+      { role: 'assistant', content: 'second answer' },
+    ]
+    const missed: string[] = []
+    for (const [file, source] of Object.entries(templates)) {
+      const template = new ChatTemplate(source, { name: file, tokens, now: new Date(now) })
+      const spans = (() => {
+        try {
+          const { text, answers } = new ChatRenderer(template).render(messages)
+          return answers.map(({ from, to }) => text.slice(from, to))
+        } catch {
+          return undefined
+        }
+      })()
+      if (spans === undefined) continue
+      if (spans.length !== 2 || !spans[0]!.includes('first answer') || !spans[1]!.includes('second answer') || spans.some((span) => span.includes('two'))) missed.push(file)
+    }
+    assert.deepEqual(missed, [])
+  })
+})
+
+describe('named chat templates', () => {
+  const messages = [{ role: 'system', content: 'S' }, { role: 'user', content: 'U' }, { role: 'assistant', content: 'A' }, { role: 'user', content: 'V' }]
+  const expected: Readonly<Record<string, string>> = {
+    chatml: '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n',
+    'llama-3': '<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>'
+      + '<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n',
+    gemma: '<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n',
+    mistral: '<s>[INST] S\n\nU [/INST]A</s>[INST] V [/INST]',
+    llama: '<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]',
+    'phi-3': '<s><|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|end|>\n<|assistant|>\n',
+    'phi-4': '<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>A<|im_end|><|im_start|>user<|im_sep|>V<|im_end|><|im_start|>assistant<|im_sep|>',
+    zephyr: '<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\n',
+    alpaca: '<s>S\n\n### Instruction:\nU\n\n### Response:\nA</s>\n\n### Instruction:\nV\n\n### Response:\n',
+    vicuna: '<s>S USER: U ASSISTANT: A</s>USER: V ASSISTANT:',
+  }
+
+  it('write their formats', () => {
+    for (const [name, text] of Object.entries(expected))
+      assert.equal(new ChatTemplate(namedTemplates[name]!, { name, tokens }).render(messages, { addGenerationPrompt: true }), text, name)
+  })
+
+  it('all introduce answers and show them', async () => {
+    const turns = messages.slice(1).concat({ role: 'assistant', content: 'B' })
+    for (const [name, source] of Object.entries(namedTemplates)) {
+      assert.equal(examineTemplate(source, tokens).prompts, true, name)
+      const { text, answers } = new ChatRenderer(new ChatTemplate(source, { name, tokens })).render(turns)
+      assert.deepEqual(answers.map(({ from, to }) => text.slice(from, to).trim()[0]), ['A', 'B'], name)
+    }
+    assert.equal(chatTemplateFor(await fixtureTokenizer('qwen2.5'), { template: 'qwen25' }).source, namedTemplates['qwen-2.5'])
+  })
+
+  it('without a generation prompt get one, found from what stands before an answer', () => {
+    const without = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
+    const { prompts, repaired, prompt } = examineTemplate(without, tokens)
+    assert.deepEqual([prompts, prompt], [false, '<assistant>'])
+    const template = new ChatTemplate(repaired!, { name: 't', tokens })
+    assert.equal(template.render([{ role: 'user', content: 'a' }], { addGenerationPrompt: true }), '<user>a</user><assistant>')
+    assert.equal(template.render([{ role: 'user', content: 'a' }]), '<user>a</user>')
+    assert.match(examineTemplate("{{ raise_exception('no') }}", tokens).failure!, /refuses these messages: no/)
+  })
+})
