@@ -1,4 +1,4 @@
-import { describeError } from '#shared/errors.ts'
+import { describeError, UnslothError } from '#shared/errors.ts'
 import { exitCodeOf, parseArgs, type ParsedArgs } from './cli/args.ts'
 import { isDataThread } from './data/encodeRows.ts'
 
@@ -13,8 +13,15 @@ export async function main(argv: readonly string[]): Promise<number> {
     return await run(args)
   } catch (error) {
     console.error(`error: ${describeError(error)}`)
+    if (argv.includes('--json')) console.log(JSON.stringify({ error: errorForPrograms(error) }))
     return exitCodeOf(error)
   }
+}
+
+/** What a program that asked for JSON reads of a failure. */
+function errorForPrograms(error: unknown): { code: string; message: string; hint?: string } {
+  if (!(error instanceof UnslothError)) return { code: 'INTERNAL', message: describeError(error) }
+  return { code: error.code, message: error.message, ...(error.hint === undefined ? {} : { hint: error.hint }) }
 }
 
 /** Each command is loaded when it is asked for, so that the others start at once. */

@@ -1,6 +1,5 @@
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { engineOptions } from './bundle.mjs'
 import { BuildError, digest, filesBelow, isCurrent, markCurrent, root, say, seconds } from './common.mjs'
 
 /** CommonJS has no import.meta: the engine's modules get the place of the bundle that they are in. */
@@ -30,7 +29,6 @@ export async function extensionBundles() {
   return {
     'extension.cjs': { ...commonJs, entryPoints: ['src/extension.ts'], outfile: 'dist/extension.cjs' },
     'languageServer.cjs': { ...commonJs, entryPoints: ['src/language/server.ts'], outfile: 'dist/languageServer.cjs' },
-    'merge.mjs': { ...engineOptions, minify: true, entryPoints: ['engine/mergeProcess.ts'], outfile: 'dist/merge.mjs' },
     'webview/training.js': webviewOptions,
   }
 }

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { bundledPackages, engineOptions } from './bundle.mjs'
 import { root } from './common.mjs'
+import { extensionBundles } from './extension.mjs'
 
 /** Compiled into the addon. */
 const headers = ['node-addon-api', 'node-api-headers']
@@ -21,12 +22,14 @@ function licenceOf(name) {
 /** The whole file as it has to be. */
 export async function notices() {
   const { build } = await import('esbuild')
-  const { metafile } = await build({ ...engineOptions, write: false })
+  const bundles = [engineOptions, ...Object.values(await extensionBundles())]
+  const packages = []
+  for (const options of bundles) packages.push(...bundledPackages((await build({ ...options, write: false, metafile: true })).metafile))
   const starter = {
     title: 'stories260k, the starter model in engine/starter/model', licence: 'MIT', url: 'https://huggingface.co/karpathy/tinyllamas',
     text: readFileSync(join(root, 'engine', 'starter', 'model', 'LICENSE'), 'utf8'),
   }
-  const entries = [...[...new Set([...bundledPackages(metafile), ...headers])].sort().map(licenceOf), starter]
+  const entries = [...[...new Set([...packages, ...headers])].sort().map(licenceOf), starter]
   const fence = '````'
   return [
     '# Third-party notices', '',

@@ -6,7 +6,6 @@ import * as vscode from 'vscode'
 import { errorCodes, UnslothError } from '#shared/errors.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { latestCheckpoint } from '../../engine/run/checkpoints.ts'
-import type { MergeAnswer } from '../../engine/mergeProcess.ts'
 import type { Services } from '../services.ts'
 import { pathOf } from '../trees/nodes.ts'
 import { cancelled, choose, pickModel, runChoice } from './pick.ts'
@@ -34,20 +33,22 @@ export async function pickAdapter(services: Services, argument: unknown, title: 
   return path ?? (await pickModel(services, undefined, title, ['adapter'])).path
 }
 
+/** The last line of `unsloth merge --json`. */
+type MergeAnswer = { readonly folder: string } | { readonly error: { readonly code: string; readonly message: string; readonly hint?: string } }
+
 /** Writes base and adapter as one plain model, compared with the trained one before it appears. Resolves to its folder. */
 export async function merge(services: Services, argument: unknown): Promise<string> {
   const title = vscode.l10n.t('Merge')
   const adapter = await pickAdapter(services, argument, title)
   const folder = await askFolder(adapter, title)
-  const { execPath, env } = services.locate()
-  const script = vscode.Uri.joinPath(services.extension.extensionUri, 'dist', 'merge.mjs').fsPath
+  const { execPath, env, entry } = services.locate()
   const answer = await vscode.window.withProgress(
     { location: vscode.ProgressLocation.Notification, title: vscode.l10n.t('Merging {0}', basename(dirname(adapter))), cancellable: true },
-    (_, token) => runMerge(execPath, [script, adapter, folder], env, token, services.log),
+    (_, token) => runMerge(execPath, [entry, 'merge', adapter, folder, '--json'], env, token, services.log),
   )
-  if ('code' in answer) {
-    const code = errorCodes.find((known) => known === answer.code) ?? 'INTERNAL'
-    throw new UnslothError(code, answer.message, answer.hint === undefined ? {} : { hint: answer.hint })
+  if ('error' in answer) {
+    const { code, message, hint } = answer.error
+    throw new UnslothError(errorCodes.find((known) => known === code) ?? 'INTERNAL', message, hint === undefined ? {} : { hint })
   }
   services.library.invalidate()
   void tell(answer.folder)
