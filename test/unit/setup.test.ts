@@ -8,6 +8,7 @@ import { doctor, doctorExitCode, formatDoctor } from '../../engine/cli/doctor.ts
 import { commandNames } from '../../engine/graph/commands.ts'
 import { projectRoot } from '../../engine/projectRoot.ts'
 import { readRecipe } from '../../engine/recipe/parseRecipe.ts'
+import { readmeWithSettings } from '../../tools/settingsTable.mjs'
 import { notices } from '../../tools/notices.mjs'
 
 const root = projectRoot()
@@ -66,6 +67,10 @@ describe('the project', () => {
   it('leaves no test out', () => {
     const skipped = [...files('test')].filter((file) => file.endsWith('.test.ts') && /^\s*(?:describe|it)\.(?:only|skip)\b|\bthis\.skip\(/m.test(text(file)))
     assert.deepEqual(skipped, [])
+  })
+
+  it('documents the settings of the editor', () => {
+    assert.equal(text('README.md'), readmeWithSettings(), 'not current: run `npm run docs`')
   })
 
   it('lists the licences of what it contains', async () => {

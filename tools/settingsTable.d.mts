@@ -1,0 +1,2 @@
+/** README.md with its settings table as it has to be. */
+export function readmeWithSettings(): string
