@@ -19,7 +19,7 @@ const fixtures = join(dirname(fileURLToPath(import.meta.url)), '../fixtures/gold
 const names = [
   'llama-dynamic', 'mistral', 'qwen2', 'qwen3', 'tiny-gemma', 'tiny-gemma2', 'tiny-gemma3', 'tiny-phi3', 'tiny-phi3-short', 'tiny-phi3-long', 'tiny-cohere', 'tiny-cohere2',
   'tiny-granite', 'tiny-olmo2', 'tiny-olmo3', 'tiny-smollm3', 'tiny-mixtral', 'tiny-qwen3-moe', 'tiny-granite-moe', 'tiny-glm4', 'tiny-seed-oss', 'tiny-ernie',
-  'tiny-starcoder2', 'tiny-stablelm',
+  'tiny-starcoder2', 'tiny-stablelm', 'olmo', 'phi', 'gpt-neox', 'gpt2', 'falcon', 'qwen2-moe',
 ]
 
 const tokens = (length: number, seed: number): Int32Array => {

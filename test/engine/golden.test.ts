@@ -35,7 +35,7 @@ describe('models made by transformers and PEFT', () => {
     'mistral-300', 'qwen2', 'qwen2-rope-yarn', 'qwen3',
     'tiny-gemma', 'tiny-gemma2', 'tiny-gemma3', 'tiny-phi3', 'tiny-phi3-short', 'tiny-phi3-long', 'tiny-cohere', 'tiny-cohere2', 'tiny-granite', 'tiny-olmo2',
     'tiny-olmo3', 'tiny-smollm3', 'tiny-mixtral', 'tiny-mixtral-down', 'tiny-mixtral-stacked', 'tiny-qwen3-moe', 'tiny-granite-moe', 'tiny-glm4',
-    'tiny-seed-oss', 'tiny-ernie', 'tiny-starcoder2', 'tiny-stablelm',
+    'tiny-seed-oss', 'tiny-ernie', 'tiny-starcoder2', 'tiny-stablelm', 'olmo', 'phi', 'gpt-neox', 'gpt2', 'falcon', 'qwen2-moe',
   ]
   it('are all here', async () => {
     assert.deepEqual((await readdir(folder)).sort(), [...required].sort())

@@ -7,6 +7,7 @@ Needs torch, transformers 5 and peft. See README.md beside this file for what a 
 """
 import json
 import os
+import re
 import sys
 
 import peft
@@ -22,6 +23,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+SMALL = dict(vocab_size=256, hidden_size=64, intermediate_size=128)
 FACTORS = dict(embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.2, logits_scaling=2.0)
 
 
@@ -60,17 +62,17 @@ CASES = {
     "tiny-ernie": ("ernie4_5", dict(head_dim=16), ALL, []),
     "tiny-starcoder2": ("starcoder2", dict(use_bias=True, sliding_window=None), ATTENTION + ["c_fc", "c_proj"], []),
     "tiny-stablelm": ("stablelm", dict(partial_rotary_factor=0.25, use_qkv_bias=True), ALL, []),
+    "olmo": ("olmo", SMALL, ALL, []),
+    "phi": ("phi", dict(partial_rotary_factor=0.5, **SMALL), ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
+    "gpt-neox": ("gpt_neox", dict(rotary_pct=0.25, **SMALL), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "gpt2": ("gpt2", dict(vocab_size=256, n_embd=64, n_layer=2, n_head=2, n_positions=256), ["c_attn", "c_proj", "c_fc"], []),
+    "falcon": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=1, alibi=False, **SMALL),
+               ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
+    "qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96, shared_expert_intermediate_size=80, **SMALL), ATTENTION, []),
 }
 
 # Made on request only: the engine does not support these yet.
 OTHERS = {
-    "tiny-qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40, shared_expert_intermediate_size=40), ATTENTION, []),
-    "tiny-phi": ("phi", dict(partial_rotary_factor=0.5), ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
-    "tiny-gpt-neox": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
-    "tiny-olmo": ("olmo", {}, ALL, []),
-    "tiny-gpt2": ("gpt2", dict(n_embd=32, n_layer=2, n_head=2, n_positions=256), ["c_attn", "c_proj", "c_fc"], []),
-    "tiny-falcon": ("falcon", dict(new_decoder_architecture=True, num_kv_heads=1, alibi=False),
-                    ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], []),
     "tiny-gpt-oss": ("gpt_oss", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=16), ATTENTION, []),
     "tiny-deepseek-v2": ("deepseek_v2", dict(num_key_value_heads=2, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
                                              n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=24, first_k_dense_replace=1,
@@ -110,6 +112,11 @@ def token_nll(logits, ids):
 
 def row_norm(t):
     return t.norm(dim=-1)
+
+
+def layer_of(name):
+    found = re.search(r"\.(?:layers|h)\.(\d+)\.", name)
+    return None if found is None else int(found.group(1))
 
 
 def trainable(model):
@@ -173,7 +180,7 @@ def make(name, folder):
         squares += (p.grad ** 2).sum()
         if p.ndim == 1:
             out[f"full_grad.{parameter_name}"] = p.grad.clone()
-        elif f"layers.{last}." in parameter_name or ".layers." not in parameter_name:
+        elif layer_of(parameter_name) in (last, None):
             out[f"full_grad_row_norm.{parameter_name}"] = row_norm(p.grad)
     out["full_grad_norm"] = squares.sqrt()
     with torch.no_grad():
@@ -188,7 +195,7 @@ def make(name, folder):
     if aux is not None:
         out["router_aux_loss"] = aux
     for parameter_name, p in trainable(model):
-        if ".layers.0." in parameter_name or f".layers.{last}." in parameter_name:
+        if layer_of(parameter_name) in (0, last):
             out[f"lora_grad.{parameter_name}"] = p.grad.clone()
 
     model.zero_grad()
@@ -201,7 +208,7 @@ def make(name, folder):
     out.update(dpo_policy_chosen_logps=policy[0], dpo_policy_rejected_logps=policy[1], dpo_ref_chosen_logps=reference[0],
                dpo_ref_rejected_logps=reference[1], dpo_loss=dpo)
     for parameter_name, p in trainable(model):
-        if f".layers.{last}." in parameter_name and targets[0] in parameter_name:
+        if layer_of(parameter_name) == last and targets[0] in parameter_name:
             out[f"dpo_grad.{parameter_name}"] = p.grad.clone()
 
     model = load_adapter(folder)
@@ -225,7 +232,7 @@ def make(name, folder):
         rates.append(rate)
     out.update(curve_loss=torch.tensor(losses), curve_grad_norm=torch.tensor(norms), curve_lr=torch.tensor(rates))
     for parameter_name, p in trainable(model):
-        if f".layers.{last}." in parameter_name:
+        if layer_of(parameter_name) == last:
             out[f"curve_final.{parameter_name}"] = p.detach().clone()
     with torch.no_grad():
         out["curve_final_logits"] = forward(model, ids[:1])[0]

@@ -1,10 +1,11 @@
 /**
  * npx tsx test/golden/prove.ts FOLDER…: verifies every golden case in the folders and writes what came out to
- * engine/model/proofs.ts and docs/architectures.md.
+ * engine/model/proofs.ts and docs/architectures.md. Cases that are not in the folders keep the proof that they have.
  */
 import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Proof } from '../../engine/model/proof.ts'
+import { proofs as earlier } from '../../engine/model/proofs.ts'
 import { architectureDocs } from '../../engine/verify/architectureDocs.ts'
 import { compare, type Comparison } from '../../engine/verify/compare.ts'
 import { CaseComputation } from '../../engine/verify/compute.ts'
@@ -46,7 +47,9 @@ async function proofsOf(folder: string): Promise<Proof[]> {
   return proofs
 }
 
-const proofs = (await Promise.all(process.argv.slice(2).map(proofsOf))).flat().sort((a, b) => a.architecture.localeCompare(b.architecture) || a.case.localeCompare(b.case))
+const made = (await Promise.all(process.argv.slice(2).map(proofsOf))).flat()
+const renewed = new Set(made.map((proof) => proof.case))
+const proofs = [...earlier.filter((proof) => !renewed.has(proof.case)), ...made].sort((a, b) => a.architecture.localeCompare(b.architecture) || a.case.localeCompare(b.case))
 const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
 const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
 await writeFile(join(root, 'engine/model/proofs.ts'), text)
