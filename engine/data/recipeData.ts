@@ -24,7 +24,7 @@ export interface RecipeDataOptions {
 }
 
 /** Smaller files are encoded sooner than threads have loaded the tokenizer, and need no cache. */
-const threadsFrom = 8 * 2 ** 20
+const threadsFrom = 64 * 2 ** 20
 const cacheFrom = 2 ** 20
 const mostThreads = 8
 
