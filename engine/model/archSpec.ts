@@ -104,6 +104,8 @@ export interface MoeSpec {
  */
 export interface NameMap {
   readonly embedding: string
+  /** Beginning of the names that some files leave out (models saved without their head). */
+  readonly optionalPrefix?: string
   readonly finalNorm: string
   readonly head: string
   /** Table of learned positions. */

@@ -5,7 +5,7 @@ import type { StoredForm } from './storedForm.ts'
 export interface WeightPiece {
   /** Full tensor name in the checkpoint, `.weight` or `.bias` included. */
   readonly name: string
-  /** The checkpoint tensor that it starts from when that is another one (a copy of a tied embedding). */
+  /** The checkpoint tensor that it starts from when that is another one (a copy of a tied embedding, a name without its prefix). */
   readonly from?: string
   readonly row: number
   readonly rows: number
@@ -63,7 +63,8 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     const vector = kind === 'bias' || kind === 'norm'
     let row = 0
     const pieces = projections.map(({ module, width, shape, form }) => {
-      const piece = { name: `${module}.${suffix}`, row, rows: width, ...(shape === undefined ? {} : { shape }), ...(form === undefined ? {} : { form }) }
+      const name = `${module}.${suffix}`
+      const piece = { name, row, rows: width, ...shortened(names.optionalPrefix, name, has), ...(shape === undefined ? {} : { shape }), ...(form === undefined ? {} : { form }) }
       row += width
       return piece
     })
@@ -128,6 +129,13 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
   }
   if (spec.headBias === true) add('head.bias', 'bias', hidden, [{ module: names.head, width: spec.vocabulary }], 'bias', -1)
   return entries
+}
+
+/** Where a file leaves the prefix out, a tensor starts from the shorter name. */
+function shortened(prefix: string | undefined, name: string, has: HasTensor): { from?: string } {
+  if (prefix === undefined || !name.startsWith(prefix) || has(name)) return {}
+  const short = name.slice(prefix.length)
+  return has(short) ? { from: short } : {}
 }
 
 /** The router and the experts of one layer: each expert its own tensors, or all of them in one of three dimensions. */

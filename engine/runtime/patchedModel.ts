@@ -62,7 +62,7 @@ function savedEntries(model: ModelDescription, names: readonly string[]): Weight
 export function untiedHead({ entries, spec }: ModelDescription): WeightEntry {
   const embedding = entries.find(({ id }) => id === 'embedding')!
   const piece = embedding.pieces[0]!
-  return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.name }] }
+  return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.from ?? piece.name }] }
 }
 
 /** Decides what is frozen, what is trained and where everything stands. `weightType` forces the type of frozen weights. */

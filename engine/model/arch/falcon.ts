@@ -34,7 +34,7 @@ export const falcon: ArchitectureFamily = {
       fused: { qkv: true, qkvByHead: true, gateUp: false },
       plainMlp: true,
       names: {
-        ...llamaNames, embedding: 'transformer.word_embeddings', finalNorm: 'transformer.ln_f',
+        ...llamaNames, optionalPrefix: 'transformer.', embedding: 'transformer.word_embeddings', finalNorm: 'transformer.ln_f',
         qkv: `${layer}.self_attention.query_key_value`, o: `${layer}.self_attention.dense`, up: `${layer}.mlp.dense_h_to_4h`, down: `${layer}.mlp.dense_4h_to_h`,
         attentionNorm: separate ? `${layer}.ln_attn` : `${layer}.input_layernorm`, mlpNorm: separate ? `${layer}.ln_mlp` : `${layer}.post_attention_layernorm`,
       },

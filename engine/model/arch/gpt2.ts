@@ -32,7 +32,7 @@ export const gpt2: ArchitectureFamily = {
       transposed: true,
       rope: { ...base.rope, layers: base.attention.kinds.map(() => 'none') },
       names: {
-        ...llamaNames, embedding: 'transformer.wte', positions: 'transformer.wpe', finalNorm: 'transformer.ln_f',
+        ...llamaNames, optionalPrefix: 'transformer.', embedding: 'transformer.wte', positions: 'transformer.wpe', finalNorm: 'transformer.ln_f',
         qkv: `${layer}.attn.c_attn`, o: `${layer}.attn.c_proj`, up: `${layer}.mlp.c_fc`, down: `${layer}.mlp.c_proj`,
         attentionNorm: `${layer}.ln_1`, mlpNorm: `${layer}.ln_2`,
       },
