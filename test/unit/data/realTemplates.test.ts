@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { brotliDecompressSync } from 'node:zlib'
 import { ChatTemplate, chatTemplateFor, type ChatMessage } from '../../../engine/data/chatTemplate.ts'
@@ -17,8 +19,18 @@ interface Renderings {
 }
 const unpack = (name: string): unknown => JSON.parse(brotliDecompressSync(readFileSync(join(fixtures, 'chatTemplates', name))).toString('utf8'))
 const { now, conversations, renderings } = unpack('renderings.json.br') as Renderings
-/** The templates of llama.cpp's models/templates. */
-const templates = unpack('templates.json.br') as Readonly<Record<string, string>>
+/** models/templates of llama.cpp, from the npm package that holds its sources: by file name. */
+function llamaCppTemplates(): Readonly<Record<string, string>> {
+  const folder = mkdtempSync(join(tmpdir(), 'unsloth-templates-'))
+  try {
+    const archive = join('node_modules', '@milk2025', 'llama-cpp-source', 'llama.cpp-b9888.tar.gz')
+    execFileSync('tar', ['xzf', archive, '-C', folder, '--strip-components=3', 'llama.cpp-b9888/models/templates'])
+    return Object.fromEntries(readdirSync(folder).map((file) => [file, readFileSync(join(folder, file), 'utf8')]))
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+const templates = llamaCppTemplates()
 
 /**
  * What @huggingface/jinja 0.5.11 does otherwise: dictionaries with numbers as keys, pairs of a dictionary unpacked in a loop over
