@@ -25,7 +25,7 @@ function llamaCppTemplates(): Readonly<Record<string, string>> {
   try {
     const archive = join('node_modules', '@milk2025', 'llama-cpp-source', 'llama.cpp-b9888.tar.gz')
     execFileSync('tar', ['xzf', archive, '-C', folder, '--strip-components=3', 'llama.cpp-b9888/models/templates'])
-    return Object.fromEntries(readdirSync(folder).map((file) => [file, readFileSync(join(folder, file), 'utf8')]))
+    return Object.fromEntries(readdirSync(folder).filter((file) => file.endsWith('.jinja')).map((file) => [file, readFileSync(join(folder, file), 'utf8')]))
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
