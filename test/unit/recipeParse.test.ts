@@ -177,12 +177,12 @@ describe('recipe paths', () => {
     const source = 'model: ./base\n'
       + 'data: {local_dataset: [d.jsonl, /abs/e.jsonl], eval_dataset: x/y.jsonl, chat_template: t.jinja}\n'
       + 'training: {output_dir: out, resume_from: latest}\nlora: {init_adapter: adapter}\nsave: {path: ~/saved}\n'
-    const recipe = resolveRecipePaths(parseRecipe(source, 'r').recipe, '/work/here')
-    assert.equal(recipe.model.name, '/work/here/base')
-    assert.deepEqual(recipe.data.local_dataset, ['/work/here/d.jsonl', '/abs/e.jsonl'])
-    assert.deepEqual(recipe.data.eval_dataset, ['/work/here/x/y.jsonl'])
-    assert.deepEqual([recipe.training.output_dir, recipe.training.resume_from], ['/work/here/out', 'latest'])
-    assert.deepEqual([recipe.lora.init_adapter, recipe.data.chat_template], ['/work/here/adapter', '/work/here/t.jinja'])
+    const recipe = resolveRecipePaths(parseRecipe(source, 'r').recipe, '/home/ann')
+    assert.equal(recipe.model.name, '/home/ann/base')
+    assert.deepEqual(recipe.data.local_dataset, ['/home/ann/d.jsonl', '/abs/e.jsonl'])
+    assert.deepEqual(recipe.data.eval_dataset, ['/home/ann/x/y.jsonl'])
+    assert.deepEqual([recipe.training.output_dir, recipe.training.resume_from], ['/home/ann/out', 'latest'])
+    assert.deepEqual([recipe.lora.init_adapter, recipe.data.chat_template], ['/home/ann/adapter', '/home/ann/t.jinja'])
     assert.equal(recipe.save.path, path.join(os.homedir(), 'saved'))
 
     const folder = temporary({})
@@ -202,8 +202,8 @@ describe('recipe paths', () => {
     assert.equal(loaded.file, path.join(folder, 'finetune.yaml'))
     assert.deepEqual(loaded.recipe.data.local_dataset, [path.join(folder, 'mine.jsonl')])
     assert.equal(loaded.recipe.training.output_dir, path.join(folder, 'out'))
-    const elsewhere = loadRecipe({ file: path.join(folder, 'finetune.yaml'), overrides, cwd: '/work' })
-    assert.deepEqual(elsewhere.recipe.data.local_dataset, ['/work/mine.jsonl'])
+    const elsewhere = loadRecipe({ file: path.join(folder, 'finetune.yaml'), overrides, cwd: '/home' })
+    assert.deepEqual(elsewhere.recipe.data.local_dataset, ['/home/mine.jsonl'])
     assert.equal(elsewhere.recipe.training.output_dir, path.join(folder, 'out'))
     fs.rmSync(folder, { recursive: true })
   })
