@@ -18,7 +18,7 @@ export async function mergeCommand({ positionals, flags }: CommandArgs<'merge'>)
       throw new UnslothError('USAGE', `${source} is a whole model already: there is no adapter to merge.`, { hint: 'Name an adapter folder, or a run that trained one.' })
     const ids = probes.map((text) => generator.tokenizer.encode(text, { addSpecialTokens: true })).filter(({ length }) => length > 0)
     const check = await saveMerged(generator.model, folder, { maxShardSize: flags.max_shard_size, probes: ids })
-    console.log(flags.json ? JSON.stringify({ folder, ...check }) : `saved ${shownPath(folder)}; its logits differ by ${check.error.toExponential(1)}, ${check.allowed.toExponential(0)} is allowed`)
+    console.log(flags.json ? JSON.stringify({ folder, difference: check.error, allowed: check.allowed }) : `saved ${shownPath(folder)}; its logits differ by ${check.error.toExponential(1)}, ${check.allowed.toExponential(0)} is allowed`)
     return 0
   } finally {
     generator.dispose()
