@@ -13,6 +13,7 @@ import { pieceShape } from '../model/weightTable.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, untiedHead } from '../runtime/patchedModel.ts'
 import { Runtime } from '../runtime/runtime.ts'
+import { relativeError } from '../verify/compare.ts'
 import { allLogits } from '../verify/passes.ts'
 import { mergedTensor } from './merge.ts'
 import { copyTokenizer } from './saveAdapter.ts'
@@ -94,7 +95,7 @@ async function checkMerged(model: LoadedModel, folder: string, type: keyof typeo
     const patched = patchModel(await describeModel(folder), { kind: 'none' })
     const merged = await LoadedModel.load(patched, runtime, { precision: model.precision, seed: 0 })
     const logits = await allLogits(merged, merged.base, probes)
-    const error = relativeDifference(logits, trained)
+    const error = relativeError(logits, trained)
     const allowed = allowedError[type]
     if (!(error <= allowed))
       throw new UnslothError('VERIFY', `The merged model answers differently from the trained one: relative difference ${error.toExponential(1)}, allowed ${allowed.toExponential(0)}. Nothing was saved.`, {
@@ -104,14 +105,4 @@ async function checkMerged(model: LoadedModel, folder: string, type: keyof typeo
   } finally {
     runtime.dispose()
   }
-}
-
-function relativeDifference(a: Float32Array, b: Float32Array): number {
-  let difference = 0
-  let size = 0
-  for (let i = 0; i < b.length; ++i) {
-    difference += (a[i]! - b[i]!) ** 2
-    size += b[i]! ** 2
-  }
-  return Math.sqrt(difference / size)
 }

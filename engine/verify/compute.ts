@@ -7,8 +7,8 @@ import type { PrecisionCode } from '../graph/ops/linear.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime } from '../runtime/runtime.ts'
-import { linearSchedule } from './schedule.ts'
 import { Optimizer } from '../train/optimizer.ts'
+import { learningRate } from '../train/schedule.ts'
 import type { Golden, Quantity } from './golden.ts'
 import { allLogits, balance, gradients, scores, type ScoredRow } from './passes.ts'
 import { mergedLogits } from './merged.ts'
@@ -220,7 +220,7 @@ export class CaseComputation {
       const first = (step % batches) * perBatch
       losses[step] = await gradients(model, rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })))
       norms[step] = await optimizer.gradientNorm()
-      const share = linearSchedule(step, curve.warmup, steps)
+      const share = learningRate(step, { type: 'linear', totalSteps: steps, warmupSteps: curve.warmup })
       rates[step] = curve.rate * share
       await optimizer.update(step + 1, norms[step]!, curve.maxNorm, { default: curve.rate * share, embedding: embeddingRate * share })
     }

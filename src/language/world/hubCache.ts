@@ -1,14 +1,7 @@
 import { existsSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
-import { homedir } from 'node:os'
 import { join } from 'node:path'
-
-/** Where the Hugging Face libraries keep what they fetched, by the environment variables that they heed. */
-export function hubCacheFolder(environment: NodeJS.ProcessEnv = process.env): string {
-  const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = environment
-  return HF_HUB_CACHE ?? HUGGINGFACE_HUB_CACHE
-    ?? join(HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface'), 'hub')
-}
+import { hubCacheFolder } from '../../../engine/hub/settings.ts'
 
 export interface CachedRepository {
   /** `owner/name` */

@@ -7,7 +7,8 @@ import { archSpec } from '../../../engine/model/registry.ts'
 import { readModelFolder } from '../../../engine/io/modelFolder.ts'
 import { bundledModels, resolveModel } from '../../../engine/runtime/resolveModel.ts'
 import type { ModelFacts, Outcome } from '../workspace.ts'
-import { cachedModel, hubCacheFolder } from './hubCache.ts'
+import { hubCacheFolder } from '../../../engine/hub/settings.ts'
+import { cachedModel } from './hubCache.ts'
 import { looksLikePath } from '../../../engine/recipe/recipePaths.ts'
 
 /** A path of a recipe made absolute. */

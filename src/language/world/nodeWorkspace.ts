@@ -15,7 +15,8 @@ import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundMod
 import type { Background } from './background.ts'
 import { Refreshed, StampedCache } from './cache.ts'
 import { datasetFacts } from './datasetFacts.ts'
-import { cachedModels, hubCacheFolder } from './hubCache.ts'
+import { hubCacheFolder } from '../../../engine/hub/settings.ts'
+import { cachedModels } from './hubCache.ts'
 import { absolutePath, modelFacts, modelFolder } from './modelFacts.ts'
 import { scanFolders } from './scanFolders.ts'
 
