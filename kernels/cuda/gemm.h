@@ -1,0 +1,42 @@
+#pragma once
+#include <vector>
+
+#include "../core/command.h"
+#include "context.h"
+
+namespace unsloth::cuda {
+
+/** A low-rank pair of `gemm`: alpha·a·op(b) added to columns [column, column + width) of c. */
+struct GemmTerm {
+  View a, b;
+  int64_t column = 0, width = 0, rank = 0;
+  float alpha = 1;
+};
+
+/**
+ * The `gemm` command of engine/graph/commands.ts, decoded: c[m,n] = [c +] alpha·op(a)op(b) + Σ terms + bias + add.
+ * mode 0: a[m,k] b[n,k]; 1: a[m,k] b[k,n]; 2: a[k,m] b[k,n].
+ */
+struct GemmArgs {
+  int mode = 0;
+  int64_t m = 0, n = 0, k = 0;
+  View c, a, b, bias, add;  // bias [1,n] or [n,1], add [m,n]; absent: data == nullptr
+  bool accumulate = false;
+  float alpha = 1;
+  std::vector<GemmTerm> terms;
+};
+
+/**
+ * One way to compute a product. Each returns false, without having enqueued anything, for what it does not take (types, alignment,
+ * sizes, GPU), and the next is asked; `gemmSimple` takes everything.
+ */
+bool gemmWgmma(const GemmArgs& args, const Context& context);     // sm_90a: wgmma and TMA
+bool gemmCublasLt(const GemmArgs& args, const Context& context);  // where the library was found
+bool gemmMma(const GemmArgs& args, const Context& context);       // sm_80 and later: mma.sync
+bool gemmSkinny(const GemmArgs& args, const Context& context);    // one side is at most 128: LoRA's U, dU, dA, dB
+bool gemmSimple(const GemmArgs& args, const Context& context);    // fp32 arithmetic, any type and shape
+
+/** Chooses one of them. */
+void runGemm(const GemmArgs& args, const Context& context);
+
+}  // namespace unsloth::cuda
