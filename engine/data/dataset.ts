@@ -46,7 +46,9 @@ export interface DatasetOptions {
   readonly skipBadRows?: boolean
   /** A slice of the rows. */
   readonly slice?: SplitChoice
-  /** Only the first so many rows (of the slice). */
+  /** Rows (of the slice) that are passed over before any is taken. */
+  readonly skipRows?: number
+  /** Only the first so many rows (of the slice, after those passed over). */
   readonly maxSamples?: number
   /** Threads besides this one that make samples. Default 0: this one does it. */
   readonly threads?: number
@@ -74,10 +76,10 @@ const looked = 10
 
 const stopped = (): UnslothError => new UnslothError('STOPPED', 'Stopped while the data set was read.')
 
-async function rangeOfRows({ files, slice, maxSamples = Infinity }: DatasetOptions): Promise<RowRange> {
-  if (slice === undefined) return { from: 0, to: maxSamples }
+async function rangeOfRows({ files, slice, skipRows = 0, maxSamples = Infinity }: DatasetOptions): Promise<RowRange> {
+  if (slice === undefined) return { from: skipRows, to: skipRows + maxSamples }
   const { from, to } = rangeOf(slice, needsCount(slice) ? await countRows(files) : Infinity)
-  return { from, to: Math.min(to, from + maxSamples) }
+  return { from: from + skipRows, to: Math.min(to, from + skipRows + maxSamples) }
 }
 
 /** The first rows that can be read. Throws for the first that cannot, unless those are skipped. */

@@ -2,6 +2,7 @@ import type { DataPreview, PreviewSample, PreviewToken } from '#shared/protocol.
 import type { Dataset } from './dataset.ts'
 import { packRows } from './packRows.ts'
 import { ignored, type Sample } from './sample.ts'
+import { sampleProblems } from './sampleProblems.ts'
 import { StreamDecoder } from './streamDecoder.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
@@ -23,9 +24,10 @@ export function previewTokens({ ids, labels }: Pick<Sample, 'ids' | 'labels'>, t
 }
 
 /** One sample as it is shown. `number` counts from 1. */
-export function previewSample(sample: Sample, number: number, tokenizer: Tokenizer): PreviewSample {
+export function previewSample(sample: Sample, number: number, tokenizer: Tokenizer, maxSeqLength = Infinity): PreviewSample {
   const tokens = previewTokens(sample, tokenizer)
-  return { number, file: sample.file, line: sample.line, length: tokens.length, trained: sample.labelled, tokens }
+  const problems = sampleProblems(sample, tokenizer, maxSeqLength)
+  return { number, file: sample.file, line: sample.line, length: tokens.length, trained: sample.labelled, tokens, problems }
 }
 
 export interface PreviewChoice {
@@ -51,6 +53,6 @@ export function previewDataset(dataset: Dataset, tokenizer: Tokenizer, { samples
     format: format.format, reason: format.reason, rows, samples: statistics.samples, tokens: statistics.tokens, trainedTokens: statistics.labelledTokens,
     lengths: statistics.lengths,
     packing: { rows: packed, rowTokens: maxSeqLength, efficiency: packed === 0 ? 0 : statistics.tokens / (packed * maxSeqLength) },
-    warnings, shown: chosen.map((index) => previewSample(samples[index]!, index + 1, tokenizer)),
+    warnings, shown: chosen.map((index) => previewSample(samples[index]!, index + 1, tokenizer, maxSeqLength)),
   }
 }

@@ -219,7 +219,15 @@ export interface PreviewSample {
   readonly length: number
   readonly trained: number
   readonly tokens: readonly PreviewToken[]
+  /** What looks wrong with it, a sentence each: a doubled first token, an end that is not trained, a length at the limit. */
+  readonly problems: readonly string[]
 }
+export const previewFilters = ['all', 'problems', 'full'] as const
+/** Which samples are shown: all, those with problems, those that fill max_seq_length. */
+export type PreviewFilter = (typeof previewFilters)[number]
+export const previewOrders = ['file', 'longest', 'shortest', 'leastTrained'] as const
+/** In which order: as in the file, by length, or by the share that is trained. */
+export type PreviewOrder = (typeof previewOrders)[number]
 /** A data set as the model sees it. Lengths are in tokens. */
 export interface DataPreview {
   readonly format: string
@@ -251,14 +259,20 @@ export interface PreviewParams extends PlanParams {
   readonly count?: number
   /** Rows to read at most, so that a large file opens at once; the numbers are about those. Default 2000. */
   readonly rows?: number
+  /** The first row to read, from 0: the window moves through a large file. */
+  readonly firstRow?: number
   /** Only samples whose text holds this. */
   readonly search?: string
+  readonly filter?: PreviewFilter
+  readonly order?: PreviewOrder
 }
 export interface PreviewResult {
   readonly diagnostics: readonly RecipeDiagnostic[]
   /** Absent when the recipe or the data have errors. */
   readonly preview?: DataPreview
-  /** Whether there may be more rows than were read. */
+  /** Samples that search and filter leave. */
+  readonly matching?: number
+  /** Whether there may be rows behind those that were read. */
   readonly more?: boolean
 }
 
