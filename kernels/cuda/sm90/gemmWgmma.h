@@ -1,0 +1,47 @@
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "../gemm.h"
+
+namespace unsloth::cuda::sm90 {
+
+constexpr int maxWgmmaTerms = 4;
+
+/** A low-rank pair as the kernel reads it. */
+struct WgmmaTerm {
+  CUtensorMap a, b;
+  int column, width, rank;
+};
+
+/** Operands of gemmWgmmaKernel; tile rows and columns are those of a cluster. */
+struct WgmmaParams {
+  CUtensorMap a, b, c, source;  // source: what is added, `add` or c itself
+  WgmmaTerm terms[maxWgmmaTerms];
+  int n, slices, tileRows, tileColumns, band, termCount;
+  float alpha;
+  bool hasSource;
+  DType outType, biasType;
+  const void* bias;
+  int64_t biasStride;
+};
+
+/** How a product is cut up. */
+struct WgmmaTiling {
+  int tileN = 256;  // 128, 192 or 256 columns
+  int cluster = 2;  // 1 or 2 blocks that share b
+  int band = 8;     // rows of clusters' tiles that are walked through together
+};
+
+/** The tiling that takes the least estimated time. */
+WgmmaTiling chooseTiling(const GemmArgs& args, int multiprocessors);
+
+/** gemmWgmma with a given tiling. */
+bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling);
+
+/** Launches the kernel of one mode (sm90/gemmWgmmaNt.cu and its neighbours). */
+using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, cudaStream_t stream);
+WgmmaLaunch launchWgmmaNt, launchWgmmaNn, launchWgmmaTn;
+
+}  // namespace unsloth::cuda::sm90

@@ -1,0 +1,9 @@
+#include "gemmWgmmaLaunch.cuh"
+
+namespace unsloth::cuda::sm90 {
+
+void launchWgmmaNt(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, cudaStream_t stream) {
+  launchMode<false, false>(params, type, tileN, cluster, blocks, stream);
+}
+
+}  // namespace unsloth::cuda::sm90
