@@ -176,25 +176,24 @@ __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes;
-    if (n0 + i * columns < p.n) {
-      if (p.hasSource) {
-        barrierWait(barriers + i % Shape::chunks * 8, round & 1);
-      } else {
-        if (leader) storeWaitRead<Shape::chunks - 1>();
-        namedBarrier(1 + group, warpgroup);
-      }
-      if constexpr (wide) writeChunk32(p, d + i * columns / 2, buffer, n0 + i * columns);
-      else writeChunk16(p, d + i * columns / 2, buffer, n0 + i * columns, p.outType == DType::F16);
-      proxyFence();
+    const int column = n0 + i * columns;
+    if (p.hasSource) {
+      barrierWait(barriers + i % Shape::chunks * 8, round & 1);
+    } else {
+      if (leader) storeWaitRead<Shape::chunks - 1>();
       namedBarrier(1 + group, warpgroup);
-      if (leader) {
-        storeBox(&p.c, n0 + i * columns, row0, buffer);
-        storeCommit();
-        if (p.hasSource && i + Shape::chunks < count && n0 + (i + Shape::chunks) * columns < p.n) {
-          storeWaitRead<0>();
-          barrierExpect(barriers + i % Shape::chunks * 8, chunkBytes);
-          loadBox(buffer, &p.source, n0 + (i + Shape::chunks) * columns, row0, barriers + i % Shape::chunks * 8);
-        }
+    }
+    if constexpr (wide) writeChunk32(p, d + i * columns / 2, buffer, column);
+    else writeChunk16(p, d + i * columns / 2, buffer, column, p.outType == DType::F16);
+    proxyFence();
+    namedBarrier(1 + group, warpgroup);
+    if (leader) {
+      storeBox(&p.c, column, row0, buffer);
+      storeCommit();
+      if (p.hasSource && i + Shape::chunks < count) {
+        storeWaitRead<0>();
+        barrierExpect(barriers + i % Shape::chunks * 8, chunkBytes);
+        loadBox(buffer, &p.source, column + Shape::chunks * columns, row0, barriers + i % Shape::chunks * 8);
       }
     }
     if (i % Shape::chunks == Shape::chunks - 1) ++round;
@@ -278,16 +277,15 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
         }
         wgmmaCommit();
         wgmmaWait<1>();
-        if (slice > 0) release(previous);
-        else if (p.hasSource && leader) {
+        if (slice > 0) {
+          release(previous);
+        } else if (p.hasSource && leader) {
           storeWaitRead<0>();
-          for (int i = 0; i < Shape::chunks; ++i)
-            if (n0 + i * chunkColumns < p.n) {
-              barrierExpect(barriersOfGroup + 8 * i, chunkBytes);
-              loadBox(buffersOfGroup + i * chunkBytes, &p.source, n0 + i * chunkColumns, row0, barriersOfGroup + 8 * i);
-            }
-          for (int i = Shape::chunks; i * chunkColumns < tileN; ++i)
-            if (n0 + i * chunkColumns < p.n) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
+          for (int i = 0; i < Shape::chunks; ++i) {
+            barrierExpect(barriersOfGroup + 8 * i, chunkBytes);
+            loadBox(buffersOfGroup + i * chunkBytes, &p.source, n0 + i * chunkColumns, row0, barriersOfGroup + 8 * i);
+          }
+          for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
         }
         previous = ring.stage;
         ring.next();

@@ -1,0 +1,102 @@
+#include "gemmWgmma.h"
+
+#include <algorithm>
+
+#include "tensorMap.h"
+
+namespace unsloth::cuda {
+namespace sm90 {
+namespace {
+
+constexpr int64_t tileM = 128, sliceK = 64, boxElements = 64, chunkRows = 64, swizzleBytes = 128;
+
+int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool takesTerms(const GemmArgs& args) {
+  if (args.terms.empty()) return true;
+  if (args.mode == 2 || args.alpha != 1 || args.terms.size() > maxWgmmaTerms) return false;
+  return std::all_of(args.terms.begin(), args.terms.end(), [&](const GemmTerm& term) {
+    return term.alpha == 1 && term.rank > 0 && term.a.dtype == args.a.dtype && term.b.dtype == args.a.dtype && tensorMapFits(term.a) &&
+           tensorMapFits(term.b);
+  });
+}
+
+/** 16-byte aligned 16-bit operands of one type, c of 16 or 32 bits; `add` like c and not together with accumulate. */
+bool takes(const GemmArgs& args) {
+  const DType type = args.a.dtype;
+  if ((type != DType::BF16 && type != DType::F16) || args.b.dtype != type) return false;
+  if (args.c.dtype != DType::F32 && args.c.dtype != DType::BF16 && args.c.dtype != DType::F16) return false;
+  if (args.k == 0 || !tensorMapFits(args.a) || !tensorMapFits(args.b) || !tensorMapFits(args.c)) return false;
+  if (args.add.present() && (args.accumulate || args.add.dtype != args.c.dtype || !tensorMapFits(args.add))) return false;
+  return takesTerms(args);
+}
+
+}  // namespace
+
+WgmmaTiling chooseTiling(const GemmArgs& args, int multiprocessors) {
+  WgmmaTiling best;
+  double least = 0;
+  const int64_t tileRows = ceilDiv(args.m, tileM), slices = ceilDiv(args.k, sliceK);
+  for (const int tileN : {256, 192, 128}) {
+    const int cluster = tileRows > 1 ? 2 : 1;
+    const int64_t clusters = ceilDiv(tileRows, cluster) * ceilDiv(args.n, tileN);
+    const int64_t waves = ceilDiv(clusters, multiprocessors / cluster);
+    // Relative to the tensor cores' time of a tile of 256 columns: narrower ones read more shared memory per product.
+    const double perSlice = tileN == 256 ? 256 : tileN == 192 ? 198 : 142;
+    const double time = static_cast<double>(waves) * (static_cast<double>(slices) * perSlice + 2.0 * tileN + 256);
+    if (least == 0 || time < least) {
+      least = time;
+      best = {tileN, cluster, cluster == 2 ? 8 : 16};
+    }
+  }
+  return best;
+}
+
+bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling) {
+  if (context.gpu->capability != 90 || !takes(args)) return false;
+  const bool majorM = args.mode == 2, majorN = args.mode != 0;
+  const auto leftMap = [&](const View& v) { return majorM ? tensorMap(v, sliceK, boxElements) : tensorMap(v, tileM, sliceK); };
+  const auto rightMap = [&](const View& v) {
+    return majorN ? tensorMap(v, sliceK, boxElements) : tensorMap(v, tiling.tileN / tiling.cluster, sliceK);
+  };
+  const int chunkColumns = static_cast<int>(swizzleBytes / static_cast<int64_t>(bytesPerElement(args.c.dtype)));
+
+  WgmmaParams p{};
+  p.a = leftMap(args.a);
+  p.b = rightMap(args.b);
+  p.c = tensorMap(args.c, chunkRows, chunkColumns);
+  p.hasSource = args.accumulate || args.add.present();
+  if (p.hasSource) p.source = args.accumulate ? p.c : tensorMap(args.add, chunkRows, chunkColumns);
+  for (const GemmTerm& term : args.terms) {
+    WgmmaTerm& t = p.terms[p.termCount++];
+    t.a = leftMap(term.a);
+    t.b = rightMap(term.b);
+    t.column = static_cast<int>(term.column);
+    t.width = static_cast<int>(term.width);
+    t.rank = static_cast<int>(term.rank);
+  }
+  p.n = static_cast<int>(args.n);
+  p.slices = static_cast<int>(ceilDiv(args.k, sliceK));
+  p.tileRows = static_cast<int>(ceilDiv(args.m, tileM * tiling.cluster));
+  p.tileColumns = static_cast<int>(ceilDiv(args.n, tiling.tileN));
+  p.band = std::min(tiling.band, p.tileRows);
+  p.alpha = args.alpha;
+  p.outType = args.c.dtype;
+  p.bias = args.bias.data;
+  p.biasType = args.bias.dtype;
+  p.biasStride = args.bias.rows == 1 ? 1 : args.bias.ld;
+
+  const int64_t clusters = std::min<int64_t>(int64_t{p.tileRows} * p.tileColumns, context.gpu->multiprocessors / tiling.cluster);
+  const int blocks = static_cast<int>(clusters) * tiling.cluster;
+  const auto launch = args.mode == 0 ? launchWgmmaNt : args.mode == 1 ? launchWgmmaNn : launchWgmmaTn;
+  launch(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context.stream);
+  return true;
+}
+
+}  // namespace sm90
+
+bool gemmWgmma(const GemmArgs& args, const Context& context) {
+  return sm90::gemmWgmmaTiled(args, context, sm90::chooseTiling(args, context.gpu->multiprocessors));
+}
+
+}  // namespace unsloth::cuda

@@ -1,0 +1,401 @@
+// Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
+//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep]
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../../kernels/cuda/cublasLt.h"
+#include "../../kernels/cuda/element.cuh"
+#include "../../kernels/cuda/gemm.h"
+#include "../../kernels/cuda/sm90/gemmWgmma.h"
+
+using namespace unsloth;
+using namespace unsloth::cuda;
+
+namespace {
+
+void require(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  std::printf("%s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+
+__device__ float loadAny(const View& v, int64_t r, int64_t c) {
+  const int64_t i = r * v.ld + c;
+  if (v.dtype == DType::F32) return static_cast<const float*>(v.data)[i];
+  if (v.dtype == DType::F16) return widen(static_cast<const __half*>(v.data)[i]);
+  return widen(static_cast<const bf16*>(v.data)[i]);
+}
+
+struct PlainTerm {
+  View a, b;
+  int64_t column, width, rank;
+  float alpha;
+};
+
+struct Plain {
+  int mode;
+  int64_t m, n, k;
+  View a, b, bias, add, old;
+  float alpha;
+  int terms;
+  PlainTerm term[4];
+};
+
+/** One thread per element, sums in fp64: what every other kernel is measured against. */
+__global__ void plainProduct(Plain p, float* out) {
+  const int64_t column = blockIdx.x * 32 + threadIdx.x, row = blockIdx.y * 8 + threadIdx.y;
+  if (row >= p.m || column >= p.n) return;
+  double sum = 0;
+  for (int64_t i = 0; i < p.k; ++i) {
+    const float x = p.mode == 2 ? loadAny(p.a, i, row) : loadAny(p.a, row, i);
+    const float y = p.mode == 0 ? loadAny(p.b, column, i) : loadAny(p.b, i, column);
+    sum += double(x) * y;
+  }
+  sum *= p.alpha;
+  for (int j = 0; j < p.terms; ++j) {
+    const PlainTerm& t = p.term[j];
+    const int64_t c = column - t.column;
+    if (c < 0 || c >= t.width) continue;
+    double part = 0;
+    for (int64_t i = 0; i < t.rank; ++i) part += double(loadAny(t.a, row, i)) * (p.mode == 0 ? loadAny(t.b, c, i) : loadAny(t.b, i, c));
+    sum += part * t.alpha;
+  }
+  if (p.bias.data) sum += p.bias.rows == 1 ? loadAny(p.bias, 0, column) : loadAny(p.bias, column, 0);
+  if (p.add.data) sum += loadAny(p.add, row, column);
+  if (p.old.data) sum += loadAny(p.old, row, column);
+  out[row * p.n + column] = static_cast<float>(sum);
+}
+
+__device__ uint32_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<uint32_t>(x >> 32);
+}
+
+/** Normal numbers of variance scale². */
+template <class T>
+__global__ void fillNormal(T* out, int64_t count, uint64_t seed, float scale) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    const float u = (mix(2 * i + seed * 0x9e3779b97f4a7c15ull) + 1.0f) * 2.3283064e-10f;
+    const float v = mix(2 * i + 1 + seed * 0x9e3779b97f4a7c15ull) * 2.3283064e-10f;
+    out[i] = narrow<T>(scale * sqrtf(-2 * logf(fminf(u, 1.0f))) * cospif(2 * v));
+  }
+}
+
+/** Sums of (got − wanted)² and wanted², and how many cells outside the matrix changed. */
+__global__ void compare(View got, const float* wanted, int64_t m, int64_t n, double* sums) {
+  double error = 0, size = 0, touched = 0;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < (m + 1) * got.ld; i += int64_t{gridDim.x} * blockDim.x) {
+    const int64_t row = i / got.ld, column = i % got.ld;
+    const float x = loadAny(got, row, column);
+    if (row < m && column < n) {
+      const double d = double(x) - wanted[row * n + column];
+      error += d == d ? d * d : 1e30;
+      size += double(wanted[row * n + column]) * wanted[row * n + column];
+    } else {
+      touched += x == 7.0f ? 0 : 1;
+    }
+  }
+  atomicAdd(sums, error);
+  atomicAdd(sums + 1, size);
+  atomicAdd(sums + 2, touched);
+}
+
+/** Device memory handed out piece by piece and all given back at once. */
+class Pool {
+ public:
+  explicit Pool(size_t bytes) : bytes_(bytes) { require(cudaMalloc(&base_, bytes), "cudaMalloc"); }
+  void* take(size_t bytes) {
+    void* const piece = static_cast<char*>(base_) + used_;
+    used_ += (bytes + 1023) / 1024 * 1024;
+    if (used_ > bytes_) {
+      std::printf("the pool is too small\n");
+      std::exit(1);
+    }
+    return piece;
+  }
+  void reset() { used_ = 0; }
+  View matrix(DType type, int64_t rows, int64_t cols, int64_t ld, float scale) {
+    const int64_t count = (rows + 1) * ld;
+    View v{take(count * bytesPerElement(type)), type, rows, cols, ld};
+    if (type == DType::F32) fillNormal<<<512, 256>>>(static_cast<float*>(v.data), count, ++seed_, scale);
+    else if (type == DType::F16) fillNormal<<<512, 256>>>(static_cast<__half*>(v.data), count, ++seed_, scale);
+    else fillNormal<<<512, 256>>>(static_cast<bf16*>(v.data), count, ++seed_, scale);
+    return v;
+  }
+
+ private:
+  void* base_ = nullptr;
+  size_t bytes_, used_ = 0;
+  uint64_t seed_ = 0;
+};
+
+struct Case {
+  int mode;
+  int64_t m, n, k;
+  DType in = DType::BF16, out = DType::BF16;
+  bool bias = false, add = false, accumulate = false;
+  int terms = 0;
+  int64_t rank = 16;
+  float alpha = 1;
+};
+
+template <class T>
+__global__ void poison(T* out, int64_t rows, int64_t cols, int64_t ld, int64_t keepRows) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < (rows + 1) * ld; i += int64_t{gridDim.x} * blockDim.x) {
+    const bool inside = i / ld < rows && i % ld < cols;
+    if (!inside) out[i] = narrow<T>(7.0f);
+    else if (i / ld >= keepRows) out[i] = narrow<T>(__int_as_float(0x7fc00000));
+  }
+}
+
+void poisonView(const View& v, bool keep) {
+  const int64_t rows = keep ? v.rows : 0;
+  if (v.dtype == DType::F32) poison<<<512, 256>>>(static_cast<float*>(v.data), v.rows, v.cols, v.ld, rows);
+  else if (v.dtype == DType::F16) poison<<<512, 256>>>(static_cast<__half*>(v.data), v.rows, v.cols, v.ld, rows);
+  else poison<<<512, 256>>>(static_cast<bf16*>(v.data), v.rows, v.cols, v.ld, rows);
+}
+
+GemmArgs build(Pool& pool, const Case& c, int64_t padding = 8) {
+  GemmArgs g;
+  g.mode = c.mode;
+  g.m = c.m, g.n = c.n, g.k = c.k;
+  g.alpha = c.alpha;
+  g.accumulate = c.accumulate;
+  const float scale = 1 / std::sqrt(static_cast<float>(c.k));
+  g.a = c.mode == 2 ? pool.matrix(c.in, c.k, c.m, (c.m + 7) / 8 * 8 + padding, 1) : pool.matrix(c.in, c.m, c.k, c.k + padding, 1);
+  g.b = c.mode == 0 ? pool.matrix(c.in, c.n, c.k, c.k + padding, scale) : pool.matrix(c.in, c.k, c.n, c.n + padding, scale);
+  g.c = pool.matrix(c.out, c.m, c.n, c.n + padding, 1);
+  if (c.add) g.add = pool.matrix(c.out, c.m, c.n, c.n + 2 * padding, 1);
+  if (c.bias) g.bias = pool.matrix(c.in, 1, c.n, c.n, 1);
+  for (int j = 0; j < c.terms; ++j) {
+    GemmTerm t;
+    t.column = c.n * j / c.terms / 8 * 8;
+    t.width = c.n * (j + 1) / c.terms / 8 * 8 - t.column;
+    t.rank = c.rank;
+    t.a = pool.matrix(c.in, c.m, c.rank, c.rank + padding, 1);
+    t.b = c.mode == 0 ? pool.matrix(c.in, t.width, c.rank, c.rank, 0.25f) : pool.matrix(c.in, c.rank, t.width, t.width, 0.25f);
+    g.terms.push_back(t);
+  }
+  return g;
+}
+
+using Way = std::function<bool(const GemmArgs&, const Context&)>;
+
+/** ‖got − wanted‖ / ‖wanted‖, or −1 where the way does not take the product; far too large when it writes outside c. */
+double relativeError(Pool& pool, const Case& c, const Context& context, const Way& way) {
+  pool.reset();
+  const GemmArgs g = build(pool, c);
+  poisonView(g.c, c.accumulate);
+  Plain p{c.mode, c.m, c.n, c.k, g.a, g.b, g.bias, g.add, c.accumulate ? g.c : View{}, c.alpha, c.terms, {}};
+  for (int j = 0; j < c.terms; ++j)
+    p.term[j] = {g.terms[j].a, g.terms[j].b, g.terms[j].column, g.terms[j].width, g.terms[j].rank, g.terms[j].alpha};
+  float* const wanted = static_cast<float*>(pool.take(c.m * c.n * 4));
+  double* const sums = static_cast<double*>(pool.take(24));
+  plainProduct<<<dim3((c.n + 31) / 32, (c.m + 7) / 8), dim3(32, 8)>>>(p, wanted);
+  require(cudaMemset(sums, 0, 24), "memset");
+  require(cudaDeviceSynchronize(), "plain product");
+  if (!way(g, context)) return -1;
+  require(cudaDeviceSynchronize(), "product");
+  compare<<<256, 256>>>(g.c, wanted, c.m, c.n, sums);
+  double host[3];
+  require(cudaMemcpy(host, sums, 24, cudaMemcpyDeviceToHost), "compare");
+  return host[2] > 0 ? 1e9 + host[2] : std::sqrt(host[0] / host[1]);
+}
+
+std::string nameOf(const Case& c) {
+  static const char* const modes[] = {"NT", "NN", "TN"};
+  static const char* const types[] = {"f32", "bf16", "f16"};
+  char text[160];
+  std::snprintf(text, sizeof text, "%s %ldx%ldx%ld %s->%s%s%s%s terms %d r%ld alpha %g", modes[c.mode], c.m, c.n, c.k,
+                types[static_cast<int>(c.in)], types[static_cast<int>(c.out)], c.bias ? " bias" : "", c.add ? " add" : "",
+                c.accumulate ? " acc" : "", c.terms, c.rank, c.alpha);
+  return text;
+}
+
+struct NamedWay {
+  std::string name;
+  Way way;
+};
+
+int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways) {
+  std::vector<Case> cases;
+  for (const int mode : {0, 1, 2})
+    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+             {128, 256, 64}, {256, 512, 256}, {8, 8, 8}, {1, 128, 64}, {304, 200, 72}, {1000, 1152, 200}, {520, 896, 1024}, {2048, 2304, 512}})
+      cases.push_back({mode, mode == 2 ? (m + 7) / 8 * 8 : m, n, k});
+  const size_t plain = cases.size();
+  for (size_t i = 0; i < plain; ++i) {
+    Case c = cases[i];
+    c.out = DType::F32;
+    cases.push_back(c);
+    c.accumulate = true;
+    cases.push_back(c);
+    c = cases[i];
+    c.bias = c.add = true;
+    cases.push_back(c);
+    c = cases[i];
+    c.accumulate = true;
+    c.alpha = 0.5f;
+    cases.push_back(c);
+    c = cases[i];
+    c.in = c.out = DType::F16;
+    c.bias = true;
+    cases.push_back(c);
+    if (c.mode == 2) continue;
+    for (const int terms : {1, 3})
+      for (const int64_t rank : {8, 16, 72}) {
+        if (c.n < 64 && terms > 1) continue;
+        Case t = cases[i];
+        t.terms = terms;
+        t.rank = rank;
+        t.add = terms == 3;
+        cases.push_back(t);
+      }
+  }
+  int failures = 0;
+  for (const NamedWay& way : ways) {
+    double worst16 = 0, worst32 = 0;
+    int done = 0, refused = 0, wrong = 0;
+    for (const Case& c : cases) {
+      const double error = relativeError(pool, c, context, way.way);
+      if (error < 0) {
+        ++refused;
+        continue;
+      }
+      ++done;
+      const double bound = c.out == DType::F32 ? 1e-5 : c.out == DType::F16 ? 5e-4 : 4e-3;
+      (c.out == DType::F32 ? worst32 : worst16) = std::max(c.out == DType::F32 ? worst32 : worst16, error);
+      if (!(error <= bound) && ++wrong <= 6) std::printf("WRONG %s: %s error %.3g\n", way.name.c_str(), nameOf(c).c_str(), error);
+    }
+    failures += wrong;
+    std::printf("check %-22s %d products right, %d wrong, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", way.name.c_str(), done - wrong,
+                wrong, refused, worst16, worst32);
+    std::fflush(stdout);
+  }
+  return failures;
+}
+
+/** Median TFLOP/s over launches on operands that rotate through more memory than L2 holds. */
+double speed(Pool& pool, const Case& c, const Context& context, const Way& way, int launches) {
+  pool.reset();
+  std::vector<GemmArgs> sets;
+  const double bytes = 2.0 * (double(c.m) * c.k + double(c.n) * c.k + double(c.m) * c.n);
+  const int rotate = bytes > 200e6 ? 1 : bytes > 60e6 ? 3 : 8;
+  for (int i = 0; i < rotate; ++i) sets.push_back(build(pool, c, 0));
+  for (const GemmArgs& g : sets)
+    if (!way(g, context)) return 0;
+  std::vector<cudaEvent_t> events(launches + 1);
+  for (auto& event : events) require(cudaEventCreate(&event), "event");
+  require(cudaDeviceSynchronize(), "warm up");
+  // Several launches per interval, so that short products are timed without the events' own cost.
+  const double seconds = 2.0 * c.m * c.n * c.k / 650e12;
+  const int inner = seconds > 5e-4 ? 1 : seconds > 1e-4 ? 4 : 16;
+  require(cudaEventRecord(events[0], context.stream), "record");
+  for (int i = 0; i < launches; ++i) {
+    for (int j = 0; j < inner; ++j) way(sets[(i * inner + j) % rotate], context);
+    require(cudaEventRecord(events[i + 1], context.stream), "record");
+  }
+  require(cudaDeviceSynchronize(), "bench");
+  std::vector<float> times(launches);
+  for (int i = 0; i < launches; ++i) require(cudaEventElapsedTime(&times[i], events[i], events[i + 1]), "elapsed");
+  for (auto& event : events) cudaEventDestroy(event);
+  std::sort(times.begin(), times.end());
+  return 2.0 * c.m * c.n * c.k * inner / times[launches / 2] / 1e9;
+}
+
+struct Shape {
+  const char* name;
+  int64_t m, n, k;
+};
+
+void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, const std::vector<Case>& cases, int launches) {
+  std::printf("%-44s", "TFLOP/s");
+  for (const NamedWay& way : ways) std::printf("%9s", way.name.c_str());
+  std::printf("\n");
+  for (const Case& c : cases) {
+    std::printf("%-44s", nameOf(c).c_str());
+    for (const NamedWay& way : ways) std::printf("%9.0f", speed(pool, c, context, way.way, launches));
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "all";
+  cudaDeviceProp properties;
+  require(cudaGetDeviceProperties(&properties, 0), "device");
+  GpuInfo gpu;
+  gpu.capability = 10 * properties.major + properties.minor;
+  gpu.multiprocessors = properties.multiProcessorCount;
+  gpu.l2Bytes = properties.l2CacheSize;
+  gpu.sharedPerBlock = properties.sharedMemPerBlockOptin;
+  Context context;
+  context.gpu = &gpu;
+  context.workspaceBytes = 64 << 20;
+  require(cudaStreamCreate(&context.stream), "stream");
+  require(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
+  Pool pool(size_t{12} << 30);
+
+  std::vector<NamedWay> tilings;
+  for (const int tileN : {256, 192, 128})
+    for (const int cluster : {2, 1})
+      tilings.push_back({std::to_string(tileN) + "/" + std::to_string(cluster), [=](const GemmArgs& g, const Context& c) {
+                           return sm90::gemmWgmmaTiled(g, c, {tileN, cluster, cluster == 2 ? 8 : 16});
+                         }});
+  const auto& lt = cublasLtStatus();
+  std::printf("%s, %d multiprocessors, L2 %d MB; cuBLASLt: %s\n", properties.name, properties.multiProcessorCount, properties.l2CacheSize >> 20,
+              lt.found ? (lt.path + " version " + std::to_string(lt.version)).c_str() : lt.problem.c_str());
+  int failures = 0;
+  if (what == "check" || what == "all") {
+    std::vector<NamedWay> ways = tilings;
+    ways.push_back({"chosen", gemmWgmma});
+    if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
+    failures = check(pool, context, ways);
+  }
+  const std::vector<Shape> shapes{{"8B qkv", 8192, 6144, 4096},  {"8B o", 8192, 4096, 4096},      {"8B gate+up", 8192, 28672, 4096},
+                                  {"8B down", 8192, 4096, 14336}, {"8B head", 1024, 128256, 4096}, {"8B o, few", 1024, 4096, 4096},
+                                  {"8B qkv, few", 1024, 6144, 4096}, {"8B qkv, 2048", 2048, 6144, 4096}, {"8B down, few", 1024, 4096, 14336},
+                                  {"8B gate+up, few", 2048, 28672, 4096}, {"1B gate+up", 16384, 16384, 2048}, {"1B down", 16384, 2048, 8192},
+                                  {"0.5B gate+up", 16384, 9728, 896}, {"0.5B down", 16384, 896, 4864}, {"0.5B qkv", 16384, 1152, 896}};
+  if (what == "bench" || what == "all") {
+    std::vector<Case> cases;
+    for (const Shape& s : shapes)
+      for (const int mode : {0, 1}) cases.push_back(mode == 0 ? Case{0, s.m, s.n, s.k} : Case{1, s.m, s.k, s.n});
+    cases.push_back({2, 4096, 4096, 8192, DType::BF16, DType::F32});
+    cases.push_back({0, 8192, 8192, 8192});
+    std::vector<NamedWay> ways{{"cublas", gemmCublasLt}};
+    ways.insert(ways.end(), tilings.begin(), tilings.end());
+    ways.push_back({"cublas", gemmCublasLt});
+    bench(pool, context, ways, cases, 9);
+  }
+  if (what == "sweep" || what == "all") {
+    std::vector<NamedWay> ways{{"cublas", gemmCublasLt}};
+    for (const int band : {1, 2, 4, 8, 16, 32})
+      ways.push_back({"band" + std::to_string(band), [=](const GemmArgs& g, const Context& c) { return sm90::gemmWgmmaTiled(g, c, {256, 2, band}); }});
+    std::vector<Case> cases;
+    for (const Shape& s : {shapes[0], shapes[2], shapes[3], shapes[4]})
+      for (const int mode : {0, 1}) cases.push_back(mode == 0 ? Case{0, s.m, s.n, s.k} : Case{1, s.m, s.k, s.n});
+    bench(pool, context, ways, cases, 7);
+    std::vector<NamedWay> chosen{{"chosen", gemmWgmma}};
+    cases.clear();
+    for (const int terms : {0, 1, 3})
+      for (const bool add : {false, true}) {
+        Case c{0, 8192, 6144, 4096};
+        c.terms = terms;
+        c.add = add;
+        cases.push_back(c);
+        c.bias = true;
+        cases.push_back(c);
+      }
+    bench(pool, context, chosen, cases, 9);
+  }
+  std::printf("%s\n", failures == 0 ? "all right" : "FAILED");
+  return failures == 0 ? 0 : 1;
+}
