@@ -10,7 +10,8 @@ export interface CommandSignatures {
   /** Asks for model, data set and method, writes a recipe and opens it. Resolves to its path. */
   'unsloth.newRecipe': (start?: unknown) => Promise<string | undefined>
   'unsloth.dryRun': (recipe?: unknown) => Promise<void>
-  'unsloth.previewData': (recipe?: unknown) => Promise<void>
+  /** A recipe, a data file or a row of the tree of data sets. */
+  'unsloth.previewData': (data?: unknown) => Promise<void>
   /** `plan` is a RecipePlan, as the lens with the memory figure passes it; without it the engine plans. */
   'unsloth.showMemoryPlan': (recipe?: unknown, plan?: unknown) => Promise<void>
   'unsloth.stopRun': (run?: unknown, how?: 'now' | 'save') => Promise<void>

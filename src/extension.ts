@@ -12,6 +12,8 @@ import { Problems } from './engine/problems.ts'
 import { RunRegistry } from './engine/runRegistry.ts'
 import { UnslothTasks } from './engine/tasks.ts'
 import { provideTerminalCommand } from './engine/terminal.ts'
+import { DatasetLenses, datasetSelector } from './preview/datasetLenses.ts'
+import { PreviewPanels } from './preview/previewPanels.ts'
 import type { Services } from './services.ts'
 import { ReportDocuments } from './status/reportDocuments.ts'
 import { StatusBar } from './status/statusBar.ts'
@@ -47,9 +49,10 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   const panels = add(new TrainingPanels({
     extensionUri: extension.extensionUri, trackers: add(new RunTrackers()), actions: panelButtons(() => services), log: (message) => log.warn(message),
   }))
+  const library = createLibrary(extension.extensionPath)
+  const previews = add(new PreviewPanels({ extensionUri: extension.extensionUri, engine, library, log: (message) => log.warn(message) }))
   const services: Services = {
-    extension, log, engine, runs, problems, locate,
-    library: createLibrary(extension.extensionPath), reports: add(new ReportDocuments()),
+    extension, log, engine, runs, problems, locate, library, previews, reports: add(new ReportDocuments()),
     panels: {
       open(dir, others = []) {
         void places.remember(dir)
@@ -62,7 +65,8 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   const trees = add(registerTrees(services))
   const statusBar = add(new StatusBar(services))
   add(watchRuns(runs))
-  add(watchLibrary(services.library))
+  add(watchLibrary(library))
+  add(vscode.languages.registerCodeLensProvider(datasetSelector, new DatasetLenses(library)))
   add(vscode.tasks.registerTaskProvider(taskType, new UnslothTasks(locate)))
   const help = startHelp(extension, services)
   const settle = (): void => {

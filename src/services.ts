@@ -2,6 +2,7 @@ import type * as vscode from 'vscode'
 import type { EngineClient } from './engine/engineClient.ts'
 import type { EngineLocation } from './engine/location.ts'
 import type { RunRegistry } from './engine/runRegistry.ts'
+import type { PreviewPanels } from './preview/previewPanels.ts'
 import type { Problems } from './engine/problems.ts'
 import type { ReportDocuments } from './status/reportDocuments.ts'
 import type { Library } from './trees/library.ts'
@@ -20,6 +21,7 @@ export interface Services {
   readonly runs: RunRegistry
   readonly library: Library
   readonly panels: Panels
+  readonly previews: PreviewPanels
   readonly problems: Problems
   readonly reports: ReportDocuments
   /** The engine to start; throws when it may not run here. */

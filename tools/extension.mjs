@@ -29,7 +29,7 @@ export async function extensionBundles() {
   return {
     'extension.cjs': { ...commonJs, entryPoints: ['src/extension.ts'], outfile: 'dist/extension.cjs' },
     'languageServer.cjs': { ...commonJs, entryPoints: ['src/language/server.ts'], outfile: 'dist/languageServer.cjs' },
-    'webview/training.js': webviewOptions,
+    'webview/training.js': webviewOptions, // makes preview.js as well
   }
 }
 

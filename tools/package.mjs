@@ -10,7 +10,7 @@ export const maxPackageBytes = 12 * 2 ** 20
 
 const vsce = () => createRequire(import.meta.url)('@vscode/vsce')
 
-const required = ['dist/extension.cjs', 'dist/languageServer.cjs', 'dist/engine.mjs', 'dist/webview/training.js', 'engine/unsloth.mjs', 'build/cpu/kernels.node']
+const required = ['dist/extension.cjs', 'dist/languageServer.cjs', 'dist/engine.mjs', 'dist/webview/training.js', 'dist/webview/preview.js', 'engine/unsloth.mjs', 'build/cpu/kernels.node']
 
 /** Puts everything that the package holds into a folder, as the editor finds it after installation. */
 export async function stagePackage(folder = join(root, 'dist', 'package')) {

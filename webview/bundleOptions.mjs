@@ -1,9 +1,9 @@
 import { fileURLToPath } from 'node:url'
 
-/** esbuild's options for the pages: dist/webview/training.js, training.css and codicon.ttf beside them. */
+/** esbuild's options for the pages: dist/webview/training.js and preview.js, their .css and codicon.ttf beside them. */
 export const webviewOptions = {
   absWorkingDir: fileURLToPath(new URL('..', import.meta.url)),
-  entryPoints: { training: 'webview/training/main.ts' },
+  entryPoints: { training: 'webview/training/main.ts', preview: 'webview/preview/main.ts' },
   outdir: 'dist/webview',
   bundle: true,
   platform: 'browser',

@@ -124,6 +124,37 @@ export function slider(label: string, onInput: (position: number) => void): Slid
   }
 }
 
+export interface SearchControl {
+  readonly element: HTMLElement
+  set(text: string): void
+}
+
+/** A labelled line for a text to look for; tells of it after a moment of rest. */
+export function searchField(label: string, hint: string, onChange: (text: string) => void): SearchControl {
+  const input = h('input', { type: 'search', 'aria-label': label, placeholder: hint, spellcheck: 'false', class: 'search' })
+  let timer: ReturnType<typeof setTimeout> | undefined
+  let known = ''
+  const tell = (): void => {
+    clearTimeout(timer)
+    if (input.value === known) return
+    known = input.value
+    onChange(known)
+  }
+  input.addEventListener('input', () => {
+    clearTimeout(timer)
+    timer = setTimeout(tell, 250)
+  })
+  // Enter, and the browser's own cross.
+  input.addEventListener('change', tell)
+  return {
+    element: h('div', { class: 'field' }, h('span', { class: 'field-label', 'aria-hidden': 'true' }, label), input),
+    set: (text) => {
+      known = text
+      if (document.activeElement !== input) input.value = text
+    },
+  }
+}
+
 /** A sign that something is under way. */
 export function busyRing(label: string): HTMLElement {
   const element = create<HTMLElement>('vscode-progress-ring')

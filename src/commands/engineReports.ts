@@ -7,7 +7,7 @@ import { readSetting, writeSetting } from '../editor.ts'
 import type { Services } from '../services.ts'
 import { pathOf } from '../trees/nodes.ts'
 import { cancelled, choose, pickModel, pickRecipe } from './pick.ts'
-import { dataReport, doctorReport, inspectReport, memoryReport, planReport, verifyReport } from './reports.ts'
+import { doctorReport, inspectReport, memoryReport, planReport, verifyReport } from './reports.ts'
 import type { RecipePlan } from '../language/workspace.ts'
 
 /** Asks the engine with a progress that can be cancelled. */
@@ -91,21 +91,4 @@ export async function selectDevice(): Promise<void> {
     title: vscode.l10n.t('Select Device'), placeHolder: vscode.l10n.t('Where to compute when the recipe does not say'),
   })
   await writeSetting('unsloth.device', label)
-}
-
-/**
- * A recipe's data as the model sees them, with what is trained of them. Where the engine may not run, the first rows as they
- * stand in the file.
- */
-export async function previewData(services: Services, argument: unknown): Promise<void> {
-  const path = await pickRecipe(argument, vscode.l10n.t('Preview Data'))
-  if (path === undefined) throw new UnslothError('USAGE', vscode.l10n.t('There is no recipe in this workspace.'))
-  const name = `Data of ${basename(path)}.md`
-  if (!vscode.workspace.isTrusted) {
-    const { previewText } = await import('./dataPreview.ts')
-    await services.reports.show(name, await previewText(path, dirname(path)))
-    return
-  }
-  const result = await ask(services, vscode.l10n.t('Reading the data'), engineRequests.preview, { recipe: await readFile(path, 'utf8'), path, count: 10 })
-  await services.reports.show(name, dataReport(basename(path), result))
 }

@@ -16,7 +16,7 @@ const handlers: Handlers = {
   'unsloth.newRecipe': async (services, start) => (await import('./newRecipe.ts')).newRecipe(services, start),
   'unsloth.openStarter': async (services) => (await import('./newRecipe.ts')).openStarter(services),
   'unsloth.dryRun': async (services, recipe) => (await import('./engineReports.ts')).dryRun(services, recipe),
-  'unsloth.previewData': async (services, recipe) => (await import('./engineReports.ts')).previewData(services, recipe),
+  'unsloth.previewData': async (services, data) => (await import('./previewData.ts')).previewData(services, data),
   'unsloth.showMemoryPlan': async (services, recipe, plan) => (await import('./engineReports.ts')).showMemoryPlan(services, recipe, plan),
   'unsloth.inspectModel': async (services, model) => (await import('./engineReports.ts')).inspectModel(services, model),
   'unsloth.verify': async (services, folder) => (await import('./engineReports.ts')).verify(services, folder),
@@ -65,11 +65,7 @@ const handlers: Handlers = {
     await writeSetting('unsloth.modelFolders', [...new Set([...readSetting('unsloth.modelFolders'), folder.fsPath])])
     services.library.invalidate()
   },
-  'unsloth.openDataset': async (_, dataset) => {
-    const path = requirePath(dataset)
-    // The editor itself refuses or bounds what is too large for it.
-    await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(path))
-  },
+  'unsloth.openDataset': async (services, dataset) => (await import('./previewData.ts')).openDataset(services, requirePath(dataset)),
   'unsloth.copyPath': (_, node) => Promise.resolve(vscode.env.clipboard.writeText(requirePath(node))),
 }
 

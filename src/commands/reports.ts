@@ -1,4 +1,4 @@
-import type { DoctorResult, InspectResult, PlanResult, PreviewResult, PreviewToken, VerifyResult } from '#shared/protocol.ts'
+import type { DoctorResult, InspectResult, PlanResult, VerifyResult } from '#shared/protocol.ts'
 import { formatBytes, formatCompact, formatCount } from '#shared/units.ts'
 import type { RecipePlan } from '../language/workspace.ts'
 
@@ -48,41 +48,6 @@ export function memoryReport(recipe: string, { totalBytes, parts, summary, freeB
   return `${[`# Memory of ${recipe}`, summary, table(['Part', 'Size', 'Share'], [
     ...parts.map(({ name, bytes }) => [name, formatBytes(bytes), share(bytes)]), ['**total**', `**${formatBytes(totalBytes)}**`, room],
   ], new Set([1, 2]))].join('\n\n')}\n`
-}
-
-const shownCharacters = 6_000
-
-/** Samples as the model sees them: what it learns to write stands between ⟦ and ⟧, everything else is only read. */
-export function dataReport(recipe: string, { diagnostics, preview }: PreviewResult): string {
-  const parts = [`# Data of ${recipe}`]
-  if (diagnostics.length > 0) parts.push(diagnostics.map(({ severity, message }) => `- **${severity}**: ${message}`).join('\n'))
-  if (preview === undefined) return `${parts.join('\n\n')}\n`
-  const { format, reason, rows, samples, tokens, trainedTokens, lengths, warnings, shown } = preview
-  parts.push(table(['', ''], [
-    ['Format', `${format}: ${reason}`], ['Rows', formatCount(rows.rows)], ['Samples', formatCount(samples)],
-    ['Tokens', `${formatCount(tokens)}, ${formatCount(trainedTokens)} of them trained (${((100 * trainedTokens) / Math.max(1, tokens)).toFixed(0)} %)`],
-    ['Lengths', `${lengths.shortest} to ${lengths.longest} tokens, half below ${lengths.p50}, 99 % below ${lengths.p99}`],
-  ]))
-  if (warnings.length > 0) parts.push(warnings.map((warning) => `- ${warning}`).join('\n'))
-  parts.push('What the model learns to write stands between ⟦ and ⟧; the rest is only read.')
-  for (const { number, file, line, length, trained, tokens: pieces } of shown) {
-    const text = trainedMarked(pieces)
-    const cut = text.length > shownCharacters ? `${text.slice(0, shownCharacters)} …` : text
-    const fence = '`'.repeat(Math.max(3, ...[...cut.matchAll(/`+/g)].map(([run]) => run.length + 1)))
-    parts.push(`## Sample ${number}: ${length} tokens, ${trained} trained\n\n${file}:${line}\n\n${fence}text\n${cut}\n${fence}`)
-  }
-  return `${parts.join('\n\n')}\n`
-}
-
-/** The text of tokens with marks around each stretch that is trained. */
-export function trainedMarked(tokens: readonly Pick<PreviewToken, 'text' | 'trained'>[]): string {
-  let open = false
-  const text = tokens.map((token) => {
-    const mark = token.trained === open ? '' : token.trained ? '⟦' : '⟧'
-    open = token.trained
-    return mark + token.text
-  }).join('')
-  return open ? `${text}⟧` : text
 }
 
 export function inspectReport({ path, kind, facts, bytes, parameters, tensorCount, tensors, metadata }: InspectResult): string {

@@ -46,6 +46,7 @@ const remedies: Readonly<Record<ErrorCode, Remedy | undefined>> = {
   TOKENIZER: openLog,
   DATA: preview,
   MEMORY: dryRun,
+  GPU: doctor,
   NON_FINITE: reveal,
   RUN_BUSY: reveal,
   RUN_INVALID: openLog,

@@ -1,21 +1,11 @@
-import { createServer } from 'node:http'
 import fs from 'node:fs'
-import type { AddressInfo } from 'node:net'
-import { tmpdir } from 'node:os'
-import { extname, join } from 'node:path'
-import { build } from 'esbuild'
+import { join } from 'node:path'
 import type { Browser, Page } from 'playwright-core'
-import { chromium } from 'playwright-core'
 import type { FromWebview, PanelAction, ToWebview } from '#shared/panelProtocol.ts'
 import { panelStrings } from '#shared/panelStrings.ts'
-import { panelHtml } from '../../src/training/panelHtml.ts'
 import { PanelSession } from '../../src/training/panelSession.ts'
 import type { TrackedRun } from '../../src/training/runTracker.ts'
-import { webviewOptions } from '../../webview/bundleOptions.mjs'
-import { themeCss, themes } from './themes.ts'
-import { findBrowser } from '../../tools/browser.mjs'
-
-export type ThemeName = keyof typeof themes
+import { collectProblems, editorSide, startPages, type ThemeName } from './pages.ts'
 
 /** Names that the page's side of the harness has. */
 interface PageSide {
@@ -39,48 +29,8 @@ export interface PanelBrowser {
 
 /** Chromium with the bundled panel, and a real session of the host at the other end. */
 export async function startPanelBrowser(): Promise<PanelBrowser> {
-  const folder = fs.mkdtempSync(join(tmpdir(), 'unsloth-panel-'))
-  await build({ ...webviewOptions, outdir: folder })
-  const types: Readonly<Record<string, string>> = {
-    '.js': 'text/javascript', '.css': 'text/css', '.ttf': 'font/ttf', '.html': 'text/html; charset=utf-8',
-  }
-  const server = createServer((request, response) => {
-    const { pathname, searchParams, origin } = new URL(request.url ?? '/', `http://${request.headers.host}`)
-    const theme = themes[(searchParams.get('theme') ?? 'dark') as ThemeName]
-    const reply = (type: string, body: string | Buffer): void => void response.writeHead(200, { 'content-type': type }).end(body)
-    if (pathname === '/') {
-      const html = panelHtml({
-        cspSource: origin, nonce: 'bm9uY2U=', styleNonce: 'c3R5bGU=', scriptUri: '/training.js', styleUri: '/training.css',
-        title: 'Training', language: 'en',
-      })
-      reply(types['.html']!, html
-        .replace('<body>', `<body class="${theme.bodyClass}" data-vscode-theme-kind="${theme.bodyClass}">`)
-        .replace('<link ', `<link rel="stylesheet" href="/theme.css?theme=${searchParams.get('theme') ?? 'dark'}"><link `))
-    } else if (pathname === '/theme.css') reply(types['.css']!, themeCss(theme))
-    else if (pathname === '/favicon.ico') response.writeHead(204).end()
-    else {
-      const file = join(folder, pathname.slice(1))
-      if (fs.existsSync(file)) reply(types[extname(file)] ?? 'application/octet-stream', fs.readFileSync(file))
-      else response.writeHead(404).end()
-    }
-  })
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const address = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-  const browser = await chromium.launch({
-    executablePath: findBrowser() ?? 'chromium',
-    args: [
-      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync',
-    ],
-  })
-  return {
-    open: (options) => PanelPage.open(browser, address, options),
-    close: async () => {
-      await browser.close()
-      await new Promise((resolve) => server.close(resolve))
-      fs.rmSync(folder, { recursive: true, force: true })
-    },
-  }
+  const pages = await startPages()
+  return { open: (options) => PanelPage.open(pages.browser, pages.address, options), close: () => pages.close() }
 }
 
 /** One panel in the browser. */
@@ -123,17 +73,14 @@ export class PanelPage {
     const context = await browser.newContext({ viewport: { width, height } })
     const page = await context.newPage()
     const panel = new PanelPage(page, new Map(runs.map((run) => [run.dir, run])))
-    page.on('console', (message) => {
-      if (message.type() === 'error' || message.type() === 'warning') panel.problems.push(message.text())
-    })
-    page.on('pageerror', (error) => panel.problems.push(error.stack ?? error.message))
+    collectProblems(page, panel.problems)
     await page.exposeFunction('hostReceive', (message: FromWebview) => {
       panel.received.push(message)
       void panel.session.handle(message)
     })
     await page.addInitScript(pageSide)
     if (runs[0] !== undefined) panel.session.add(runs[0].dir)
-    await page.goto(`${address}/?theme=${theme}`)
+    await page.goto(`${address}/?page=training&theme=${theme}`)
     await panel.until('the first picture', () => panel.times.length > 0)
     return panel
   }
@@ -193,14 +140,8 @@ export class PanelPage {
   }
 }
 
-/** Plays the editor within the page. It is text, because this side of the project knows no DOM. */
 const pageSide = `
-  globalThis.acquireVsCodeApi = () => ({
-    postMessage: (message) => void hostReceive(message),
-    getState: () => JSON.parse(sessionStorage.getItem('kept') ?? 'null'),
-    setState: (state) => sessionStorage.setItem('kept', JSON.stringify(state)),
-  })
-  const deliver = (data) => void dispatchEvent(new MessageEvent('message', { data }))
+  ${editorSide}
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve))
   globalThis.panelHarness = {
     deliver,
@@ -214,9 +155,4 @@ const pageSide = `
       return performance.now() - start
     },
   }
-  addEventListener(
-    'securitypolicyviolation',
-    ({ violatedDirective, blockedURI, sourceFile, lineNumber }) =>
-      console.error('CSP: ' + [violatedDirective, blockedURI, sourceFile, lineNumber].join(' ')),
-  )
 `

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import type { FromWebview, ToWebview } from '#shared/panelProtocol.ts'
-import type { PanelBrowser, PanelPage, ThemeName } from './panelBrowser.ts'
+import type { ThemeName } from './pages.ts'
+import type { PanelBrowser, PanelPage } from './panelBrowser.ts'
 import { startPanelBrowser } from './panelBrowser.ts'
 import { SampleRun } from './sampleRuns.ts'
 

@@ -1,4 +1,4 @@
-import type { PanelSettings, PanelState, Range, ToWebview } from '#shared/panelProtocol.ts'
+import type { FromWebview, PanelSettings, PanelState, Range, ToWebview } from '#shared/panelProtocol.ts'
 import type { PanelStrings } from '#shared/panelStrings.ts'
 import { panelStrings } from '#shared/panelStrings.ts'
 import { h } from '../dom.ts'
@@ -16,6 +16,8 @@ import { createToolbar } from './toolbar.ts'
 /** Milliseconds for which requests for another view are collected while a slider or the wheel moves. */
 const viewDelay = 80
 
+type Host = HostConnection<FromWebview, ToWebview, PanelState>
+
 /** The parts that are built when the host has sent the texts. */
 interface Parts {
   readonly header: Header
@@ -28,7 +30,7 @@ interface Parts {
 /** The page: takes what the host tells, keeps how it is looked at, and asks for what it needs. */
 export class TrainingPage {
   readonly #root: HTMLElement
-  readonly #host: HostConnection
+  readonly #host: Host
   readonly #model = new PanelModel()
   #settings: PanelSettings
   #range: Range | null
@@ -42,7 +44,7 @@ export class TrainingPage {
   #frame = 0
   #width = 0
 
-  constructor(root: HTMLElement, host: HostConnection, kept: PanelState) {
+  constructor(root: HTMLElement, host: Host, kept: PanelState) {
     this.#root = root
     this.#host = host
     this.#settings = kept.settings

@@ -27,7 +27,7 @@ export function readTheme(): Theme {
   const family = style.fontFamily
   const size = Math.max(10, Math.round(parseFloat(style.fontSize) * 0.85) || 11)
   return {
-    foreground: style.color, muted: colour('--chart-axis'), grid: colour('--chart-grid'), border: colour('--panel-border'),
+    foreground: style.color, muted: colour('--chart-axis'), grid: colour('--chart-grid'), border: colour('--page-border'),
     background: colour('--vscode-editor-background'), error: colour('--chart-error'), font: `${size}px ${family}`,
     titleFont: `600 ${size + 2}px ${family}`,
     highContrast: document.body.matches('.vscode-high-contrast, .vscode-high-contrast-light'),

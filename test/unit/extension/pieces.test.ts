@@ -6,7 +6,7 @@ import { newStatus } from '#shared/runState.ts'
 import type { RunView } from '../../../engine/run/runReader.ts'
 import { parseRecipe } from '../../../engine/recipe/parseRecipe.ts'
 import { sideBySide, wrap } from '../../../src/commands/sideBySide.ts'
-import { table, trainedMarked } from '../../../src/commands/reports.ts'
+import { table } from '../../../src/commands/reports.ts'
 import { locateEngine, platformProblem } from '../../../src/engine/location.ts'
 import { launcherScript } from '../../../src/engine/launcherScript.ts'
 import { restartPolicy } from '../../../src/engine/restartPolicy.ts'
@@ -66,12 +66,6 @@ describe('small parts of the extension', () => {
 
   it('tables that line up', () => {
     assert.equal(table(['a', 'b'], [['x|y', '1']], new Set([1])), '| a    |   b |\n|------|----:|\n| x\\|y |   1 |')
-  })
-
-  it('what is trained of a sample', () => {
-    const token = (text: string, trained: boolean) => ({ text, trained })
-    assert.equal(trainedMarked([token('Hi', false), token(' yo', true), token('u', true), token('.', false), token('!', true)]), 'Hi⟦ you⟧.⟦!⟧')
-    assert.equal(trainedMarked([]), '')
   })
 
   it('recipes made of choices are valid', () => {

@@ -11,15 +11,16 @@ const shownCharacters = 4_000
 const headBytes = 1 << 20
 
 /** The beginnings of a recipe's data files as Markdown: a bounded look, whatever their size. */
-export async function previewText(recipeFile: string, folder: string): Promise<string> {
+export async function recipeRows(recipeFile: string, folder: string): Promise<string> {
   const { recipe } = loadRecipe({ file: recipeFile, overrides: [], cwd: folder })
   const files = [...recipe.data.local_dataset, ...(recipe.data.dataset === null ? [] : [recipe.data.dataset])]
   if (files.length === 0) throw new UnslothError('DATA', `${recipeFile} names no data set.`, { hint: 'Set data.local_dataset.' })
-  const parts = await Promise.all(files.slice(0, 8).map(describeFile))
+  const parts = await Promise.all(files.slice(0, 8).map(fileRows))
   return `${parts.join('\n\n')}\n`
 }
 
-async function describeFile(path: string): Promise<string> {
+/** The beginning of one data file. */
+export async function fileRows(path: string): Promise<string> {
   try {
     const { rows, exact, bytes, columns, format, problem } = await datasetFacts(path)
     const facts = [['Rows', `${exact ? '' : 'about '}${formatCount(rows)}`], ['Size', formatBytes(bytes)], ['Columns', columns.join(', ')], ['Format', format ?? problem ?? 'not recognised']]
