@@ -1,8 +1,9 @@
-import { Environment, Interpreter } from '@huggingface/jinja'
+import { Environment } from '@huggingface/jinja'
 import { UnslothError } from '#shared/errors.ts'
 import { isJsonObject } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
 import { namedTemplate, namedTemplates } from './namedTemplates.ts'
+import { TemplateInterpreter, type TemplateLimits } from './templateInterpreter.ts'
 import { parseTemplate, templateFunctions } from './templateProgram.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
@@ -27,7 +28,14 @@ export interface ChatTemplateOptions {
   readonly tokens: Pick<Tokenizer, 'bosToken' | 'eosToken' | 'padToken' | 'unkToken'>
   /** What the template takes for now: a resumed run passes the time of its start, so that the data stay the same. */
   readonly now?: Date
+  /** Default: ten seconds a conversation, and 2²⁸ characters. */
+  readonly limits?: TemplateLimits
 }
+
+/** Thousands of times what the longest conversations take. */
+const usualLimits: TemplateLimits = { milliseconds: 10_000, characters: 2 ** 28 }
+/** Numbers that a template may count at once. */
+const longestRange = 100_000
 
 /** What a template itself refuses with `raise_exception`. */
 class TemplateRefusal extends Error {}
@@ -58,7 +66,9 @@ export function strftime(date: Date, format: string): string {
 
 const range = (from: number, to?: number, step = 1): number[] => {
   const [start, stop] = to === undefined ? [0, from] : [from, to]
-  return Array.from({ length: Math.max(0, Math.ceil((stop - start) / step)) }, (_, index) => start + index * step)
+  const length = Math.max(0, Math.ceil((stop - start) / step))
+  if (!(length <= longestRange)) throw new Error(`range() of ${length} numbers`)
+  return Array.from({ length }, (_, index) => start + index * step)
 }
 
 /** A Jinja chat template with the variables and functions that transformers' `apply_chat_template` gives it. */
@@ -67,10 +77,12 @@ export class ChatTemplate {
   readonly name: string
   private readonly program: ReturnType<typeof parseTemplate>
   private readonly globals: Readonly<Record<string, unknown>>
+  private readonly limits: TemplateLimits
 
-  constructor(source: string, { name, tokens, now = new Date() }: ChatTemplateOptions) {
+  constructor(source: string, { name, tokens, now = new Date(), limits = usualLimits }: ChatTemplateOptions) {
     this.source = source
     this.name = name
+    this.limits = limits
     try {
       this.program = parseTemplate(source)
     } catch (error) {
@@ -99,7 +111,7 @@ export class ChatTemplate {
     }
     for (const [key, value] of Object.entries(values)) environment.set(key, value)
     try {
-      const { value } = new Interpreter(environment).run(this.program)
+      const { value } = new TemplateInterpreter(environment, this.limits).evaluate(this.program, environment)
       return typeof value === 'string' ? value : ''
     } catch (error) {
       throw this.failure(error, messages)

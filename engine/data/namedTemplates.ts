@@ -1,3 +1,5 @@
+import { gemma4, gemma4Thinking, gptOss, lfm2, llama31, qwen3, qwen3Thinking } from './modelTemplates.ts'
+
 /** A loop over turns that write `open` + role + `between` + content + `close`. */
 const turns = (open: string, between: string, close: string, { role = "message['role']", before = '' } = {}): string =>
   `${before}{%- for message in messages %}{{- ${JSON.stringify(open)} + ${role} + ${JSON.stringify(between)} + message['content'] + ${JSON.stringify(close)} }}{%- endfor %}`
@@ -42,13 +44,16 @@ const alpacaHead = 'Below are some instructions that describe some tasks. Write 
 export const namedTemplates: Readonly<Record<string, string>> = {
   chatml,
   'qwen-2.5': `${withSystem('<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n')}${chatml}`,
-  'qwen-3': chatml,
+  'qwen-3': qwen3, 'qwen3-instruct': chatml, 'qwen3-thinking': qwen3Thinking,
   'yi-chat': chatml,
+  'lfm-2': lfm2, 'lfm-2.5': lfm2,
   'llama-3': llama3,
-  'llama-3.1': llama3,
+  'llama-3.1': llama31,
   llama: brackets("'<<SYS>>\\n' + text + '\\n<</SYS>>\\n\\n'", "(bos_token if not loop.first else '') + '[INST] ' + text + ' [/INST]'", `' ' + (text | trim) + ' ' + ${eos}`),
   mistral: brackets("text + '\\n\\n'", "'[INST] ' + text + ' [/INST]'", `text + ${eos}`),
   gemma, gemma2: gemma, 'gemma-3': gemma,
+  'gemma-4': gemma4, 'gemma-4-thinking': gemma4Thinking,
+  'gpt-oss': gptOss,
   gemma_chatml: `${bos}${chatml}`, gemma2_chatml: `${bos}${chatml}`,
   'phi-3': turns('<|', '|>\n', '<|end|>\n', { before: bos }) + prompted('<|assistant|>\n'),
   'phi-4': turns('<|im_start|>', '<|im_sep|>', '<|im_end|>') + prompted('<|im_start|>assistant<|im_sep|>'),
@@ -67,8 +72,8 @@ export const namedTemplates: Readonly<Record<string, string>> = {
 
 const otherNames: Readonly<Record<string, string>> = {
   llama3: 'llama-3', 'llama-31': 'llama-3.1', 'llama31': 'llama-3.1', 'phi-35': 'phi-3', 'phi-3.5': 'phi-3', 'qwen-25': 'qwen-2.5', qwen25: 'qwen-2.5',
-  'qwen2.5': 'qwen-2.5', qwen3: 'qwen-3', 'qwen3-instruct': 'qwen-3', gemma3: 'gemma-3', 'gemma-3n': 'gemma-3', gemma3n: 'gemma-3', 'vicuna old': 'vicuna_old',
-  'lfm-2': 'chatml', 'lfm-2.5': 'chatml',
+  'qwen2.5': 'qwen-2.5', qwen3: 'qwen-3', gemma3: 'gemma-3', 'gemma-3n': 'gemma-3', gemma3n: 'gemma-3', 'vicuna old': 'vicuna_old',
+  gemma4: 'gemma-4', 'gemma4-thinking': 'gemma-4-thinking', gptoss: 'gpt-oss', lfm2: 'lfm-2',
 }
 
 /** The template of a name or of another spelling of it. */

@@ -1,7 +1,7 @@
 import { parse, tokenize } from '@huggingface/jinja'
 import { isJsonObject } from '../io/jsonText.ts'
+import type { TemplateNode } from './templateInterpreter.ts'
 
-type Program = ReturnType<typeof parse>
 
 const strips = new Set(['strip', 'lstrip', 'rstrip'])
 
@@ -17,7 +17,6 @@ function replaced(node: Record<string, unknown>): Record<string, unknown> {
   }
   if (node.type === 'FilterExpression' && isJsonObject(filter) && filter.type === 'Identifier') {
     if (filter.value === 'trim') return call('__trim', [operand])
-    if (filter.value === 'min' || filter.value === 'max') return call(`__${filter.value}`, [operand])
   }
   const filtered = node.type === 'FilterExpression' && isJsonObject(filter) && isJsonObject(filter.callee) ? String(filter.callee.value) : ''
   // Jinja's filters of lists take None as long as nothing asks for the result.
@@ -38,24 +37,22 @@ function walk(value: unknown): unknown {
   return replaced(node)
 }
 
-const escaped = (text: string): string => text.replace(/[\\^\]-]/g, '\\$&')
-
-/** Python's str.strip and its kin. `chars`: which characters, default white space. */
+/** Python's str.strip and its kin. `chars`: which characters, default white space. By hand: a pattern would look at each space again. */
 const strip = (sides: 'both' | 'left' | 'right') => (text: unknown, chars?: unknown): string => {
-  const set = typeof chars === 'string' ? `[${escaped(chars)}]` : '\\s'
-  const from = sides === 'right' || set === '[]' ? '' : new RegExp(`^${set}+`, 'u')
-  const to = sides === 'left' || set === '[]' ? '' : new RegExp(`${set}+$`, 'u')
-  return (typeof text === 'string' ? text : '').replace(from, '').replace(to, '')
+  if (typeof text !== 'string') return ''
+  const taken = typeof chars === 'string' ? new Set(chars) : undefined
+  const isTaken = (character: string): boolean => (taken === undefined ? /\s/.test(character) : taken.has(character))
+  let [from, to] = [0, text.length]
+  if (sides !== 'right') while (from < to && isTaken(text[from]!)) from++
+  if (sides !== 'left') while (to > from && isTaken(text[to - 1]!)) to--
+  return text.slice(from, to)
 }
 
-const extreme = (better: (a: number, b: number) => boolean) => (values: unknown): unknown =>
-  Array.isArray(values) && values.length > 0 ? (values as number[]).reduce((best, value) => (better(value, best) ? value : best)) : undefined
-
-/** What the programs call where @huggingface/jinja 0.5.11 differs from Jinja: strip with characters, trim of nothing, min and max. */
+/** What the programs call where @huggingface/jinja 0.5.11 differs from Jinja: strip with characters, trim of nothing. */
 export const templateFunctions: Readonly<Record<string, unknown>> = {
   __strip: strip('both'), __lstrip: strip('left'), __rstrip: strip('right'), __trim: strip('both'),
-  __min: extreme((a, b) => a < b), __max: extreme((a, b) => a > b),
 }
 
 /** A template ready to run with `templateFunctions`. */
-export const parseTemplate = (source: string): Program => walk(parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }))) as Program
+export const parseTemplate = (source: string): TemplateNode =>
+  walk(parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }))) as TemplateNode

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { UnslothError } from '#shared/errors.ts'
 import { ChatTemplate, chatTemplateFor, encodeRendered, strftime, type ChatMessage } from '../../../engine/data/chatTemplate.ts'
 import { ChatRenderer, tokenSpans } from '../../../engine/data/completionSpans.ts'
 import { templateMarkers } from '../../../engine/data/markers.ts'
@@ -73,11 +74,35 @@ describe('chat template', () => {
     assert.equal(make("{{ bos_token }}{{ strftime_now('%d %b %Y') }}{{ eos_token }}", now).render([]), '<s>04 Jul 2024</s>')
     assert.equal(
       make('{{ pad_token is defined }}{{ tools is none }}{% for i in range(1, 4) %}{{ i }}{% endfor %}').render([]),
-      'falsetrue123',
+      'FalseTrue123',
     )
     assert.equal(make('{% if enable_thinking %}yes{% endif %}').render([], { variables: { enable_thinking: true } }), 'yes')
     assert.equal(strftime(now, '%A %-d %B %y %H:%M:%S %I %p %F %%'), 'Thursday 4 July 24 09:05:07 09 AM 2024-07-04 %')
     assert.equal(make('{% generation %}a{% endgeneration %}').render([]), 'a')
+  })
+
+  it('means by its expressions what Jinja means by them', () => {
+    const { variables, cases } = JSON.parse(readFileSync(join(fixtures, 'chatTemplates/semantics.json'), 'utf8')) as {
+      variables: Record<string, unknown>; cases: { template: string; text?: string; error?: string }[]
+    }
+    for (const { template, text } of cases) {
+      const render = (): string => make(template).render([], { variables })
+      if (text === undefined) assert.throws(render, UnslothError, template)
+      else assert.equal(render(), text, template)
+    }
+  })
+
+  it('ends a template that does not come to an end, or makes ever more text', () => {
+    const bound = (source: string) => new ChatTemplate(source, { name: 'test', tokens, limits: { milliseconds: 100, characters: 1e6 } })
+    const loops = bound('{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}')
+    const since = performance.now()
+    assert.throws(() => loops.render([]), /test failed: it ran for more than 0\.1 seconds/)
+    assert.ok(performance.now() - since < 2000)
+    const doubles = bound("{% set ns = namespace(t='aa') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}")
+    assert.throws(() => doubles.render([]), /test failed: it makes a text of more than 1000000 characters/)
+    assert.throws(() => bound('{% for a in range(10 ** 12) %}{% endfor %}').render([]), /range\(\) of 1000000000000 numbers/)
+    assert.throws(() => bound('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}').render([]), /test failed: /)
+    assert.equal(bound('{{ messages[0].content.strip() }}').render([user(`a${' '.repeat(500_000)}b`)]).length, 500_002)
   })
 
   it('tells what is wrong with a template', () => {
