@@ -15,6 +15,35 @@ namespace unsloth::cuda::sm90::attention {
 template <class T, int N>
 struct Wgmma;
 
+#define UNSLOTH_WGMMA_32(T, TYPES) \
+  template <> \
+  struct Wgmma<T, 32> { \
+    template <int transA, int transB> \
+    static __device__ __forceinline__ void shared(float (&d)[16], uint64_t a, uint64_t b, int accumulate) { \
+      asm volatile( \
+      "{.reg .pred p; setp.ne.b32 p, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPES " " \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, " \
+      "%16, %17, p, 1, 1, %19, %20;}" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]) \
+      : "l"(a), "l"(b), "r"(accumulate), "n"(transA), "n"(transB)); \
+    } \
+    template <int transB> \
+    static __device__ __forceinline__ void registers(float (&d)[16], const uint32_t (&a)[4], uint64_t b, int accumulate) { \
+      asm volatile( \
+      "{.reg .pred p; setp.ne.b32 p, %21, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPES " " \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, " \
+      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;}" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]) \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(transB)); \
+    } \
+  };
+
+UNSLOTH_WGMMA_32(__nv_bfloat16, "bf16.bf16")
+UNSLOTH_WGMMA_32(__half, "f16.f16")
+#undef UNSLOTH_WGMMA_32
+
 #define UNSLOTH_WGMMA_64(T, TYPES) \
   template <> \
   struct Wgmma<T, 64> { \
