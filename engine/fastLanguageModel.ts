@@ -2,17 +2,17 @@ import { UnslothError } from '#shared/errors.ts'
 import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
 import { TextGenerator } from './generate/textGenerator.ts'
 import type { DType } from './graph/dtype.ts'
-import type { PrecisionCode } from './graph/ops/linear.ts'
+import type { Compute, Target } from './graph/target.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
 import { extendContext } from './model/extendContext.ts'
 import { loraTraining, type PeftOptions } from './patch/peftOptions.ts'
 import { formatPatchReport } from './patch/lora.ts'
-import { physicalCores } from './runtime/cores.ts'
+import { chooseDevice, targetOf } from './runtime/chooseDevice.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
 import { describeModel, patchModel, type ModelDescription, type PatchedModel } from './runtime/patchedModel.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
-import { Runtime } from './runtime/runtime.ts'
+import { Runtime, type DeviceChoice } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
 import { saveMerged, type MergeCheck, type MergeOptions } from './save/saveMerged.ts'
 import { restoreParameters } from './train/checkpoint.ts'
@@ -37,9 +37,11 @@ export interface PretrainedOptions {
   readonly fixTokenizer?: boolean
   /** How frozen weights are kept; default: as they are stored. */
   readonly dtype?: 'auto' | 'bfloat16' | 'float16' | 'float32'
-  /** Default float32. */
-  readonly compute?: 'float32' | 'bfloat16'
-  /** Default: one for each physical core. */
+  /** Default: what suits the device. */
+  readonly compute?: Compute | 'auto'
+  /** Default: the processor. */
+  readonly device?: DeviceChoice
+  /** Of the processor; default: one for each physical core. */
   readonly threads?: number
   readonly randomState?: number
 }
@@ -52,8 +54,8 @@ const weightTypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as cons
  */
 export class FastLanguageModel {
   readonly tokenizer: Tokenizer
-  readonly precision: PrecisionCode
-  readonly threads: number
+  readonly device: DeviceChoice
+  readonly target: Target
   /** Oddities found on the way, one sentence each. */
   readonly warnings: readonly string[]
   private readonly description: ModelDescription
@@ -71,12 +73,12 @@ export class FastLanguageModel {
     this.tokenizer = tokenizer
     this.adapter = adapter
     this.hub = hub
-    this.precision = options.compute === 'bfloat16' ? 1 : 0
-    this.threads = options.threads ?? physicalCores()
+    this.device = options.device ?? chooseDevice('cpu', options.threads)
+    this.target = targetOf(this.device, options.compute ?? 'auto')
     this.seed = options.randomState ?? 3407
     this.warnings = warnings
     this.weightType = options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }
-    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.weightType)
+    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.target, this.weightType)
   }
 
   /** Reads and checks a model folder: config, tokenizer, tensor names and shapes. */
@@ -99,7 +101,7 @@ export class FastLanguageModel {
   getPeftModel(options: PeftOptions = {}): this {
     if (this.loaded !== undefined) throw new UnslothError('INTERNAL', 'getPeftModel comes before load')
     if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
-    this.patchedModel = patchModel(this.description, loraTraining(options), { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
+    this.patchedModel = patchModel(this.description, loraTraining(options), this.target, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
     return this
   }
 
@@ -116,9 +118,9 @@ export class FastLanguageModel {
 
   /** Reads the weights into a device's memory; `adapter` (default: the one that was named) starts the trained matrices. */
   async load(options: { adapter?: string | undefined; runtime?: Runtime; onProgress?: (done: number, total: number) => void } = {}): Promise<LoadedModel> {
-    const runtime = options.runtime ?? new Runtime('cpu', this.threads)
+    const runtime = options.runtime ?? new Runtime(this.device)
     const progress = options.onProgress === undefined ? {} : { progress: options.onProgress }
-    this.loaded = await LoadedModel.load(this.patchedModel, runtime, { precision: this.precision, seed: this.seed, ...progress })
+    this.loaded = await LoadedModel.load(this.patchedModel, runtime, { seed: this.seed, ...progress })
     const adapter = options.adapter ?? (this.patchedModel.training.kind === 'lora' ? this.adapter : undefined)
     if (adapter !== undefined) await restoreParameters(this.loaded, adapter)
     return this.loaded

@@ -14,12 +14,21 @@ export interface NativeDevice {
   read(buffer: number, offset: number, bytes: number): ArrayBuffer
   /** Copies tensors from files; resolves to the count of non-finite elements of each part. */
   load(parts: readonly LoadPart[]): Promise<Float64Array>
+  /** The same for a tensor that is quantised, in the file or on the way in; resolves to the count of values that are not finite. */
+  loadQuantised(part: QuantisedPart, threads: number): Promise<number>
   /** Uniform numbers in [low, high), a pure function of (seed, stream, index). */
   fillUniform(buffer: number, offset: number, elements: number, dtype: number, low: number, high: number, seed: number, stream: number): Promise<void>
   createPlan(tensors: Float64Array, commands: Int32Array, floats: Float64Array, buffers: Int32Array): number
   freePlan(plan: number): void
-  /** Runs commands [first, last) with the given live rows (tokens, labelled, sequences). */
+  /**
+   * Runs commands [first, last) on the given rows: tokens, labelled rows and sequences with padding, then without. A GPU may still
+   * be at work when the promise resolves; `read` and `synchronise` wait for it.
+   */
   run(plan: number, dims: Int32Array, first: number, last: number, profile: boolean): Promise<RunResult>
+  /** Makes the scratch that commands share at least this large; a processor sizes its own. */
+  reserveScratch(bytes: number): void
+  /** Resolves when everything that was started is done. */
+  synchronise(): Promise<void>
   /** Ends the run in progress between two commands; later runs end at once until `clearStop`. */
   requestStop(): void
   clearStop(): void
@@ -35,6 +44,13 @@ export interface LoadPart {
   readonly buffer: number
   readonly offset: number
 }
+
+/** Mirrors kernels/cpu/loadQuantised.h; offsets in bytes. */
+export type QuantisedPart = LoadPart & (
+  | { readonly kind: 'pack'; readonly fp4: boolean; readonly nested: boolean; readonly groupShift: number; readonly codesAt: number; readonly absmaxAt: number; readonly nestedAt: number }
+  | { readonly kind: 'unpack'; readonly rounding: number; readonly blockSize: number; readonly code: Float32Array; readonly absmax: Float32Array }
+  | { readonly kind: 'scaled'; readonly fp8: boolean; readonly cols: number; readonly blockRows: number; readonly blockCols: number; readonly divisor: number; readonly scales: Float32Array }
+)
 
 export interface RunResult {
   readonly executed: number
@@ -53,12 +69,45 @@ export interface NativeDescription {
     readonly float32Kernel: string
     readonly bfloat16Kernel: string
   }
-  readonly devices: readonly string[]
+  /** Absent in a build without CUDA. */
+  readonly cuda?: {
+    readonly gpus: readonly NativeGpu[]
+    /** Why there are none: one sentence with the way out. */
+    readonly problem: string
+    /** CUDA versions that the driver supports (0: no driver) and that the addon was built with: 13000 is 13.0. */
+    readonly driver: number
+    readonly runtime: number
+  }
+}
+
+export interface NativeGpu {
+  readonly index: number
+  readonly name: string
+  /** 90 is compute capability 9.0. */
+  readonly capability: number
+  readonly multiprocessors: number
+  readonly totalBytes: number
+}
+
+/** A GPU at this moment, as its driver's management library tells. */
+export interface NativeGpuStatus {
+  readonly usedBytes: number
+  readonly totalBytes: number
+  /** Of this process alone. */
+  readonly processBytes?: number
+  /** 0 … 1 */
+  readonly utilisation?: number
+  /** °C */
+  readonly temperature?: number
+  /** W */
+  readonly power?: number
 }
 
 interface NativeModule {
-  readonly Device: new (kind: string, threads: number) => NativeDevice
+  /** `number`: threads of the processor, or which GPU. */
+  readonly Device: new (kind: 'cpu' | 'cuda', number: number) => NativeDevice
   describe(): NativeDescription
+  gpuStatus(index: number): NativeGpuStatus | undefined
 }
 
 let loaded: NativeModule | undefined

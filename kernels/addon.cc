@@ -10,6 +10,12 @@
 #include "cpu/cpuDevice.h"
 #include "cpu/cpuFeatures.h"
 #include "cpu/gemm.h"
+#include "cpu/loadQuantised.h"
+#ifdef UNSLOTH_CUDA
+#include "cuda/cudaDevice.h"
+#include "cuda/gpus.h"
+#include "cuda/nvml.h"
+#endif
 
 /** The N-API surface: no mathematics, no policy. engine/native.ts is its typed mirror. */
 namespace unsloth {
@@ -81,10 +87,13 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
                            InstanceMethod<&DeviceObject::write>("write"),
                            InstanceMethod<&DeviceObject::read>("read"),
                            InstanceMethod<&DeviceObject::load>("load"),
+                           InstanceMethod<&DeviceObject::loadQuantised>("loadQuantised"),
                            InstanceMethod<&DeviceObject::fillUniform>("fillUniform"),
                            InstanceMethod<&DeviceObject::createPlan>("createPlan"),
                            InstanceMethod<&DeviceObject::freePlan>("freePlan"),
                            InstanceMethod<&DeviceObject::run>("run"),
+                           InstanceMethod<&DeviceObject::reserveScratch>("reserveScratch"),
+                           InstanceMethod<&DeviceObject::synchronise>("synchronise"),
                            InstanceMethod<&DeviceObject::requestStop>("requestStop"),
                            InstanceMethod<&DeviceObject::clearStop>("clearStop"),
                            InstanceMethod<&DeviceObject::dispose>("dispose"),
@@ -94,14 +103,22 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   explicit DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceObject>(info) {
     guarded(info.Env(), [&] {
       const std::string kind = info[0].ToString();
-      if (kind != "cpu") fail("this build of the addon has no device \"" + kind + "\"");
-      const int threads = info[1].ToNumber().Int32Value();
-      if (threads < 1 || threads > 1024) fail("threads must be between 1 and 1024");
-      device_ = std::make_shared<cpu::CpuDevice>(threads);
+      const int number = info[1].ToNumber().Int32Value();
+      device_ = open(kind, number);
     });
   }
 
  private:
+  /** `number`: threads of a processor, or which GPU. */
+  static std::shared_ptr<Device> open(const std::string& kind, int number) {
+#ifdef UNSLOTH_CUDA
+    if (kind == "cuda") return std::make_shared<cuda::CudaDevice>(number);
+#endif
+    if (kind != "cpu") throw Error("GPU", "This build of the addon has no device \"" + kind + "\".");
+    if (number < 1 || number > 1024) fail("threads must be between 1 and 1024");
+    return std::make_shared<cpu::CpuDevice>(number);
+  }
+
   Device& device() const {
     if (!device_) fail("the device was disposed");
     return *device_;
@@ -144,18 +161,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
     return guarded(info.Env(), [&]() -> Napi::Value {
       const auto list = info[0].As<Napi::Array>();
       auto parts = std::make_shared<std::vector<LoadPart>>();
-      for (uint32_t i = 0; i < list.Length(); ++i) {
-        const auto item = list.Get(i).As<Napi::Object>();
-        LoadPart part;
-        part.path = item.Get("path").ToString();
-        part.fileOffset = sizeArgument(item.Get("fileOffset"));
-        part.elements = sizeArgument(item.Get("elements"));
-        part.source = static_cast<DType>(item.Get("source").ToNumber().Int32Value());
-        part.target = static_cast<DType>(item.Get("target").ToNumber().Int32Value());
-        part.buffer = item.Get("buffer").ToNumber().Int32Value();
-        part.offset = sizeArgument(item.Get("offset"));
-        parts->push_back(std::move(part));
-      }
+      for (uint32_t i = 0; i < list.Length(); ++i) parts->push_back(loadPart(list.Get(i).As<Napi::Object>()));
       auto bad = std::make_shared<std::vector<double>>();
       return start(
           info,
@@ -167,6 +173,60 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
             std::copy(bad->begin(), bad->end(), result.Data());
             return result;
           });
+    });
+  }
+
+  static LoadPart loadPart(const Napi::Object& item) {
+    LoadPart part;
+    part.path = item.Get("path").ToString();
+    part.fileOffset = sizeArgument(item.Get("fileOffset"));
+    part.elements = sizeArgument(item.Get("elements"));
+    part.source = static_cast<DType>(item.Get("source").ToNumber().Int32Value());
+    part.target = static_cast<DType>(item.Get("target").ToNumber().Int32Value());
+    part.buffer = item.Get("buffer").ToNumber().Int32Value();
+    part.offset = sizeArgument(item.Get("offset"));
+    return part;
+  }
+
+  /** A part whose numbers are quantised on the way in ("pack"), or in the file ("unpack", "scaled"). */
+  Napi::Value loadQuantised(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const auto item = info[0].As<Napi::Object>();
+      const int threads = info[1].ToNumber().Int32Value();
+      if (threads < 1 || threads > 1024) fail("threads must be between 1 and 1024");
+      const std::string kind = item.Get("kind").ToString();
+      const auto floats = [&](const char* name) {
+        const auto list = item.Get(name).As<Napi::Float32Array>();
+        return std::vector<float>(list.Data(), list.Data() + list.ElementLength());
+      };
+      auto bad = std::make_shared<double>();
+      const auto finish = [bad](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *bad); };
+      if (kind == "pack") {
+        cpu::Pack4Part part{.from = loadPart(item),
+                            .fp4 = item.Get("fp4").ToBoolean(),
+                            .nested = item.Get("nested").ToBoolean(),
+                            .groupShift = item.Get("groupShift").ToNumber().Int32Value(),
+                            .codesAt = sizeArgument(item.Get("codesAt")),
+                            .absmaxAt = sizeArgument(item.Get("absmaxAt")),
+                            .nestedAt = sizeArgument(item.Get("nestedAt"))};
+        return start(info, [=](Device& d) { *bad = static_cast<double>(cpu::load(part, d, threads)); }, finish);
+      }
+      if (kind == "unpack") {
+        cpu::Unpack4Part part{.from = loadPart(item),
+                              .rounding = static_cast<DType>(item.Get("rounding").ToNumber().Int32Value()),
+                              .blockSize = sizeArgument(item.Get("blockSize")),
+                              .code = floats("code"),
+                              .absmax = floats("absmax")};
+        return start(info, [=](Device& d) { *bad = static_cast<double>(cpu::load(part, d, threads)); }, finish);
+      }
+      cpu::ScaledPart part{.from = loadPart(item),
+                           .fp8 = item.Get("fp8").ToBoolean(),
+                           .cols = sizeArgument(item.Get("cols")),
+                           .blockRows = sizeArgument(item.Get("blockRows")),
+                           .blockCols = sizeArgument(item.Get("blockCols")),
+                           .divisor = item.Get("divisor").ToNumber().FloatValue(),
+                           .scales = floats("scales")};
+      return start(info, [=](Device& d) { *bad = static_cast<double>(cpu::load(part, d, threads)); }, finish);
     });
   }
 
@@ -199,20 +259,40 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
     });
   }
 
-  void freePlan(const Napi::CallbackInfo& info) { plans_.erase(info[0].ToNumber().Int32Value()); }
+  void freePlan(const Napi::CallbackInfo& info) {
+    const auto found = plans_.find(info[0].ToNumber().Int32Value());
+    if (found == plans_.end()) return;
+    const std::lock_guard lock(mutex_);
+    if (device_) device_->forget(*found->second);
+    plans_.erase(found);
+  }
+
+  void reserveScratch(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      const std::lock_guard lock(mutex_);
+      device().reserveScratch(sizeArgument(info[0]));
+    });
+  }
+
+  /** Resolves when everything that was started is done. */
+  Napi::Value synchronise(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      return start(info, [](Device& d) { d.synchronise(); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+    });
+  }
 
   Napi::Value run(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&]() -> Napi::Value {
       const auto found = plans_.find(info[0].ToNumber().Int32Value());
       if (found == plans_.end()) fail("there is no such plan");
       const auto numbers = info[1].As<Napi::Int32Array>();
-      if (numbers.ElementLength() != 3) fail("run takes three row counts");
-      const Dims dims{numbers[0], numbers[1], numbers[2]};
+      if (numbers.ElementLength() != 6) fail("run takes three row counts with padding and three without");
+      const Dims dims{numbers[0], numbers[1], numbers[2]}, live{numbers[3], numbers[4], numbers[5]};
       const auto first = static_cast<int64_t>(sizeArgument(info[2])), last = static_cast<int64_t>(sizeArgument(info[3]));
       const bool profile = info[4].ToBoolean();
       auto result = std::make_shared<RunResult>();
       return start(
-          info, [=, plan = found->second](Device& d) { *result = d.run(*plan, dims, first, last, profile); },
+          info, [=, plan = found->second](Device& d) { *result = d.run(*plan, dims, live, first, last, profile); },
           [result](Napi::Env env) -> Napi::Value {
             auto object = Napi::Object::New(env);
             object.Set("executed", static_cast<double>(result->executed));
@@ -259,6 +339,48 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   int32_t nextPlan_ = 1;
 };
 
+#ifdef UNSLOTH_CUDA
+Napi::Value describeCuda(Napi::Env env) {
+  const cuda::Gpus& gpus = cuda::gpus();
+  auto result = Napi::Object::New(env);
+  auto list = Napi::Array::New(env);
+  for (const cuda::GpuInfo& gpu : gpus.usable) {
+    auto item = Napi::Object::New(env);
+    item.Set("index", gpu.index);
+    item.Set("name", gpu.name);
+    item.Set("capability", gpu.capability);
+    item.Set("multiprocessors", gpu.multiprocessors);
+    item.Set("totalBytes", static_cast<double>(gpu.totalBytes));
+    list.Set(list.Length(), item);
+  }
+  result.Set("gpus", list);
+  result.Set("problem", gpus.problem);
+  result.Set("driver", gpus.driver);
+  result.Set("runtime", gpus.runtime);
+  return result;
+}
+
+/** Memory, utilisation, temperature and power of a GPU now; undefined where NVML does not tell. */
+Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const auto status = cuda::gpuStatus(info[0].ToNumber().Int32Value());
+    if (!status) return env.Undefined();
+    auto result = Napi::Object::New(env);
+    result.Set("usedBytes", static_cast<double>(status->usedBytes));
+    result.Set("totalBytes", static_cast<double>(status->totalBytes));
+    if (status->processBytes) result.Set("processBytes", static_cast<double>(*status->processBytes));
+    if (status->utilisation) result.Set("utilisation", *status->utilisation);
+    if (status->temperature) result.Set("temperature", *status->temperature);
+    if (status->power) result.Set("power", *status->power);
+    return result;
+  });
+}
+#else
+Napi::Value describeCuda(Napi::Env env) { return env.Undefined(); }
+Napi::Value gpuStatus(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
+#endif
+
 /** What this build and this processor can do; engine/native.ts checks the command list against its own. */
 Napi::Value describe(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -276,9 +398,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
     processor.Set("float32Kernel", cpu::gemmKernelName(cpu::Precision::float32));
     processor.Set("bfloat16Kernel", cpu::gemmKernelName(cpu::Precision::bfloat16));
     result.Set("cpu", processor);
-    auto devices = Napi::Array::New(env);
-    devices.Set(0u, "cpu");
-    result.Set("devices", devices);
+    result.Set("cuda", describeCuda(env));
     return result;
   });
 }
@@ -286,6 +406,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("Device", DeviceObject::define(env));
   exports.Set("describe", Napi::Function::New(env, describe));
+  exports.Set("gpuStatus", Napi::Function::New(env, gpuStatus));
   return exports;
 }
 

@@ -1,4 +1,5 @@
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import type { Compute } from '../graph/target.ts'
+import type { DeviceChoice } from '../runtime/runtime.ts'
 import { benchStep } from './step.ts'
 
 export interface OpMeasurement {
@@ -14,8 +15,8 @@ export interface OpMeasurement {
 
 export interface OpBenchOptions {
   readonly tokens: number
-  readonly threads: number
-  readonly precision: PrecisionCode
+  readonly device: DeviceChoice
+  readonly compute: Compute | 'auto'
   /** Only commands whose name contains one of these; all when empty. */
   readonly names: readonly string[]
 }
@@ -23,7 +24,7 @@ export interface OpBenchOptions {
 /** Each kind of command of one training step of a model shape with two layers, measured inside the step as it runs. */
 export async function measureOps(shape: string, options: OpBenchOptions): Promise<OpMeasurement[]> {
   const bench = await benchStep({
-    ...options, shape, steps: 2, layers: 2, checkpointing: 'none', profile: true,
+    ...options, shape, steps: 2, sequences: 1, instruction: false, layers: 2, checkpointing: 'none', profile: true,
     training: { kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] },
   })
   return bench.commands

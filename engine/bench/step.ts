@@ -1,21 +1,28 @@
-import os from 'node:os'
 import { dtypeCode } from '../graph/dtype.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import type { Compute, Target } from '../graph/target.ts'
+import { freeGpuBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
+import { availableMemory } from '../runtime/memory.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
-import { Runtime } from '../runtime/runtime.ts'
+import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Trainer, type LossBatch } from '../train/trainer.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../train/trainingPlan.ts'
+import { instructionSteps, madeUpBatch, packSteps } from './batches.ts'
 import { commandBytes, commandFlops, stepFlops } from './flops.ts'
 import { measureGemm } from './gemm.ts'
 import { shapeModel } from './shapes.ts'
 
 export interface StepBenchOptions {
   readonly shape: string
+  /** Tokens of each sequence; ignored with instruction data. */
   readonly tokens: number
+  /** Sequences of a step. */
+  readonly sequences: number
+  /** Sequences of the lengths of everyday instruction data, packed, instead of one length. */
+  readonly instruction: boolean
   readonly steps: number
-  readonly threads: number
-  readonly precision: PrecisionCode
+  readonly device: DeviceChoice
+  readonly compute: Compute | 'auto'
   readonly checkpointing: Checkpointing
   readonly training: Training
   /** Use only so many layers of the shape. */
@@ -27,14 +34,17 @@ export interface StepBenchOptions {
 export interface StepBench {
   readonly shape: string
   readonly tokens: number
-  readonly threads: number
-  readonly precision: 'float32' | 'bfloat16'
+  readonly sequences: number
+  readonly instruction: boolean
+  readonly device: string
+  readonly numbers: Target['activation'] | 'bf16 products'
   readonly losses: readonly number[]
-  /** Of the fastest step. */
+  /** Of a step on average, without the first few. */
   readonly seconds: number
+  /** Real tokens, without padding. */
   readonly tokensPerSecond: number
   readonly gflops: number
-  /** GFLOP/s of a 2048³ product in the same precision, measured just before. */
+  /** GFLOP/s of a large product in the same types, measured just before. */
   readonly gemmPeak: number
   readonly share: number
   readonly plannedBytes: number
@@ -51,60 +61,77 @@ export interface CommandTotal {
   readonly bytes: number
 }
 
-/** Whole optimizer steps of the trainer on made-up weights and one repeated batch, whose loss has to fall. */
+/** Steps that are not counted: the first runs of a GPU's commands are not graphs yet. */
+const warmUp = 3
+
+const peakSize = { cpu: 2048, cuda: 8192 } as const
+
+/** Whole optimizer steps of the trainer on made-up weights; the loss of a repeated batch has to fall. */
 export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
-  const peak = await measureGemm({ m: 2048, n: 2048, k: 2048, mode: 0, weight: 'f32', precision: options.precision, threads: options.threads })
-  const patched = patchModel(shapeModel(options.shape, 'BF16', options.layers), options.training)
+  const { device } = options
+  const target = targetOf(device, options.compute)
+  const size = peakSize[device.kind]
+  const peak = await measureGemm({ m: size, n: size, k: size, mode: 0, target, device })
+  const patched = patchModel(shapeModel(options.shape, 'BF16', options.layers), options.training, target)
+  const { vocabulary } = patched.model.spec
+  const samples = options.instruction ? instructionSteps(options.steps, options.sequences, vocabulary) : []
+  const tokensOf = (step: (typeof samples)[number]) => step.reduce((sum, { ids }) => sum + ids.length, 0)
+  const longestStep = options.instruction ? Math.max(...samples.map(tokensOf)) : options.tokens * options.sequences
   const plan = planTraining(patched, {
-    precision: options.precision, checkpointing: options.checkpointing, longestSample: options.tokens, longestStep: options.tokens, sequences: 1,
-    evaluates: false, availableBytes: os.freemem(), threads: options.threads,
+    checkpointing: options.checkpointing, longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
+    availableBytes: device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index), threads: device.kind === 'cpu' ? device.threads : 1,
   })
-  const runtime = new Runtime('cpu', options.threads)
+  const runtime = new Runtime(device)
   try {
-    const model = await madeUpModel(patched, runtime, options.precision)
+    const model = await madeUpModel(patched, runtime)
     const trainer = new Trainer(model, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
-    const batch = madeUpBatch(options.tokens, patched.model.spec.vocabulary)
-    const losses: number[] = []
-    let seconds = Infinity
-    for (let step = 0; step < options.steps; ++step) {
-      const before = performance.now()
-      losses.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)
-      seconds = Math.min(seconds, (performance.now() - before) / 1000)
-    }
-    const gflops = stepFlops(patched, options.tokens) / seconds / 1e9
+    const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
+    const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
+    const { losses, seconds, tokens } = await timeSteps(trainer, steps)
+    const gflops = stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens) * (tokens / seconds) / 1e9
     return {
-      shape: options.shape, tokens: options.tokens, threads: options.threads, precision: options.precision === 0 ? 'float32' : 'bfloat16', losses, seconds,
-      tokensPerSecond: options.tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
-      commands: options.profile ? byCommand(plan, await trainer.profile(batch)) : [],
+      shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
+      device: device.kind === 'cpu' ? `${device.threads} threads` : `cuda:${device.index}`,
+      numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.activation, losses, seconds,
+      tokensPerSecond: tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
+      commands: options.profile ? byCommand(plan, await trainer.profile(steps[0]![0]!)) : [],
     }
   } finally {
     runtime.dispose()
   }
 }
 
+/** Runs the steps; mean seconds and tokens of one, without the first few. */
+async function timeSteps(trainer: Trainer, steps: readonly LossBatch[][]): Promise<{ losses: number[]; seconds: number; tokens: number }> {
+  const losses: number[] = []
+  const times: number[] = []
+  const tokens: number[] = []
+  for (const [index, batches] of steps.entries()) {
+    const before = performance.now()
+    const outcome = await trainer.step(index, batches, { default: 1e-3, embedding: 1e-3 })
+    losses.push(outcome.loss)
+    times.push((performance.now() - before) / 1000)
+    tokens.push(outcome.tokens)
+  }
+  const counted = times.length > 2 * warmUp ? warmUp : times.length - 1
+  const mean = (values: readonly number[]) => values.slice(counted).reduce((sum, value) => sum + value, 0) / (values.length - counted)
+  return { losses, seconds: mean(times), tokens: mean(tokens) }
+}
+
 /** A model with random weights: norms near 1, everything else small. */
-export async function madeUpModel(patched: PatchedModel, runtime: Runtime, precision: PrecisionCode): Promise<LoadedModel> {
+export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Promise<LoadedModel> {
   const fill = async (id: string, index: number) => {
-    const { storage } = (patched.arena.weights.get(id) ?? patched.layout.weights.get(id)!).value
+    const weight = patched.arena.weights.get(id) ?? patched.layout.weights.get(id)!
+    const { storage } = weight.master ?? weight.value
     const norm = id.endsWith('Norm')
     const bound = norm ? 0.1 : 1 / Math.sqrt(storage.cols)
-    await runtime.fillUniform(storage.arena, storage.offset, storage.rows * storage.cols, dtypeCode(storage.dtype), norm ? [1 - bound, 1 + bound] : [-bound, bound], 1, index)
+    const range = norm ? ([1 - bound, 1 + bound] as const) : ([-bound, bound] as const)
+    await runtime.fillUniform(storage.arena, storage.offset, storage.rows * storage.cols, dtypeCode(storage.dtype), range, 1, index)
   }
   runtime.reserve('weights', patched.arena.bytes)
   runtime.reserve('params', patched.layout.elements * 4)
   for (const [index, entry] of patched.model.entries.entries()) await fill(entry.id, index)
-  return LoadedModel.initialise(patched, runtime, { precision, seed: 1 })
-}
-
-/** One sequence of made-up tokens, all labelled. */
-export function madeUpBatch(tokens: number, vocabulary: number): LossBatch {
-  const ids = Int32Array.from({ length: tokens }, (_, i) => ((i + 1) * 7919) % vocabulary)
-  const labelled = tokens - 1
-  return {
-    ids, positions: Int32Array.from(ids.keys()), tokenKeys: Int32Array.from({ length: 2 * tokens }, (_, i) => (i % 2 === 0 ? 0 : i >> 1)),
-    qStart: Int32Array.of(0, tokens), kvStart: Int32Array.of(0), kvLength: Int32Array.of(tokens),
-    labelIndex: Int32Array.from({ length: labelled }, (_, i) => i), labels: ids.slice(1), weights: new Float32Array(labelled).fill(1 / labelled),
-  }
+  return LoadedModel.initialise(patched, runtime, { seed: 1 })
 }
 
 function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['commands'] {

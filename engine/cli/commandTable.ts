@@ -24,7 +24,7 @@ const threads = { type: 'integer', summary: 'threads to compute with; 0: one for
   max: 1024, value: 'N' } as const
 const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda'], default: 'auto',
   value: 'NAME' } as const
-const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16'],
+const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16', 'float16'],
   default: 'auto', value: 'TYPE' } as const
 const runDirectory = { name: 'DIR', summary: 'run directory', required: true } as const
 
@@ -103,7 +103,7 @@ export const commands = {
     ],
     flags: {
       max_shard_size: { type: 'text', summary: 'largest safetensors file', default: '5GB', value: 'SIZE' },
-      threads, json,
+      device, threads, json,
     },
     examples: ['unsloth merge outputs/my-run ./models/my-model'],
   },
@@ -134,7 +134,11 @@ export const commands = {
     positionals: [{ name: 'NAME', summary: 'operations to measure; all when left out', many: true }],
     flags: {
       shape: { type: 'list', summary: 'shapes of models', value: 'NAME', commas: true },
-      tokens: { type: 'integer', summary: 'tokens in a step', default: 512, min: 1, max: 1_000_000, value: 'N' },
+      batch: { type: 'integer', summary: 'sequences in a step', default: 1, min: 1, max: 4096, value: 'N' },
+      data: { type: 'text', summary: 'rows of one length, or of the lengths of instruction data', choices: ['even', 'instruction'], default: 'even', value: 'KIND' },
+      recompute: { type: 'text', summary: 'what the backward pass recomputes', choices: ['auto', 'none', 'full', 'offload'], default: 'auto', value: 'WHAT' },
+      no_profile: { type: 'boolean', summary: 'leave out the table of commands' },
+      tokens: { type: 'integer', summary: 'tokens in a sequence', default: 512, min: 1, max: 1_000_000, value: 'N' },
       steps: { type: 'integer', summary: 'steps to measure', default: 5, min: 1, max: 10_000, value: 'N' },
       layers: { type: 'integer', summary: 'use only so many layers of the shape', min: 1, max: 1000, value: 'N' },
       rank: { type: 'integer', summary: 'rank of the adapter; 0: full fine-tuning', default: 16, min: 0, max: 16384, value: 'R' },

@@ -86,7 +86,8 @@ interface AddonState {
 
 function probeAddon(): AddonState {
   try {
-    const { cpu, devices } = native().describe()
+    const { cpu, cuda } = native().describe()
+    const devices = ['cpu', ...(cuda?.gpus ?? []).map(({ index }) => `cuda:${index}`)]
     const features = ([['AVX2', cpu.avx2], ['AVX-512', cpu.avx512], ['AVX-512-BF16', cpu.avx512bf16], ['AMX', cpu.amx]] as const)
       .filter(([, has]) => has).map(([name]) => name)
     const path = loadedAddon()

@@ -1,18 +1,15 @@
-import { UnslothError } from '#shared/errors.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
-import { physicalCores } from '../runtime/cores.ts'
+import type { Compute } from '../graph/target.ts'
+import { chooseDevice } from '../runtime/chooseDevice.ts'
+import type { DeviceChoice } from '../runtime/runtime.ts'
 
-/** What `--compute` or `training.compute` asks for: fp32 unless bfloat16 is named. */
-export const computeOf = (compute: string): 'float32' | 'bfloat16' => (compute === 'bfloat16' ? 'bfloat16' : 'float32')
-
-/** The same as the code that commands carry. */
-export const precisionOf = (compute: string): PrecisionCode => (computeOf(compute) === 'bfloat16' ? 1 : 0)
-
-/** Threads to compute with; 0 asks for one on each physical core. */
-export const threadsOf = (threads: number): number => (threads === 0 ? physicalCores() : threads)
-
-/** The device that a setting stands for. */
-export function deviceOf(name: string): 'cpu' {
-  if (name === 'auto' || name === 'cpu') return 'cpu'
-  throw new UnslothError('USAGE', `device ${name} is not available in this build.`, { hint: 'Use cpu or auto.' })
+/** The flags of every command that computes. */
+export interface ComputeFlags {
+  readonly device: string
+  readonly compute: string
+  readonly threads: number
 }
+
+/** Where and in which number formats a command computes; the flags' choices are checked by the command table. */
+export const computeSettings = ({ device, compute, threads }: ComputeFlags): { device: DeviceChoice; compute: Compute | 'auto' } => ({
+  device: chooseDevice(device, threads), compute: compute as Compute | 'auto',
+})

@@ -49,14 +49,14 @@ export class Generator {
 
   /** `maxLength`: prompt and new tokens of one text together. */
   constructor(model: LoadedModel, weights: DecoderWeights, options: { batch: number; maxLength: number }) {
-    const { spec, runtime, precision } = model
+    const { spec, runtime, target } = model
     this.model = model
     this.batch = options.batch
     this.rowsPerText = options.maxLength
     const cache = { rows: options.batch * options.maxLength }
-    runtime.reserve('cache', cacheBytes(spec, cache))
+    runtime.reserve('cache', cacheBytes(spec, cache, target.activation))
     const capacity = { tokens: Math.max(options.batch, Math.min(prefillTokens, options.batch * options.maxLength)), labelled: options.batch, sequences: options.batch }
-    this.runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity, precision, cache }))
+    this.runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity, target, cache }))
   }
 
   /** The new tokens of each prompt, the ending id not included. */
@@ -97,6 +97,7 @@ export class Generator {
       room -= to - row.cached
     }
     const finished = steps.filter(({ row, to }) => to === row.ids.length)
+    await this.model.refreshShadow()
     await this.runner.run(this.pack(steps))
     for (const { row, to } of steps) row.cached = to
     const { vocabulary } = this.model.spec

@@ -129,6 +129,6 @@ export class Backward implements GradientBuilder {
   }
 
   scratch(name: string, like: Tensor, cols: number): Tensor {
-    return { storage: { ...like.storage, name, arena: 'activations', offset: -1, dtype: 'f32', cols, keep: 'residual' }, column: 0, cols }
+    return { storage: { ...like.storage, name, arena: 'activations', offset: -1, cols, keep: 'residual' }, column: 0, cols }
   }
 }

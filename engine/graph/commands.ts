@@ -96,13 +96,21 @@ export const commandSignatures = {
   headLoss: signature('nll dH? dW? logits dBias?', 'h w labels weights bias?', 'precision', 'logitScale softcap'),
   /** x = softcap·tanh(scale·x/softcap), or scale·x when softcap is 0; in place. */
   logitCap: signature('x', '', '', 'scale softcap'),
+  /** out[1,1] (f64) (+)= Σ a_i·b_i over two fp32 lists of one length, in f64 and in a fixed order: the loss of a micro-step. */
+  dot: signature('out', 'a b', 'accumulate'),
   /** out[slot] (f64) (+)= Σ x² in fixed blocks of 4096 elements summed in order. */
   sumSquares: signature('out', 'x', 'slot accumulate'),
   /**
    * AdamW, decay first as torch does (arXiv 1711.05101): g = scalars[0]·grad; p −= lr·wd·p; m = β1·m + (1−β1)g;
    * v = β2·v + (1−β2)g²; p −= lr/c1 · m/(√v/√c2 + eps). scalars (f64) = gradient scale, c1 = 1−β1ᵗ, c2 = 1−β2ᵗ, lr of each group.
+   * A scale that is NaN leaves everything as it is.
    */
   adamw: signature('p m v', 'grad scalars', 'group', 'beta1 beta2 eps weightDecay'),
+  /**
+   * scalars[0] = min(1, maxNorm/(√squares + 1e-6)), 1 when maxNorm is 0, as torch.nn.utils.clip_grad_norm_ scales; NaN when squares or
+   * loss is not finite, so that a spoilt step changes nothing. squares, loss [1,1] f64.
+   */
+  clipScale: signature('scalars', 'squares loss', '', 'maxNorm'),
   /** x = value. */
   fill: signature('x', '', '', 'value'),
   /** y = x converted to y's type, round to nearest even. */
@@ -139,6 +147,29 @@ export const commandSignatures = {
   scaleRowsGrad: signature('dx dw?', 'dy x w'),
   /** c += alpha·b_e·a_e for rows [row, row + c.rows) of a stack [E·out, in]: a [r·E, in] by rows, b [out, r·E] by columns (see expertGemm). */
   expertDelta: signature('c', 'a b', 'row experts', 'alpha'),
+  /**
+   * y = rows [row, row + y.rows) of a quantised matrix (q4, q4n; see kernels/core/quant4.h): code·absmax rounded to the type that the
+   * matrix had, then converted to y's.
+   */
+  dequantise: signature('y', 'x', 'row'),
+  /**
+   * AdamW with moments of 8 bits in blocks of 256, as bitsandbytes does it (arXiv 2110.02861): m and v (u8) are codes of the dynamic
+   * map, signed for m, times the block's absmax. m and v as in adamw; p −= lr·√c2/c1 · m/(√v + √c2·eps); then p −= lr·wd·p. A gradient
+   * that is not finite leaves p alone and clears its moments. All operands are one row; scalars as in adamw.
+   */
+  adamw8: signature('p m v absmaxM absmaxV', 'grad scalars', 'group', 'beta1 beta2 eps weightDecay'),
+  /** Lion (arXiv 2302.06675): p −= lr·wd·p; p −= lr·sign(β1·m + (1−β1)g); m = β2·m + (1−β2)g. Scalars as in adamw. */
+  lion: signature('p m', 'grad scalars', 'group', 'beta1 beta2 weightDecay'),
+  /** Lion with m of 8 bits in blocks of 256. */
+  lion8: signature('p m absmax', 'grad scalars', 'group', 'beta1 beta2 weightDecay'),
+  /** torch's SGD: g += wd·p; m = momentum·m + g (absent: plain); p −= lr·m. Scalars as in adamw. */
+  sgd: signature('p m?', 'grad scalars', 'group', 'momentum weightDecay'),
+  /**
+   * Adafactor (arXiv 1804.04235) on one matrix without its own learning rate, as transformers runs it: q = g² + floor;
+   * row = β·row + (1−β)·mean over columns of q, column likewise (absent: row holds all of β·row + (1−β)q);
+   * u = g/√(row·column/mean(row)); u /= max(1, rms(u)/clip); p = (1 − lr·wd)·p − lr·u. scalars (f64) = gradient scale, β, 0, lr of each group.
+   */
+  adafactor: signature('p row column?', 'grad scalars', 'group', 'floor clip weightDecay'),
 } as const satisfies Record<string, CommandSignature>
 
 export type CommandName = keyof typeof commandSignatures

@@ -6,8 +6,8 @@ export type RowRule = 'fixed' | 'tokens' | 'labelled' | 'sequences'
 export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'sequences']
 
 /** Memory areas. Everything but `activations` is laid out by its owner; `activations` is laid out by the planner. */
-export type Arena = 'weights' | 'params' | 'grads' | 'moment1' | 'moment2' | 'io' | 'cache' | 'activations'
-export const arenas: readonly Arena[] = ['weights', 'params', 'grads', 'moment1', 'moment2', 'io', 'cache', 'activations']
+export const arenas = ['weights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations'] as const
+export type Arena = (typeof arenas)[number]
 
 /**
  * When the forward value of an activation is kept for the backward pass:
@@ -88,11 +88,14 @@ export class Graph {
   private readonly differentiable = new Set<Storage>()
   layer = -1
 
-  /** The largest live counts that the plan must take. */
+  /** The largest row counts that the plan must take. */
   readonly capacity: Capacity
+  /** Type of activations that do not say otherwise. */
+  readonly activationType: DType
 
-  constructor(capacity: Capacity) {
+  constructor(capacity: Capacity, activationType: DType = 'f32') {
     this.capacity = capacity
+    this.activationType = activationType
   }
 
   rowsOf(rule: RowRule, fixed = 1): number {
@@ -105,7 +108,7 @@ export class Graph {
     const repeat = options.repeat ?? 1
     const layered = this.layer < 0 ? name : `layers.${this.layer}.${name}`
     return whole({
-      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? 'f32', rows: repeat * this.rowsOf(rule, options.rows), cols, rule,
+      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? this.activationType, rows: repeat * this.rowsOf(rule, options.rows), cols, rule,
       ...(repeat === 1 ? {} : { repeat }), keep: options.keep ?? 'residual', layer: this.layer,
     })
   }

@@ -18,7 +18,7 @@ export function expertMixture(c: LayerContext, moe: MoeSpec, layer: number, x: T
     return group === undefined ? {} : { lora: group }
   }
   // Products with the router stay in fp32, as in transformers: near-ties between experts would flip.
-  const logits = linear(graph, 'router', x, graph.activation('router', moe.experts, { keep: 'mlp' }), { weight: weights.weight(id('router')), precision: 0 })
+  const logits = linear(graph, 'router', x, graph.activation('router', moe.experts, { keep: 'mlp', dtype: 'f32' }), { weight: weights.weight(id('router')), precision: 0 })
   const routing = route(graph, logits, { choices: moe.choices, renormalise: moe.renormalise, ...(c.balance === undefined ? {} : { balance: c.balance }) })
   const gateUp = expertLinear(graph, 'expertGateUp', dispatch(graph, x, routing), 2 * moe.ffn, { weight: weights.weight(id('expertGateUp')), ...lora('expertGateUp'), routing, precision })
   const h = weigh(graph, glu(graph, gateUp, spec.activation), routing)

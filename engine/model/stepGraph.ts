@@ -2,7 +2,9 @@ import { Backward, savePolicy, type Recompute } from '../graph/backward.ts'
 import { bytesPerElement, type DType } from '../graph/dtype.ts'
 import { Graph, whole, type Capacity, type Command, type RowRule, type Storage, type Tensor } from '../graph/graph.ts'
 import { headLogits, headLoss, type HeadOptions } from '../graph/ops/head.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import type { PrecisionCode, Target } from '../graph/target.ts'
+import { stepScalar } from '../graph/stepScalars.ts'
+import { paddedCapacity } from '../graph/padding.ts'
 import { align, planMemory, type Plan } from '../graph/plan.ts'
 import type { ArchSpec, RopeSpec } from './archSpec.ts'
 import { decoder, type DecoderInputs, type DecoderWeights } from './decoder.ts'
@@ -23,6 +25,8 @@ export interface StepPlan {
   readonly ioBytes: number
   /** Inputs come first in the io arena, so that one copy fills them; results follow. */
   readonly inputBytes: number
+  /** Live rows are padded to a multiple of this. */
+  readonly rowMultiple: number
   /** Commands of the forward pass; the rest is the backward pass. */
   readonly forwardCommands: number
 }
@@ -43,7 +47,7 @@ class IoBuilder {
   }
 }
 
-function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; cache?: CacheShape }): DecoderInputs {
+function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; cache?: CacheShape & { dtype: DType } }): DecoderInputs {
   const { tokens, labelled, sequences } = capacity
   const ids = io.add('ids', 'tokens', tokens, 1, 'i32')
   const positions = io.add('positions', 'tokens', tokens, 1, 'i32')
@@ -78,13 +82,14 @@ export interface CacheShape {
   readonly rows: number
 }
 
-export const cacheBytes = (spec: ArchSpec, { rows }: CacheShape): number => 2 * spec.layers * align(rows * spec.kvHeads * spec.headDim * 4)
+export const cacheBytes = (spec: ArchSpec, { rows }: CacheShape, dtype: DType): number =>
+  2 * spec.layers * align(rows * spec.kvHeads * spec.headDim * bytesPerElement(dtype))
 
-function cacheLayers(spec: ArchSpec, { rows }: CacheShape): { k: Tensor; v: Tensor }[] {
+function cacheLayers(spec: ArchSpec, { rows, dtype }: CacheShape & { dtype: DType }): { k: Tensor; v: Tensor }[] {
   const cols = spec.kvHeads * spec.headDim
-  const each = align(rows * cols * 4)
+  const each = align(rows * cols * bytesPerElement(dtype))
   const matrix = (name: string, index: number): Tensor =>
-    whole({ name, arena: 'cache', offset: index * each, dtype: 'f32', rows, cols, rule: 'fixed', keep: 'residual', layer: -1 })
+    whole({ name, arena: 'cache', offset: index * each, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 })
   return Array.from({ length: spec.layers }, (_, layer) => ({ k: matrix(`cache.${layer}.k`, 2 * layer), v: matrix(`cache.${layer}.v`, 2 * layer + 1) }))
 }
 
@@ -95,8 +100,9 @@ const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: Precisi
 export interface StepOptions {
   readonly spec: ArchSpec
   readonly weights: DecoderWeights
+  /** The largest live counts; the plan has room for their padding too. */
   readonly capacity: Capacity
-  readonly precision: PrecisionCode
+  readonly target: Target
 }
 
 export interface TrainingOptions extends StepOptions {
@@ -108,28 +114,36 @@ export interface TrainingOptions extends StepOptions {
 /** Whether the routers' balance loss belongs to a model's training loss. */
 export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefined && spec.moe.balance > 0
 
-function finish(capacity: Capacity, io: IoBuilder, inputBytes: number, commands: readonly Command[], forwardCommands: number): StepPlan {
-  return { plan: planMemory(commands), capacity, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands }
+function finish(
+  capacity: Capacity, rowMultiple: number, io: IoBuilder, inputBytes: number, commands: readonly Command[], forwardCommands: number,
+): StepPlan {
+  return { plan: planMemory(commands), capacity, rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands }
 }
 
 /**
  * Forward, loss and backward of one micro-step: gradients accumulate in the gradient arena; `nll` of each labelled row comes out,
- * and `balanceLoss` where the model trains with one.
+ * and `balanceLoss` where the model trains with one. Σ weight·nll and the weighted balance loss are added to the step's loss (stepScalars).
  */
 export function trainingPlan(options: TrainingOptions): StepPlan {
-  const { spec, weights, capacity, precision } = options
+  const { spec, weights, target } = options
+  const { precision, rowMultiple } = target
+  const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity)
+  const graph = new Graph(capacity, target.activation)
   const wired = inputs(io, spec, capacity, { dropout: options.dropout })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
   const balance = balanceInput(io, hasBalanceLoss(spec))
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
-  const h = decoder(graph, spec, weights, { ...wired, ...balance() }, precision)
+  const balanced = balance()
+  const balanceTerms = balanced.balance === undefined ? [] : [[balanced.balance.loss, balanced.balance.weight] as [Tensor, Tensor]]
+  const h = decoder(graph, spec, weights, { ...wired, ...balanced }, precision)
   headLoss(graph, h, { nll, labels, weights: rowWeights }, headOptions(spec, weights, precision), true)
   const forward = graph.forwardCommands()
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
-  return finish(capacity, io, inputBytes, [...forward, ...backward], forward.length)
+  const losses: [Tensor, Tensor][] = [[nll, rowWeights], ...balanceTerms]
+  const sums = losses.map(([value, weight]): Command => ({ name: 'dot', tensors: [stepScalar('loss'), value, weight], ints: [1], floats: [] }))
+  return finish(capacity, rowMultiple, io, inputBytes, [...forward, ...backward, ...sums], forward.length)
 }
 
 /** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */
@@ -148,9 +162,11 @@ function lossInputs(io: IoBuilder, { labelled }: Capacity) {
  * `balanceLoss`.
  */
 export function scoringPlan(options: StepOptions & { readonly balance?: boolean }): StepPlan {
-  const { spec, weights, capacity, precision } = options
+  const { spec, weights, target } = options
+  const { precision, rowMultiple } = target
+  const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity)
+  const graph = new Graph(capacity, target.activation)
   const wired = inputs(io, spec, capacity, { dropout: false })
   const loss = lossInputs(io, capacity)
   const balance = balanceInput(io, options.balance === true)
@@ -158,18 +174,24 @@ export function scoringPlan(options: StepOptions & { readonly balance?: boolean 
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
   headLoss(graph, decoder(graph, spec, weights, { ...wired, ...balance() }, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
   const commands = graph.forwardCommands()
-  return finish(capacity, io, inputBytes, commands, commands.length)
+  return finish(capacity, rowMultiple, io, inputBytes, commands, commands.length)
 }
 
 /** Forward and the logits of the rows in `labelIndex`; with a cache also earlier tokens are seen: prefill and decoding. */
 export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape }): StepPlan {
-  const { spec, weights, capacity, precision } = options
+  const { spec, weights, target } = options
+  const { precision } = target
+  // Padding has no place in a cache, and a decoding step is small anyway.
+  const rowMultiple = options.cache === undefined ? target.rowMultiple : 1
+  const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity)
-  const wired = inputs(io, spec, capacity, { dropout: false, ...(options.cache === undefined ? {} : { cache: options.cache }) })
+  const graph = new Graph(capacity, target.activation)
+  const wired = inputs(io, spec, capacity, {
+    dropout: false, ...(options.cache === undefined ? {} : { cache: { ...options.cache, dtype: target.activation } }),
+  })
   const inputBytes = io.bytes
   const logits = io.add('logits', 'labelled', capacity.labelled, spec.vocabulary, 'f32')
   headLogits(graph, decoder(graph, spec, weights, wired, precision), logits, headOptions(spec, weights, precision))
   const commands = graph.forwardCommands()
-  return finish(capacity, io, inputBytes, commands, commands.length)
+  return finish(capacity, rowMultiple, io, inputBytes, commands, commands.length)
 }

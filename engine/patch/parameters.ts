@@ -1,3 +1,5 @@
+import { bytesPerElement, type DType } from '../graph/dtype.ts'
+import type { Target } from '../graph/target.ts'
 import { whole, type Arena, type Storage, type Tensor } from '../graph/graph.ts'
 import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
 import type { StoredForm } from '../model/storedForm.ts'
@@ -55,10 +57,13 @@ interface Block {
  * stacked so that one product serves them all. Decayed and undecayed, default and embedding parameters stand in separate
  * stretches. Biases and norms are not decayed, as in transformers.
  */
-export function parameterLayout(full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean): ParameterLayout {
+export function parameterLayout(
+  full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean, type: Target['parameters'] = 'f32',
+): ParameterLayout {
+  const trained = trainedAs(type)
   const weights = new Map<string, Weight>()
   const lora = new Map<string, LoraGroup>()
-  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup)), ...loraBlocks(modules, lora)]
+  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup, trained)), ...loraBlocks(modules, lora, trained)]
   const parameters: Parameter[] = []
   const ranges: ParameterRange[] = []
   let elements = 0
@@ -81,18 +86,22 @@ export function parameterLayout(full: readonly WeightEntry[], modules: readonly 
   return { parameters, ranges, elements, weights, lora }
 }
 
-/** A matrix of the flat arenas. */
-export function parameterTensor(name: string, arena: Arena, offset: number, rows: number, cols: number): Tensor {
-  const storage: Storage = { name, arena, offset: offset * 4, dtype: 'f32', rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
+/** A matrix of the flat arenas, `offset` in elements. */
+export function parameterTensor(name: string, arena: Arena, offset: number, rows: number, cols: number, dtype: DType = 'f32'): Tensor {
+  const at = offset * bytesPerElement(dtype)
+  const storage: Storage = { name, arena, offset: at, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
   return whole(storage)
 }
 
-const trained = (name: string, offset: number, rows: number, cols: number): Weight => ({
-  value: parameterTensor(name, 'params', offset, rows, cols),
-  grad: parameterTensor(`d ${name}`, 'grads', offset, rows, cols),
-})
+type MakeTrained = (name: string, offset: number, rows: number, cols: number) => Weight
 
-function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGroup: boolean): Block {
+const trainedAs = (type: Target['parameters']): MakeTrained => (name, offset, rows, cols) => {
+  const master = parameterTensor(name, 'params', offset, rows, cols)
+  const grad = parameterTensor(`d ${name}`, 'grads', offset, rows, cols)
+  return type === 'f32' ? { value: master, grad } : { value: parameterTensor(name, 'shadow', offset, rows, cols, type), master, grad }
+}
+
+function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGroup: boolean, trained: MakeTrained): Block {
   const vector = entry.kind === 'bias' || entry.kind === 'norm'
   const group = embeddingGroup && (entry.kind === 'embedding' || entry.kind === 'head') ? 'embedding' : 'default'
   return {
@@ -108,7 +117,7 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
 /** Rows of A and columns of B: those of all experts together. */
 const ranksOf = ({ rank, experts }: LoraModule): number => rank * (experts ?? 1)
 
-function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>): Block[] {
+function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>, trained: MakeTrained): Block[] {
   const byWeight = new Map<string, LoraModule[]>()
   for (const module of modules) byWeight.set(module.weightId, [...(byWeight.get(module.weightId) ?? []), module])
   const site = new Map(modules.map((module, index) => [module, index]))

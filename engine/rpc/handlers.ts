@@ -10,7 +10,7 @@ import { parameterCount } from '../model/weightTable.ts'
 import { formatRecipe } from '../recipe/formatRecipe.ts'
 import { diagnoseRecipe } from '../recipe/parseRecipe.ts'
 import { resolveRecipePaths } from '../recipe/recipePaths.ts'
-import { physicalCores } from '../runtime/cores.ts'
+import { chooseDevice } from '../runtime/chooseDevice.ts'
 import { resolveModel } from '../runtime/resolveModel.ts'
 import { prepareRun } from '../train/prepareRun.ts'
 import { compare } from '../verify/compare.ts'
@@ -73,7 +73,7 @@ async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>>
 
 async function verify(path: string, skip: readonly string[]): Promise<VerifyResult> {
   const golden = await Golden.open(path)
-  const computation = new CaseComputation(golden, { threads: physicalCores(), precision: 0 })
+  const computation = new CaseComputation(golden, { device: chooseDevice('cpu'), compute: 'float32' })
   await computation.run()
   const rows = (await compare(golden, computation.quantities, new Set(skip))).map(({ name, error, tolerance, verdict }) => ({
     quantity: name, relativeError: Number.isFinite(error) ? error : null, tolerance, passed: verdict === 'ok' || verdict === 'skipped',

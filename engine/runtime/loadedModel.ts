@@ -1,16 +1,17 @@
 import { UnslothError } from '#shared/errors.ts'
-import { dtypeCode } from '../graph/dtype.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { bytesPerElement, dtypeCode } from '../graph/dtype.ts'
+import { planMemory } from '../graph/plan.ts'
+import type { Target } from '../graph/target.ts'
+import { shadowCast } from '../patch/shadow.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
 import { toFileForm, toGraphForm } from '../model/storedForm.ts'
 import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
-import type { Runtime } from './runtime.ts'
+import type { CompiledPlan, Runtime } from './runtime.ts'
 import { loadInto, parameterParts } from './weightArena.ts'
 
 export interface LoadOptions {
-  readonly precision: PrecisionCode
   /** Of new adapters. */
   readonly seed: number
   /** Elements read so far, of how many. */
@@ -27,12 +28,28 @@ const formShape = (rows: number, cols: number): [number, number] => (rows === 1 
 export class LoadedModel {
   readonly patched: PatchedModel
   readonly runtime: Runtime
-  readonly precision: PrecisionCode
+  private readonly shadow: CompiledPlan | undefined
+  private shadowIsStale = true
 
-  private constructor(patched: PatchedModel, runtime: Runtime, precision: PrecisionCode) {
+  private constructor(patched: PatchedModel, runtime: Runtime) {
     this.patched = patched
     this.runtime = runtime
-    this.precision = precision
+    const { layout, target } = patched
+    const casts = shadowCast(layout, target.parameters)
+    if (casts.length === 0) return
+    runtime.reserve('shadow', layout.elements * bytesPerElement(target.parameters))
+    this.shadow = runtime.compile(planMemory(casts))
+  }
+
+  get target(): Target {
+    return this.patched.target
+  }
+
+  /** Rounds trained matrices for the products that they enter, when they were written since. To be called before a plan runs. */
+  async refreshShadow(): Promise<void> {
+    if (!this.shadowIsStale) return
+    await this.shadow?.run()
+    this.shadowIsStale = false
   }
 
   get spec(): ArchSpec {
@@ -53,7 +70,7 @@ export class LoadedModel {
 
   /** Starts adapters over weights that stand in the arenas. */
   static async initialise(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
-    const model = new LoadedModel(patched, runtime, options.precision)
+    const model = new LoadedModel(patched, runtime)
     for (const [index, module] of patched.modules.entries()) await model.initialiseAdapter(module, index, options.seed)
     return model
   }
@@ -106,6 +123,7 @@ export class LoadedModel {
   writeParameter(name: string, values: Float32Array): void {
     const { offset, rows, cols, form } = this.parameter(name)
     if (values.length !== rows * cols) throw new UnslothError('MODEL_INVALID', `${name} has ${values.length} numbers, but ${rows}x${cols} are needed.`)
+    this.shadowIsStale = true
     this.runtime.write('params', offset * 4, form === undefined ? values : toGraphForm(values, form, ...formShape(rows, cols)))
   }
 

@@ -1,3 +1,4 @@
+import type { Target } from '../graph/target.ts'
 import { UnslothError } from '#shared/errors.ts'
 import type { DType } from '../graph/dtype.ts'
 import { readModelFolder } from '../io/modelFolder.ts'
@@ -36,6 +37,7 @@ export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | (
 
 /** The patched model as a description: complete before memory is taken, so that a dry run can report on it. */
 export interface PatchedModel {
+  readonly target: Target
   readonly model: ModelDescription
   readonly training: Training
   readonly arena: WeightArena
@@ -66,14 +68,16 @@ export function untiedHead({ entries, spec }: ModelDescription): WeightEntry {
 }
 
 /** Decides what is frozen, what is trained and where everything stands. `weightType` forces the type of frozen weights. */
-export function patchModel(model: ModelDescription, training: Training, options: { weightType?: DType; embeddingRate?: boolean } = {}): PatchedModel {
+export function patchModel(
+  model: ModelDescription, training: Training, target: Target, options: { weightType?: DType; embeddingRate?: boolean } = {},
+): PatchedModel {
   const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
   const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? savedEntries(model, training.modulesToSave) : []
   const frozen = training.kind === 'full' ? [] : model.entries
   return {
-    model, training, modules, full,
-    arena: layoutWeights(frozen, model.source, options.weightType),
-    layout: parameterLayout(full, modules, options.embeddingRate === true),
+    target, model, training, modules, full,
+    arena: layoutWeights(frozen, model.source, options.weightType ?? target.weights),
+    layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters),
     report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
   }
 }

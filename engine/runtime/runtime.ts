@@ -2,28 +2,37 @@ import { UnslothError } from '#shared/errors.ts'
 import { encodePlan, type EncodedPlan } from '../graph/encodePlan.ts'
 import type { Arena, Capacity } from '../graph/graph.ts'
 import type { Plan } from '../graph/plan.ts'
-import { fromNative, native, type LoadPart, type NativeDevice, type RunResult } from '../native.ts'
+import { scratchBytes } from '../graph/scratchBytes.ts'
+import { fromNative, native, type LoadPart, type NativeDevice, type QuantisedPart, type RunResult } from '../native.ts'
 
-/** Live rows of one run; see RowRule. */
+/** Rows of one run; see RowRule. */
 export type Rows = Capacity
 
-const noRows: Rows = { tokens: 0, labelled: 0, sequences: 0 }
+/** Where to compute. */
+export type DeviceChoice = { readonly kind: 'cpu'; readonly threads: number } | { readonly kind: 'cuda'; readonly index: number }
+
+/** What kernels are launched for, and how much of it is not padding. */
+export interface RunRows {
+  readonly padded: Rows
+  readonly live: Rows
+}
+
+const none: Rows = { tokens: 0, labelled: 0, sequences: 0 }
+const noRows: RunRows = { padded: none, live: none }
 
 /** A device with its arenas: the only holder of device memory. Plans compiled on it stay valid when an arena grows. */
 export class Runtime {
-  readonly kind: string
-  readonly threads: number
+  readonly choice: DeviceChoice
   private readonly device: NativeDevice
   private readonly buffers = new Map<Arena, { handle: number; bytes: number; version: number }>()
   private stopRequested = false
 
-  constructor(kind: 'cpu', threads: number) {
-    this.kind = kind
-    this.threads = threads
+  constructor(choice: DeviceChoice) {
+    this.choice = choice
     try {
-      this.device = new (native().Device)(kind, threads)
+      this.device = new (native().Device)(choice.kind, choice.kind === 'cpu' ? choice.threads : choice.index)
     } catch (error) {
-      throw fromNative(error, `Opening the ${kind} device failed`)
+      throw fromNative(error, `Opening the ${choice.kind} device failed`)
     }
   }
 
@@ -78,6 +87,16 @@ export class Runtime {
     }
   }
 
+  /** The same for one tensor that is quantised, in the file or on the way in. */
+  async loadQuantised(arena: Arena, part: WithoutBuffer<QuantisedPart>): Promise<number> {
+    const { handle } = this.buffer(arena)
+    try {
+      return await this.device.loadQuantised({ ...part, buffer: handle }, this.choice.kind === 'cpu' ? this.choice.threads : physicalCores())
+    } catch (error) {
+      throw fromNative(error, 'Loading weights failed')
+    }
+  }
+
   async fillUniform(arena: Arena, offset: number, elements: number, dtype: number, range: readonly [number, number], seed: number, stream: number): Promise<void> {
     await this.device.fillUniform(this.buffer(arena).handle, offset, elements, dtype, range[0], range[1], seed, stream)
   }
@@ -85,7 +104,16 @@ export class Runtime {
   compile(plan: Plan): CompiledPlan {
     const encoded = encodePlan(plan)
     if (encoded.arenas.includes('activations')) this.reserve('activations', plan.activationBytes)
+    if (this.choice.kind === 'cuda') this.reserveScratch(scratchBytes({ kind: 'cuda' }, plan.commands, 0))
     return new CompiledPlan(this, encoded, plan.commands.length)
+  }
+
+  private reserveScratch(bytes: number): void {
+    try {
+      this.device.reserveScratch(bytes)
+    } catch (error) {
+      throw fromNative(error, `Reserving ${bytes} bytes of scratch failed`)
+    }
   }
 
   /** For CompiledPlan: the native plan over today's buffers. */
@@ -101,15 +129,26 @@ export class Runtime {
     }
   }
 
-  async run(plan: number, rows: Rows, first: number, last: number, profile: boolean): Promise<RunResult> {
+  async run(plan: number, rows: RunRows, first: number, last: number, profile: boolean): Promise<RunResult> {
     let result: RunResult
+    const { padded, live } = rows
+    const counts = Int32Array.of(padded.tokens, padded.labelled, padded.sequences, live.tokens, live.labelled, live.sequences)
     try {
-      result = await this.device.run(plan, Int32Array.of(rows.tokens, rows.labelled, rows.sequences), first, last, profile)
+      result = await this.device.run(plan, counts, first, last, profile)
     } catch (error) {
       throw fromNative(error, 'A command failed')
     }
     if (result.stopped) throw new UnslothError('STOPPED', 'The computation was stopped.')
     return result
+  }
+
+  /** Resolves when everything that was started is done. */
+  async synchronise(): Promise<void> {
+    try {
+      await this.device.synchronise()
+    } catch (error) {
+      throw fromNative(error, 'A command failed')
+    }
   }
 
   /** Stops the computation in progress between two commands: its promise rejects with STOPPED. */
@@ -147,13 +186,13 @@ export class CompiledPlan {
   }
 
   /** Runs commands [first, last) off the JavaScript thread. */
-  async run(rows: Rows = noRows, first = 0, last = this.commands): Promise<void> {
+  async run(rows: RunRows = noRows, first = 0, last = this.commands): Promise<void> {
     this.instance = this.runtime.instantiate(this.encoded, this.instance)
     await this.runtime.run(this.instance.plan, rows, first, last, false)
   }
 
   /** Runs everything and tells the seconds of each command. */
-  async profile(rows: Rows): Promise<Float64Array> {
+  async profile(rows: RunRows = noRows): Promise<Float64Array> {
     this.instance = this.runtime.instantiate(this.encoded, this.instance)
     return (await this.runtime.run(this.instance.plan, rows, 0, this.commands, true)).seconds
   }

@@ -1,9 +1,12 @@
 import { UnslothError } from '#shared/errors.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
 import type { Storage } from '../graph/graph.ts'
+import { stepScalarBytes } from '../graph/stepScalars.ts'
+import { bfloat16ToNumber, halfToNumber } from '../io/tensorConvert.ts'
 import type { ArchSpec, AttentionKind } from '../model/archSpec.ts'
 import type { IoSlot, StepPlan } from '../model/stepGraph.ts'
-import type { CompiledPlan, Rows, Runtime } from './runtime.ts'
+import { padStep } from './padStep.ts'
+import type { CompiledPlan, RunRows, Runtime } from './runtime.ts'
 
 /** Packed tokens of one micro-step, as the plans take them. Unlabelled fields may be left out where a plan has no such input. */
 export interface PackedTokens {
@@ -41,13 +44,13 @@ export class StepRunner {
     this.step = step
     this.staging = new Uint8Array(step.inputBytes)
     runtime.reserve('io', step.ioBytes)
+    runtime.reserve('scalars', stepScalarBytes)
     this.compiled = runtime.compile(step.plan)
   }
 
   /** Runs the plan on these tokens. `random` = (seed, optimizer step), for dropout. */
   async run(tokens: PackedTokens, random?: { seed: number; step: number }): Promise<void> {
-    const rows = this.feed(tokens, random)
-    await this.compiled.run(rows)
+    await this.compiled.run(this.feed(tokens, random))
   }
 
   async profile(tokens: PackedTokens, random?: { seed: number; step: number }): Promise<Float64Array> {
@@ -59,11 +62,14 @@ export class StepRunner {
     await this.compiled.run(this.feed(tokens, random), first, last)
   }
 
-  /** Live rows of an fp32 activation as the last run left them; meaningful only until another one takes its place. */
+  /** Live rows of an activation as the last run left them, widened; meaningful only until another one takes its place. */
   readActivation(storage: Storage, tokens: PackedTokens): Float32Array<ArrayBuffer> {
     const live = { fixed: storage.rows, tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }[storage.rule]
     const offset = storage.arena === 'activations' ? this.step.plan.offsets.get(storage)! : storage.offset
-    return this.runtime.readFloats(storage.arena, offset, live * storage.cols)
+    const bytes = this.runtime.read(storage.arena, offset, live * (storage.repeat ?? 1) * storage.cols * bytesPerElement(storage.dtype))
+    if (storage.dtype === 'f32') return new Float32Array(bytes)
+    const toNumber = storage.dtype === 'bf16' ? bfloat16ToNumber : halfToNumber
+    return Float32Array.from(new Uint16Array(bytes), toNumber)
   }
 
   /** A result matrix's first `rows` rows. */
@@ -87,11 +93,13 @@ export class StepRunner {
     return slot
   }
 
-  private feed(tokens: PackedTokens, random?: { seed: number; step: number }): Rows {
+  private feed(given: PackedTokens, random?: { seed: number; step: number }): RunRows {
     const { capacity, io } = this.step
-    const rows = { tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }
+    const live = { tokens: given.ids.length, labelled: given.labelIndex.length, sequences: given.kvLength.length }
     for (const key of ['tokens', 'labelled', 'sequences'] as const)
-      if (rows[key] > capacity[key]) throw new UnslothError('INTERNAL', `a micro-step has ${rows[key]} ${key}, its plan was built for ${capacity[key]}`)
+      if (live[key] > capacity[key]) throw new UnslothError('INTERNAL', `a micro-step has ${live[key]} ${key}, its plan was built for ${capacity[key]}`)
+    const tokens = padStep(given, this.step.rowMultiple)
+    const padded = { tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }
     const put = (name: string, data: Int32Array | Float32Array | undefined) => {
       const slot = io[name]
       if (slot === undefined) return
@@ -107,13 +115,13 @@ export class StepRunner {
     put('labelIndex', tokens.labelIndex)
     put('labels', tokens.labels)
     put('weights', tokens.weights)
-    put('balanceWeight', Float32Array.of(this.balanceWeight(tokens)))
+    put('balanceWeight', Float32Array.of(this.balanceWeight(given)))
     put('tokenKeys', tokens.tokenKeys)
     put('slots', tokens.slots)
     if (random !== undefined) put('random', Int32Array.of(random.seed, random.step))
     for (const kind of ['full', 'window'] as const) if (io[`ropeTable.${kind}`] !== undefined) this.feedRope(kind, tokens, put)
     this.runtime.write('io', 0, this.staging)
-    return rows
+    return { padded, live }
   }
 
   /** Frequencies are decided for each sequence by its own length, so that packing changes nothing. */

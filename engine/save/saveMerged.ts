@@ -90,10 +90,10 @@ async function writeConfig(model: LoadedModel, folder: string, type: keyof typeo
 
 async function checkMerged(model: LoadedModel, folder: string, type: keyof typeof fileTypes, probes: readonly Int32Array[]): Promise<MergeCheck> {
   const trained = await allLogits(model, model.trained, probes)
-  const runtime = new Runtime('cpu', model.runtime.threads)
+  const runtime = new Runtime(model.runtime.choice)
   try {
-    const patched = patchModel(await describeModel(folder), { kind: 'none' })
-    const merged = await LoadedModel.load(patched, runtime, { precision: model.precision, seed: 0 })
+    const patched = patchModel(await describeModel(folder), { kind: 'none' }, model.target)
+    const merged = await LoadedModel.load(patched, runtime, { seed: 0 })
     const logits = await allLogits(merged, merged.base, probes)
     const error = relativeError(logits, trained)
     const allowed = allowedError[type]

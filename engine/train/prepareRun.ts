@@ -12,7 +12,9 @@ import type { HubProgress } from '../hub/transferProgress.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
+import { chooseDevice, freeGpuBytes } from '../runtime/chooseDevice.ts'
 import { availableMemory } from '../runtime/memory.ts'
+import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
 import { peftOptions } from './recipeTraining.ts'
@@ -56,14 +58,16 @@ export interface PrepareOptions {
   readonly onDownload?: (progress: HubProgress) => void
   /** What the run began with, when it goes on. */
   readonly sources?: HubSources
+  /** Default: the processor. */
+  readonly device?: DeviceChoice
 }
 
 /** Reads and checks everything but the weights: model, tokenizer, data, plan. */
-export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...options }: PrepareOptions = {}): Promise<PreparedRun> {
+export async function prepareRun(asked: Recipe, { onDownload, sources = {}, device = chooseDevice('cpu', asked.training.threads), ...options }: PrepareOptions = {}): Promise<PreparedRun> {
   const { training } = asked
   const notices: string[] = []
   const hub = { signal: options.signal, onProgress: onDownload, onNotice: (notice: string) => notices.push(notice) }
-  const model = await patchedModel(asked, sources.model, hub)
+  const model = await patchedModel(asked, device, sources.model, hub)
   const { data, source } = await localData(asked, sources.dataset, hub)
   const recipe = { ...asked, data }
   const { patched } = model
@@ -76,9 +80,9 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...o
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
   const longest = (samples: readonly Sample[]) => samples.reduce((most, { ids }) => Math.max(most, ids.length), 0)
   const plan = planTraining(patched, {
-    precision: model.precision, checkpointing: training.gradient_checkpointing, threads: model.threads,
+    checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
-    sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor(availableMemory() * usableShare),
+    sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
   })
   const capacity = plan.training.capacity
   return {
@@ -94,12 +98,12 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, ...o
   }
 }
 
-async function patchedModel(recipe: Recipe, pinned: HubSources['model'], hub: HubOptions): Promise<FastLanguageModel> {
+async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSources['model'], hub: HubOptions): Promise<FastLanguageModel> {
   const { training } = recipe
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, randomState: training.random_seed,
-    dtype: recipe.model.dtype, compute: training.compute === 'bfloat16' ? 'bfloat16' : 'float32', ...(training.threads === 0 ? {} : { threads: training.threads }),
+    dtype: recipe.model.dtype, compute: training.compute, device,
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))

@@ -11,8 +11,6 @@ export type LossBatch = PackedTokens & { readonly labels: Int32Array; readonly w
 
 export interface TrainerOptions extends AdamWOptions {
   readonly seed: number
-  /** 0: no clipping. */
-  readonly maxGradNorm: number
 }
 
 export interface StepOutcome {
@@ -36,34 +34,29 @@ export class Trainer {
     const { runtime, spec, patched } = model
     this.model = model
     this.options = options
-    this.optimizer = new Optimizer(runtime, patched.layout, options)
+    this.optimizer = new Optimizer(runtime, patched, options)
     this.training = new StepRunner(runtime, spec, plan.training)
     this.scoring = plan.scoring === undefined ? undefined : new StepRunner(runtime, spec, plan.scoring)
   }
 
   /** One optimizer step, `index` from 0, on micro-steps that together are its samples. */
   async step(index: number, batches: readonly LossBatch[], rates: Readonly<Record<ParameterGroup, number>>): Promise<StepOutcome> {
-    let loss = 0
-    let tokens = 0
-    let labelled = 0
-    for (const batch of batches) {
-      const random = { seed: this.options.seed, step: index }
-      await this.training.run(batch, random)
-      const part = weightedSum(this.training.read('nll', batch.labels.length), batch.weights) + this.training.balanceTerm(batch)
-      if (!Number.isFinite(part)) throw await this.nonFinite(`The loss of step ${index + 1} is ${part}`, batch, random)
-      loss += part
-      tokens += batch.ids.length
-      labelled += batch.labels.length
-    }
-    const gradientNorm = await this.optimizer.gradientNorm()
+    const random = { seed: this.options.seed, step: index }
+    await this.model.refreshShadow()
+    await this.optimizer.begin()
+    for (const batch of batches) await this.training.run(batch, random)
+    await this.optimizer.update(index + 1, rates)
+    const { loss, gradientNorm } = this.optimizer.result()
+    if (!Number.isFinite(loss)) throw await this.nonFinite(`The loss of step ${index + 1} is ${loss}`, batches, random)
     if (!Number.isFinite(gradientNorm)) throw this.nonFiniteGradient(index)
-    await this.optimizer.update(index + 1, gradientNorm, this.options.maxGradNorm, rates)
-    return { loss, gradientNorm, tokens, labelled }
+    const sum = (count: (batch: LossBatch) => number) => batches.reduce((total, batch) => total + count(batch), 0)
+    return { loss, gradientNorm, tokens: sum(({ ids }) => ids.length), labelled: sum(({ labels }) => labels.length) }
   }
 
   /** Mean negative log-likelihood over the labelled tokens of a whole set: Σ weight·nll of all batches. Never with a balance loss. */
   async evaluate(batches: Iterable<LossBatch>): Promise<number> {
     if (this.scoring === undefined) throw new UnslothError('INTERNAL', 'this run was planned without evaluation')
+    await this.model.refreshShadow()
     let loss = 0
     for (const batch of batches) {
       await this.scoring.run(batch)
@@ -77,8 +70,9 @@ export class Trainer {
     return this.training.profile(batch, { seed: this.options.seed, step: 0 })
   }
 
-  private async nonFinite(what: string, batch: LossBatch, random: { seed: number; step: number }): Promise<UnslothError> {
-    const tensor = await firstNonFinite(this.training, batch, random)
+  private async nonFinite(what: string, batches: readonly LossBatch[], random: { seed: number; step: number }): Promise<UnslothError> {
+    let tensor: string | undefined
+    for (const batch of batches) tensor ??= await firstNonFinite(this.training, batch, random)
     return new UnslothError('NON_FINITE', `${what}${tensor === undefined ? '' : `; the first tensor that is not finite is ${tensor}`}.`, {
       hint: 'Lower training.learning_rate, or look at the samples of this step.',
     })

@@ -3,14 +3,14 @@ import type { MemoryPart } from '#shared/protocol.ts'
 import { formatBytes } from '#shared/units.ts'
 import type { Recompute } from '../graph/backward.ts'
 import type { Capacity } from '../graph/graph.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import { bytesPerElement } from '../graph/dtype.ts'
+import { scratchBytes } from '../graph/scratchBytes.ts'
 import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
 import { evaluatedWeights, trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
 
 export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
 
 export interface TrainingPlanOptions {
-  readonly precision: PrecisionCode
   readonly checkpointing: Checkpointing
   /** Tokens of the longest sample (of the longest row, when packing). */
   readonly longestSample: number
@@ -21,6 +21,7 @@ export interface TrainingPlanOptions {
   readonly evaluates: boolean
   /** Bytes that the whole plan may take; a plan that does not fit at any setting is an error. */
   readonly availableBytes: number
+  /** Of the processor's kernels. */
   readonly threads: number
 }
 
@@ -36,13 +37,11 @@ export interface TrainingPlan {
 }
 
 /**
- * Tokens of a micro-step at most. A CPU gains nothing from more: matrix products run at full speed from a few hundred rows on,
- * and activations grow with every row. Plans run on as many rows as there are, so a smaller micro-step wastes nothing.
+ * Tokens of a micro-step at most. A processor gains nothing from more: matrix products run at full speed from a few hundred rows
+ * on, and activations grow with every row. A GPU wants a whole optimizer step at once, up to where its products are at full speed.
+ * Plans run on as many rows as there are, so a smaller micro-step wastes nothing.
  */
-const microStepTokens = 2048
-
-/** Scratch that the CPU's matrix kernels hold: per thread, and once for all. Mirrors kernels/cpu/threadPool.h. */
-const scratchBytes = (threads: number): number => threads * 2 ** 22 + 2 ** 24
+const microStepTokens = { cpu: 2048, cuda: 16_384 } as const
 
 const levels: readonly Recompute[] = ['none', 'mlp', 'layer']
 
@@ -51,7 +50,7 @@ const levels: readonly Recompute[] = ['none', 'mlp', 'layer']
  * `microStepTokens`, and never below the longest sample. `auto` recomputes the least that fits.
  */
 export function planTraining(patched: PatchedModel, options: TrainingPlanOptions): TrainingPlan {
-  const tokens = Math.max(options.longestSample, Math.min(options.longestStep, microStepTokens))
+  const tokens = Math.max(options.longestSample, Math.min(options.longestStep, microStepTokens[patched.target.kind]))
   const capacity: Capacity = { tokens, labelled: tokens, sequences: Math.min(options.sequences, tokens) }
   const wanted: readonly Recompute[] = options.checkpointing === 'auto' ? levels : options.checkpointing === 'none' ? ['none'] : ['layer']
   const plans = wanted.map((recompute) => build(patched, capacity, recompute, options))
@@ -66,19 +65,20 @@ export function planTraining(patched: PatchedModel, options: TrainingPlanOptions
 
 function build(patched: PatchedModel, capacity: Capacity, recompute: Recompute, options: TrainingPlanOptions): TrainingPlan {
   const { spec } = patched.model
-  const { precision } = options
+  const { target } = patched
   const dropout = patched.modules.some((module) => module.dropout > 0)
-  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, precision, dropout, recompute: () => recompute })
-  const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, precision }) : undefined
+  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, recompute: () => recompute })
+  const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
   const state = patched.layout.elements * 4
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: patched.arena.bytes },
     { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
+    { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : patched.layout.elements * bytesPerElement(target.parameters) },
     { name: 'gradients', bytes: state },
     { name: 'optimizer', bytes: 2 * state },
     { name: 'activations', bytes: Math.max(training.plan.activationBytes, scoring?.plan.activationBytes ?? 0) },
     { name: 'batch', bytes: Math.max(training.ioBytes, scoring?.ioBytes ?? 0) },
-    { name: 'kernel scratch', bytes: scratchBytes(options.threads) },
+    { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },
   ].filter(({ bytes }) => bytes > 0)
   const totalBytes = parts.reduce((sum, { bytes }) => sum + bytes, 0)
   const { layers } = spec

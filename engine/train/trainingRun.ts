@@ -114,7 +114,7 @@ export class TrainingRun {
       for (const warning of prepared.warnings) this.warn(warning)
       this.events.onPrepared?.(prepared)
       for (const line of prepared.summaryLines) this.writer.log(line)
-      runtime = new Runtime('cpu', prepared.model.threads)
+      runtime = new Runtime(prepared.model.device)
       this.control.onStop = (request) => {
         if (request === 'stopNow') runtime?.stop()
       }

@@ -1,3 +1,4 @@
+import { cpuTarget } from '../graph/target.ts'
 import { formatBytes } from '#shared/units.ts'
 import { whole, type Tensor } from '../graph/graph.ts'
 import type { Proof } from '../model/proof.ts'
@@ -43,7 +44,7 @@ export function activationBytes(tokens: number): number {
     whole({ name: entry.id, arena: 'weights', offset: 0, dtype: 'bf16', rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }),
   ]))
   const weights = { weight: (id: string) => ({ value: frozen.get(id === 'head' ? 'embedding' : id)! }), lora: (id: string) => lora.get(id) }
-  return trainingPlan({ spec, weights, capacity: { tokens, labelled: tokens, sequences: 1 }, precision: 1, dropout: false, recompute: () => 'layer' }).plan.activationBytes
+  return trainingPlan({ spec, weights, capacity: { tokens, labelled: tokens, sequences: 1 }, target: cpuTarget('bfloat16'), dropout: false, recompute: () => 'layer' }).plan.activationBytes
 }
 
 function memoryTable(): string[] {

@@ -3,10 +3,11 @@ import { readFloat32, openTensorSource, requireTensor } from '../io/tensorSource
 import { readJsonObject } from '../io/modelFolder.ts'
 import { Generator } from '../generate/generator.ts'
 import { greedy } from '../generate/sampler.ts'
-import type { PrecisionCode } from '../graph/ops/linear.ts'
+import type { Compute } from '../graph/target.ts'
+import { targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
-import { Runtime } from '../runtime/runtime.ts'
+import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Optimizer } from '../train/optimizer.ts'
 import { learningRate } from '../train/schedule.ts'
 import type { Golden, Quantity } from './golden.ts'
@@ -15,8 +16,8 @@ import { mergedLogits } from './merged.ts'
 import { referenceGreedy } from './referenceGreedy.ts'
 
 export interface ComputeOptions {
-  readonly threads: number
-  readonly precision: PrecisionCode
+  readonly device: DeviceChoice
+  readonly compute: Compute | 'auto'
 }
 
 /** Settings of the reference's training curve; see the golden's metadata. */
@@ -57,11 +58,11 @@ export class CaseComputation {
 
   /** Each part runs on its own device memory: what one leaves behind cannot help another. */
   private async withModel(training: Training, use: (model: LoadedModel) => Promise<void>): Promise<void> {
-    const runtime = new Runtime('cpu', this.options.threads)
+    const runtime = new Runtime(this.options.device)
     try {
       const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
-      const patched = patchModel(await describeModel(this.golden.folder), training, { embeddingRate })
-      await use(await LoadedModel.load(patched, runtime, { precision: this.options.precision, seed: 0 }))
+      const patched = patchModel(await describeModel(this.golden.folder), training, targetOf(this.options.device, this.options.compute), { embeddingRate })
+      await use(await LoadedModel.load(patched, runtime, { seed: 0 }))
     } finally {
       runtime.dispose()
     }
@@ -212,17 +213,19 @@ export class CaseComputation {
     const [batches, perBatch, width] = this.golden.shape('curve_input_ids') as [number, number, number]
     const rows = await this.golden.tokenRows('curve_input_ids')
     const steps = this.golden.shape('curve_loss')[0]!
-    const optimizer = new Optimizer(model.runtime, model.patched.layout, { beta1: curve.betas[0], beta2: curve.betas[1], eps: curve.eps, weightDecay: curve.weightDecay })
+    const optimizer = new Optimizer(model.runtime, model.patched, {
+      beta1: curve.betas[0], beta2: curve.betas[1], eps: curve.eps, weightDecay: curve.weightDecay, maxGradNorm: curve.maxNorm,
+    })
     const embeddingRate = Number(this.golden.metadata.get('embedding_learning_rate') ?? curve.rate)
     const [losses, norms, rates] = [new Float32Array(steps), new Float32Array(steps), new Float32Array(steps)]
     const weight = 1 / (perBatch * (width - 1))
     for (let step = 0; step < steps; ++step) {
       const first = (step % batches) * perBatch
       losses[step] = await gradients(model, rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })))
-      norms[step] = await optimizer.gradientNorm()
       const share = learningRate(step, { type: 'linear', totalSteps: steps, warmupSteps: curve.warmup })
       rates[step] = curve.rate * share
-      await optimizer.update(step + 1, norms[step]!, curve.maxNorm, { default: curve.rate * share, embedding: embeddingRate * share })
+      await optimizer.update(step + 1, { default: curve.rate * share, embedding: embeddingRate * share })
+      norms[step] = optimizer.result().gradientNorm
     }
     this.set('curve_loss', losses, [steps])
     this.set('curve_grad_norm', norms, [steps])
@@ -231,7 +234,7 @@ export class CaseComputation {
     const { rows: batch } = await this.batch()
     const shape = [1, batch[0]!.length, model.spec.vocabulary]
     this.set('curve_final_logits', await allLogits(model, model.trained, [batch[0]!]), shape)
-    this.set('merged_logits', await mergedLogits(model, [batch[0]!], this.options), shape)
+    this.set('merged_logits', await mergedLogits(model, [batch[0]!], this.options.device), shape)
   }
 }
 

@@ -1,17 +1,16 @@
-import type { PrecisionCode } from '../graph/ops/linear.ts'
 import { toGraphForm } from '../model/storedForm.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel } from '../runtime/patchedModel.ts'
-import { Runtime } from '../runtime/runtime.ts'
+import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { mergedTensor } from '../save/merge.ts'
 import { allLogits } from './passes.ts'
 
 /** Logits of a model whose weights are the merged ones, unrounded. */
-export async function mergedLogits(model: LoadedModel, rows: readonly Int32Array[], options: { threads: number; precision: PrecisionCode }): Promise<Float32Array> {
-  const runtime = new Runtime('cpu', options.threads)
+export async function mergedLogits(model: LoadedModel, rows: readonly Int32Array[], device: DeviceChoice): Promise<Float32Array> {
+  const runtime = new Runtime(device)
   try {
-    const patched = patchModel(await describeModel(model.patched.model.folder), { kind: 'none' }, { weightType: 'f32' })
-    const merged = await LoadedModel.load(patched, runtime, { precision: options.precision, seed: 0 })
+    const patched = patchModel(await describeModel(model.patched.model.folder), { kind: 'none' }, model.target, { weightType: 'f32' })
+    const merged = await LoadedModel.load(patched, runtime, { seed: 0 })
     for (const entry of patched.model.entries) {
       const { storage } = patched.arena.weights.get(entry.id)!.value
       const width = storage.rows === 1 ? 1 : storage.cols

@@ -51,8 +51,9 @@ const capacityOf = (packed: PackedTokens) => ({ tokens: packed.ids.length, label
 export async function allLogits(model: LoadedModel, weights: DecoderWeights, rows: readonly Int32Array[], width?: number): Promise<Float32Array> {
   const packed = packScored(rows.map((ids) => ({ ids, weight: () => undefined, ...(width === undefined ? {} : { width }) })))
   const every = { ...packed, labelIndex: Int32Array.from(packed.ids.keys()) }
-  const { spec, precision, runtime } = model
-  const runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity: capacityOf(every), precision }))
+  const { spec, target, runtime } = model
+  const runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity: capacityOf(every), target }))
+  await model.refreshShadow()
   await runner.run(every)
   return runner.read('logits', every.ids.length)
 }
@@ -60,8 +61,9 @@ export async function allLogits(model: LoadedModel, weights: DecoderWeights, row
 /** −log p of each scored position, in packed order. */
 export async function scores(model: LoadedModel, weights: DecoderWeights, rows: readonly ScoredRow[]): Promise<Float32Array> {
   const packed = packScored(rows)
-  const { spec, precision, runtime } = model
-  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), precision }))
+  const { spec, target, runtime } = model
+  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), target }))
+  await model.refreshShadow()
   await runner.run(packed)
   return runner.read('nll', packed.labelIndex.length)
 }
@@ -69,19 +71,21 @@ export async function scores(model: LoadedModel, weights: DecoderWeights, rows: 
 /** The routers' balance loss over all tokens of the rows, without its factor. */
 export async function balance(model: LoadedModel, weights: DecoderWeights, rows: readonly ScoredRow[]): Promise<number> {
   const packed = packScored(rows)
-  const { spec, precision, runtime } = model
-  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), precision, balance: true }))
+  const { spec, target, runtime } = model
+  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), target, balance: true }))
+  await model.refreshShadow()
   await runner.run(packed)
   return runner.read('balanceLoss', 1)[0]!
 }
 
 /** Runs forward and backward with these weights on positions; gradients are left in the gradient arena. Σ weight·nll. */
 export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], recompute: Recompute = 'none'): Promise<number> {
-  const { spec, precision, runtime, trained, patched } = model
+  const { spec, target, runtime, trained, patched } = model
   const packed = packScored(rows)
   runtime.reserve('grads', patched.layout.elements * 4)
   runtime.write('grads', 0, new Float32Array(patched.layout.elements))
-  const runner = new StepRunner(runtime, spec, trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), precision, dropout: false, recompute: () => recompute }))
+  const runner = new StepRunner(runtime, spec, trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute }))
+  await model.refreshShadow()
   await runner.run(packed)
   return runner.read('nll', packed.labelIndex.length).reduce((sum, nll, i) => sum + nll * packed.weights[i]!, 0)
 }

@@ -18,6 +18,8 @@ struct Dims {
   int64_t tokens = 0;     // packed tokens of the micro-step
   int64_t labelled = 0;   // rows that carry a label
   int64_t sequences = 0;  // packed sequences
+
+  bool operator==(const Dims&) const = default;
 };
 
 /** One command as a kernel sees it: operands in the order that engine/graph/commands.ts documents. */

@@ -38,7 +38,16 @@ class Device {
   virtual uint64_t load(const LoadPart& part) = 0;
   /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i. */
   virtual void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) = 0;
-  virtual RunResult run(const Plan& plan, const Dims& dims, int64_t first, int64_t last, bool profile) = 0;
+  /**
+   * Runs commands [first, last) on `dims` rows, of which `live` are real and the rest padding (see StepRunner): a processor takes no
+   * padding, both are equal there. Work may still be under way on return; `read` and `synchronise` wait for it.
+   */
+  virtual RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) = 0;
+  /** Makes the scratch that commands share at least this large. A processor sizes its own. */
+  virtual void reserveScratch(size_t) {}
+  /** Drops what was prepared for a plan that will not run again. */
+  virtual void forget(const Plan&) {}
+  virtual void synchronise() {}
 
   /** Makes the run in progress return between two commands. Any thread may call it. */
   void requestStop() { stop_.store(true); }

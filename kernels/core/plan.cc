@@ -1,8 +1,10 @@
 #include "plan.h"
 
+#include <atomic>
 #include <cmath>
 
 #include "error.h"
+#include "quant4.h"
 
 namespace unsloth {
 namespace {
@@ -17,7 +19,7 @@ int64_t wholeNumber(double value, const char* what) {
 PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& bufferBytes) {
   PlanTensor t;
   const int64_t dtype = wholeNumber(numbers[0], "dtype");
-  if (dtype > static_cast<int64_t>(DType::U8)) fail("plan: unknown dtype " + std::to_string(dtype));
+  if (dtype > static_cast<int64_t>(DType::Q4N)) fail("plan: unknown dtype " + std::to_string(dtype));
   t.dtype = static_cast<DType>(dtype);
   const int64_t buffer = wholeNumber(numbers[1], "buffer");
   if (buffer >= static_cast<int64_t>(bufferBytes.size())) fail("plan: tensor names buffer " + std::to_string(buffer));
@@ -31,6 +33,13 @@ PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& buffer
   t.rule = static_cast<RowRule>(rule % rowRules);
   t.repeat = rule / rowRules + 1;
   if (t.ld < t.cols) fail("plan: row stride " + std::to_string(t.ld) + " is below " + std::to_string(t.cols) + " columns");
+  if (isQuantised(t.dtype)) {
+    if (t.ld != t.cols || t.rule != RowRule::fixed || t.offset % Quant4Layout::part != 0) fail("plan: a quantised matrix is not whole");
+    const Quant4Layout layout{t.rows * t.cols, t.dtype == DType::Q4N};
+    if (static_cast<size_t>(t.offset + layout.leastBytes()) > bufferBytes[static_cast<size_t>(buffer)])
+      fail("plan: a quantised matrix of " + std::to_string(t.rows) + "x" + std::to_string(t.cols) + " does not fit its buffer");
+    return t;
+  }
   const size_t width = bytesPerElement(t.dtype);
   const int64_t elements = t.rows == 0 || t.cols == 0 ? 0 : (t.rows - 1) * t.ld + t.cols;
   if (t.offset % static_cast<int64_t>(width) != 0) fail("plan: tensor is not aligned to its elements");
@@ -62,7 +71,9 @@ int64_t liveRows(const PlanTensor& tensor, const Dims& dims) {
 
 Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
                 size_t floatNumbers, std::vector<int32_t> buffers, const std::vector<size_t>& bufferBytes) {
+  static std::atomic<uint64_t> next{1};
   Plan plan;
+  plan.id = next++;
   plan.buffers = std::move(buffers);
   if (tensorNumbers % numbersPerTensor != 0) fail("plan: the tensor table is cut short");
   for (size_t at = 0; at < tensorNumbers; at += numbersPerTensor) plan.tensors.push_back(decodeTensor(tensors + at, bufferBytes));

@@ -28,6 +28,7 @@ struct PlanCommand {
 
 /** A decoded plan: a flat list of commands over tensors that live in buffers of one device. */
 struct Plan {
+  uint64_t id = 0;                // differs between any two plans of a process
   std::vector<int32_t> buffers;  // device buffer handles
   std::vector<PlanTensor> tensors;
   std::vector<PlanCommand> commands;

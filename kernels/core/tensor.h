@@ -6,7 +6,10 @@
 namespace unsloth {
 
 /** Element types; the numbers are those of `dtypes` in engine/graph/dtype.ts. */
-enum class DType : int32_t { F32 = 0, BF16 = 1, F16 = 2, I32 = 3, F64 = 4, U8 = 5 };
+enum class DType : int32_t { F32 = 0, BF16 = 1, F16 = 2, I32 = 3, F64 = 4, U8 = 5, Q4 = 6, Q4N = 7 };
+
+/** Matrices of 4-bit blocks: only whole ones, see quant4.h. */
+inline bool isQuantised(DType type) { return type == DType::Q4 || type == DType::Q4N; }
 
 inline size_t bytesPerElement(DType type) {
   switch (type) {
@@ -16,6 +19,8 @@ inline size_t bytesPerElement(DType type) {
     case DType::BF16:
     case DType::F16: return 2;
     case DType::U8: return 1;
+    case DType::Q4:
+    case DType::Q4N: break;  // no element has a place of its own
   }
   return 0;
 }

@@ -128,7 +128,7 @@ void CpuDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DT
   });
 }
 
-RunResult CpuDevice::run(const Plan& plan, const Dims& dims, int64_t first, int64_t last, bool profile) {
+RunResult CpuDevice::run(const Plan& plan, const Dims& dims, const Dims&, int64_t first, int64_t last, bool profile) {
   using Clock = std::chrono::steady_clock;
   std::vector<std::byte*> bases;
   for (const int32_t buffer : plan.buffers) bases.push_back(block(buffer).data);

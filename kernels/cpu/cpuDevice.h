@@ -20,7 +20,7 @@ class CpuDevice : public Device {
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
   uint64_t load(const LoadPart& part) override;
   void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) override;
-  RunResult run(const Plan& plan, const Dims& dims, int64_t first, int64_t last, bool profile) override;
+  RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) override;
 
  private:
   struct Block {

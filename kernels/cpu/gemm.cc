@@ -4,6 +4,7 @@
 
 #include "gemmFewRows.h"
 #include "gemmSelect.h"
+#include "quantise.h"
 
 /**
  * Blocked multiplication after Goto & van de Geijn (ACM TOMS 34(3), 2008): A or B is packed once for all threads, the other per
@@ -18,6 +19,7 @@ constexpr int64_t maxTaskColumns = 256;    // a packed block of B stays in the s
 constexpr int64_t maxBlockBytes = 3 << 19; // of A, per task
 constexpr int64_t goodSharedBytes = 4 << 20;  // of packed A per pass: larger ones would leave the last cache level
 constexpr int64_t tasksPerThread = 6;
+constexpr int64_t unpackedAt = 5 << 19;    // where a dequantised block stands in a thread's scratch, behind packed A and B
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -105,8 +107,17 @@ class PackedGemm {
   void packA(const Operand& a, int64_t row, int64_t rows, int64_t k, int64_t length, uint32_t* target) const {
     kernel_.packA({target, a.at(row, k), a.view.dtype, a.view.ld, a.kContiguous, rows, length, panelRows_, round_});
   }
-  void packB(const Operand& b, int64_t column, int64_t columns, int64_t k, int64_t length, uint32_t* target) const {
+  /** A quantised block is dequantised into the thread's scratch first: it stays in the second cache level. */
+  void packB(const Operand& b, int64_t column, int64_t columns, int64_t k, int64_t length, uint32_t* target, int thread) const {
     const int64_t panelColumns = kernel_.tileColumns;
+    if (isQuantised(b.view.dtype)) {
+      const DType type = dequantisedType(b.view);
+      std::byte* const block = pool_.scratch(thread) + unpackedAt;
+      if (b.kContiguous) dequantise(b.view, column, columns, k, length, block, type);
+      else dequantise(b.view, k, length, column, columns, block, type);
+      kernel_.packB({target, block, type, b.kContiguous ? length : columns, b.kContiguous, columns, length, panelColumns, round_});
+      return;
+    }
     kernel_.packB({target, b.at(column, k), b.view.dtype, b.view.ld, b.kContiguous, columns, length, panelColumns, round_});
   }
 
@@ -126,9 +137,9 @@ class PackedGemm {
   void packSharedB() {
     const int64_t count = ceilDiv(n_, kernel_.tileColumns);
     uint32_t* const target = shared();
-    pool_.parallelFor(lastBlock_ - firstBlock_, [&](int64_t task, int) {
+    pool_.parallelFor(lastBlock_ - firstBlock_, [&](int64_t task, int thread) {
       const int64_t block = firstBlock_ + task;
-      packB(b_, 0, n_, blocks_.begin(block), blocks_.length(block), target + kernel_.strideB * wordsBefore(block) * count);
+      packB(b_, 0, n_, blocks_.begin(block), blocks_.length(block), target + kernel_.strideB * wordsBefore(block) * count, thread);
     });
   }
 
@@ -213,7 +224,7 @@ class PackedGemm {
         call.a = localA;
         call.b = shared() + kernel_.strideB * wordsBefore(block) * columnPanels + column * call.depth;
       } else {
-        packB(b_, column, columns, k, length, localB);
+        packB(b_, column, columns, k, length, localB, thread);
         call.b = localB;
         call.a = shared() + kernel_.strideA * (wordsBefore(block) * rowPanels + fromPanel * call.depth);
       }
@@ -222,12 +233,12 @@ class PackedGemm {
       call.bias = call.add = nullptr;
     }
     if (lastBlock_ == blocks_.count)
-      for (const LowRankTerm& term : g_.terms) lowRank(term, row, rows, column, endColumn, localA, localB);
+      for (const LowRankTerm& term : g_.terms) lowRank(term, row, rows, column, endColumn, localA, localB, thread);
   }
 
   /** The columns of the rectangle that the term touches, in panels of their own. */
   void lowRank(const LowRankTerm& term, int64_t row, int64_t rows, int64_t column, int64_t endColumn, uint32_t* localA,
-               uint32_t* localB) const {
+               uint32_t* localB, int thread) const {
     const Operand a{term.a, true}, b{term.b, g_.mode == GemmMode::NT};
     const int64_t width = b.kContiguous ? term.b.rows : term.b.cols;
     const int64_t first = std::max(column, term.column), last = std::min(endColumn, term.column + width);
@@ -246,7 +257,7 @@ class PackedGemm {
     for (int64_t block = 0; block < blocks.count; ++block) {
       call.depth = blocks.depth(block);
       packA(a, row, rows, blocks.begin(block), blocks.length(block), localA);
-      packB(b, first - term.column, last - first, blocks.begin(block), blocks.length(block), localB);
+      packB(b, first - term.column, last - first, blocks.begin(block), blocks.length(block), localB, thread);
       kernel_.multiply(call);
     }
   }

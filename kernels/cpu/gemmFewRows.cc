@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "gemmSelect.h"
+#include "quantise.h"
 
 namespace unsloth::cpu {
 namespace {
 
 constexpr int64_t fewRows = 8;
+constexpr int64_t biasBytes = 1 << 18, unpackedBytes = 1 << 20;  // of a thread's scratch: a bias, then dequantised rows
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t elementBytes(const View& v) { return static_cast<int64_t>(bytesPerElement(v.dtype)); }
@@ -20,14 +22,15 @@ class FewRowsGemm {
     int64_t words = g_.a.cols;
     for (const LowRankTerm& term : g_.terms) words += term.a.cols;
     const int64_t bytes = 4 * words * fewRows;
-    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && bytes <= static_cast<int64_t>(ThreadPool::sharedScratchBytes);
+    const bool unpacks = !isQuantised(g_.b.dtype) || g_.b.cols * 4 <= unpackedBytes;
+    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && bytes <= static_cast<int64_t>(ThreadPool::sharedScratchBytes) && unpacks;
   }
 
   void run() {
     const int64_t n = g_.c.cols;
     std::vector<View> left{widen(g_.a)};
     for (const LowRankTerm& term : g_.terms) left.push_back(widen(term.a));
-    constexpr int64_t unit = 8, most = 65536;
+    constexpr int64_t unit = 8, most = biasBytes / 4;
     const int64_t share = ceilDiv(n, 8 * pool_.size());
     const int64_t perTask = std::min(ceilDiv(share, unit) * unit, most);
     pool_.parallelFor(ceilDiv(n, perTask), [&](int64_t task, int thread) {
@@ -44,7 +47,8 @@ class FewRowsGemm {
         call.add = g_.add.f32() + column;
         call.ldAdd = g_.add.ld;
       }
-      gemmSelection().dot(call);
+      if (isQuantised(g_.b.dtype)) dotQuantised(call, column, thread);
+      else gemmSelection().dot(call);
       for (size_t i = 0; i < g_.terms.size(); ++i) {
         const LowRankTerm& term = g_.terms[i];
         const int64_t first = std::max(column, term.column), last = std::min(column + columns, term.column + term.b.rows);
@@ -57,6 +61,24 @@ class FewRowsGemm {
   }
 
  private:
+  /** The columns of `call`, from `column` on, a few rows of a quantised B at a time. */
+  void dotQuantised(DotCall call, int64_t column, int thread) const {
+    const DType type = dequantisedType(g_.b);
+    std::byte* const rows = pool_.scratch(thread) + biasBytes;
+    const int64_t atOnce = unpackedBytes / (g_.b.cols * static_cast<int64_t>(bytesPerElement(type))), end = column + call.columns;
+    call.b = rows;
+    call.dtypeB = type;
+    call.ldb = g_.b.cols;
+    for (; column < end; column += atOnce) {
+      call.columns = std::min(atOnce, end - column);
+      dequantise(g_.b, column, call.columns, 0, g_.b.cols, rows, type);
+      gemmSelection().dot(call);
+      call.c += call.columns;
+      if (call.bias != nullptr) call.bias += call.columns;
+      if (call.add != nullptr) call.add += call.columns;
+    }
+  }
+
   /** fp32 rows of A as the precision wants them; copied only when they differ. */
   View widen(const View& a) {
     if (a.dtype == DType::F32 && !round_) return a;

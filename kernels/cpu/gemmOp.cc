@@ -57,7 +57,8 @@ void gemm(const Call& call, ThreadPool& pool) {
 
   require(g.c.present() && g.c.dtype == DType::F32, "c must be fp32");
   requireOperand(g.a, "a");
-  requireOperand(g.b, "b");
+  if (!g.b.present() || !isQuantised(g.b.dtype)) requireOperand(g.b, "b");
+  else require(g.mode != GemmMode::TN, "a quantised b needs mode NT or NN");
   const bool transposedA = g.mode == GemmMode::TN, transposedB = g.mode == GemmMode::NT;
   const int64_t m = transposedA ? g.a.cols : g.a.rows, k = transposedA ? g.a.rows : g.a.cols;
   const int64_t n = transposedB ? g.b.rows : g.b.cols, kOfB = transposedB ? g.b.cols : g.b.rows;

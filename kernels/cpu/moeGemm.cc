@@ -2,6 +2,7 @@
 
 #include "gemm.h"
 #include "operands.h"
+#include "quantise.h"
 #include "ops.h"
 #include "vectorKernels.h"
 
@@ -22,17 +23,29 @@ class Stack {
       : view_(v), experts_(experts), byColumns_(byColumns) {
     const int64_t divided = byColumns ? v.cols : v.rows;
     if (divided % experts != 0) args.refuse(std::string(name) + " is " + describe(v) + ", which is no stack of " + std::to_string(experts));
+    if (isQuantised(v.dtype)) {
+      if (byColumns) args.refuse(std::string(name) + " is " + describe(v) + ", which goes by rows only");
+      type_ = dequantisedType(v);
+    }
     if (byColumns && v.dtype != DType::F32) args.refuse(std::string(name) + " is " + describe(v) + ", expected f32");
     rows_ = byColumns ? v.rows : v.rows / experts;
     cols_ = byColumns ? v.cols / experts : v.cols;
-    if (byColumns) buffer_.resize(static_cast<size_t>(rows_ * cols_));
+    if (byColumns || isQuantised(v.dtype)) buffer_.resize(static_cast<size_t>(rows_ * cols_));
   }
 
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
 
-  /** Matrix e; one by columns is copied into memory that the next call overwrites. */
+  /** Matrix e; one by columns or quantised is copied into memory that the next call overwrites. */
   View matrix(int64_t e, ThreadPool& pool) {
+    if (isQuantised(view_.dtype)) {
+      const size_t width = bytesPerElement(type_);
+      auto* to = reinterpret_cast<std::byte*>(buffer_.data());
+      forRows(pool, rows_, cols_, [&](int64_t r) {
+        cpu::dequantise(view_, e * rows_ + r, 1, 0, cols_, to + static_cast<size_t>(r * cols_) * width, type_);
+      });
+      return {buffer_.data(), type_, rows_, cols_, cols_};
+    }
     if (!byColumns_) return rowsOf(view_, e * rows_, rows_);
     forRows(pool, rows_, cols_, [&](int64_t r) {
       for (int64_t c = 0; c < cols_; ++c) buffer_[static_cast<size_t>(r * cols_ + c)] = view_.row(r)[c * experts_ + e];
@@ -52,6 +65,7 @@ class Stack {
   View view_;
   int64_t experts_, rows_ = 0, cols_ = 0;
   bool byColumns_;
+  DType type_ = DType::F32;  // of a quantised matrix once it is unpacked
   std::vector<float> buffer_;
 };
 
@@ -64,7 +78,9 @@ void expertGemm(const Call& call, ThreadPool& pool) {
   const bool gradient = mode == GemmMode::TN, transposed = mode == GemmMode::NT, hasLow = call.has(4);
   const View& c = args.matrix(0, "c", Operands::any, Operands::any);
   const View& a = args.weight(1, "a", Operands::any, Operands::any);
-  const View& b = args.weight(2, "b", gradient ? a.rows : Operands::any, Operands::any);
+  const bool quantised = call.has(2) && isQuantised(call.t(2).dtype);
+  args.require(!quantised || !gradient, "a quantised b has no gradient");
+  const View& b = quantised ? call.t(2) : args.weight(2, "b", gradient ? a.rows : Operands::any, Operands::any);
   const View& firstView = args.integers(3, "first", Operands::any, 1);
   const int64_t experts = firstView.rows - 1, slots = a.rows;
   args.require(experts >= 1, "first is empty");

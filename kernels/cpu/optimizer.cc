@@ -45,6 +45,25 @@ void sumSquares(const Call& call, ThreadPool& pool) {
   target = call.i(1) != 0 ? target + total : total;
 }
 
+void dot(const Call& call, ThreadPool&) {
+  const Operands args(call, "dot", 3, 1, 0);
+  const Vector<double> out = args.numbers<double>(0, "out", 1);
+  const Vector<float> a = args.numbers<float>(1, "a", 0), b = args.numbers<float>(2, "b", a.count);
+  args.require(a.count == b.count, "the lists differ in length");
+  double sum = 0;
+  for (int64_t i = 0; i < a.count; ++i) sum += static_cast<double>(a[i]) * b[i];
+  double& target = *const_cast<double*>(out.data);
+  target = call.i(0) != 0 ? target + sum : sum;
+}
+
+void clipScale(const Call& call, ThreadPool&) {
+  const Operands args(call, "clipScale", 3, 0, 1);
+  const Vector<double> scalars = args.numbers<double>(0, "scalars", 1);
+  const double squares = args.numbers<double>(1, "squares", 1)[0], loss = args.numbers<double>(2, "loss", 1)[0], most = call.f(0);
+  const double scale = most > 0 ? std::min(1.0, most / (std::sqrt(squares) + 1e-6)) : 1.0;
+  *const_cast<double*>(scalars.data) = std::isfinite(squares) && std::isfinite(loss) ? scale : std::nan("");
+}
+
 void adamw(const Call& call, ThreadPool& pool) {
   const Operands args(call, "adamw", 5, 1, 4);
   const View& p = args.matrix(0, "p", Operands::any, Operands::any);
@@ -54,6 +73,7 @@ void adamw(const Call& call, ThreadPool& pool) {
   const int64_t group = call.i(0);
   args.require(group >= 0, "group is negative");
   const Vector<double> scalars = args.numbers<double>(4, "scalars", 4 + group);
+  if (std::isnan(scalars[0])) return;
   const double beta1 = call.f(0), beta2 = call.f(1), rate = scalars[3 + group];
   const AdamwStep step{static_cast<float>(scalars[0]),
                        static_cast<float>(1 - rate * call.f(3)),

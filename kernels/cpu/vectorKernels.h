@@ -20,6 +20,20 @@ struct AdamwStep {
   float eps;
 };
 
+/** Constants of one step of 8-bit AdamW, and the maps of its moments; bitsandbytes' form: decay last. */
+struct Adamw8Step {
+  float gradientScale, beta1, beta2;
+  float rate;  // lr·√c2/c1
+  float eps;   // √c2·eps
+  float keep;  // 1 − lr·weightDecay
+  const float *signedMap, *unsignedMap;
+};
+
+struct LionStep {
+  float gradientScale, beta1, beta2, rate, keep;
+  const float* signedMap;
+};
+
 /** Where the Philox words of one row of a dropout mask come from. */
 struct DropoutRow {
   uint32_t sample, position, site, seed, step;
@@ -105,6 +119,16 @@ struct VectorKernels {
   /** Bytes of 64-byte aligned scratch that the tiles take: at most ThreadPool::scratchBytes. */
   void (*attention)(const AttentionTile& tile, std::byte* scratch);
   void (*attentionGrad)(const AttentionGradTile& tile, std::byte* scratch);
+
+  /** y[i] = table[q_i]·absmax for n ≤ 64 codes of 4 bits, of which the first is a high half. */
+  void (*unpack4)(float* y, const uint8_t* codes, const float* table, float absmax, int64_t n);
+  /** Codes of one block of n ≤ 64 elements (NF4 or FP4); returns its absmax. */
+  float (*pack4)(uint8_t* codes, const float* x, int64_t n, bool fp4);
+
+  /** One block of n ≤ 256 parameters; m and v are their codes, absmaxM and absmaxV what these are relative to. */
+  void (*adamw8)(float* p, uint8_t* m, uint8_t* v, float* absmaxM, float* absmaxV, const float* grad, const Adamw8Step& step, int64_t n);
+  void (*lion)(float* p, float* m, const float* grad, const LionStep& step, int64_t n);
+  void (*lion8)(float* p, uint8_t* m, float* absmax, const float* grad, const LionStep& step, int64_t n);
 };
 
 /** The kernels for this machine; see cpuFeatures.h. */

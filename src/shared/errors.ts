@@ -13,6 +13,7 @@ export const errorCodes = [
   'TOKENIZER',
   'DATA', // data set unreadable, empty, wrong columns, all labels masked
   'MEMORY', // the plan does not fit
+  'GPU', // no usable GPU, or it failed
   'NON_FINITE', // loss or gradient became NaN or infinite
   'RUN_BUSY', // another process owns the run directory
   'RUN_INVALID', // not a run directory, or its files are damaged

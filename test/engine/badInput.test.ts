@@ -172,7 +172,7 @@ describe('bad input is refused with its place and what to do', function () {
     })
     it('memory that is not there, with the largest part', async () => {
       const prepared = await prepareRun(makeRecipe(folder))
-      const options = { precision: 0, longestSample: 256, longestStep: 1024, sequences: 4, evaluates: false, availableBytes: 1e6, threads: 1 } as const
+      const options = { longestSample: 256, longestStep: 1024, sequences: 4, evaluates: false, availableBytes: 1e6, threads: 1 } as const
       assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'auto' }),
         (error) => UnslothError.is(error, 'MEMORY') && /needs [\d.]+ MB, but only 977 KB are free; the largest part is/.test(error.message) && (error.hint ?? '').includes('max_seq_length'))
       assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'none' }), (error) => UnslothError.is(error, 'MEMORY') && (error.hint ?? '').includes('gradient_checkpointing: auto'))

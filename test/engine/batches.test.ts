@@ -24,7 +24,7 @@ async function trainSplit(samples: readonly StepSample[], dropout: number, split
     model.getPeftModel({ r: 4, loraAlpha: 8, loraDropout: dropout })
     const longest = Math.max(...samples.map(({ ids }) => ids.length))
     const plan = planTraining(model.patched, {
-      precision: 0, checkpointing: 'none', longestSample: longest, longestStep: longest * perStep, sequences: perStep, evaluates: false, availableBytes: 1e9, threads: 1,
+      checkpointing: 'none', longestSample: longest, longestStep: longest * perStep, sequences: perStep, evaluates: false, availableBytes: 1e9, threads: 1,
     })
     await model.load()
     const trainer = model.trainer(plan, { maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })

@@ -70,7 +70,7 @@ describe('bit for bit', () => {
     const model = await FastLanguageModel.fromPretrained({ modelName: join(prepared.model.patched.model.folder), threads: 2 })
     model.getPeftModel({ r: 4, loraDropout: 0.1, targetModules: 'all-linear' })
     const planFor = (availableBytes: number): TrainingPlan => planTraining(model.patched, {
-      precision: 0, checkpointing: 'auto', longestSample: 256, longestStep: 1280, sequences: 5, evaluates: false, availableBytes, threads: 2,
+      checkpointing: 'auto', longestSample: 256, longestStep: 1280, sequences: 5, evaluates: false, availableBytes, threads: 2,
     })
     let plan = planFor(1e9)
     while (wanted !== undefined && plan.recompute !== wanted) plan = planFor(plan.totalBytes - 1)

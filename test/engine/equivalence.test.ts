@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { cpuTarget } from '../../engine/graph/target.ts'
 import { Generator } from '../../engine/generate/generator.ts'
 import { argmax, greedy } from '../../engine/generate/sampler.ts'
 import type { Recompute } from '../../engine/graph/backward.ts'
@@ -46,9 +47,9 @@ describe('the same computation done in different ways', () => {
   after(() => rm(folder, { recursive: true }))
 
   async function withModel<T>(name: string, training: Training, threads: number, use: (model: LoadedModel) => Promise<T>): Promise<T> {
-    const runtime = new Runtime('cpu', threads)
+    const runtime = new Runtime({ kind: 'cpu', threads })
     try {
-      return await use(await LoadedModel.load(patchModel(await describeModel(join(folder, name)), training), runtime, { precision: 0, seed: 1 }))
+      return await use(await LoadedModel.load(patchModel(await describeModel(join(folder, name)), training, cpuTarget()), runtime, { seed: 1 }))
     } finally {
       runtime.dispose()
     }

@@ -13,7 +13,7 @@ const fixtures = join(dirname(fileURLToPath(import.meta.url)), '../fixtures/gold
 /** Fails unless every quantity of the case is within its tolerance. */
 async function verify(folder: string): Promise<void> {
   const golden = await Golden.open(folder)
-  const computation = new CaseComputation(golden, { threads: 2, precision: 0 })
+  const computation = new CaseComputation(golden, { device: { kind: 'cpu', threads: 2 }, compute: 'float32' })
   await computation.run()
   const results = await compare(golden, computation.quantities, new Set())
   assert.ok(results.length > 15, `only ${results.length} quantities`)

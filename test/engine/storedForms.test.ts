@@ -1,6 +1,7 @@
 import { strict as assert } from 'node:assert'
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { cpuTarget } from '../../engine/graph/target.ts'
 import { openTensorSource, readFloat32, requireTensor } from '../../engine/io/tensorSource.ts'
 import { toFileForm, toGraphForm } from '../../engine/model/storedForm.ts'
 import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
@@ -19,9 +20,9 @@ describe('matrices that files order otherwise', () => {
   afterEach(() => open.splice(0).forEach((runtime) => runtime.dispose()))
 
   async function load(path: string, training: Training = { kind: 'none' }): Promise<LoadedModel> {
-    const runtime = new Runtime('cpu', 1)
+    const runtime = new Runtime({ kind: 'cpu', threads: 1 })
     open.push(runtime)
-    return LoadedModel.load(patchModel(await describeModel(path), training), runtime, { precision: 0, seed: 1 })
+    return LoadedModel.load(patchModel(await describeModel(path), training, cpuTarget()), runtime, { seed: 1 })
   }
   const lora: Training = { kind: 'lora', r: 4, alpha: 8, dropout: 0, rslora: false, targets: 'all-linear', modulesToSave: [] }
 

@@ -36,7 +36,7 @@ async function proofsOf(folder: string): Promise<Proof[]> {
     const config = await readJsonObject(join(path, 'config.json')).catch(() => undefined)
     if (config === undefined) continue
     const golden = await Golden.open(path)
-    const computation = new CaseComputation(golden, { threads: 2, precision: 0 })
+    const computation = new CaseComputation(golden, { device: { kind: 'cpu', threads: 2 }, compute: 'float32' })
     await computation.run()
     const results = await compare(golden, computation.quantities, new Set())
     const bad = results.filter(({ verdict }) => verdict !== 'ok')

@@ -1,31 +1,31 @@
 import { UnslothError } from '#shared/errors.ts'
 import { formatBytes } from '#shared/units.ts'
-import { measureGemm } from '../../bench/gemm.ts'
 import { benchShapes, shapeModel } from '../../bench/shapes.ts'
 import { benchStep, type StepBench } from '../../bench/step.ts'
 import { measureOps, type OpMeasurement } from '../../bench/ops.ts'
 import type { Training } from '../../runtime/patchedModel.ts'
+import type { Checkpointing } from '../../train/trainingPlan.ts'
 import type { CommandArgs } from '../commandArgs.ts'
-import { deviceOf, precisionOf, threadsOf } from '../settings.ts'
+import { computeSettings } from '../settings.ts'
 
 /** Measures operations at the shapes of a model, and whole training steps. */
 export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>): Promise<number> {
-  deviceOf(flags.device)
-  const threads = threadsOf(flags.threads)
-  const precision = precisionOf(flags.compute)
+  const settings = computeSettings(flags)
   const shapes = flags.shape ?? ['stories15m']
   for (const shape of shapes) if (benchShapes[shape] === undefined) shapeModel(shape, 'BF16')
   const training: Training = flags.rank === 0 ? { kind: 'full' } : { kind: 'lora', r: flags.rank, alpha: flags.rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
   const ops: OpMeasurement[] = []
   const steps: StepBench[] = []
   for (const shape of shapes) {
-    if (flags.ops || positionals.length > 0) ops.push(...(await measureOps(shape, { tokens: flags.tokens, threads, precision, names: positionals })))
-    if (!flags.ops && positionals.length === 0)
-      steps.push(await benchStep({ shape, tokens: flags.tokens, steps: flags.steps, threads, precision, checkpointing: 'auto', training, profile: true, ...(flags.layers === undefined ? {} : { layers: flags.layers }) }))
+    if (flags.ops || positionals.length > 0) ops.push(...(await measureOps(shape, { tokens: flags.tokens, ...settings, names: positionals })))
+    else
+      steps.push(await benchStep({
+        shape, tokens: flags.tokens, sequences: flags.batch, instruction: flags.data === 'instruction', steps: flags.steps, ...settings,
+        checkpointing: flags.recompute as Checkpointing, training, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
+      }))
   }
   if (positionals.length > 0 && ops.length === 0) throw new UnslothError('USAGE', `There is no operation ${positionals.join(', ')} to measure.`, { hint: '`unsloth bench --ops` shows all.' })
-  const peak = await measureGemm({ m: 2048, n: 2048, k: 2048, mode: 0, weight: 'f32', precision, threads })
-  if (flags.json) console.log(JSON.stringify({ threads, gemmPeak: peak.gflops, ops, steps }, null, 2))
+  if (flags.json) console.log(JSON.stringify({ ops, steps }, null, 2))
   else print(ops, steps)
   return 0
 }
@@ -34,7 +34,8 @@ function print(ops: readonly OpMeasurement[], steps: readonly StepBench[]): void
   for (const { shape, name, seconds, gflops, gigabytesPerSecond } of ops)
     console.log(`${shape.padEnd(14)} ${name.padEnd(34)} ${(seconds * 1e3).toFixed(2).padStart(9)} ms ${gflops.toFixed(0).padStart(7)} GFLOP/s ${gigabytesPerSecond.toFixed(1).padStart(7)} GB/s`)
   for (const step of steps) {
-    console.log(`${step.shape}, ${step.tokens} tokens, ${step.threads} threads, ${step.precision}: ${step.plan}`)
+    const data = step.instruction ? `${step.sequences} rows of instruction lengths` : `${step.sequences} × ${step.tokens} tokens`
+    console.log(`${step.shape}, ${data}, ${step.device}, ${step.numbers}: ${step.plan}`)
     console.log(`  loss ${step.losses.map((loss) => loss.toFixed(3)).join(' ')}`)
     console.log(`  ${step.seconds.toFixed(3)} s a step, ${step.tokensPerSecond.toFixed(0)} tokens/s, ${step.gflops.toFixed(0)} GFLOP/s, ${(100 * step.share).toFixed(0)} % of the ${step.gemmPeak.toFixed(0)} GFLOP/s of a matrix product, ${formatBytes(step.plannedBytes)}`)
     const total = step.commands.reduce((sum, { seconds }) => sum + seconds, 0)

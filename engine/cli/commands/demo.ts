@@ -8,7 +8,8 @@ import { RunDirectory } from '../../run/runDirectory.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { progressView, shownPath } from '../progressView.ts'
 import { executeRun } from '../runLauncher.ts'
-import { threadsOf } from '../settings.ts'
+import { chooseDevice } from '../../runtime/chooseDevice.ts'
+import type { DeviceChoice } from '../../runtime/runtime.ts'
 
 const prompt = 'One day a Fox'
 
@@ -28,7 +29,7 @@ export async function demoCommand({ flags }: CommandArgs<'demo'>): Promise<numbe
   await executeRun(run.dir, view)
   view?.end()
   const adapter = join(run.dir, 'adapter')
-  const samples = await beforeAndAfter(recipe.model.name, adapter, threadsOf(flags.threads))
+  const samples = await beforeAndAfter(recipe.model.name, adapter, chooseDevice('cpu', flags.threads))
   if (flags.json) console.log(JSON.stringify({ dir: run.dir, ...samples }, null, 2))
   else {
     console.log(`\nbefore: ${prompt}${samples.before}\n\nafter:  ${prompt}${samples.after}\n`)
@@ -42,8 +43,8 @@ export async function demoCommand({ flags }: CommandArgs<'demo'>): Promise<numbe
   return 0
 }
 
-async function beforeAndAfter(model: string, adapter: string, threads: number): Promise<{ before: string; after: string }> {
-  const generator = await FastLanguageModel.forInference({ modelName: model, adapter, threads })
+async function beforeAndAfter(model: string, adapter: string, device: DeviceChoice): Promise<{ before: string; after: string }> {
+  const generator = await FastLanguageModel.forInference({ modelName: model, adapter, device })
   try {
     const ids = generator.tokenizer.encode(prompt, { addSpecialTokens: true })
     const options = { maxNewTokens: 80, sampling: { ...greedy, repetitionPenalty: 1.15 }, stop: ['\n\n'], seed: 0 }

@@ -7,16 +7,15 @@ import { FastLanguageModel } from '../../fastLanguageModel.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { progressView } from '../progressView.ts'
 import { runResult } from '../runResult.ts'
-import { computeOf, deviceOf, threadsOf } from '../settings.ts'
+import { computeSettings } from '../settings.ts'
 
 /** Writes text with a model, an adapter or a run's result. One prompt streams; several run as one batch. */
 export async function generateCommand({ positionals, flags }: CommandArgs<'generate'>): Promise<number> {
-  deviceOf(flags.device)
   const [name, ...words] = positionals
   const prompts = await readPrompts(words, flags.prompt_file)
   const view = progressView(process.stderr)
   const generator = await FastLanguageModel.forInference({
-    modelName: runResult(name!), adapter: flags.adapter, threads: threadsOf(flags.threads), compute: computeOf(flags.compute), onDownload: (progress) => view.onDownload?.(progress),
+    modelName: runResult(name!), adapter: flags.adapter, ...computeSettings(flags), onDownload: (progress) => view.onDownload?.(progress),
   })
   view.end()
   const abort = new AbortController()

@@ -4,7 +4,7 @@ import { saveMerged } from '../../save/saveMerged.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { shownPath } from '../progressView.ts'
 import { runResult } from '../runResult.ts'
-import { threadsOf } from '../settings.ts'
+import { chooseDevice } from '../../runtime/chooseDevice.ts'
 
 /** Texts on which the merged model is compared with the one that it is made from. */
 const probes = ['Once upon a time there was', 'The quick brown fox jumps over the lazy dog. 0123456789', 'def main(args):\n    return 0\n']
@@ -12,7 +12,7 @@ const probes = ['Once upon a time there was', 'The quick brown fox jumps over th
 /** Writes an adapter and its base as one model in 16 bits; refused when its logits are not those of the two. */
 export async function mergeCommand({ positionals, flags }: CommandArgs<'merge'>): Promise<number> {
   const [source, folder] = positionals as [string, string]
-  const generator = await FastLanguageModel.forInference({ modelName: runResult(source), threads: threadsOf(flags.threads) })
+  const generator = await FastLanguageModel.forInference({ modelName: runResult(source), device: chooseDevice(flags.device, flags.threads) })
   try {
     if (generator.model.patched.training.kind !== 'lora')
       throw new UnslothError('USAGE', `${source} is a whole model already: there is no adapter to merge.`, { hint: 'Name an adapter folder, or a run that trained one.' })

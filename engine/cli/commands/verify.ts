@@ -3,14 +3,13 @@ import { compare, formatComparisons, type Comparison } from '../../verify/compar
 import { CaseComputation } from '../../verify/compute.ts'
 import { Golden, type Quantity } from '../../verify/golden.ts'
 import type { CommandArgs } from '../commandArgs.ts'
-import { deviceOf, precisionOf, threadsOf } from '../settings.ts'
+import { computeSettings } from '../settings.ts'
 
 /** Compares the engine with a reference's results; exit code 1 when anything is wrong or missing. */
 export async function verifyCommand({ positionals, flags }: CommandArgs<'verify'>): Promise<number> {
   const folder = positionals[0]!
-  deviceOf(flags.device)
   const golden = await Golden.open(folder)
-  const computation = new CaseComputation(golden, { threads: threadsOf(flags.threads), precision: precisionOf(flags.compute) })
+  const computation = new CaseComputation(golden, computeSettings(flags))
   await computation.run()
   const results = await compare(golden, computation.quantities, new Set(flags.skip ?? []))
   if (flags.out !== undefined) await writeQuantities(flags.out, computation.quantities)

@@ -2,7 +2,7 @@ import { slice, type Graph, type Tensor } from '../graph.ts'
 
 /** Per-token rotation angles of one kind of layer; see ropeTable in commands.ts. */
 export function ropeTable(graph: Graph, name: string, half: number, inputs: { positions: Tensor; table: Tensor; inverseFrequency: Tensor; factor: Tensor }): Tensor {
-  const cosSin = graph.activation(name, 2 * half, { keep: 'residual' })
+  const cosSin = graph.activation(name, 2 * half, { keep: 'residual', dtype: 'f32' })
   graph.record({ commands: [{ name: 'ropeTable', tensors: [cosSin, inputs.positions, inputs.table, inputs.inverseFrequency, inputs.factor], ints: [], floats: [] }], outputs: [cosSin] }, false)
   return cosSin
 }
@@ -46,7 +46,7 @@ export interface SequenceLayout {
 export function attention(graph: Graph, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const { heads, kvHeads, headDim, scale, window, softcap, layout } = options
   const o = graph.activation('attended', heads * headDim, { keep: 'attention' })
-  const lse = graph.activation('lse', heads, { keep: 'attention' })
+  const lse = graph.activation('lse', heads, { keep: 'attention', dtype: 'f32' })
   const ints = [heads, kvHeads, window]
   const floats = [scale, softcap]
   const where = [layout.qStart, layout.kvStart, layout.kvLength]

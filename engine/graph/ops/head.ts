@@ -1,5 +1,7 @@
-import { gemm, type PrecisionCode, type Weight } from './linear.ts'
+import { gemm, type Weight } from './linear.ts'
 import type { Graph, Tensor } from '../graph.ts'
+import { bytesPerElement, type DType } from '../dtype.ts'
+import type { PrecisionCode } from '../target.ts'
 
 export interface HeadOptions {
   readonly weight: Weight
@@ -9,10 +11,14 @@ export interface HeadOptions {
   readonly precision: PrecisionCode
 }
 
-/** Rows of logits that are in memory at once: enough for the matrix product to run at full speed, few enough to stay small. */
-export function headChunkRows(vocabulary: number, rows: number, budgetBytes = 256 * 2 ** 20): number {
-  const fit = Math.floor(budgetBytes / (4 * vocabulary))
-  return Math.max(1, Math.min(rows, Math.max(16, fit - (fit % 16)), 512))
+/**
+ * Rows of logits that are in memory at once: enough for the matrix product to run at full speed, few enough to stay small. A
+ * processor needs a few hundred, a GPU (whose activations are 16-bit) a few thousand.
+ */
+export function headChunkRows(vocabulary: number, rows: number, type: DType = 'f32', budgetBytes = 256 * 2 ** 20): number {
+  const fit = Math.floor(budgetBytes / (bytesPerElement(type) * vocabulary))
+  const unit = type === 'f32' ? 16 : 128
+  return Math.max(1, Math.min(rows, Math.max(unit, fit - (fit % unit)), type === 'f32' ? 512 : 8192))
 }
 
 /**
@@ -22,7 +28,7 @@ export function headChunkRows(vocabulary: number, rows: number, budgetBytes = 25
 export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels: Tensor; weights: Tensor }, options: HeadOptions, training: boolean): void {
   const { weight, bias, logitScale, softcap, precision } = options
   const vocabulary = weight.value.storage.rows
-  const logits = graph.activation('logits', vocabulary, { rule: 'fixed', rows: headChunkRows(vocabulary, h.storage.rows) })
+  const logits = graph.activation('logits', vocabulary, { rule: 'fixed', rows: headChunkRows(vocabulary, h.storage.rows, graph.activationType) })
   const command = (dh?: Tensor, dw?: Tensor, dBias?: Tensor) =>
     ({
       name: 'headLoss', tensors: [inputs.nll, dh, dw, logits, dBias, h, weight.value, inputs.labels, inputs.weights, bias?.value], ints: [precision], floats: [logitScale, softcap],

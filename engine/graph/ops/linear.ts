@@ -1,8 +1,11 @@
+import type { PrecisionCode } from '../target.ts'
 import { slice, type Command, type Graph, type GradientBuilder, type Tensor } from '../graph.ts'
 
 /** A parameter or frozen weight; `grad` is where its gradient accumulates, present only when it is trained. */
 export interface Weight {
   readonly value: Tensor
+  /** The fp32 values that `value` is a rounded copy of, where it is one. */
+  readonly master?: Tensor
   readonly grad?: Tensor
 }
 
@@ -25,9 +28,6 @@ export interface LoraGroup {
   readonly parts: readonly LoraPart[]
   readonly stackedA?: Weight
 }
-
-/** 0: sums and products in fp32; 1: operands rounded to bf16 first. */
-export type PrecisionCode = 0 | 1
 
 export interface LinearOptions {
   readonly weight: Weight
@@ -68,7 +68,7 @@ export function gemm(mode: 0 | 1 | 2, c: Tensor, a: Tensor, b: Tensor, options: 
 
 interface LoraDown {
   readonly part: LoraPart
-  /** x·Aᵀ of this part. */
+  /** alpha·scale·x·Aᵀ of this part. */
   readonly u: Tensor
   /** The input this part saw: x, or x after dropout. */
   readonly seen: Tensor
@@ -76,7 +76,7 @@ interface LoraDown {
 
 /**
  * Y = alpha·(X·Wᵀ + Σ scale_i·(X·A_iᵀ)·B_iᵀ + bias) + add. [n,in] → [n,out].
- * Backward (arXiv 2106.09685, kernels of small rank first): dU = alpha·scale·dY·B; dB += alpha·scale·dYᵀU; dA += dUᵀX; dX = alpha·dY·W + dU·A.
+ * Backward (arXiv 2106.09685, kernels of small rank first): dU = alpha·scale·dY·B; dB += dYᵀU (U holds alpha·scale); dA += dUᵀX; dX = alpha·dY·W + dU·A.
  */
 export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options: LinearOptions): Tensor {
   const { weight, bias, lora, add, precision } = options
@@ -84,7 +84,7 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
   if (alpha !== 1 && bias !== undefined) throw new Error('linear: a factor together with a bias is not used by any architecture')
   const down = lora === undefined ? [] : loraDown(graph, name, x, y, lora, options)
   const trained = weight.grad !== undefined || bias?.grad !== undefined || lora !== undefined
-  const terms = down.map(({ part, u }) => ({ a: u, b: part.b.value, column: part.column, alpha: alpha * part.scale }))
+  const terms = down.map(({ part, u }) => ({ a: u, b: part.b.value, column: part.column, alpha: 1 }))
   graph.record(
     {
       commands: [gemm(NT, y, x, weight.value, { alpha, bias: bias?.value, add, terms, precision })],
@@ -112,26 +112,34 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
   return y
 }
 
-/** U = X·Aᵀ: one product for a stacked group, else one for each part, on its own dropped-out input. */
+/**
+ * U = alpha·scale·X·Aᵀ: one product for a stacked group of one scale, else one for each part, on its own dropped-out input. The
+ * factor stands here, where the matrix is small, so that the big product adds U·Bᵀ as it is.
+ */
 function loraDown(graph: Graph, name: string, x: Tensor, y: Tensor, lora: LoraGroup, options: LinearOptions): LoraDown[] {
   const keep = y.storage.keep === 'attention' ? 'attention' : 'mlp'
   const rank = lora.parts.reduce((sum, part) => sum + part.rank, 0)
   const u = graph.activation(`${name}.u`, rank, { rule: x.storage.rule, keep })
-  const { precision } = options
-  if (lora.stackedA !== undefined) {
-    graph.record({ commands: [gemm(NT, u, x, lora.stackedA.value, { precision })], outputs: [u] }, true)
+  const { precision, alpha = 1 } = options
+  const stacked = isStacked(lora)
+  if (stacked) {
+    const factor = alpha * lora.parts[0]!.scale
+    graph.record({ commands: [gemm(NT, u, x, lora.stackedA!.value, { alpha: factor, precision })], outputs: [u] }, true)
   }
   let column = 0
   return lora.parts.map((part, index) => {
     const mine = slice(u, column, part.rank)
     column += part.rank
-    if (lora.stackedA !== undefined) return { part, u: mine, seen: x }
+    if (stacked) return { part, u: mine, seen: x }
     const seen = part.dropout === undefined ? x : graph.activation(`${name}.dropped${index}`, x.cols, { rule: x.storage.rule, keep: 'derived' })
     if (part.dropout !== undefined) graph.record({ commands: [dropout(seen, x, part.dropout, options, false)], outputs: [seen] }, false)
-    graph.record({ commands: [gemm(NT, mine, seen, part.a.value, { precision })], outputs: [mine] }, true)
+    graph.record({ commands: [gemm(NT, mine, seen, part.a.value, { alpha: alpha * part.scale, precision })], outputs: [mine] }, true)
     return { part, u: mine, seen }
   })
 }
+
+/** Whether one product with all As serves the group. */
+const isStacked = ({ stackedA, parts }: LoraGroup): boolean => stackedA !== undefined && parts.every(({ scale }) => scale === parts[0]!.scale)
 
 interface LoraGradients {
   /** Low-rank terms of dX. */
@@ -151,10 +159,10 @@ function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly 
     column += part.rank
     const scale = alpha * part.scale
     b.emit(gemm(NN, duPart, dyPart, part.b.value, { alpha: scale, precision }))
-    if (part.b.grad !== undefined) b.emit(gemm(TN, part.b.grad, dyPart, b.value(u), { alpha: scale, accumulate: true, precision }))
+    if (part.b.grad !== undefined) b.emit(gemm(TN, part.b.grad, dyPart, b.value(u), { accumulate: true, precision }))
     return duPart
   })
-  if (lora.stackedA !== undefined) {
+  if (lora.stackedA !== undefined && isStacked(lora)) {
     if (lora.stackedA.grad !== undefined) b.emit(gemm(TN, lora.stackedA.grad, du, b.value(x), { accumulate: true, precision }))
     return { terms: [{ a: du, b: lora.stackedA.value, column: 0, alpha: 1 }], dropped: [] }
   }

@@ -1,5 +1,6 @@
 import type { Command, Graph, Keep, Tensor } from '../graph.ts'
-import type { LoraGroup, PrecisionCode, Weight } from './linear.ts'
+import type { PrecisionCode } from '../target.ts'
+import type { LoraGroup, Weight } from './linear.ts'
 
 /** Load balance of the routers: what the layers gather, and what comes back to them. */
 export interface Balance {
@@ -31,7 +32,7 @@ export interface RouteOptions {
 export function route(graph: Graph, logits: Tensor, options: RouteOptions): Routing {
   const { choices, balance } = options
   const experts = logits.cols
-  const weight = graph.activation('weight', 1, { repeat: choices, keep: 'mlp' })
+  const weight = graph.activation('weight', 1, { repeat: choices, keep: 'mlp', dtype: 'f32' })
   const token = graph.activation('token', 1, { repeat: choices, keep: 'mlp', dtype: 'i32' })
   const place = graph.activation('place', choices, { keep: 'mlp', dtype: 'i32' })
   const first = graph.activation('first', 1, { rule: 'fixed', rows: experts + 1, keep: 'mlp', dtype: 'i32' })
@@ -57,7 +58,7 @@ export function route(graph: Graph, logits: Tensor, options: RouteOptions): Rout
 
 /** A balance over the routers of all layers; give it to each `route`, then to `balanceLoss`. */
 export function newBalance(graph: Graph, experts: number, weight: Tensor): Balance {
-  return { layers: [], share: graph.activation('balance.share', experts, { rule: 'fixed', rows: 1 }), weight }
+  return { layers: [], share: graph.activation('balance.share', experts, { rule: 'fixed', rows: 1, dtype: 'f32' }), weight }
 }
 
 /** The balance loss of all routers, written to `loss` [1,1]. */

@@ -18,7 +18,9 @@ export function norm(graph: Graph, name: string, x: Tensor, y: Tensor, options: 
   const { kind, weight, bias, eps } = options
   const groups = options.groups ?? 1
   const plusOne = options.plusOne === true ? 1 : 0
-  const stats = graph.activation(`${name}.stats`, kind === 'rms' ? groups : 2 * groups, { rule: x.storage.rule, keep: y.storage.keep === 'derived' ? 'residual' : 'attention' })
+  const stats = graph.activation(`${name}.stats`, kind === 'rms' ? groups : 2 * groups, {
+    rule: x.storage.rule, keep: y.storage.keep === 'derived' ? 'residual' : 'attention', dtype: 'f32',
+  })
   const forward =
     kind === 'rms'
       ? ({ name: 'rmsNorm', tensors: [y, stats, x, weight?.value], ints: [groups, plusOne], floats: [eps] } as const)

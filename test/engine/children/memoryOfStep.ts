@@ -1,6 +1,8 @@
 /** memoryOfStep SHAPE TOKENS LAYERS lora|full STEPS: optimizer steps in this process; prints the plan and the measured peak. */
 import { readFileSync } from 'node:fs'
-import { madeUpBatch, madeUpModel } from '../../../engine/bench/step.ts'
+import { cpuTarget } from '../../../engine/graph/target.ts'
+import { madeUpBatch } from '../../../engine/bench/batches.ts'
+import { madeUpModel } from '../../../engine/bench/step.ts'
 import { shapeModel } from '../../../engine/bench/shapes.ts'
 import { patchModel } from '../../../engine/runtime/patchedModel.ts'
 import { Runtime } from '../../../engine/runtime/runtime.ts'
@@ -14,13 +16,13 @@ const statusOf = (key: string): number => Number(new RegExp(`^${key}:\\s+(\\d+) 
 async function main(): Promise<void> {
   const threads = 2
   const training = kind === 'full' ? { kind } as const : { kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] } as const
-  const patched = patchModel(shapeModel(shape!, 'BF16', Number(layers)), training)
+  const patched = patchModel(shapeModel(shape!, 'BF16', Number(layers)), training, cpuTarget())
   const plan = planTraining(patched, {
-    precision: 0, checkpointing: 'none', longestSample: tokens, longestStep: tokens, sequences: 1, evaluates: false, availableBytes: 1e12, threads,
+    checkpointing: 'none', longestSample: tokens, longestStep: tokens, sequences: 1, evaluates: false, availableBytes: 1e12, threads,
   })
-  const runtime = new Runtime('cpu', threads)
+  const runtime = new Runtime({ kind: 'cpu', threads })
   const before = statusOf('VmRSS')
-  const model = await madeUpModel(patched, runtime, 0)
+  const model = await madeUpModel(patched, runtime)
   const trainer = new Trainer(model, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
   const batch = madeUpBatch(tokens, patched.model.spec.vocabulary)
   const losses: number[] = []

@@ -2,6 +2,7 @@ import { strict as assert } from 'node:assert'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { cpuTarget } from '../../../engine/graph/target.ts'
 import type { Recompute } from '../../../engine/graph/backward.ts'
 import { commandSignatures } from '../../../engine/graph/commands.ts'
 import type { Command } from '../../../engine/graph/graph.ts'
@@ -16,7 +17,7 @@ const attentionAndMlp = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'u
 
 function plan(config: Record<string, unknown>, train: readonly string[] | 'full', recompute: Recompute, dropout = 0): StepPlan {
   const { spec, weights } = tinyModel(config, train, dropout)
-  return trainingPlan({ spec, weights, capacity, precision: 0, dropout: dropout > 0, recompute: () => recompute })
+  return trainingPlan({ spec, weights, capacity, target: cpuTarget(), dropout: dropout > 0, recompute: () => recompute })
 }
 
 /** Compares with the stored text; UPDATE_SNAPSHOTS=1 writes it anew, to be read before it is committed. */
@@ -38,7 +39,7 @@ describe('printed plans of a tiny model', () => {
     snapshot('mixtral-lora', printPlan(plan({ ...tinyMixture, output_router_logits: true }, ['q_proj', 'gate_proj', 'down_proj'], 'mlp').plan)))
   it('generation with a cache', () => {
     const { spec, weights } = tinyModel({ ...tinyConfig, num_hidden_layers: 1 }, attentionAndMlp)
-    snapshot('llama-cache', printPlan(logitsPlan({ spec, weights, capacity, precision: 0, cache: { rows: 16 } }).plan))
+    snapshot('llama-cache', printPlan(logitsPlan({ spec, weights, capacity, target: cpuTarget(), cache: { rows: 16 } }).plan))
   })
 })
 

@@ -6,6 +6,7 @@ import { diagnoseSchema } from '../../../src/language/diagnostics.ts'
 import { SourceText } from '../../../src/language/text.ts'
 import { foreground } from '../../../src/language/world/background.ts'
 import { datasetFacts } from '../../../src/language/world/datasetFacts.ts'
+import { cpuTarget } from '../../../engine/graph/target.ts'
 import { hubCacheFolder } from '../../../engine/hub/settings.ts'
 import { World } from '../../../src/language/world/nodeWorkspace.ts'
 import { scanFolders } from '../../../src/language/world/scanFolders.ts'
@@ -111,9 +112,9 @@ describe('the world around recipes', () => {
     const patched = patchModel(await describeModel(join(workspace, 'models/tiny')), {
       kind: 'lora', r: 8, alpha: 16, dropout: 0, rslora: false, modulesToSave: [],
         targets: ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
-    })
+    }, cpuTarget())
     const own = planTraining(patched,
-      { precision: 0, checkpointing: 'auto', longestSample: 256, longestStep: 2048, sequences: 8, evaluates: false,
+      { checkpointing: 'auto', longestSample: 256, longestStep: 2048, sequences: 8, evaluates: false,
         availableBytes: 2 ** 32, threads: 2 })
     assert.equal(plan.value.totalBytes, own.totalBytes)
     assert.equal(plan.value.parameters, 260_032)

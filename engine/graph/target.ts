@@ -1,0 +1,31 @@
+import type { DType } from './dtype.ts'
+
+/** 0: sums and products in fp32; 1: operands of products rounded to bf16 first. A GPU goes by the types of its operands instead. */
+export type PrecisionCode = 0 | 1
+
+/** The number formats and the granularity that plans are built for. */
+export interface Target {
+  readonly kind: 'cpu' | 'cuda'
+  readonly precision: PrecisionCode
+  /** Type of activations and their gradients. Statistics, losses and sums are fp32 or wider everywhere. */
+  readonly activation: 'f32' | 'bf16' | 'f16'
+  /** Type in which trained matrices enter products. Other than fp32, it is a copy of the fp32 masters made after each update. */
+  readonly parameters: 'f32' | 'bf16' | 'f16'
+  /** Type that frozen weights are converted to; undefined keeps the stored one. */
+  readonly weights: DType | undefined
+  /** Rows of a micro-step are rounded up to a multiple of this; see padStep. */
+  readonly rowMultiple: number
+}
+
+export type Compute = 'float32' | 'bfloat16' | 'float16'
+
+/** A processor computes in fp32; with bfloat16 the operands of products are rounded. */
+export const cpuTarget = (compute: 'float32' | 'bfloat16' = 'float32'): Target => ({
+  kind: 'cpu', precision: compute === 'bfloat16' ? 1 : 0, activation: 'f32', parameters: 'f32', weights: undefined, rowMultiple: 1,
+})
+
+/** A GPU keeps activations, frozen weights and copies of the trained ones in one type, which its tensor cores multiply. */
+export function cudaTarget(compute: Compute = 'bfloat16'): Target {
+  const type = ({ float32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
+  return { kind: 'cuda', precision: type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type, rowMultiple: 128 }
+}

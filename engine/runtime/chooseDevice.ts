@@ -1,0 +1,51 @@
+import { UnslothError } from '#shared/errors.ts'
+import { cpuTarget, cudaTarget, type Compute, type Target } from '../graph/target.ts'
+import { native, type NativeGpu } from '../native.ts'
+import { physicalCores } from './cores.ts'
+import type { DeviceChoice } from './runtime.ts'
+
+/** GPUs that this build computes on, and why there are none. */
+export function usableGpus(): { readonly gpus: readonly NativeGpu[]; readonly problem: string } {
+  const { cuda } = native().describe()
+  return cuda ?? { gpus: [], problem: 'This build of the addon has no CUDA kernels.' }
+}
+
+/**
+ * The device that a setting names: `cpu`, `cuda` (the first GPU), `cuda:1`, or `auto`: a GPU where there is one. `threads` 0: one for
+ * each physical core.
+ */
+export function chooseDevice(name: string, threads = 0): DeviceChoice {
+  const cpu = { kind: 'cpu', threads: threads === 0 ? physicalCores() : threads } as const
+  if (name === 'cpu') return cpu
+  const wanted = /^cuda(?::(\d+))?$/.exec(name)
+  if (wanted === null && name !== 'auto')
+    throw new UnslothError('USAGE', `There is no device "${name}".`, { hint: 'Use auto, cpu, cuda or cuda:N.' })
+  const { gpus, problem } = usableGpus()
+  if (wanted === null) return gpus.length === 0 ? cpu : { kind: 'cuda', index: gpus[0]!.index }
+  if (gpus.length === 0) throw new UnslothError('GPU', problem, { hint: 'Use device cpu, or run `unsloth doctor`.' })
+  const gpu = wanted[1] === undefined ? gpus[0]! : gpus.find(({ index }) => index === Number(wanted[1]))
+  if (gpu === undefined)
+    throw new UnslothError('GPU', `There is no GPU number ${wanted[1]}.`, { hint: `There are: ${gpus.map(({ index, name }) => `${index} ${name}`).join(', ')}.` })
+  return { kind: 'cuda', index: gpu.index }
+}
+
+/** Number formats on a device: `auto` is fp32 on a processor and bfloat16 on a GPU (float16 where it has none). */
+export function targetOf(device: DeviceChoice, compute: Compute | 'auto'): Target {
+  if (device.kind === 'cpu') {
+    if (compute === 'float16')
+      throw new UnslothError('RECIPE', 'training.compute: float16 is for GPUs.', { hint: 'Use auto, float32 or bfloat16 on the processor.' })
+    return cpuTarget(compute === 'auto' ? 'float32' : compute)
+  }
+  const capability = usableGpus().gpus.find(({ index }) => index === device.index)?.capability ?? 80
+  return cudaTarget(compute === 'auto' ? (capability >= 80 ? 'bfloat16' : 'float16') : compute)
+}
+
+/** Memory of a GPU that no process uses now; all of it where the driver's library does not tell. */
+export function freeGpuBytes(index: number): number {
+  const status = native().gpuStatus(index)
+  if (status !== undefined) return status.totalBytes - status.usedBytes
+  return usableGpus().gpus.find((gpu) => gpu.index === index)?.totalBytes ?? 0
+}
+
+/** `cpu`, `cuda:0`: how a device is named in queues, status and messages. */
+export const deviceName = (device: DeviceChoice): string => (device.kind === 'cpu' ? 'cpu' : `cuda:${device.index}`)

@@ -1,0 +1,287 @@
+#include "cudaDevice.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "../core/fileReader.h"
+#include "gpus.h"
+#include "operands.h"
+#include "ops.h"
+#include "transfer.h"
+
+namespace unsloth::cuda {
+namespace {
+
+using OpFunction = void (*)(const Call&, const Context&);
+const OpFunction opTable[] = {
+#define UNSLOTH_OP(name) ops::name,
+#include "../core/ops.def"
+#undef UNSLOTH_OP
+};
+
+constexpr size_t mostGraphs = 96;
+constexpr size_t leastScratch = size_t{64} << 20;
+
+bool environment(const char* name, bool otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr || *value == '\0' ? otherwise : *value != '0';
+}
+
+/** The command as it is named in errors: its operands with their types and sizes. */
+std::string describe(Op op, const std::vector<View>& operands) {
+  std::string text = opName(op);
+  for (const View& view : operands) text += view.present() ? " " + Operands::describe(view) : " -";
+  return text;
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  const char* code = status == cudaErrorMemoryAllocation ? "MEMORY" : "GPU";
+  throw Error(code, std::string("The GPU failed while ") + doing + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ").");
+}
+
+CudaDevice::CudaDevice(int index) : capturing_(environment("UNSLOTH_CUDA_GRAPHS", true)), eager_(environment("UNSLOTH_CUDA_SYNC", false)) {
+  const Gpus& all = gpus();
+  const auto found = std::find_if(all.usable.begin(), all.usable.end(), [&](const GpuInfo& gpu) { return gpu.index == index; });
+  if (found == all.usable.end())
+    throw Error("GPU", all.problem.empty() ? "There is no GPU number " + std::to_string(index) + "." : all.problem);
+  gpu_ = *found;
+  check(cudaSetDevice(index), "opening it");
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "opening it");
+  staging_ = std::make_unique<Staging>(stream_);
+  check(cudaMalloc(reinterpret_cast<void**>(&live_), 256), "reserving memory");
+  check(cudaMalloc(reinterpret_cast<void**>(&counter_), 256), "reserving memory");
+  context_.stream = stream_;
+  context_.gpu = &gpu_;
+  context_.live = live_;
+  context_.deterministic = environment("UNSLOTH_DETERMINISTIC", false);
+  reserveScratch(leastScratch);
+}
+
+CudaDevice::~CudaDevice() {
+  cudaSetDevice(gpu_.index);
+  cudaStreamSynchronize(stream_);
+  dropGraphs();
+  staging_.reset();
+  for (auto& [id, held] : blocks_) cudaFree(held.data);
+  cudaFree(context_.workspace);
+  cudaFree(live_);
+  cudaFree(counter_);
+  cudaStreamDestroy(stream_);
+}
+
+int32_t CudaDevice::alloc(size_t bytes) {
+  const size_t size = bytes == 0 ? 256 : bytes;
+  check(cudaSetDevice(gpu_.index), "selecting it");
+  std::byte* data = nullptr;
+  const cudaError_t status = cudaMalloc(reinterpret_cast<void**>(&data), size);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error("MEMORY", gpu_.name + " has no " + std::to_string(size) + " bytes of memory left; " + std::to_string(freeBytes()) + " are free.");
+  }
+  check(status, "reserving memory");
+  check(cudaMemsetAsync(data, 0, size, stream_), "clearing memory");
+  blocks_[nextBuffer_] = {data, size};
+  return nextBuffer_++;
+}
+
+void CudaDevice::free(int32_t buffer) {
+  const Block gone = block(buffer);
+  check(cudaStreamSynchronize(stream_), "finishing its work");
+  check(cudaFree(gone.data), "releasing memory");
+  blocks_.erase(buffer);
+}
+
+const CudaDevice::Block& CudaDevice::block(int32_t buffer) const {
+  const auto found = blocks_.find(buffer);
+  if (found == blocks_.end()) fail("there is no buffer " + std::to_string(buffer));
+  return found->second;
+}
+
+std::byte* CudaDevice::range(int32_t buffer, size_t offset, size_t count) const {
+  const Block& b = block(buffer);
+  if (offset > b.bytes || count > b.bytes - offset) fail("a range of " + std::to_string(count) + " bytes is outside of its buffer");
+  return b.data + offset;
+}
+
+void CudaDevice::write(int32_t buffer, size_t offset, const void* data, size_t count) {
+  staging_->write(range(buffer, offset, count), data, count);
+}
+
+void CudaDevice::read(int32_t buffer, size_t offset, void* data, size_t count) {
+  check(cudaMemcpyAsync(data, range(buffer, offset, count), count, cudaMemcpyDeviceToHost, stream_), "computing");
+  check(cudaStreamSynchronize(stream_), "computing");
+}
+
+void CudaDevice::synchronise() { check(cudaStreamSynchronize(stream_), "computing"); }
+
+size_t CudaDevice::freeBytes() const {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for its memory");
+  return free;
+}
+
+void CudaDevice::reserveScratch(size_t bytes) {
+  if (bytes <= context_.workspaceBytes) return;
+  check(cudaSetDevice(gpu_.index), "selecting it");
+  check(cudaStreamSynchronize(stream_), "finishing its work");
+  dropGraphs();
+  cudaFree(context_.workspace);
+  context_.workspace = nullptr;
+  context_.workspaceBytes = 0;
+  check(cudaMalloc(&context_.workspace, bytes), "reserving scratch memory");
+  context_.workspaceBytes = bytes;
+}
+
+uint64_t CudaDevice::load(const LoadPart& part) {
+  const size_t sourceWidth = bytesPerElement(part.source), targetWidth = bytesPerElement(part.target);
+  std::byte* target = range(part.buffer, part.offset, part.elements * targetWidth);
+  const bool numbers = part.source != DType::I32 && part.source != DType::U8;
+  const bool same = part.source == part.target;
+  FileReader file(part.path);
+  check(cudaMemsetAsync(counter_, 0, sizeof *counter_, stream_), "loading weights");
+  const uint64_t chunk = Staging::slotBytes / sourceWidth;
+  for (uint64_t at = 0; at < part.elements; at += chunk) {
+    const uint64_t count = std::min(chunk, part.elements - at);
+    file.read(part.fileOffset + at * sourceWidth, staging_->acquire(), count * sourceWidth);
+    void* landing = same ? static_cast<void*>(target + at * targetWidth) : context_.workspace;
+    staging_->send(landing, count * sourceWidth);
+    if (!same) convert(target + at * targetWidth, part.target, landing, part.source, count, counter_, stream_);
+  }
+  if (same && numbers) countNonFinite(target, part.target, part.elements, counter_, stream_);
+  unsigned long long bad = 0;
+  check(cudaMemcpyAsync(&bad, counter_, sizeof bad, cudaMemcpyDeviceToHost, stream_), "loading weights");
+  check(cudaStreamSynchronize(stream_), "loading weights");
+  return bad;
+}
+
+void CudaDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) {
+  cuda::fillUniform(range(buffer, offset, elements * bytesPerElement(dtype)), dtype, elements, a, b, seed, stream, stream_);
+}
+
+std::vector<View> CudaDevice::views(const Plan& plan, const Dims& dims) const {
+  std::vector<std::byte*> bases;
+  for (const int32_t buffer : plan.buffers) bases.push_back(block(buffer).data);
+  std::vector<View> result(plan.tensors.size());
+  for (size_t i = 0; i < result.size(); ++i) {
+    const PlanTensor& t = plan.tensors[i];
+    const int64_t rows = liveRows(t, dims);
+    if (rows > t.rows) fail("this run has " + std::to_string(rows) + " rows, the plan was built for " + std::to_string(t.rows));
+    result[i] = {bases[static_cast<size_t>(t.buffer)] + t.offset, t.dtype, rows, t.cols, t.ld};
+  }
+  return result;
+}
+
+int64_t CudaDevice::enqueue(const Plan& plan, const Dims& dims, const std::vector<View>& views, int64_t first, int64_t last,
+                            std::vector<cudaEvent_t>* events) {
+  std::vector<View> operands;
+  int64_t at = first;
+  for (; at < last; ++at) {
+    if (stop_.load(std::memory_order_relaxed)) break;
+    const PlanCommand& command = plan.commands[static_cast<size_t>(at)];
+    operands.clear();
+    for (int32_t i = 0; i < command.tensorCount; ++i) {
+      const int32_t tensor = plan.operands[static_cast<size_t>(command.firstTensor + i)];
+      operands.push_back(tensor < 0 ? View{} : views[static_cast<size_t>(tensor)]);
+    }
+    const Call call{operands.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
+                    plan.floats.data() + command.firstFloat, command.floatCount, dims};
+    try {
+      if (opTable[static_cast<int32_t>(command.op)] == nullptr) fail("There is no CUDA kernel for this.");
+      opTable[static_cast<int32_t>(command.op)](call, context_);
+      if (eager_) check(cudaStreamSynchronize(stream_), "computing");
+    } catch (const Error& e) {
+      throw Error(e.code(), std::string(e.what()) + " Command " + std::to_string(at) + ": " + describe(command.op, operands) + ".");
+    }
+    if (events != nullptr) check(cudaEventRecord((*events)[static_cast<size_t>(at - first) + 1], stream_), "measuring");
+  }
+  return at - first;
+}
+
+cudaGraphExec_t CudaDevice::capture(const Plan& plan, const Dims& dims, int64_t first, int64_t last) {
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a graph");
+  cudaGraph_t graph = nullptr;
+  try {
+    enqueue(plan, dims, views(plan, dims), first, last, nullptr);
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  check(cudaStreamEndCapture(stream_, &graph), "recording a graph");
+  cudaGraphExec_t result = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&result, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "recording a graph");
+  return result;
+}
+
+RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) {
+  check(cudaSetDevice(gpu_.index), "selecting it");
+  const int64_t end = std::min<int64_t>(last, static_cast<int64_t>(plan.commands.size()));
+  RunResult result;
+  if (stop_.load()) {
+    result.stopped = true;
+    return result;
+  }
+  const int32_t counts[3] = {static_cast<int32_t>(live.tokens), static_cast<int32_t>(live.labelled), static_cast<int32_t>(live.sequences)};
+  staging_->write(live_, counts, sizeof counts);
+
+  if (profile) {
+    std::vector<cudaEvent_t> events(static_cast<size_t>(end - first) + 1);
+    for (cudaEvent_t& event : events) check(cudaEventCreate(&event), "measuring");
+    check(cudaEventRecord(events[0], stream_), "measuring");
+    result.executed = enqueue(plan, dims, views(plan, dims), first, end, &events);
+    check(cudaStreamSynchronize(stream_), "computing");
+    for (int64_t i = 0; i < result.executed; ++i) {
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, events[static_cast<size_t>(i)], events[static_cast<size_t>(i) + 1]), "measuring");
+      result.seconds.push_back(milliseconds / 1e3);
+    }
+    for (cudaEvent_t event : events) cudaEventDestroy(event);
+    result.stopped = result.executed < end - first;
+    return result;
+  }
+
+  const GraphKey key{plan.id, dims, first, end};
+  const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
+  if (known != graphs_.end() && capturing_ && !eager_) {
+    if (known->graph == nullptr) known->graph = capture(plan, dims, first, end);
+    graphs_.splice(graphs_.begin(), graphs_, known);
+    check(cudaGraphLaunch(known->graph, stream_), "starting a graph");
+    result.executed = end - first;
+    return result;
+  }
+  result.executed = enqueue(plan, dims, views(plan, dims), first, end, nullptr);
+  result.stopped = result.executed < end - first;
+  graphs_.push_front({key});
+  if (graphs_.size() > mostGraphs) {
+    if (graphs_.back().graph != nullptr) cudaGraphExecDestroy(graphs_.back().graph);
+    graphs_.pop_back();
+  }
+  return result;
+}
+
+void CudaDevice::forget(const Plan& plan) {
+  for (auto it = graphs_.begin(); it != graphs_.end();) {
+    if (it->key.plan != plan.id) {
+      ++it;
+      continue;
+    }
+    if (it->graph != nullptr) cudaGraphExecDestroy(it->graph);
+    it = graphs_.erase(it);
+  }
+}
+
+void CudaDevice::dropGraphs() {
+  for (CachedGraph& cached : graphs_)
+    if (cached.graph != nullptr) cudaGraphExecDestroy(cached.graph);
+  graphs_.clear();
+}
+
+}  // namespace unsloth::cuda

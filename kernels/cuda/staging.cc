@@ -1,0 +1,46 @@
+#include "staging.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "context.h"
+
+namespace unsloth::cuda {
+
+Staging::Staging(cudaStream_t stream) : stream_(stream) {
+  for (Slot& slot : slots_) {
+    check(cudaMallocHost(reinterpret_cast<void**>(&slot.data), slotBytes), "pinning host memory");
+    check(cudaEventCreateWithFlags(&slot.sent, cudaEventDisableTiming), "creating an event");
+  }
+}
+
+Staging::~Staging() {
+  for (Slot& slot : slots_) {
+    if (slot.sent != nullptr) cudaEventDestroy(slot.sent);
+    if (slot.data != nullptr) cudaFreeHost(slot.data);
+  }
+}
+
+std::byte* Staging::acquire() {
+  Slot& slot = slots_[next_];
+  if (slot.used) check(cudaEventSynchronize(slot.sent), "waiting for a copy to the GPU");
+  return slot.data;
+}
+
+void Staging::send(void* target, size_t count) {
+  Slot& slot = slots_[next_];
+  check(cudaMemcpyAsync(target, slot.data, count, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+  check(cudaEventRecord(slot.sent, stream_), "copying to the GPU");
+  slot.used = true;
+  next_ = (next_ + 1) % slots_.size();
+}
+
+void Staging::write(void* target, const void* data, size_t count) {
+  for (size_t at = 0; at < count; at += slotBytes) {
+    const size_t part = std::min(slotBytes, count - at);
+    std::memcpy(acquire(), static_cast<const std::byte*>(data) + at, part);
+    send(static_cast<std::byte*>(target) + at, part);
+  }
+}
+
+}  // namespace unsloth::cuda
