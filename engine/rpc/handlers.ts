@@ -16,6 +16,7 @@ import { prepareRun } from '../train/prepareRun.ts'
 import { compare } from '../verify/compare.ts'
 import { CaseComputation } from '../verify/compute.ts'
 import { Golden } from '../verify/golden.ts'
+import { devices } from './devices.ts'
 import { diagnostic, problemOf } from './diagnostics.ts'
 import { PreviewCache } from './previewData.ts'
 import type { EngineHandlers, ServeContext } from './serve.ts'
@@ -36,6 +37,7 @@ export function engineHandlers(options: HandlerOptions): EngineHandlers {
     generate: (params, context) => generators.generate(params, context),
     verify: ({ path, skip }) => verify(path, skip ?? []),
     doctor: () => options.doctor(),
+    devices: () => devices(),
   }
 }
 

@@ -56,6 +56,7 @@ export async function serve(transport: Transport, handlers: EngineHandlers, opti
   if (handlers.generate !== undefined) register(engineRequests.generate, handlers.generate)
   if (handlers.verify !== undefined) register(engineRequests.verify, handlers.verify)
   if (handlers.doctor !== undefined) register(engineRequests.doctor, handlers.doctor)
+  if (handlers.devices !== undefined) register(engineRequests.devices, handlers.devices)
   connection.listen()
   await connection.closed
 }

@@ -20,6 +20,14 @@ export interface StepRecord {
   readonly time: number
   /** Measured memory of the run on its device, bytes; on the CPU what the process has grown by since before the weights. */
   readonly memory_bytes?: number
+  /** Of the GPU that computes, as its driver tells: share of the time that it was busy in percent, 0 to 100. */
+  readonly gpu_utilization?: number
+  /** Bytes in use on the GPU by all processes. */
+  readonly gpu_memory_bytes?: number
+  /** Degrees Celsius. */
+  readonly gpu_temperature?: number
+  /** Watts. */
+  readonly gpu_power?: number
   readonly [extra: string]: number | string | undefined
 }
 

@@ -201,6 +201,22 @@ export interface DoctorResult {
   readonly checks: readonly DoctorCheck[]
 }
 
+/** A device to compute on. */
+export interface DeviceEntry {
+  /** `cpu`, `cuda:0` */
+  readonly id: string
+  readonly label: string
+  readonly totalBytes: number
+  /** Absent where nobody tells. */
+  readonly freeBytes?: number
+}
+export interface DevicesResult {
+  /** The one that `auto` takes first. */
+  readonly devices: readonly DeviceEntry[]
+  /** Why no GPU is among them. */
+  readonly noGpu?: string
+}
+
 /** One token of a sample. */
 export interface PreviewToken {
   readonly id: number
@@ -285,6 +301,7 @@ export const engineRequests = {
   generate: request<GenerateParams, GenerateResult>('engine/generate'),
   verify: request<VerifyParams, VerifyResult>('engine/verify'),
   doctor: request<Record<string, never>, DoctorResult>('engine/doctor'),
+  devices: request<Record<string, never>, DevicesResult>('engine/devices'),
 } as const
 export type EngineRequests = typeof engineRequests
 
