@@ -196,9 +196,9 @@ export class World {
     const { training, lora } = recipe
     const stamp = await stampOf(join(folder.value, 'config.json'))
     const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length,
-      longestSample, coarse(device?.freeBytes)])
+      longestSample, device?.id, coarse(device?.freeBytes)])
     const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
-      recipe, folder: folder.value, longestSample, usualSample: undefined, freeBytes: device?.freeBytes,
+      recipe, folder: folder.value, longestSample, usualSample: undefined, device: device?.id ?? 'cpu', freeBytes: device?.freeBytes,
         deviceBytes: device?.totalBytes,
     })))
     // Free memory changes all the time; the plan is kept and only compared anew.

@@ -1,5 +1,6 @@
 import { effectiveBatch, hasEvalSet, type Recipe } from '#shared/recipe.ts'
 import { UnslothError } from '#shared/errors.ts'
+import { cpuTarget, cudaTarget, type Target } from '../../../engine/graph/target.ts'
 import { physicalCores } from '../../../engine/runtime/cores.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
 import { describeModel, patchModel, type ModelDescription } from '../../../engine/runtime/patchedModel.ts'
@@ -14,8 +15,16 @@ export interface PlanRequest {
   readonly longestSample: number | undefined
   /** Tokens of a usual sample, for packing. */
   readonly usualSample: number | undefined
+  /** The device that the recipe would run on, as the engine names it. */
+  readonly device: string
   readonly freeBytes: number | undefined
   readonly deviceBytes: number | undefined
+}
+
+/** Number formats on a device; the engine itself takes float16 on GPUs that have no bfloat16. */
+function targetOf(compute: string, device: string): Target {
+  if (device.startsWith('cuda')) return cudaTarget(compute === 'float32' || compute === 'float16' ? compute : 'bfloat16')
+  return cpuTarget(compute === 'bfloat16' ? 'bfloat16' : 'float32')
 }
 
 /** Share of the free memory that the engine lets a plan take. */
@@ -29,14 +38,14 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   const { training } = recipe
   if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
   const { model } = latest
-  const patched = patchModel(model, trainingOf(recipe, model.spec.layers),
+  const patched = patchModel(model, trainingOf(recipe, model.spec.layers), targetOf(training.compute, request.device),
     { embeddingRate: training.embedding_learning_rate !== null })
   const perStep = effectiveBatch(recipe)
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
   const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
-    precision: training.compute === 'bfloat16' ? 1 : 0, checkpointing, longestSample: longest, longestStep: row * perStep,
+    checkpointing, longestSample: longest, longestStep: row * perStep,
     sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes,
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })
