@@ -32,5 +32,5 @@ export function shapeModel(name: string, dtype: 'BF16' | 'F32', layers?: number)
   for (const entry of entries)
     for (const piece of entry.pieces) tensors.set(piece.name, { name: piece.name, path: name, dtype, shape: pieceShape(entry, piece), offset: 0, bytes: 0 })
   const source: TensorSource = { path: name, tensors, metadata: new Map(), files: [], totalBytes: 0, warnings: [] }
-  return { folder: name, config, spec, entries, source }
+  return { folder: name, config, spec, entries, source, quantised: new Map(), scaled: new Map() }
 }

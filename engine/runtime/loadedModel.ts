@@ -60,10 +60,11 @@ export class LoadedModel {
   static async load(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
     const { arena, layout, full, model } = patched
     runtime.reserve('weights', arena.bytes)
+    for (const { offset, bytes } of arena.writes) runtime.write('weights', offset, bytes)
     await loadInto(runtime, 'weights', arena.parts, options.progress)
     if (layout.elements > 0) {
       runtime.reserve('params', layout.elements * 4)
-      await loadInto(runtime, 'params', parameterParts(full, model.source, layout.parameters), options.progress)
+      await loadInto(runtime, 'params', parameterParts(full, model, layout.parameters), options.progress)
     }
     return LoadedModel.initialise(patched, runtime, options)
   }

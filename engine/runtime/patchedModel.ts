@@ -2,7 +2,9 @@ import type { Target } from '../graph/target.ts'
 import { UnslothError } from '#shared/errors.ts'
 import type { DType } from '../graph/dtype.ts'
 import { readModelFolder } from '../io/modelFolder.ts'
-import { openTensorSource, type TensorSource } from '../io/tensorSource.ts'
+import { quantisedTensors } from '../io/bitsandbytes.ts'
+import { scaledTensors } from '../io/scaledTensors.ts'
+import { openTensorSource } from '../io/tensorSource.ts'
 import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { HfConfig } from '../model/config.ts'
@@ -11,22 +13,23 @@ import { archSpec } from '../model/registry.ts'
 import { weightTable, type WeightEntry } from '../model/weightTable.ts'
 import { loraModules, patchReport, type LoraModule, type LoraOptions, type PatchReport } from '../patch/lora.ts'
 import { parameterLayout, type ParameterLayout } from '../patch/parameters.ts'
-import { layoutWeights, type WeightArena } from './weightArena.ts'
+import type { Quantisation } from './quantisedWeights.ts'
+import { layoutWeights, type WeightArena, type WeightSource } from './weightArena.ts'
 
 /** A model folder's description, before any weight is read. */
-export interface ModelDescription {
+export interface ModelDescription extends WeightSource {
   readonly folder: string
   readonly config: HfConfig
   readonly spec: ArchSpec
   readonly entries: readonly WeightEntry[]
-  readonly source: TensorSource
 }
 
 export async function describeModel(folder: string): Promise<ModelDescription> {
   const { config } = await readModelFolder(folder, 'model')
   const spec = archSpec(config!.values, config!.where)
   const source = await openTensorSource(folder)
-  return { folder, config: config!.values, spec, entries: weightTable(spec, (name) => source.tensors.has(name)), source }
+  const entries = weightTable(spec, (name) => source.tensors.has(name))
+  return { folder, config: config!.values, spec, entries, source, quantised: await quantisedTensors(source), scaled: await scaledTensors(source) }
 }
 
 /** How new adapters start, as PEFT's init_lora_weights; B is zero but with `false`. */
@@ -67,16 +70,26 @@ export function untiedHead({ entries, spec }: ModelDescription): WeightEntry {
   return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.from ?? piece.name }] }
 }
 
-/** Decides what is frozen, what is trained and where everything stands. `weightType` forces the type of frozen weights. */
-export function patchModel(
-  model: ModelDescription, training: Training, target: Target, options: { weightType?: DType; embeddingRate?: boolean } = {},
-): PatchedModel {
+export interface PatchOptions {
+  /** Type of frozen 16- and 32-bit weights, when it is not the target's. */
+  readonly weightType?: DType
+  readonly embeddingRate?: boolean
+  /** Default: matrices that are stored in 4 bits stay so. */
+  readonly quantisation?: Quantisation
+}
+
+/** Decides what is frozen, what is trained and where everything stands. */
+export function patchModel(model: ModelDescription, training: Training, target: Target, options: PatchOptions = {}): PatchedModel {
+  if (training.kind === 'full' && (model.quantised.size > 0 || options.quantisation?.kind === 'load'))
+    throw new UnslothError('RECIPE', 'training.training_type: weights of 4 bits cannot be trained in full.', {
+      hint: model.quantised.size > 0 ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).' : 'Set load_in_4bit: false, or training_type: lora.',
+    })
   const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
   const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? savedEntries(model, training.modulesToSave) : []
   const frozen = training.kind === 'full' ? [] : model.entries
   return {
     target, model, training, modules, full,
-    arena: layoutWeights(frozen, model.source, options.weightType ?? target.weights),
+    arena: layoutWeights(frozen, model, options.weightType ?? target.weights, options.quantisation ?? { kind: 'stored' }),
     layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters),
     report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
   }

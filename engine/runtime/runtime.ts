@@ -4,9 +4,12 @@ import type { Arena, Capacity } from '../graph/graph.ts'
 import type { Plan } from '../graph/plan.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
 import { fromNative, native, type LoadPart, type NativeDevice, type QuantisedPart, type RunResult } from '../native.ts'
+import { physicalCores } from './cores.ts'
 
 /** Rows of one run; see RowRule. */
 export type Rows = Capacity
+
+type WithoutBuffer<T> = T extends unknown ? Omit<T, 'buffer'> : never
 
 /** Where to compute. */
 export type DeviceChoice = { readonly kind: 'cpu'; readonly threads: number } | { readonly kind: 'cuda'; readonly index: number }

@@ -3,10 +3,14 @@ import { bytesPerElement, dtypeCode, type DType } from '../graph/dtype.ts'
 import { whole, type Arena } from '../graph/graph.ts'
 import type { Weight } from '../graph/ops/linear.ts'
 import { align } from '../graph/plan.ts'
+import type { QuantisedTensor } from '../io/bitsandbytes.ts'
+import type { ScaledTensor } from '../io/scaledTensors.ts'
+import { readFloat32, readTensorBytes, requireTensor, type TensorLocation, type TensorSource } from '../io/tensorSource.ts'
 import { toGraphForm, type StoredForm } from '../model/storedForm.ts'
-import { requireTensor, type TensorLocation, type TensorSource } from '../io/tensorSource.ts'
 import { pieceShape, type WeightEntry, type WeightPiece } from '../model/weightTable.ts'
+import type { QuantisedPart } from '../native.ts'
 import type { Parameter } from '../patch/parameters.ts'
+import { packedEntry, storedEntry, type Quantisation, type SmallWrite } from './quantisedWeights.ts'
 import type { Runtime } from './runtime.ts'
 
 /** Checkpoint types that weights may have, and what they are kept as. */
@@ -17,21 +21,43 @@ const kept: Readonly<Record<string, { source: DType; target: DType }>> = {
   F64: { source: 'f64', target: 'f32' },
 }
 
-function located(source: TensorSource, entry: WeightEntry, piece: WeightPiece): TensorLocation {
+/** A checkpoint's weights, with those that are stored quantised. */
+export interface WeightSource {
+  readonly source: TensorSource
+  readonly quantised: ReadonlyMap<string, QuantisedTensor>
+  readonly scaled: ReadonlyMap<string, ScaledTensor>
+}
+
+/** One checkpoint tensor as a piece of a weight. */
+export interface LocatedPiece {
+  readonly piece: WeightPiece
+  readonly tensor: TensorLocation
+  readonly elements: number
+  readonly quantised: QuantisedTensor | undefined
+  readonly scaled: ScaledTensor | undefined
+  /** Of its values. */
+  readonly type: DType
+}
+
+function located({ source, quantised, scaled }: WeightSource, entry: WeightEntry, piece: WeightPiece): LocatedPiece {
   const tensor = requireTensor(source, piece.from ?? piece.name)
+  const packed = quantised.get(tensor.name)
+  const shape = packed?.shape ?? tensor.shape
   const expected = pieceShape(entry, piece)
-  if (tensor.shape.join() !== expected.join())
-    throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${piece.name} has shape [${tensor.shape.join(', ')}], but config.json asks for [${expected.join(', ')}].`, {
+  if (shape.join() !== expected.join())
+    throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${piece.name} has shape [${shape.join(', ')}], but config.json asks for [${expected.join(', ')}].`, {
       hint: 'The weights and config.json are of different models.',
     })
-  return tensor
+  const small = scaled.get(tensor.name)
+  const type = packed?.dtype ?? (small === undefined ? typesOf(tensor).target : 'bf16')
+  return { piece, tensor, elements: expected.reduce((product, size) => product * size, 1), quantised: packed, scaled: small, type }
 }
 
 function typesOf(tensor: TensorLocation): { source: DType; target: DType } {
   const types = kept[tensor.dtype]
   if (types === undefined)
     throw new UnslothError('MODEL_UNSUPPORTED', `${tensor.path}: ${tensor.name} has dtype ${tensor.dtype}, which cannot be trained on yet.`, {
-      hint: `Supported: ${Object.keys(kept).join(', ')}. Use the 16-bit version of the model.`,
+      hint: `Supported: ${Object.keys(kept).join(', ')}, 4 bits of bitsandbytes, INT8 and FP8 (e4m3) with scales. Use the 16-bit version of the model.`,
     })
   return types
 }
@@ -40,6 +66,10 @@ export interface WeightArena {
   readonly weights: ReadonlyMap<string, Weight>
   readonly bytes: number
   readonly parts: readonly LoadItem[]
+  /** Small tables that go with quantised weights. */
+  readonly writes: readonly SmallWrite[]
+  /** What could not be kept in 4 bits, and why: one sentence each. */
+  readonly notes: readonly string[]
 }
 
 /** One checkpoint tensor and its place in an arena. */
@@ -53,41 +83,77 @@ export interface LoadItem {
   readonly offset: number
   /** Present when the file orders the elements otherwise than the arena. */
   readonly reorder?: { readonly form: StoredForm; readonly rows: number; readonly cols: number } | undefined
+  /** Present when it is quantised, in the file or on the way in; what has to be read for that is read when it is loaded. */
+  readonly quantised?: () => Promise<QuantisedLoad>
 }
 
-const reorderOf = (tensor: TensorLocation, { form, rows }: WeightPiece): LoadItem['reorder'] =>
-  form === undefined ? undefined : { form, rows, cols: elements(tensor) / rows }
+/** What a quantised item needs besides its place. */
+export type QuantisedLoad = QuantisedPart extends infer Part ? (Part extends unknown ? Omit<Part, keyof LoadItem | 'buffer'> : never) : never
 
-const elements = (tensor: TensorLocation): number => tensor.shape.reduce((product, size) => product * size, 1)
+const reorderOf = ({ elements }: LocatedPiece, { form, rows }: WeightPiece): LoadItem['reorder'] =>
+  form === undefined ? undefined : { form, rows, cols: elements / rows }
 
-/** Places frozen weights one after another in their stored type (`forced`: in that type); nothing is read yet. */
-export function layoutWeights(entries: readonly WeightEntry[], source: TensorSource, forced?: DType): WeightArena {
+/** A tensor that becomes plain numbers of a type. */
+function plainItem({ piece, tensor, elements, quantised, scaled }: LocatedPiece, target: DType, offset: number, reorder: LoadItem['reorder']): LoadItem {
+  const place = { name: piece.name, path: tensor.path, fileOffset: tensor.offset, elements, target: dtypeCode(target), offset, reorder }
+  if (quantised !== undefined) return { ...place, source: dtypeCode('u8'), quantised: () => unpacked(quantised) }
+  if (scaled === undefined) return { ...place, source: dtypeCode(typesOf(tensor).source) }
+  const { kind, scales, blockRows, blockCols, divisor } = scaled
+  return { ...place, source: dtypeCode('u8'), quantised: () => Promise.resolve({ kind: 'scaled', fp8: kind === 'fp8', cols: tensor.shape.at(-1) ?? 1, blockRows, blockCols, divisor, scales }) }
+}
+
+/** Maxima of all blocks in fp32: absmax = code[q]·absmax2 + offset, each operation rounded. */
+async function unpacked({ absmax, code, nested, blockSize, dtype }: QuantisedTensor): Promise<QuantisedLoad> {
+  const base = { kind: 'unpack', rounding: dtypeCode(dtype), blockSize, code } as const
+  if (nested === undefined) return { ...base, absmax: await readFloat32(absmax) }
+  const maxima = Float32Array.from(await readTensorBytes(absmax), (q, i) => Math.fround(nested.code[q]! * nested.absmax[Math.floor(i / nested.blockSize)]!) + nested.offset)
+  return { ...base, absmax: maxima }
+}
+
+/** Kinds of weights that bitsandbytes quantises: the linear layers of the decoder. */
+const isQuantisable = ({ kind, rows }: WeightEntry): boolean => (kind === 'linear' && rows > 1) || kind === 'experts'
+
+/**
+ * Places frozen weights one after another in their stored type; nothing is read yet. `type` is what 16- and 32-bit numbers become.
+ * Matrices in 4 bits stay so, or become so, as `quantisation` says.
+ */
+export function layoutWeights(entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, quantisation: Quantisation): WeightArena {
   const weights = new Map<string, Weight>()
   const parts: LoadItem[] = []
+  const writes: SmallWrite[] = []
+  const notes: string[] = []
   let at = 0
   for (const entry of entries) {
-    const tensors = entry.pieces.map((piece) => located(source, entry, piece))
-    const types = tensors.map(typesOf)
-    const dtype = forced ?? (types.every(({ target }) => target === types[0]!.target) ? types[0]!.target : 'f32')
+    const pieces = entry.pieces.map((piece) => located(source, entry, piece))
+    const place = (dtype: DType) => weights.set(entry.id, { value: whole({ name: entry.id, arena: 'weights', offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
+    const inBlocks = !isQuantisable(entry) || quantisation.kind === 'none' ? undefined : (storedEntry(entry, pieces, at) ?? (quantisation.kind === 'load' ? packedEntry(entry, pieces, at, quantisation) : undefined))
+    if (inBlocks !== undefined && 'dtype' in inBlocks) {
+      place(inBlocks.dtype)
+      parts.push(...inBlocks.parts)
+      writes.push(...inBlocks.writes)
+      at = align(at + inBlocks.bytes)
+      continue
+    }
+    if (inBlocks !== undefined) notes.push(`${entry.id} is kept in 16 bits: ${inBlocks.why}.`)
+    const dtype = type ?? (pieces.every((piece) => piece.type === pieces[0]!.type) ? pieces[0]!.type : 'f32')
     let offset = at
-    tensors.forEach((tensor, index) => {
-      parts.push({ name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(types[index]!.source), target: dtypeCode(dtype), offset, reorder: reorderOf(tensor, entry.pieces[index]!) })
-      offset += elements(tensor) * bytesPerElement(dtype)
-    })
-    weights.set(entry.id, { value: whole({ name: entry.id, arena: 'weights', offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
+    for (const located of pieces) {
+      parts.push(plainItem(located, dtype, offset, reorderOf(located, located.piece)))
+      offset += located.elements * bytesPerElement(dtype)
+    }
+    place(dtype)
     at = align(offset)
   }
-  return { weights, bytes: at, parts }
+  return { weights, bytes: at, parts, writes, notes }
 }
 
 /** Where checkpoint tensors go in the fp32 parameter arena. */
-export function parameterParts(entries: readonly WeightEntry[], source: TensorSource, parameters: readonly Parameter[]): LoadItem[] {
+export function parameterParts(entries: readonly WeightEntry[], source: WeightSource, parameters: readonly Parameter[]): LoadItem[] {
   const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]))
   return entries.flatMap((entry) =>
     entry.pieces.map((piece) => {
-      const tensor = located(source, entry, piece)
-      const parameter = byName.get(piece.name)!
-      return { name: tensor.name, path: tensor.path, fileOffset: tensor.offset, elements: elements(tensor), source: dtypeCode(typesOf(tensor).source), target: dtypeCode('f32'), offset: parameter.offset * 4, reorder: reorderOf(tensor, piece) }
+      const found = located(source, entry, piece)
+      return plainItem(found, 'f32', byName.get(piece.name)!.offset * 4, reorderOf(found, piece))
     }),
   )
 }
@@ -98,19 +164,25 @@ export async function loadInto(runtime: Runtime, arena: Arena, items: readonly L
   let done = 0
   for (const item of items) {
     if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
-    const [bad] = item.reorder === undefined ? await runtime.load(arena, [item]) : [await loadReordered(runtime, arena, item, item.reorder)]
-    if (bad! > 0)
+    const bad = item.reorder === undefined ? await loadItem(runtime, arena, item) : await loadReordered(runtime, arena, item, item.reorder)
+    if (bad > 0)
       throw new UnslothError('MODEL_INVALID', `${item.path}: ${item.name} holds ${bad} values that are NaN or infinite.`, { hint: 'The checkpoint is damaged: download it again.' })
     done += item.elements
     progress?.(done, total)
   }
 }
 
-/** Loads a tensor as the file has it, turns it into the arena's order, and puts it back; returns the number of values that are not finite. */
+/** Returns the number of values that are not finite. */
+async function loadItem(runtime: Runtime, arena: Arena, { quantised, ...item }: LoadItem): Promise<number> {
+  if (quantised === undefined) return (await runtime.load(arena, [item]))[0]!
+  return runtime.loadQuantised(arena, { ...item, ...(await quantised()) })
+}
+
+/** Loads a tensor as the file has it, turns it into the arena's order, and puts it back. */
 async function loadReordered(runtime: Runtime, arena: Arena, item: LoadItem, { form, rows, cols }: NonNullable<LoadItem['reorder']>): Promise<number> {
-  const [bad] = await runtime.load(arena, [item])
+  const bad = await loadItem(runtime, arena, item)
   const bytes = runtime.read(arena, item.offset, item.elements * (item.target === dtypeCode('f32') ? 4 : 2))
   const data = item.target === dtypeCode('f32') ? new Uint32Array(bytes) : new Uint16Array(bytes)
   runtime.write(arena, item.offset, toGraphForm(data, form, rows, cols))
-  return bad!
+  return bad
 }

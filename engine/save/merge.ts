@@ -1,4 +1,4 @@
-import { bytesPerElement, type DType } from '../graph/dtype.ts'
+import { bytesPerElement, isQuantised, type DType } from '../graph/dtype.ts'
 import { rowRange, whole, type Command, type Storage, type Tensor } from '../graph/graph.ts'
 import { gemm } from '../graph/ops/linear.ts'
 import { planMemory } from '../graph/plan.ts'
@@ -21,11 +21,13 @@ function pieceTensor(value: Tensor, entry: WeightEntry, piece: WeightPiece): Ten
  * was trained whole is that; anything else is the base's. Little-endian bytes, rows in order.
  */
 export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece: WeightPiece, dtype: DType): Promise<Uint8Array> {
-  const value = pieceTensor(model.trained.weight(entry.id).value, entry, piece)
+  const { value } = model.trained.weight(entry.id)
   const [rows, cols] = isVector(entry) ? [1, piece.rows] : [piece.rows, entry.cols]
   const sum = activation('merged', rows, cols, 'f32')
   const out = activation('rounded', rows, cols, dtype)
-  const commands: Command[] = [{ name: 'cast', tensors: [sum, value], ints: [], floats: [] }]
+  const commands: Command[] = [isQuantised(value.storage.dtype)
+    ? { name: 'dequantise', tensors: [sum, value], ints: [piece.row], floats: [] }
+    : { name: 'cast', tensors: [sum, pieceTensor(value, entry, piece)], ints: [], floats: [] }]
   for (const part of model.trained.lora(entry.id)?.parts ?? [])
     if (entry.experts !== undefined) commands.push({ name: 'expertDelta', tensors: [sum, part.a.value, part.b.value], ints: [piece.row, entry.experts], floats: [part.scale] })
     else if (part.column === piece.row) commands.push(gemm(1, sum, part.b.value, part.a.value, { alpha: part.scale, accumulate: true, precision: 0 }))

@@ -67,6 +67,8 @@ export function roundTo(dtype: DType, value: number): number {
       return Math.trunc(value) + 0 // there is no negative zero
     case 'f64':
       return value
+    default:
+      throw new Error(`${dtype} is no format of single numbers`)
   }
 }
 

@@ -69,6 +69,8 @@ function encode(dtype: DType, view: DataView, offset: number, value: number): vo
       return view.setUint16(offset, bf16Bits(value), true)
     case 'f16':
       return view.setUint16(offset, f16Bits(value), true)
+    default:
+      throw new Error(`a matrix of ${dtype} has no elements of its own`)
   }
 }
 
@@ -86,6 +88,8 @@ function decode(dtype: DType, view: DataView, offset: number): number {
       return fromBf16(view.getUint16(offset, true))
     case 'f16':
       return fromF16(view.getUint16(offset, true))
+    default:
+      throw new Error(`a matrix of ${dtype} has no elements of its own`)
   }
 }
 

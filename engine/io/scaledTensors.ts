@@ -1,0 +1,54 @@
+import { UnslothError } from '#shared/errors.ts'
+import { quote } from './printable.ts'
+import { readFloat32, type TensorLocation, type TensorSource } from './tensorSource.ts'
+
+/** An 8-bit matrix with a scale for each block of it: value = number · scale / divisor, as bf16. */
+export interface ScaledTensor {
+  readonly weight: TensorLocation
+  readonly kind: 'int8' | 'fp8'
+  readonly scales: Float32Array
+  readonly blockRows: number
+  readonly blockCols: number
+  readonly divisor: number
+}
+
+/**
+ * The 8-bit matrices of a checkpoint by name: LLM.int8 of bitsandbytes (`SCB`, the maximum of each row) and FP8 e4m3 with
+ * `weight_scale` or `weight_scale_inv`: one for the tensor, one for each row, or one for each block of 128 × 128. Undefined scales
+ * make the tensor an error.
+ */
+export async function scaledTensors(source: TensorSource): Promise<ReadonlyMap<string, ScaledTensor>> {
+  const found = new Map<string, ScaledTensor>()
+  for (const weight of source.tensors.values()) {
+    if (weight.dtype !== 'I8' && weight.dtype !== 'F8_E4M3') continue
+    const module = weight.name.replace(/\.weight$/, '')
+    const kind = weight.dtype === 'I8' ? 'int8' : 'fp8'
+    const names = kind === 'int8' ? [`${module}.SCB`] : [`${weight.name}_scale_inv`, `${weight.name}_scale`]
+    const scale = names.map((name) => source.tensors.get(name)).find((tensor) => tensor !== undefined)
+    if (scale === undefined) throw new UnslothError('MODEL_INVALID', `${weight.path}: ${quote(weight.name)} is ${weight.dtype}, but ${names.join(' or ')} is missing.`, { hint: 'Download the model again, or use its 16-bit version.' })
+    found.set(weight.name, { weight, kind, scales: await readScales(scale), ...blocksOf(weight, scale, kind), divisor: kind === 'int8' ? 127 : 1 })
+  }
+  return found
+}
+
+async function readScales(tensor: TensorLocation): Promise<Float32Array> {
+  const values = await readFloat32(tensor)
+  const wrong = values.findIndex((value) => !Number.isFinite(value))
+  if (wrong >= 0) throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} holds ${values[wrong]} at ${wrong}.`, { hint: 'The checkpoint is damaged: download it again.' })
+  return values
+}
+
+const fp8Block = 128
+
+function blocksOf(weight: TensorLocation, scale: TensorLocation, kind: 'int8' | 'fp8'): { blockRows: number; blockCols: number } {
+  const [rows = 1, cols = 1] = weight.shape
+  const count = scale.shape.reduce((product, size) => product * size, 1)
+  if (weight.shape.length === 2) {
+    if (count === 1 && kind === 'fp8') return { blockRows: rows, blockCols: cols }
+    if (count === rows && (scale.shape.length === 1 || scale.shape[0] === rows)) return { blockRows: 1, blockCols: cols }
+    if (kind === 'fp8' && scale.shape.join() === [Math.ceil(rows / fp8Block), Math.ceil(cols / fp8Block)].join()) return { blockRows: fp8Block, blockCols: fp8Block }
+  }
+  throw new UnslothError('MODEL_UNSUPPORTED', `${scale.path}: ${quote(scale.name)} has shape [${scale.shape.join(', ')}], which does not fit [${weight.shape.join(', ')}].`, {
+    hint: 'Scales for the tensor, for each row and for blocks of 128 × 128 are known. Use the 16-bit version of the model.',
+  })
+}
