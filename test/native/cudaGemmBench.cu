@@ -1,5 +1,5 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
-//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep]
+//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep] [one way]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -328,7 +328,8 @@ void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string what = argc > 1 ? argv[1] : "all";
+  const std::string what = argc > 1 ? argv[1] : "all", only = argc > 2 ? argv[2] : "";
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   cudaDeviceProp properties;
   require(cudaGetDeviceProperties(&properties, 0), "device");
   GpuInfo gpu;
@@ -357,6 +358,7 @@ int main(int argc, char** argv) {
     std::vector<NamedWay> ways = tilings;
     ways.push_back({"chosen", gemmWgmma});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
+    if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return way.name != only; });
     failures = check(pool, context, ways);
   }
   const std::vector<Shape> shapes{{"8B qkv", 8192, 6144, 4096},  {"8B o", 8192, 4096, 4096},      {"8B gate+up", 8192, 28672, 4096},

@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
   const uint32_t full = buffers + 2 * Shape::chunks * chunkBytes, empty = full + 8 * Shape::stages;
   const uint32_t sourceBarriers = empty + 8 * Shape::stages;
   const uint32_t rank = clusterRank(), cluster = clusterSize();
-  const int group = threadIdx.x / warpgroup;
+  const int group = __shfl_sync(0xffffffff, threadIdx.x / warpgroup, 0);  // the same in a warp, and known to be
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::stages; ++i) {

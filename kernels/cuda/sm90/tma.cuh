@@ -28,11 +28,10 @@ __device__ __forceinline__ void barrierExpect(uint32_t barrier, uint32_t bytes) 
 
 /** Arrives at the barrier that has the same place in block `rank` of the cluster. */
 __device__ __forceinline__ void barrierArriveAt(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(
-          barrier),
-      "r"(rank)
-      : "memory");
+  asm volatile("{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
+                   barrier),
+               "r"(rank)
+               : "memory");
 }
 
 /** Waits until the phase of this parity is complete; a fresh barrier counts as having completed parity 1. */
@@ -40,9 +39,7 @@ __device__ __forceinline__ void barrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{.reg .pred done;\n"
       "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni ready;\n"
-      "bra.uni again;\n"
-      "ready:}" ::"r"(barrier),
+      "@!done bra again;}" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }

@@ -1,0 +1,132 @@
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#include "cublasLt.h"
+#include "gemm.h"
+#include "operands.h"
+#include "ops.h"
+
+namespace unsloth::cuda {
+namespace {
+
+enum class Preference { fastest, own, cublasLt };
+
+/** UNSLOTH_GEMM=own or cublaslt leaves the other out, so that both can be measured. */
+Preference preference() {
+  static const Preference chosen = [] {
+    const char* const text = std::getenv("UNSLOTH_GEMM");
+    const std::string value = text == nullptr ? "" : text;
+    if (value.empty() || value == "fastest") return Preference::fastest;
+    if (value == "own") return Preference::own;
+    if (value != "cublaslt") fail("UNSLOTH_GEMM is '" + value + "', expected own, cublaslt or fastest");
+    if (!cublasLtStatus().found) fail("UNSLOTH_GEMM=cublaslt, but " + cublasLtStatus().problem + "; set UNSLOTH_CUBLASLT to its path");
+    return Preference::cublasLt;
+  }();
+  return chosen;
+}
+
+View columnsOf(const View& v, int64_t column, int64_t count) {
+  View part = v;
+  part.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(column) * bytesPerElement(v.dtype);
+  part.cols = count;
+  return part;
+}
+
+/** Each low-rank pair as a product of its own, added to its columns of c. */
+void addTerms(const GemmArgs& args, const Context& context) {
+  for (const GemmTerm& term : args.terms) {
+    GemmArgs part;
+    part.mode = args.mode;
+    part.m = args.m;
+    part.n = term.width;
+    part.k = term.rank;
+    part.c = columnsOf(args.c, term.column, term.width);
+    part.a = term.a;
+    part.b = term.b;
+    part.accumulate = true;
+    part.alpha = term.alpha;
+    runGemm(part, context);
+  }
+}
+
+bool alone(const GemmArgs& args, const Context& context, bool (*way)(const GemmArgs&, const Context&)) {
+  GemmArgs main = args;
+  main.terms.clear();
+  if (!way(main, context)) return false;
+  addTerms(args, context);
+  return true;
+}
+
+/** Up to here one side is narrow enough that reading the other is all the time there is. */
+constexpr int64_t narrow = 64;
+
+}  // namespace
+
+void runGemm(const GemmArgs& args, const Context& context) {
+  if (args.m == 0 || args.n == 0) return;
+  const Preference preferred = preference();
+  const bool isNarrow = std::min(args.m, args.n) <= narrow;
+  if (isNarrow && args.terms.empty() && preferred != Preference::cublasLt && gemmSkinny(args, context)) return;
+  if (preferred != Preference::own && (preferred == Preference::cublasLt || context.gpu->capability != 90) &&
+      alone(args, context, gemmCublasLt))
+    return;
+  if (gemmWgmma(args, context)) return;
+  if (!args.terms.empty() && alone(args, context, gemmWgmma)) return;
+  if (gemmMma(args, context)) return;
+  if (gemmSkinny(args, context)) return;
+  gemmSimple(args, context);
+}
+
+namespace ops {
+namespace {
+
+void requireTerm(const Operands& operands, const GemmArgs& g, const GemmTerm& term, int64_t rankOfB, size_t index) {
+  if (term.a.rows == g.m && term.a.cols == rankOfB && term.column >= 0 && term.column + term.width <= g.n) return;
+  operands.refuse("low-rank term " + std::to_string(index) + " a " + Operands::describe(term.a) + ", b " + Operands::describe(term.b) +
+                  " at column " + std::to_string(term.column) + " does not fit c " + Operands::describe(g.c));
+}
+
+}  // namespace
+
+void gemm(const Call& call, const Context& context) {
+  constexpr int64_t fixedTensors = 5, fixedInts = 3, fixedFloats = 1;
+  const Operands operands(call, "gemm", 3, fixedInts, fixedFloats);
+  const int64_t terms = call.intCount - fixedInts;
+  if (call.tensorCount != fixedTensors + 2 * terms || call.floatCount != fixedFloats + terms)
+    operands.refuse(std::to_string(terms) + " columns do not match " + std::to_string(call.tensorCount - fixedTensors) +
+                    " low-rank operands and " + std::to_string(call.floatCount - fixedFloats) + " factors");
+  operands.require(call.i(0) >= 0 && call.i(0) <= 2, "the mode is unknown");
+
+  GemmArgs g;
+  g.mode = call.i(0);
+  g.accumulate = call.i(1) != 0;
+  g.alpha = static_cast<float>(call.f(0));
+  g.c = operands.matrix(0, "c");
+  g.a = operands.matrix(1, "a");
+  g.b = operands.matrix(2, "b");
+  g.m = g.mode == 2 ? g.a.cols : g.a.rows;
+  g.k = g.mode == 2 ? g.a.rows : g.a.cols;
+  g.n = g.mode == 0 ? g.b.rows : g.b.cols;
+  if (g.c.rows != g.m || g.c.cols != g.n || (g.mode == 0 ? g.b.cols : g.b.rows) != g.k)
+    operands.refuse("c " + Operands::describe(g.c) + ", a " + Operands::describe(g.a) + " and b " + Operands::describe(g.b) +
+                    " do not fit in mode " + std::to_string(g.mode));
+  if (operands.has(3)) g.bias = operands.matrix(3, "bias", 1, g.n);
+  if (operands.has(4)) g.add = operands.matrix(4, "add", g.m, g.n);
+  operands.require(terms == 0 || g.mode != 2, "low-rank terms need mode 0 or 1");
+  for (int64_t j = 0; j < terms; ++j) {
+    GemmTerm term;
+    term.a = operands.matrix(fixedTensors + 2 * j, "a of a low-rank term");
+    term.b = operands.matrix(fixedTensors + 2 * j + 1, "b of a low-rank term");
+    term.column = call.i(fixedInts + j);
+    term.rank = term.a.cols;
+    term.width = g.mode == 0 ? term.b.rows : term.b.cols;
+    term.alpha = static_cast<float>(call.f(fixedFloats + j));
+    requireTerm(operands, g, term, g.mode == 0 ? term.b.cols : term.b.rows, g.terms.size());
+    g.terms.push_back(term);
+  }
+  runGemm(g, context);
+}
+
+}  // namespace ops
+}  // namespace unsloth::cuda
