@@ -4,9 +4,12 @@ import { registerCommands } from './commands/register.ts'
 import { panelButtons } from './commands/panelButtons.ts'
 import { languageId, taskType } from './contributions.ts'
 import { readSetting, setContext } from './editor.ts'
+import type { LanguageClient } from 'vscode-languageclient/node'
+import { DeviceWatch } from './engine/deviceWatch.ts'
 import { EngineClient } from './engine/engineClient.ts'
 import { tellEnding } from './engine/endings.ts'
 import { RunPlaces, watchRuns } from './engine/findRuns.ts'
+import { HubToken } from './engine/hubToken.ts'
 import { locateEngine, platformProblem } from './engine/location.ts'
 import { Problems } from './engine/problems.ts'
 import { RunRegistry } from './engine/runRegistry.ts'
@@ -42,7 +45,11 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   const log = add(vscode.window.createOutputChannel('Unsloth', { log: true }))
   const { version } = extension.extension.packageJSON as { version: string }
   const locate = () => mayRun(extension.extensionPath)
-  const engine = add(new EngineClient({ locate, version, cwd: extension.extensionPath, log: (line) => log.info(line) }))
+  const hubToken = new HubToken(extension.secrets)
+  const engine = add(new EngineClient({ locate, version, cwd: extension.extensionPath, secrets: () => hubToken.environment(), log: (line) => log.info(line) }))
+  const devices = add(new DeviceWatch(engine))
+  // The next request starts one that has it.
+  add(hubToken.onDidChange(() => void engine.stop()))
   const places = new RunPlaces(extension.workspaceState)
   const runs = add(new RunRegistry({ find: () => places.find(), wereLive: places.wereLive, onLive: (dirs) => places.keepLive(dirs) }))
   const problems = new Problems(log)
@@ -52,7 +59,7 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   const library = createLibrary(extension.extensionPath)
   const previews = add(new PreviewPanels({ extensionUri: extension.extensionUri, engine, library, log: (message) => log.warn(message) }))
   const services: Services = {
-    extension, log, engine, runs, problems, locate, library, previews, reports: add(new ReportDocuments()),
+    extension, log, engine, devices, hubToken, runs, problems, locate, library, previews, recipeHelp: () => help.start(), reports: add(new ReportDocuments()),
     panels: {
       open(dir, others = []) {
         void places.remember(dir)
@@ -60,6 +67,7 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
       },
     },
   }
+  const help = recipeHelp(extension, services)
   add(runs.onDidEnd((ending) => tellEnding(ending, problems, log)))
   extension.subscriptions.push(...registerCommands(services))
   const trees = add(registerTrees(services))
@@ -68,7 +76,6 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   add(watchLibrary(library))
   add(vscode.languages.registerCodeLensProvider(datasetSelector, new DatasetLenses(library)))
   add(vscode.tasks.registerTaskProvider(taskType, new UnslothTasks(locate)))
-  const help = startHelp(extension, services)
   const settle = (): void => {
     setContext('unsloth.canRun', vscode.workspace.isTrusted && platformProblem(extension.extensionPath) === undefined)
     provideTerminalCommand(extension, locate).catch((error: unknown) => log.warn(String(error)))
@@ -81,7 +88,7 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   settle()
   // Runs go on without the editor: whatever is there now is taken up again.
   runs.refresh().catch((error: unknown) => log.error(String(error)))
-  return { services, panels, statusBar, trees, activation: performance.now() - began, languageClient: help }
+  return { services, panels, statusBar, trees, activation: performance.now() - began, languageClient: () => help.started() }
 }
 
 /** The engine, where it may run: in a trusted workspace, on a platform with an addon. */
@@ -97,15 +104,17 @@ function mayRun(extensionPath: string) {
   return locateEngine(extensionPath, chosen)
 }
 
-/** Starts the language server with the first recipe that is opened. */
-function startHelp(extension: vscode.ExtensionContext, { log, problems, runs }: Services): () => Promise<unknown> | undefined {
-  let started: Promise<unknown> | undefined
+/** The language server: starts with the first recipe that is opened, or when somebody asks for it. */
+function recipeHelp(extension: vscode.ExtensionContext, { log, problems, runs, devices }: Services) {
+  let started: Promise<LanguageClient> | undefined
+  const start = (): Promise<LanguageClient> => {
+    started ??= import('./config/client.ts').then(({ startLanguageClient }) => startLanguageClient(extension, { log, runs, devices }))
+    return started
+  }
   const begin = (document: vscode.TextDocument): void => {
-    if (started !== undefined || document.languageId !== languageId) return
-    started = import('./config/client.ts').then(({ startLanguageClient }) => startLanguageClient(extension, log, runs))
-    started.catch((error: unknown) => problems.show(error))
+    if (document.languageId === languageId && started === undefined) start().catch((error: unknown) => problems.show(error))
   }
   extension.subscriptions.push(vscode.workspace.onDidOpenTextDocument(begin))
   for (const document of vscode.workspace.textDocuments) begin(document)
-  return () => started
+  return { start, started: () => started }
 }

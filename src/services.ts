@@ -1,5 +1,8 @@
 import type * as vscode from 'vscode'
+import type { LanguageClient } from 'vscode-languageclient/node'
 import type { EngineClient } from './engine/engineClient.ts'
+import type { DeviceWatch } from './engine/deviceWatch.ts'
+import type { HubToken } from './engine/hubToken.ts'
 import type { EngineLocation } from './engine/location.ts'
 import type { RunRegistry } from './engine/runRegistry.ts'
 import type { PreviewPanels } from './preview/previewPanels.ts'
@@ -18,6 +21,8 @@ export interface Services {
   readonly extension: vscode.ExtensionContext
   readonly log: vscode.LogOutputChannel
   readonly engine: EngineClient
+  readonly devices: DeviceWatch
+  readonly hubToken: HubToken
   readonly runs: RunRegistry
   readonly library: Library
   readonly panels: Panels
@@ -26,4 +31,6 @@ export interface Services {
   readonly reports: ReportDocuments
   /** The engine to start; throws when it may not run here. */
   readonly locate: () => EngineLocation
+  /** The language server of recipes, started when it is not running yet. */
+  readonly recipeHelp: () => Promise<LanguageClient>
 }

@@ -3,7 +3,6 @@ import { basename, dirname } from 'node:path'
 import * as vscode from 'vscode'
 import { UnslothError } from '#shared/errors.ts'
 import { engineRequests, type DoctorResult, type RequestDescriptor } from '#shared/protocol.ts'
-import { readSetting, writeSetting } from '../editor.ts'
 import type { Services } from '../services.ts'
 import { pathOf } from '../trees/nodes.ts'
 import { cancelled, choose, pickModel, pickRecipe } from './pick.ts'
@@ -77,18 +76,4 @@ export async function doctor(services: Services): Promise<void> {
     result = { checks: [{ name: vscode.l10n.t('Engine'), level: 'error', detail: error.message, ...(error.hint === undefined ? {} : { hint: error.hint }) }] }
   }
   await services.reports.show('Doctor.md', doctorReport(result, editor))
-}
-
-/** Chooses where recipes with `device: auto` compute. */
-export async function selectDevice(): Promise<void> {
-  const now = readSetting('unsloth.device')
-  const items = [
-    { label: 'auto', description: vscode.l10n.t('the best device there is') },
-    { label: 'cpu', description: vscode.l10n.t('the processor') },
-    { label: 'cuda', description: vscode.l10n.t('an NVIDIA GPU') },
-  ] as const
-  const { label } = await choose(items.map((item) => ({ ...item, ...(item.label === now ? { detail: vscode.l10n.t('chosen now') } : {}) })), {
-    title: vscode.l10n.t('Select Device'), placeHolder: vscode.l10n.t('Where to compute when the recipe does not say'),
-  })
-  await writeSetting('unsloth.device', label)
 }

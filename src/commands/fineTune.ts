@@ -17,7 +17,8 @@ export async function fineTune(services: Services, argument: unknown): Promise<s
   const scope = vscode.Uri.file(recipe)
   const defaults = { device: readSetting('unsloth.device', scope), threads: readSetting('unsloth.threads', scope) }
   try {
-    const run = await withProgress(vscode.l10n.t('Starting the run'), () => startRun(recipe, defaults, location))
+    const secrets = await services.hubToken.environment()
+    const run = await withProgress(vscode.l10n.t('Starting the run'), () => startRun(recipe, defaults, location, secrets))
     for (const warning of run.warnings) services.log.warn(warning)
     await shown(services, run.dir)
     return run.dir
@@ -42,7 +43,8 @@ export async function resumeRun(services: Services, argument: unknown): Promise<
   if (view.alive) throw new UnslothError('RUN_BUSY', `${view.status.name} is ${view.state}.`, { hint: 'Only a paused, stopped or interrupted run can be resumed.' })
   if (view.state === 'finished') throw new UnslothError('RUN_INVALID', `${view.status.name} is finished.`, { hint: 'Start a new run; lora.init_adapter goes on from its adapter.' })
   const location = services.locate()
-  await withProgress(vscode.l10n.t('Resuming {0}', view.status.name), () => launch(view.dir, location))
+  const secrets = await services.hubToken.environment()
+  await withProgress(vscode.l10n.t('Resuming {0}', view.status.name), () => launch(view.dir, location, secrets))
   await shown(services, view.dir)
   return view.dir
 }

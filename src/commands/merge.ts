@@ -42,9 +42,10 @@ export async function merge(services: Services, argument: unknown): Promise<stri
   const adapter = await pickAdapter(services, argument, title)
   const folder = await askFolder(adapter, title)
   const { execPath, env, entry } = services.locate()
+  const secrets = await services.hubToken.environment()
   const answer = await vscode.window.withProgress(
     { location: vscode.ProgressLocation.Notification, title: vscode.l10n.t('Merging {0}', basename(dirname(adapter))), cancellable: true },
-    (_, token) => runMerge(execPath, [entry, 'merge', adapter, folder, '--json'], env, token, services.log),
+    (_, token) => runMerge(execPath, [entry, 'merge', adapter, folder, '--json'], { ...env, ...secrets }, token, services.log),
   )
   if ('error' in answer) {
     const { code, message, hint } = answer.error

@@ -2,12 +2,13 @@ import { existsSync } from 'node:fs'
 import * as vscode from 'vscode'
 import { LanguageClient, RevealOutputChannelOn, TransportKind, type LanguageClientOptions, type ServerOptions } from 'vscode-languageclient/node'
 import { UnslothError } from '#shared/errors.ts'
+import type { DeviceEntry } from '#shared/protocol.ts'
 import { languageId } from '../contributions.ts'
-import type { RunRegistry } from '../engine/runRegistry.ts'
+import type { Services } from '../services.ts'
 import { serverMessages } from '../language/commands.ts'
 
 /** Starts the language server of recipes, a process of its own. It computes without the engine, so that it works in any workspace. */
-export async function startLanguageClient(extension: vscode.ExtensionContext, log: vscode.LogOutputChannel, runs: RunRegistry): Promise<LanguageClient> {
+export async function startLanguageClient(extension: vscode.ExtensionContext, { log, runs, devices }: Pick<Services, 'log' | 'runs' | 'devices'>): Promise<LanguageClient> {
   const module = vscode.Uri.joinPath(extension.extensionUri, 'dist', 'languageServer.cjs').fsPath
   if (!existsSync(module)) throw new UnslothError('INTERNAL', `The language server is not at ${module}.`, { hint: 'Install the extension again.' })
   const server: ServerOptions = {
@@ -30,6 +31,12 @@ export async function startLanguageClient(extension: vscode.ExtensionContext, lo
     known = states
     if (client.isRunning()) void client.sendNotification(serverMessages.runsChanged, {})
   })
-  extension.subscriptions.push(client, follow)
+  // What is free of the memory, as the engine that runs sees it.
+  const tell = (found: readonly DeviceEntry[] | undefined): void => {
+    if (client.isRunning()) void client.sendNotification(serverMessages.devices, { devices: found ?? null })
+  }
+  const watch = devices.onDidChange(tell)
+  if (devices.devices !== undefined) tell(devices.devices)
+  extension.subscriptions.push(client, follow, watch)
   return client
 }

@@ -14,6 +14,8 @@ export interface EngineClientOptions {
   readonly locate: () => EngineLocation
   readonly version: string
   readonly cwd: string
+  /** Variables that must not be seen anywhere but in the process: its token for the Hub. */
+  readonly secrets?: () => Promise<Readonly<Record<string, string>>>
   /** Each line that the process prints to its error stream, and what happens to the process. */
   readonly log: (line: string) => void
   /** Milliseconds without a request after which the process is ended: it keeps a model in memory. */
@@ -74,6 +76,13 @@ export class EngineClient {
     }
   }
 
+  /** Asks the engine that runs, without starting one and without keeping it awake; undefined when none runs. */
+  async peek<P, R>(descriptor: RequestDescriptor<P, R>, params: P): Promise<R | undefined> {
+    if (this.#state.kind !== 'running' || this.#live === undefined) return undefined
+    const { connection } = await this.#live
+    return connection.request(descriptor, params)
+  }
+
   /** Hears the pieces of one `generate` request. */
   onGenerated(id: string, listener: (piece: GeneratedPiece) => void): { dispose(): void } {
     this.#pieceListeners.set(id, listener)
@@ -125,9 +134,11 @@ export class EngineClient {
   }
 
   async #launch(): Promise<Live> {
-    const { version, log, cwd } = this.#options
+    const { version, log, cwd, secrets } = this.#options
     let location: EngineLocation
+    let secret: Readonly<Record<string, string>>
     try {
+      secret = (await secrets?.()) ?? {}
       location = this.#options.locate()
     } catch (error) {
       this.#fail(error)
@@ -137,7 +148,7 @@ export class EngineClient {
     this.#stderr = []
     log(`starting ${location.execPath} ${location.entry} serve --stdio`)
     const child = spawn(location.execPath, [location.entry, 'serve', '--stdio'], {
-      cwd, env: { ...process.env, ...location.env }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
+      cwd, env: { ...process.env, ...location.env, ...secret }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
     })
     const failed = new Promise<never>((_, reject) => {
       child.once('error', (error) => reject(new UnslothError('NATIVE', `The engine could not be started: ${error.message}`, { cause: error })))

@@ -31,6 +31,7 @@ const reveal: Remedy = {
   label: vscode.l10n.t('Open Panel'),
   act: ({ run }) => runCommand('unsloth.openTrainingPanel', run),
 }
+const setToken: Remedy = { label: vscode.l10n.t('Set Token'), act: () => runCommand('unsloth.setHubToken') }
 const preview: Remedy = { label: vscode.l10n.t('Preview Data'), act: ({ recipe }) => runCommand('unsloth.previewData', recipe) }
 const resume: Remedy = { label: vscode.l10n.t('Resume'), act: ({ run }) => runCommand('unsloth.resumeRun', run) }
 
@@ -93,7 +94,9 @@ export class Problems {
   }
 
   #tell(code: ErrorCode, text: string, context: ProblemContext, show: typeof vscode.window.showErrorMessage): Promise<void> {
-    return this.#ask(text, remedies[code], context, show)
+    // Of the Hub's refusals, those of private and gated repositories speak of the token.
+    const remedy = code === 'HUB' && /\btoken\b/i.test(text) ? setToken : remedies[code]
+    return this.#ask(text, remedy, context, show)
   }
 
   async #ask(text: string, remedy: Remedy | undefined, context: ProblemContext, show: typeof vscode.window.showErrorMessage): Promise<void> {

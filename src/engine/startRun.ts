@@ -18,9 +18,9 @@ export interface StartedRun extends LaunchedRun {
 /**
  * Freezes a recipe into a new run directory and starts the process that works on it. The process belongs to nobody: it goes on
  * when the editor closes. Throws what is wrong with the recipe, or what the process said when it ended at once; then no
- * directory is left behind that never was a run.
+ * directory is left behind that never was a run. `secrets` go into the environment of the process only.
  */
-export async function startRun(file: string, defaults: RunDefaults, location: EngineLocation): Promise<StartedRun> {
+export async function startRun(file: string, defaults: RunDefaults, location: EngineLocation, secrets: Readonly<Record<string, string>>): Promise<StartedRun> {
   const [{ loadRecipe }, { formatRecipe }] = await Promise.all([
     import('../../engine/recipe/loadRecipe.ts'), import('../../engine/recipe/formatRecipe.ts'),
   ])
@@ -29,12 +29,12 @@ export async function startRun(file: string, defaults: RunDefaults, location: En
   const run = RunDirectory.create(recipe.training.output_dir, recipe.training.run_name ?? basename(recipe.model.name), formatRecipe(recipe), {
     status: { model: recipe.model.name, dataset: recipe.data.dataset ?? recipe.data.local_dataset[0] ?? null, method: recipe.training.training_type },
   })
-  return { ...(await launch(run.dir, location)), warnings }
+  return { ...(await launch(run.dir, location, secrets)), warnings }
 }
 
 /** Starts a process on an existing run, which goes on from its newest checkpoint. */
-export function launch(dir: string, { execPath, entry, env }: EngineLocation): Promise<LaunchedRun> {
-  return launchRun(dir, { execPath, entry, env: { ...process.env, ...env } })
+export function launch(dir: string, { execPath, entry, env }: EngineLocation, secrets: Readonly<Record<string, string>>): Promise<LaunchedRun> {
+  return launchRun(dir, { execPath, entry, env: { ...process.env, ...env, ...secrets } })
 }
 
 function withDefaults(recipe: Recipe, { device, threads }: RunDefaults): Recipe {

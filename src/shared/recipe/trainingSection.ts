@@ -271,9 +271,12 @@ export const trainingSection = z.strictObject({
   ),
   compute: choice({
     doc: 'Precision of the arithmetic. Sums, norms and the optimizer are in 32 bits always.',
-    effect: '`bfloat16` is faster where the processor has it, and less exact.',
-    values: { auto: '`float32` on the CPU', float32: 'exact', bfloat16: 'activations rounded to bfloat16 in matrix products' },
-    synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32' },
+    effect: 'On a GPU 16 bits take half the memory and are many times faster. `bfloat16` is faster where the processor has it, and less exact.',
+    values: {
+      auto: '`float32` on the processor, `bfloat16` on a GPU (`float16` where it has none)', float32: 'exact',
+      bfloat16: 'activations in bfloat16; on the processor rounded in matrix products only', float16: 'activations in float16, for GPUs without bfloat16',
+    },
+    synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32', fp16: 'float16', half: 'float16' },
     default: 'auto',
   }),
   device: choice({
@@ -281,7 +284,6 @@ export const trainingSection = z.strictObject({
     values: { auto: 'the best there is', cpu: 'the processor', cuda: 'an NVIDIA GPU' },
     synonyms: { gpu: 'cuda' },
     default: 'auto',
-    availability: notYet('the CUDA backend is not available yet; use auto or cpu', (value) => value === 'cuda'),
   }),
   threads: integer({
     doc: 'Threads to compute with. 0: one for each physical core. The result does not depend on it.',
