@@ -1,0 +1,182 @@
+// Gated and plain activations with their gradients. Bytes per element of T: glu 3, gluGrad 5, activation 2, activationGrad 3.
+#include "map.cuh"
+#include "operands.h"
+#include "ops.h"
+
+namespace unsloth::cuda::ops {
+namespace {
+
+/** Kinds as in commands.ts. */
+enum Kind { silu = 0, geluTanh = 1, geluErf = 2, reluSquared = 3, relu = 4, logistic = 5 };
+
+/** For 16-bit results the approximate exponential and quotient (2 ulp of fp32) are exact enough; fp32 gets the full ones. */
+template <class T>
+__device__ __forceinline__ float exponential(float x) {
+  if constexpr (sizeof(T) == 4) return expf(x);
+  else return __expf(x);
+}
+template <class T>
+__device__ __forceinline__ float quotient(float a, float b) {
+  if constexpr (sizeof(T) == 4) return a / b;
+  else return __fdividef(a, b);
+}
+
+/** σ(x) and σ(−x), both without cancellation. */
+struct Sigmoid {
+  float plus, minus;
+};
+template <class T>
+__device__ __forceinline__ Sigmoid sigmoid(float x) {
+  const float e = exponential<T>(-fabsf(x)), bigger = quotient<T>(1.0f, 1.0f + e), smaller = e * bigger;
+  return x < 0 ? Sigmoid{smaller, bigger} : Sigmoid{bigger, smaller};
+}
+
+/** act(x) and act′(x). */
+struct Slope {
+  float value, slope;
+};
+
+template <class T, int kind>
+__device__ __forceinline__ Slope activate(float x) {
+  if constexpr (kind == silu) {
+    const Sigmoid s = sigmoid<T>(x);
+    return {x * s.plus, fmaf(x * s.plus, s.minus, s.plus)};
+  } else if constexpr (kind == geluTanh) {
+    // ½x(1 + tanh u) = x·σ(2u) with u = √(2/π)·(x + 0.044715x³): the tail keeps its relative precision.
+    constexpr float twiceRoot = 1.5957691216057308f, cubic = 0.044715f;
+    const Sigmoid s = sigmoid<T>(twiceRoot * x * fmaf(cubic * x, x, 1.0f));
+    const float inner = twiceRoot * fmaf(3.0f * cubic * x, x, 1.0f);
+    return {x * s.plus, fmaf(x * s.plus, s.minus * inner, s.plus)};
+  } else if constexpr (kind == geluErf) {
+    const float below = normcdff(x), density = 0.39894228040143268f * expf(-0.5f * x * x);
+    return {x * below, fmaf(x, density, below)};
+  } else if constexpr (kind == reluSquared) {
+    const float positive = x > 0 ? x : 0.0f;
+    return {positive * positive, positive + positive};
+  } else if constexpr (kind == relu) {
+    return {x > 0 ? x : 0.0f, x > 0 ? 1.0f : 0.0f};
+  } else {
+    const Sigmoid s = sigmoid<T>(x);
+    return {s.plus, s.plus * s.minus};
+  }
+}
+
+/** Calls body(std::integral_constant<int, kind>{}). */
+template <int kinds, class Body>
+__host__ __device__ __forceinline__ void withKind(int kind, Body&& body) {
+  if (kind == silu) body(std::integral_constant<int, silu>{});
+  else if (kind == geluTanh) body(std::integral_constant<int, geluTanh>{});
+  else if (kind == geluErf) body(std::integral_constant<int, geluErf>{});
+  if constexpr (kinds > 3) {
+    if (kind == reluSquared) body(std::integral_constant<int, reluSquared>{});
+    else if (kind == relu) body(std::integral_constant<int, relu>{});
+    else if (kind == logistic) body(std::integral_constant<int, logistic>{});
+  }
+}
+
+template <class T, int kind>
+struct Glu : MapFunction {
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[2][width], float (&out)[1][width]) const {
+#pragma unroll
+    for (int i = 0; i < width; ++i) out[0][i] = activate<T, kind>(in[0][i]).value * in[1][i];
+  }
+};
+
+/** in: dH, gate, up; out: dGate, dUp. */
+template <class T, int kind>
+struct GluGrad : MapFunction {
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[3][width], float (&out)[2][width]) const {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const Slope s = activate<T, kind>(in[1][i]);
+      out[0][i] = in[0][i] * in[2][i] * s.slope;
+      out[1][i] = in[0][i] * s.value;
+    }
+  }
+};
+
+template <class T>
+struct Activate : MapFunction {
+  int kind;
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[1][width], float (&out)[1][width]) const {
+    withKind<6>(kind, [&](auto k) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) out[0][i] = activate<T, decltype(k)::value>(in[0][i]).value;
+    });
+  }
+};
+
+/** in: dy, x. */
+template <class T>
+struct ActivateGrad : MapFunction {
+  int kind;
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[2][width], float (&out)[1][width]) const {
+    withKind<6>(kind, [&](auto k) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) out[0][i] = in[0][i] * activate<T, decltype(k)::value>(in[1][i]).slope;
+    });
+  }
+};
+
+int kindOf(const Operands& args, int32_t kind, int kinds) {
+  if (kind < 0 || kind >= kinds) args.refuse("unknown activation kind " + std::to_string(kind));
+  return kind;
+}
+
+}  // namespace
+
+void glu(const Call& call, const Context& context) {
+  const Operands args(call, "glu", 3, 1, 0);
+  const View& h = args.matrix(0, "h");
+  const View& gate = args.typed(1, "gate", h.dtype, h.rows, h.cols);
+  const View& up = args.typed(2, "up", h.dtype, h.rows, h.cols);
+  withType(h.dtype, "glu", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    withKind<3>(kindOf(args, call.i(0), 3),
+                [&](auto kind) { mapElements<T, 2, 1>(context, "glu", {h}, {gate, up}, Glu<T, decltype(kind)::value>{}); });
+  });
+}
+
+void gluGrad(const Call& call, const Context& context) {
+  const Operands args(call, "gluGrad", 5, 1, 0);
+  const View& dH = args.matrix(2, "dH");
+  const View& dGate = args.typed(0, "dGate", dH.dtype, dH.rows, dH.cols);
+  const View& dUp = args.typed(1, "dUp", dH.dtype, dH.rows, dH.cols);
+  const View& gate = args.typed(3, "gate", dH.dtype, dH.rows, dH.cols);
+  const View& up = args.typed(4, "up", dH.dtype, dH.rows, dH.cols);
+  withType(dH.dtype, "gluGrad", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    withKind<3>(kindOf(args, call.i(0), 3), [&](auto kind) {
+      mapElements<T, 3, 2>(context, "gluGrad", {dGate, dUp}, {dH, gate, up}, GluGrad<T, decltype(kind)::value>{});
+    });
+  });
+}
+
+void activation(const Call& call, const Context& context) {
+  const Operands args(call, "activation", 2, 1, 0);
+  const View& y = args.matrix(0, "y");
+  const View& x = args.typed(1, "x", y.dtype, y.rows, y.cols);
+  const int kind = kindOf(args, call.i(0), 6);
+  withType(y.dtype, "activation", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    mapElements<T, 1, 1>(context, "activation", {y}, {x}, Activate<T>{{}, kind});
+  });
+}
+
+void activationGrad(const Call& call, const Context& context) {
+  const Operands args(call, "activationGrad", 3, 1, 0);
+  const View& dx = args.matrix(0, "dx");
+  const View& dy = args.typed(1, "dy", dx.dtype, dx.rows, dx.cols);
+  const View& x = args.typed(2, "x", dx.dtype, dx.rows, dx.cols);
+  const int kind = kindOf(args, call.i(0), 6);
+  withType(dx.dtype, "activationGrad", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    mapElements<T, 2, 1>(context, "activationGrad", {dx}, {dy, x}, ActivateGrad<T>{{}, kind});
+  });
+}
+
+}  // namespace unsloth::cuda::ops
