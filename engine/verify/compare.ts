@@ -10,9 +10,14 @@ export interface Comparison {
   readonly tolerance: number
 }
 
-/** Relative error that a float32 run may have against the float64 reference; token ids have to be equal. */
-export function toleranceOf(name: string): number {
-  if (name === 'greedy_ids') return 0
+/**
+ * Relative error that a float32 run may have against the float64 reference; token ids have to be equal. References of quantised
+ * models were computed by bitsandbytes on a GPU with activations in bf16: against those, what rounding them does.
+ */
+export function toleranceOf(name: string, rounded = false): number {
+  if (name === 'greedy_ids' || /^(nf4_|q8_|dequant\.)/.test(name)) return 0
+  if (name.startsWith('adam8_')) return 2e-6 // bitsandbytes takes powers of β with a fast instruction
+  if (rounded) return /^(lora_grad|curve_grad_norm)/.test(name) ? 2e-2 : name.endsWith('loss') ? 1e-3 : 1e-2
   if (/^(full_grad|lora_grad|dpo_grad)/.test(name)) return 1e-4
   if (name.startsWith('curve_')) return 1e-4
   return 1e-5
@@ -39,7 +44,7 @@ const perStep = new Set(['curve_loss', 'curve_grad_norm', 'curve_lr'])
 export async function compare(golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>): Promise<Comparison[]> {
   const results: Comparison[] = []
   for (const name of golden.expected()) {
-    const tolerance = toleranceOf(name)
+    const tolerance = toleranceOf(name, golden.modelFolder !== golden.folder)
     const ours = computed.get(name)
     if (ours === undefined) {
       results.push({ name, verdict: skip.has(name) ? 'skipped' : 'missing', error: NaN, tolerance })

@@ -13,6 +13,7 @@ import { learningRate } from '../train/schedule.ts'
 import type { Golden, Quantity } from './golden.ts'
 import { allLogits, balance, gradients, scores, type ScoredRow } from './passes.ts'
 import { mergedLogits } from './merged.ts'
+import { adam8Quantities, dequantQuantities, dynamicQuantities, nf4Quantities } from './quantised.ts'
 import { referenceGreedy } from './referenceGreedy.ts'
 
 export interface ComputeOptions {
@@ -46,6 +47,7 @@ export class CaseComputation {
   async run(): Promise<void> {
     if (this.wants('full_grad')) await this.withModel({ kind: 'full' }, (model) => this.fullGradients(model))
     await this.withModel({ kind: 'none' }, (model) => this.baseForward(model))
+    await this.quantisation()
     if (!this.wants('lora_') && !this.wants('curve_') && !this.wants('dpo_') && !this.wants('merged_')) return
     const training = await this.adapterTraining()
     await this.withModel(training, async (model) => {
@@ -56,12 +58,21 @@ export class CaseComputation {
     })
   }
 
+  /** 4-bit weights and 8-bit optimizers, where the golden has them. */
+  private async quantisation(): Promise<void> {
+    const set = this.set.bind(this)
+    await nf4Quantities(this.golden, this.options.device, set)
+    await adam8Quantities(this.golden, this.options.device, set)
+    await dynamicQuantities(this.golden, set)
+    if (this.wants('dequant.')) await this.withModel({ kind: 'none' }, (model) => dequantQuantities(this.golden, model, set))
+  }
+
   /** Each part runs on its own device memory: what one leaves behind cannot help another. */
   private async withModel(training: Training, use: (model: LoadedModel) => Promise<void>): Promise<void> {
     const runtime = new Runtime(this.options.device)
     try {
       const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
-      const patched = patchModel(await describeModel(this.golden.folder), training, targetOf(this.options.device, this.options.compute), { embeddingRate })
+      const patched = patchModel(await describeModel(this.golden.modelFolder), training, targetOf(this.options.device, this.options.compute), { embeddingRate })
       await use(await LoadedModel.load(patched, runtime, { seed: 0 }))
     } finally {
       runtime.dispose()
@@ -86,8 +97,9 @@ export class CaseComputation {
 
   /** Rows without their padding (on the right), and the labels of the batch. */
   private async batch(): Promise<{ rows: Int32Array[]; labels: Int32Array[]; width: number }> {
-    const [ids, masks, labels] = await Promise.all(['input_ids', 'attention_mask', 'labels'].map((name) => this.golden.tokenRows(name)))
-    return { width: ids![0]!.length, labels: labels!, rows: ids!.map((row, i) => row.subarray(0, masks![i]!.reduce((sum, bit) => sum + bit, 0))) }
+    const [ids, labels] = await Promise.all(['input_ids', 'labels'].map((name) => this.golden.tokenRows(name)))
+    const masks = this.golden.has('attention_mask') ? await this.golden.tokenRows('attention_mask') : undefined
+    return { width: ids![0]!.length, labels: labels!, rows: ids!.map((row, i) => row.subarray(0, masks?.[i]!.reduce((sum, bit) => sum + bit, 0) ?? row.length)) }
   }
 
   /** The batch's loss: mean over labelled tokens. */

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { openTensorSource, readFloat32, readInt32, requireTensor, type TensorSource } from '../io/tensorSource.ts'
@@ -9,7 +10,7 @@ export interface Quantity {
 }
 
 /** What a case gives (inputs), and facts about the reference that nobody has to reproduce. */
-const inputNames = new Set(['input_ids', 'attention_mask', 'labels', 'curve_input_ids', 'dpo_chosen_ids', 'dpo_rejected_ids'])
+const inputNames = new Set(['input_ids', 'attention_mask', 'labels', 'curve_input_ids', 'dpo_chosen_ids', 'dpo_rejected_ids', 'nf4_input', 'q8_input', 'adam8_param0', 'adam8_grads'])
 const isReferenceFact = (name: string): boolean => name.startsWith('bf16_error.')
 
 /** A golden case: inputs, and what a reference implementation computed from them. */
@@ -24,6 +25,12 @@ export class Golden {
 
   static async open(folder: string): Promise<Golden> {
     return new Golden(folder, await openTensorSource(join(folder, 'golden.safetensors')))
+  }
+
+  /** Where the model is: beside its reference, or for QLoRA in the folder of what bitsandbytes has quantised. */
+  get modelFolder(): string {
+    const quantised = join(this.folder, 'bnb-4bit')
+    return existsSync(quantised) ? quantised : this.folder
   }
 
   get metadata(): ReadonlyMap<string, string> {

@@ -31,6 +31,8 @@ void fill(const Call& call, ThreadPool& pool) {
       case DType::BF16: return fillWith<uint16_t>(to, floatToBf16(single), n);
       case DType::F16: return fillWith<uint16_t>(to, floatToF16(single), n);
       case DType::U8: return fillWith<uint8_t>(to, static_cast<uint8_t>(value), n);
+      case DType::Q4:
+      case DType::Q4N: args.refuse("x is quantised");
     }
   });
 }
@@ -39,7 +41,7 @@ void cast(const Call& call, ThreadPool& pool) {
   const Operands args(call, "cast", 2, 0, 0);
   const View& x = args.shaped(1, "x", Operands::any, Operands::any);
   const View& y = args.weight(0, "y", x.rows, x.cols);
-  args.require(x.dtype != DType::U8, "x is u8");
+  args.require(x.dtype != DType::U8 && !isQuantised(x.dtype), "x has no numbers");
   const bool flat = gapless(x) && gapless(y);
   const VectorKernels& kernels = vectorKernels();
   forPieces(pool, flat ? 1 : x.rows, flat ? x.rows * x.cols : x.cols, [&](int64_t r, int64_t c, int64_t n) {

@@ -3,6 +3,8 @@ import { compare, formatComparisons, type Comparison } from '../../verify/compar
 import { CaseComputation } from '../../verify/compute.ts'
 import { Golden, type Quantity } from '../../verify/golden.ts'
 import type { CommandArgs } from '../commandArgs.ts'
+import { physicalCores } from '../../runtime/cores.ts'
+import { compareQuantised } from '../../verify/quantised.ts'
 import { computeSettings } from '../settings.ts'
 
 /** Compares the engine with a reference's results; exit code 1 when anything is wrong or missing. */
@@ -11,7 +13,7 @@ export async function verifyCommand({ positionals, flags }: CommandArgs<'verify'
   const golden = await Golden.open(folder)
   const computation = new CaseComputation(golden, computeSettings(flags))
   await computation.run()
-  const results = await compare(golden, computation.quantities, new Set(flags.skip ?? []))
+  const results = [...await compare(golden, computation.quantities, new Set(flags.skip ?? [])), ...await compareQuantised(golden, physicalCores())]
   if (flags.out !== undefined) await writeQuantities(flags.out, computation.quantities)
   const failed = results.filter(({ verdict }) => verdict === 'wrong' || verdict === 'missing')
   if (flags.json) console.log(JSON.stringify({ folder, passed: failed.length === 0, results: results.map(plain) }, null, 2))
