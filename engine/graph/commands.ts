@@ -77,9 +77,9 @@ export const commandSignatures = {
   add: signature('y', 'a b?', '', 'alpha beta'),
   /** out[1,c] += alpha · Σ_rows x[n,c], rows in order: the gradient of a bias. */
   columnSum: signature('out', 'x', '', 'alpha'),
-  /** y[i] = x[index[i]], m rows. */
+  /** y[i] = x[index[i]], zeros where index[i] is −1. m rows. */
   gatherRows: signature('y', 'x index'),
-  /** y[index[i]] (+)= x[i]; without accumulate all other rows of y become zero. Indices are distinct. */
+  /** y[index[i]] (+)= x[i]; without accumulate all other rows of y become zero. Indices are distinct; −1 skips the row. */
   scatterRows: signature('y', 'x index', 'accumulate'),
   /** cache[slots[i]] = x[i] for n rows: keys and values enter the cache. */
   storeRows: signature('cache', 'x slots'),

@@ -95,11 +95,11 @@ class Operands {
     return {static_cast<const T*>(v.data), length, v.cols == 1 ? v.ld : 1};
   }
 
-  /** Row numbers below `limit`. */
-  Vector<int32_t> indices(int64_t i, const char* name, int64_t count, int64_t limit, const char* into) const {
+  /** Row numbers from `least` on and below `limit`. */
+  Vector<int32_t> indices(int64_t i, const char* name, int64_t count, int64_t limit, const char* into, int32_t least = 0) const {
     const Vector<int32_t> list = numbers<int32_t>(i, name, count);
     for (int64_t r = 0; r < count; ++r)
-      if (list[r] < 0 || list[r] >= limit)
+      if (list[r] < least || list[r] >= limit)
         refuse(std::string(name) + "[" + std::to_string(r) + "] = " + std::to_string(list[r]) + " is not a row of " + into +
                ", which has " + std::to_string(limit) + " rows");
     return list;

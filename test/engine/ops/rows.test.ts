@@ -47,6 +47,17 @@ describe('gatherRows', () => {
     const [y] = await compute('gatherRows', [blank(5, 17), f32(x), i32(ids)])
     equal(y!, embed(x, ids, 1), 'y')
     await refuses('gatherRows', [blank(1, 17), f32(x), i32([6])], {}, /gatherRows: index\[0\] = 6 is not a row of x/)
+    await refuses('gatherRows', [blank(1, 17), f32(x), i32([-2])], {}, /gatherRows: index\[0\] = -2 is not a row of x/)
+  })
+
+  it('gives zeros for −1', async () => {
+    const x = random(6, 17, 1)
+    const [y] = await compute('gatherRows', [blank(3, 17), f32(x), i32([2, -1, 5])])
+    equal(
+      y!,
+      matrix(3, 17, (row, c) => (row === 1 ? 0 : at(x, row === 0 ? 2 : 5, c))),
+      'y',
+    )
   })
 })
 
@@ -58,6 +69,26 @@ describe('scatterRows', () => {
   it('sets rows and clears the others', async () => {
     const [y] = await compute('scatterRows', [blank(6, 17), f32(x), i32(index)], { ints: [0] })
     equal(y!, scattered, 'y')
+  })
+
+  it('skips −1', async () => {
+    const [y] = await compute('scatterRows', [blank(6, 17), f32(x), i32([5, -1, 3])], { ints: [0] })
+    equal(
+      y!,
+      matrix(6, 17, (row, c) => (row === 0 ? 0 : at(scattered, row, c))),
+      'y',
+    )
+    const start = random(6, 17, 2)
+    const [sum] = await compute('scatterRows', [f32(start), f32(x), i32([5, -1, 3])], { ints: [1] })
+    close(
+      sum!,
+      plus(
+        start,
+        matrix(6, 17, (row, c) => (row === 0 ? 0 : at(scattered, row, c))),
+      ),
+      1e-7,
+      'sum',
+    )
   })
 
   it('adds to rows and leaves the others', async () => {
