@@ -101,6 +101,17 @@ const oneOf = <T extends string>(values: readonly T[], value: unknown, otherwise
 /** `missing`: the folder is gone or is not a run (any more). */
 export type PanelRunState = ShownState | 'missing'
 
+export interface GpuFigures {
+  /** Percent. */
+  readonly utilization: number | null
+  /** In use by all processes. */
+  readonly memoryBytes: number | null
+  /** Degrees Celsius. */
+  readonly temperature: number | null
+  /** Watts. */
+  readonly power: number | null
+}
+
 /** What the header says about a run: always complete, never a change. Times are milliseconds since 1970. */
 export interface RunInfo {
   /** The run directory, absolute: names the run in every message. */
@@ -133,6 +144,8 @@ export interface RunInfo {
   readonly method: string | null
   readonly plannedBytes: number | null
   readonly measuredBytes: number | null
+  /** The GPU at the last step, as far as it tells; null where none computes. */
+  readonly gpu: GpuFigures | null
   readonly checkpointStep: number | null
   /** Steps whose loss or gradient norm was not a finite number. */
   readonly nonFiniteSteps: number

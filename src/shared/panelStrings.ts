@@ -40,7 +40,7 @@ export const panelStrings = {
   runs: 'Runs', showRun: 'Show {0}', removeRun: 'Remove {0}', runSummary: '{0}, {1}, step {2}, loss {3}',
   // charts
   chartLoss: 'Training loss', chartEvalLoss: 'Eval loss', chartLearningRate: 'Learning rate', chartGradNorm: 'Gradient norm',
-  chartSpeed: 'Tokens per second', chartMemory: 'Memory', chartGpu: 'GPU utilisation', planned: 'planned', measured: 'measured',
+  chartSpeed: 'Tokens per second', chartMemory: 'Memory', chartGpu: 'GPU utilisation', chartGpuTemperature: 'GPU temperature', chartGpuPower: 'GPU power', gpu: 'GPU', planned: 'planned', measured: 'measured',
   smoothed: 'smoothed', rawValue: 'raw', evaluation: 'eval', perplexity: 'perplexity {0}',
   noEvaluation: 'No evaluation yet', neverEvaluated: 'This run was not evaluated',
   noValues: 'No values yet', chartSummary: '{0}: {1} at {2}, lowest {3}, highest {4}.',

@@ -1,11 +1,11 @@
 import { resolve } from 'node:path'
 import { describeError } from '#shared/errors.ts'
-import type { RunInfo } from '#shared/panelProtocol.ts'
+import type { GpuFigures, RunInfo } from '#shared/panelProtocol.ts'
 import { newStatus } from '#shared/runState.ts'
 import type { MetricsCursor } from '../../engine/run/metricsFile.ts'
 import type { RunAspect, RunView, WatchOptions } from '../../engine/run/runReader.ts'
 import { RunReader } from '../../engine/run/runReader.ts'
-import { RunSeries } from './runSeries.ts'
+import { RunSeries, type SeriesTable } from './runSeries.ts'
 
 export interface Disposable {
   dispose(): void
@@ -91,7 +91,7 @@ export class RunTracker implements TrackedRun {
       startedAt: time(status.startedAt), endedAt: time(status.endedAt), updatedAt: time(status.updatedAt),
       attempt: status.attempt,
       error: status.error, warnings: status.warnings, outputs: status.outputs, device: status.device, model: status.model,
-      dataset: status.dataset, method: status.method, plannedBytes: status.plannedBytes, measuredBytes: finite(memory),
+      dataset: status.dataset, method: status.method, plannedBytes: status.plannedBytes, measuredBytes: finite(memory), gpu: gpuFigures(series.steps),
       checkpointStep: this.#view?.checkpoint?.step ?? null, nonFiniteSteps: series.nonFiniteCount, rows: series.steps.length,
       loading: this.#loading, invalidLines: series.invalidLines, problem: this.#problem ?? null,
     }
@@ -203,6 +203,15 @@ export class RunTrackers implements Disposable {
     for (const { tracker } of this.#trackers.values()) tracker.dispose()
     this.#trackers.clear()
   }
+}
+
+/** What the last step says of the GPU. */
+function gpuFigures(steps: SeriesTable): GpuFigures | null {
+  const last = (key: string): number | null => finite(steps.last(key))
+  const figures = {
+    utilization: last('gpu_utilization'), memoryBytes: last('gpu_memory_bytes'), temperature: last('gpu_temperature'), power: last('gpu_power'),
+  }
+  return Object.values(figures).every((value) => value === null) ? null : figures
 }
 
 const finite = (value: number): number | null => (Number.isFinite(value) ? value : null)

@@ -10,6 +10,8 @@ const isUpdate = (message: ToWebview): boolean => message.type === 'update'
 const lastView = (panel: PanelPage): Extract<FromWebview, { type: 'view' }> | undefined =>
   panel.received.filter((message) => message.type === 'view').at(-1)
 
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!
+
 describe('training panel in the browser', () => {
   let browser: PanelBrowser
   let panel: PanelPage | undefined
@@ -35,9 +37,10 @@ describe('training panel in the browser', () => {
     it(`shows every chart and figure: ${name}`, async () => {
       const { page, ...rest } = await open({ runs: [sample()], theme, width, height: 2_600 })
       assert.equal(rest.posted[0]?.type, 'hydrate')
-      await panel!.until('all charts', async () => (await page.locator('.chart canvas').count()) === 7)
+      await panel!.until('all charts', async () => (await page.locator('.chart canvas').count()) === 9)
       assert.deepEqual(await page.locator('.chart h2').allInnerTexts(), [
         'Training loss', 'Eval loss', 'Learning rate', 'Gradient norm', 'Tokens per second', 'Memory', 'GPU utilisation',
+        'GPU temperature', 'GPU power',
       ])
       assert.equal(await panel!.text('h1'), 'stories260k')
       assert.match(await panel!.text('.state'), /^\s*Training$/)
@@ -45,6 +48,7 @@ describe('training panel in the browser', () => {
       assert.equal(await panel!.text('.fact-step dd'), '1,240 / 2,480')
       assert.equal(await panel!.text('.fact-eta dd'), '18 m')
       assert.match(await panel!.text('.fact-memory dd'), /^2\.\d GB of 2\.4 GB planned$/)
+      assert.match(await panel!.text('.fact-gpu dd'), /^\d+ % · 6\d °C · \d+ W$/)
       assert.match(await panel!.text('.notices'), /not a finite number in step 700/)
       const overflow = await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth')
       assert.equal(overflow, 0, 'nothing is wider than the window')
@@ -75,31 +79,35 @@ describe('training panel in the browser', () => {
     assert.ok(!(await shown('3794ff')))
   })
 
-  it('stays smooth with a million steps', async function () {
+  it('stays smooth with a million steps: first picture under 200 ms, update under 50 ms', async function () {
     const run = new SampleRun('/runs/long', { steps: 1_000_000, evalEvery: 5_000, checkpointEvery: 20_000 })
-    const { times, posted } = await open({ runs: [run] })
-    const [hydrate] = posted
-    assert.ok(hydrate?.type === 'hydrate')
-    const points = hydrate.data[0]!.steps!.x.length + hydrate.data[0]!.evals!.x.length
-    assert.ok(points <= 4_000 && points > 1_000, `${points} points`)
-    // The second time the page's code is warm, as it is when a tab is shown again.
-    const first = times[0]!
-    for (let i = 0; i < 6; i++) {
-      const before = times.length
-      run.grow(500)
-      await panel!.until('an update', () => times.length > before)
+    const pictures: number[] = []
+    const updates: number[] = []
+    // Other work on this machine must not decide: of a few openings the best one counts, and of the updates the usual one.
+    for (let opening = 0; opening < 5 && (opening < 2 || Math.min(...pictures) >= 200 || median(updates) >= 50); opening++) {
+      if (opening > 0) await panel!.close()
+      const { times, posted } = await open({ runs: [run] })
+      const [hydrate] = posted
+      assert.ok(hydrate?.type === 'hydrate')
+      const points = hydrate.data[0]!.steps!.x.length + hydrate.data[0]!.evals!.x.length
+      assert.ok(points <= 4_000 && points > 1_000, `${points} points`)
+      pictures.push(times[0]!)
+      for (let i = 0; i < 6; i++) {
+        const before = times.length
+        run.grow(500)
+        await panel!.until('an update', () => times.length > before)
+      }
+      updates.push(...times.slice(1))
+      for (const message of posted.filter(isUpdate)) {
+        assert.ok(message.type === 'update')
+        const sent = message.data.flatMap(({ steps }) => (steps === undefined ? [] : [steps.x.length]))
+        assert.ok(sent.every((count) => count <= 12), `updates are tails: ${sent.join()}`)
+      }
     }
-    const updates = times.slice(1).sort((a, b) => a - b)
-    const typical = updates[Math.floor(updates.length / 2)]!
-    this.test!.title += ` (first picture ${first.toFixed(0)} ms, update ${typical.toFixed(0)} ms)`
-    for (const message of posted.filter(isUpdate)) {
-      assert.ok(message.type === 'update')
-      const sent = message.data.flatMap(({ steps }) => (steps === undefined ? [] : [steps.x.length]))
-      assert.ok(sent.every((count) => count <= 12), `updates are tails: ${sent.join()}`)
-    }
-    // 200 and 50 ms are what this machine must reach; the rest is room for a loaded one.
-    assert.ok(first < 400, `first picture after ${first} ms`)
-    assert.ok(typical < 100, `update after ${typical} ms`)
+    const first = Math.min(...pictures)
+    this.test!.title += ` (${first.toFixed(0)} and ${median(updates).toFixed(0)} ms)`
+    assert.ok(first < 200, `first picture after ${first} ms`)
+    assert.ok(median(updates) < 50, `update after ${median(updates)} ms`)
   })
 
   it('follows a growing run, at most four times a second', async () => {
@@ -361,7 +369,7 @@ describe('training panel in the browser', () => {
     assert.match(label ?? '', /^Training loss: 1\.\d+ at Step 1,240, lowest 1\.\d+, highest 4\.\d+\. Left and right/)
     assert.match(await panel!.said(), /^stories260k: Training, step 1,240 of 2,480, loss 1\.\d+\. 18 m left\.$/)
     await page.locator('vscode-checkbox', { hasText: 'Tables' }).click()
-    await panel!.until('the tables', async () => (await page.locator('.chart table').count()) === 7)
+    await panel!.until('the tables', async () => (await page.locator('.chart table').count()) === 9)
     assert.match(await panel!.text('.chart[data-chart="memory"] table'), /measured\s+planned[\s\S]*Last\s+2\.\d GB\s+2\.4 GB/)
     const nameless = await page.evaluate(`
       [...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button')]

@@ -45,7 +45,7 @@ export class SampleRun implements TrackedRun {
       updatedAt: this.#start, attempt: 1,
       error: null, warnings: [], outputs: [], device: 'cpu', model: 'stories260k', dataset: 'train.jsonl', method: 'lora',
       plannedBytes: 2.4 * 2 ** 30,
-      measuredBytes: null, checkpointStep: null, nonFiniteSteps: 0, rows: 0, loading: false, invalidLines: 0, problem: null,
+      measuredBytes: null, gpu: null, checkpointStep: null, nonFiniteSteps: 0, rows: 0, loading: false, invalidLines: 0, problem: null,
       ...options.info,
     }
     this.append({ type: 'event', event: 'start', step: 0, time: this.#start })
@@ -86,7 +86,7 @@ export class SampleRun implements TrackedRun {
     const columns = {
       step: column(), epoch: column(), loss: column(), learning_rate: column(), grad_norm: column(), num_tokens: column(),
       tokens_per_second: column(),
-      time: column(), memory_bytes: column(), ...(gpu ? { gpu_utilization: column() } : {}),
+      time: column(), memory_bytes: column(), ...(gpu ? { gpu_utilization: column(), gpu_temperature: column(), gpu_power: column() } : {}),
     }
     const evals: number[] = []
     const events: EventRecord[] = []
@@ -104,7 +104,11 @@ export class SampleRun implements TrackedRun {
       columns.tokens_per_second[i] = 5_200 + 600 * noise
       columns.time[i] = this.#start + step * stepTime
       columns.memory_bytes[i] = (1.9 + 0.25 * Math.min(1, step / 40)) * 2 ** 30
-      if (gpu) columns.gpu_utilization![i] = Math.min(100, 92 + 8 * noise)
+      if (gpu) {
+        columns.gpu_utilization![i] = Math.min(100, 92 + 8 * noise)
+        columns.gpu_temperature![i] = 58 + 8 * Math.min(1, step / 300) + noise
+        columns.gpu_power![i] = 610 + 60 * noise
+      }
       if (bad) events.push({
         type: 'event', event: 'non_finite', step, time: columns.time[i]!, message: `loss is NaN in step ${step}`,
       })
@@ -124,6 +128,9 @@ export class SampleRun implements TrackedRun {
     this.setInfo({
       step: last('step') ?? 0, epoch: last('epoch'), loss: last('loss'), tokensPerSecond: last('tokens_per_second'),
       measuredBytes: last('memory_bytes'),
+      gpu: this.#options.gpu !== true ? null : {
+        utilization: last('gpu_utilization'), memoryBytes: null, temperature: last('gpu_temperature'), power: last('gpu_power'),
+      },
       evalLoss: Number.isFinite(series.evals.last('eval_loss')) ? series.evals.last('eval_loss') : null,
       rows: series.steps.length,
       nonFiniteSteps: series.nonFiniteCount,

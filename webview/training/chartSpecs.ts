@@ -2,7 +2,7 @@ import type { PanelStrings } from '#shared/panelStrings.ts'
 import type { ShownRun } from './panelModel.ts'
 
 /** How the values of a chart are written. */
-export type Unit = 'loss' | 'rate' | 'speed' | 'bytes' | 'percent' | 'number'
+export type Unit = 'loss' | 'rate' | 'speed' | 'bytes' | 'percent' | 'degrees' | 'watts' | 'number'
 
 /** How a curve is drawn: `trend` is a raw curve with its moving average before it. `planned` is the level of the plan. */
 export type CurveStyle = 'trend' | 'line' | 'points' | 'planned'
@@ -33,8 +33,13 @@ export interface ChartSpec {
 }
 
 const memoryKey = 'memory_bytes'
-/** Utilisation in percent, 0 to 100: `gpu_utilization`, `gpu0_utilization`, … */
-const isGpuUtilisation = (key: string): boolean => /^gpu\d*_?util/.test(key)
+/** Figures of GPUs: `gpu_utilization`, or `gpu0_utilization` where there are several; percent, °C, W. */
+const gpuCharts = [
+  { figure: 'utilization', id: 'gpu', title: 'chartGpu', unit: 'percent', maximum: 100 },
+  { figure: 'temperature', id: 'gpuTemperature', title: 'chartGpuTemperature', unit: 'degrees', maximum: undefined },
+  { figure: 'power', id: 'gpuPower', title: 'chartGpuPower', unit: 'watts', maximum: undefined },
+] as const
+const gpuFigure = (key: string): string | undefined => /^gpu\d*_(utilization|temperature|power)$/.exec(key)?.[1]
 const isMemory = (key: string): boolean => key === memoryKey || /memory.*_bytes$/.test(key)
 const memoryLabel = (key: string, strings: PanelStrings): string =>
   key === memoryKey ? strings.measured : readable(key.slice(0, -'_bytes'.length))
@@ -44,7 +49,6 @@ const known = new Set(['loss', 'learning_rate', 'grad_norm', 'tokens_per_second'
 export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): ChartSpec[] {
   const stepKeys = [...new Set(runs.flatMap(({ steps }) => Object.keys(steps.columns)))]
   const evalKeys = [...new Set(runs.flatMap(({ evals }) => Object.keys(evals.columns)))]
-  const gpu = stepKeys.filter(isGpuUtilisation)
   const memory = stepKeys.filter(isMemory)
   const { noValues: empty } = strings
   const charts: ChartSpec[] = [
@@ -81,14 +85,16 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
       ],
     },
   ]
-  if (gpu.length > 0) {
+  for (const { figure, id, title, unit, maximum } of gpuCharts) {
+    const keys = stepKeys.filter((key) => gpuFigure(key) === figure)
+    if (keys.length === 0) continue
     charts.push({
-      id: 'gpu', title: strings.chartGpu, unit: 'percent', fromZero: true, maximum: 100, empty,
-      curves: gpu.map((key) => ({ table: 'steps', key, style: 'trend', ...(gpu.length > 1 ? { label: readable(key) } : {}) })),
+      id, title: strings[title], unit, fromZero: true, empty, ...(maximum === undefined ? {} : { maximum }),
+      curves: keys.map((key) => ({ table: 'steps', key, style: 'trend', ...(keys.length > 1 ? { label: readable(key) } : {}) })),
     })
   }
   for (const key of stepKeys) {
-    if (known.has(key) || isGpuUtilisation(key) || isMemory(key)) continue
+    if (known.has(key) || gpuFigure(key) !== undefined || isMemory(key)) continue
     charts.push({
       id: `steps.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'steps', key, style: 'trend' }],
     })

@@ -12,6 +12,8 @@ export function formatValue(value: number, unit: Unit): string {
     case 'speed': return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : formatCompact(value)
     case 'bytes': return formatBytes(value)
     case 'percent': return `${Math.round(value)} %`
+    case 'degrees': return `${Math.round(value)} °C`
+    case 'watts': return `${Math.round(value)} W`
     case 'number': return formatLoss(value)
   }
 }
@@ -29,6 +31,8 @@ export function formatTicks(splits: readonly (number | null)[], unit: Unit): (st
     if (unit === 'rate') return formatLearningRate(Number(value.toPrecision(6)))
     if (unit === 'bytes') return formatBytes(value)
     if (unit === 'percent') return `${value} %`
+    if (unit === 'degrees') return `${value} °C`
+    if (unit === 'watts') return `${value} W`
     if (unit === 'speed' && largest >= 1000) return compact(value)
     return plain(value)
   })

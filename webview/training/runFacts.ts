@@ -1,5 +1,5 @@
 import { formatLoss, perplexity } from '#shared/metrics.ts'
-import type { PanelAction, PanelRunState, RunInfo } from '#shared/panelProtocol.ts'
+import type { GpuFigures, PanelAction, PanelRunState, RunInfo } from '#shared/panelProtocol.ts'
 import type { PanelStrings } from '#shared/panelStrings.ts'
 import { fill } from '#shared/panelStrings.ts'
 import { formatBytes, formatCompact, formatCount, formatDuration } from '#shared/units.ts'
@@ -62,7 +62,16 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
       : planned === null ? formatBytes(measured) : fill(strings.ofPlanned, formatBytes(measured), formatBytes(planned)),
   )
   add('device', strings.device, info.device)
+  if (info.gpu !== null) add('gpu', strings.gpu, gpuText(info.gpu))
   return facts
+}
+
+/** `87 % · 41.2 GB · 64 °C · 312 W`, as far as known. */
+function gpuText({ utilization, memoryBytes, temperature, power }: GpuFigures): string {
+  return [
+    utilization === null ? null : `${Math.round(utilization)} %`, memoryBytes === null ? null : formatBytes(memoryBytes),
+    temperature === null ? null : `${Math.round(temperature)} °C`, power === null ? null : `${Math.round(power)} W`,
+  ].filter((part) => part !== null).join(' · ')
 }
 
 export interface ActionButton {

@@ -80,6 +80,12 @@ export const dataSection = z.strictObject({
     maxLength: 65536,
     verbatim: true,
   }),
+  map_eos_token: boolean({
+    doc: 'With a named `chat_template` whose turns end with another token than EOS (`<|im_end|>` of `chatml`): give that token the place '
+      + 'of EOS in the tokenizer, so that a model that knows only EOS learns to end its turns without a new row. The tokenizer '
+      + 'that is saved has the same names.',
+    default: true,
+  }),
   train_on_prompt: boolean({
     doc: 'Train the prompts of `format_type: completion`, too. They are only read otherwise.',
     default: false,

@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { UnslothError } from '#shared/errors.ts'
 import { engineRequests } from '#shared/protocol.ts'
+import { DeviceWatch } from '../../../src/engine/deviceWatch.ts'
+import { tokenProblem } from '../../../src/engine/hubToken.ts'
 import { EngineClient } from '../../../src/engine/engineClient.ts'
 import type { EngineState } from '../../../src/engine/lifecycle.ts'
 import { restartPolicy } from '../../../src/engine/restartPolicy.ts'
@@ -10,13 +13,13 @@ const entry = fileURLToPath(new URL('./fakeEngine.mjs', import.meta.url))
 
 describe('the engine client', () => {
   const clients: EngineClient[] = []
-  const start = (options: { fake?: string; restarts?: number; idle?: number; locate?: () => never } = {}) => {
+  const start = (options: { fake?: string; restarts?: number; idle?: number; locate?: () => never; secrets?: Readonly<Record<string, string>> } = {}) => {
     const log: string[] = []
     const states: EngineState['kind'][] = []
     const client = new EngineClient({
       locate: options.locate ?? (() => ({ execPath: process.execPath, entry, env: { FAKE_ENGINE: options.fake ?? '' } })),
       version: '0', cwd: process.cwd(), log: (line) => log.push(line), policy: restartPolicy(options.restarts ?? 0, 60_000, 10),
-      ...(options.idle === undefined ? {} : { idleTimeout: options.idle }),
+      ...(options.idle === undefined ? {} : { idleTimeout: options.idle }), secrets: () => Promise.resolve(options.secrets ?? {}),
     })
     client.onDidChangeState(({ kind }) => states.push(kind))
     clients.push(client)
@@ -77,5 +80,32 @@ describe('the engine client', () => {
     const { client } = start({ idle: 20 })
     await client.request(engineRequests.doctor, {})
     await until('the end', () => client.state.kind === 'idle')
+  })
+
+  it('gives secrets to the process alone', async () => {
+    const { client, log } = start({ secrets: { HF_TOKEN: 'hf_somethingSecret' } })
+    const { devices } = await client.request(engineRequests.devices, {})
+    assert.equal(devices[0]!.label, 'hf_somethingSecret')
+    const pid = client.state.kind === 'running' ? client.state.pid : 0
+    assert.ok(!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('hf_'))
+    assert.ok(!log.join('\n').includes('hf_'), log.join('\n'))
+  })
+
+  it('knows the devices while an engine runs, and does not keep it awake to know them', async () => {
+    const { client } = start({ idle: 60 })
+    const watch = new DeviceWatch(client)
+    const told: (number | undefined)[] = []
+    watch.onDidChange((devices) => told.push(devices?.length))
+    assert.equal(await client.peek(engineRequests.devices, {}), undefined)
+    assert.equal(client.state.kind, 'idle')
+    await client.request(engineRequests.doctor, {})
+    await until('the devices', () => watch.devices?.[0]?.totalBytes === 2)
+    await until('the end', () => client.state.kind === 'idle')
+    assert.deepEqual(told, [1, undefined])
+    watch.dispose()
+  })
+
+  it('takes for tokens what may be one', () => {
+    assert.deepEqual(['hf_0123456789', '', 'hf a b c d e f', 'hf'].map(tokenProblem), [undefined, undefined, 'spaces', 'short'])
   })
 })

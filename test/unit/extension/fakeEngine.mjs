@@ -24,7 +24,8 @@ process.stdin.on('data', (chunk) => {
     else if (method === 'engine/plan') {
       console.error('about to die')
       process.exit(7)
-    } else send({ id, result: { checks: [] } })
+    } else if (method === 'engine/devices') send({ id, result: { devices: [{ id: 'cpu', label: process.env.HF_TOKEN ?? '', totalBytes: 2 }] } })
+    else send({ id, result: { checks: [] } })
   }
 })
 process.stdin.on('end', () => process.exit(0))

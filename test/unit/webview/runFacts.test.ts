@@ -13,7 +13,7 @@ const info = (some: Partial<RunInfo> = {}): RunInfo => ({
   evalLoss: null, bestEvalLoss: null, tokensPerSecond: 5_100, etaSeconds: 1_080, startedAt: now - 60_000, endedAt: null,
   updatedAt: now - 5_000, attempt: 1,
   error: null, warnings: [], outputs: [], device: 'cpu', model: null, dataset: null, method: null, plannedBytes: null,
-  measuredBytes: null,
+  measuredBytes: null, gpu: null,
   checkpointStep: null, nonFiniteSteps: 0, rows: 1_240, loading: false, invalidLines: 0, problem: null, ...some,
 })
 const actions = (some: Partial<RunInfo>): string[] => actionsOf(info(some), panelStrings).map(({ action }) => action)
@@ -54,6 +54,8 @@ describe('what the head of the panel says', () => {
     )
     assert.equal(facts({ plannedBytes: 2 ** 31 }).memory, '2.0 GB planned')
     assert.equal(facts({ plannedBytes: 2 ** 31, measuredBytes: 2 ** 30 }).memory, '1.0 GB of 2.0 GB planned')
+    assert.equal(facts({ gpu: { utilization: 86.6, memoryBytes: 41 * 2 ** 30, temperature: 64, power: null } }).gpu, '87 % · 41.0 GB · 64 °C')
+    assert.equal(facts({}).gpu, undefined)
     assert.equal(facts({ alive: false }).eta, undefined)
     assert.equal(facts({ state: 'paused' }).eta, undefined)
     assert.equal(facts({ totalSteps: null, step: 0 }).step, undefined)
