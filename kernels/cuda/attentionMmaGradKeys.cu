@@ -1,0 +1,210 @@
+#include "attentionMmaGrad.cuh"
+
+namespace unsloth::cuda {
+namespace {
+
+/**
+ * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. The transposed scores kᵀ… are computed,
+ * keys by queries, so that probabilities and their gradients leave one product as the operand of the next without leaving registers.
+ * 8·d FLOPs for each visible pair and head; reads q and dO once for each tile of keys.
+ */
+template <class T, int D, bool general>
+__global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const int stages) {
+  using Shape = GradKeysShape<D>;
+  using Tile = SharedTile<D>;
+  using Exchange = SharedTile<Shape::queries>;
+  constexpr int BN = Shape::keys, BM = Shape::queries, KT = Shape::keyTiles, QC = Shape::chunk, threads = Shape::threads;
+  AttentionTile tile;
+  if (!locateKeys<threads>(a, BN, blockIdx.x, tile)) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = Shape::halves > 1 ? warp % 2 : 0;
+  const int warpKey = warp / Shape::halves * KT * 16, kvHead = blockIdx.y;
+  const AttentionSequence s(a, tile.sequence);
+  const int firstKey = tile.first, keys = min(BN, s.keys - firstKey), offset = s.offset();
+  const int begin = max(0, firstKey - offset);
+  const int end = general && a.window > 0 ? min(s.queries, firstKey + keys - 1 + a.window - offset) : s.queries;
+  const int tiles = max(0, (end - begin + BM - 1) / BM), steps = tiles * a.group;
+
+  extern __shared__ __align__(128) unsigned char memory[];
+  const uint32_t kTile = sharedAddress(memory), vTile = kTile + BN * D * 2, exchange = vTile + BN * D * 2;
+  const uint32_t firstStage = kTile + Shape::fixedBytes;
+  Tile::template copy<BN, threads>(kTile, static_cast<const T*>(a.k.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.k.ld + kvHead * a.headDim, a.k.ld, keys, a.headDim);
+  Tile::template copy<BN, threads>(vTile, static_cast<const T*>(a.v.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.v.ld + kvHead * a.headDim, a.v.ld, keys, a.headDim);
+  commitCopies();
+
+  const auto copyStep = [&](int step, uint32_t stage) {
+    const int head = kvHead * a.group + step / tiles, first = begin + step % tiles * BM, count = end - first;
+    const int64_t row = s.qStart + first;
+    Tile::template copy<BM, threads>(stage, static_cast<const T*>(a.q.data) + row * a.q.ld + head * a.headDim, a.q.ld, count, a.headDim);
+    Tile::template copy<BM, threads>(stage + BM * D * 2, static_cast<const T*>(a.dO.data) + row * a.dO.ld + head * a.headDim, a.dO.ld, count, a.headDim);
+    if (threadIdx.x < 2 * BM) {
+      const int i = threadIdx.x % BM;
+      const View& v = threadIdx.x < BM ? a.lse : a.delta;
+      copyAsync4(stage + 2 * BM * D * 2 + threadIdx.x * 4, static_cast<const float*>(v.data) + (row + (i < count ? i : 0)) * v.ld + head, i < count);
+    }
+    commitCopies();
+  };
+
+  const typename Tile::Lane rowsFirst = Tile::rowsFirst(), columnsFirst = Tile::columnsFirst();
+  const float scale = a.scale * log2e, inner = general && a.softcap > 0 ? a.scale / a.softcap : 0;
+  float dk[KT][Shape::columns / 8][4] = {}, dv[KT][Shape::columns / 8][4] = {};
+  if (steps > 0) copyStep(0, firstStage);
+  for (int step = 0; step < steps; ++step) {
+    const uint32_t stage = firstStage + (stages > 1 ? step % 2 : 0) * static_cast<uint32_t>(Shape::stageBytes);
+    const uint32_t qTile = stage, gTile = stage + BM * D * 2;
+    const float* numbers = reinterpret_cast<const float*>(memory + (stage - kTile) + 2 * BM * D * 2);
+    waitCopies<0>();
+    __syncthreads();
+    if (stages > 1 && step + 1 < steps) copyStep(step + 1, firstStage + (step + 1) % 2 * static_cast<uint32_t>(Shape::stageBytes));
+    const int first = begin + step % tiles * BM;
+    const bool edge = firstKey + BN - 1 > offset + first || (general && a.window > 0 && offset + first + BM - 1 - firstKey >= a.window);
+
+#pragma unroll
+    for (int part = 0; part < (Shape::halves > 1 ? 1 : BM / QC); ++part) {
+      const int chunk = (Shape::halves > 1 ? half : part) * QC;  // its first query in the tile
+      float score[KT][QC / 8][4] = {}, slope[KT][QC / 8][4] = {};
+#pragma unroll
+      for (int c = 0; c < D; c += 16) {
+        uint32_t rows[KT][4];
+#pragma unroll
+        for (int m = 0; m < KT; ++m) loadMatrices(rows[m], rowsFirst.at(kTile, warpKey + m * 16, c));
+#pragma unroll
+        for (int t = 0; t < QC / 8; t += 2) {
+          uint32_t other[4];
+          loadMatrices(other, columnsFirst.at(qTile, chunk + t * 8, c));
+#pragma unroll
+          for (int m = 0; m < KT; ++m) multiplyAdd<T>(score[m][t], rows[m], other[0], other[1]), multiplyAdd<T>(score[m][t + 1], rows[m], other[2], other[3]);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < D; c += 16) {
+        uint32_t rows[KT][4];
+#pragma unroll
+        for (int m = 0; m < KT; ++m) loadMatrices(rows[m], rowsFirst.at(vTile, warpKey + m * 16, c));
+#pragma unroll
+        for (int t = 0; t < QC / 8; t += 2) {
+          uint32_t other[4];
+          loadMatrices(other, columnsFirst.at(gTile, chunk + t * 8, c));
+#pragma unroll
+          for (int m = 0; m < KT; ++m) multiplyAdd<T>(slope[m][t], rows[m], other[0], other[1]), multiplyAdd<T>(slope[m][t + 1], rows[m], other[2], other[3]);
+        }
+      }
+      // score becomes the probabilities P, slope their gradient dS without the scale.
+#pragma unroll
+      for (int t = 0; t < QC / 8; ++t) {
+        const int query = chunk + t * 8 + lane % 4 * 2;
+        const float2 lse = *reinterpret_cast<const float2*>(numbers + query), delta = *reinterpret_cast<const float2*>(numbers + BM + query);
+#pragma unroll
+        for (int m = 0; m < KT; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float shift = (i % 2 ? lse.y : lse.x) * log2e, mean = i % 2 ? delta.y : delta.x;
+            float p, bend = 1;
+            if (general && a.softcap > 0) {
+              const float bent = tanhFast(score[m][t][i] * inner);
+              p = exp2Fast(bent * a.softcap * log2e - shift), bend = 1 - bent * bent;
+            } else {
+              p = exp2Fast(score[m][t][i] * scale - shift);
+            }
+            if (edge) {
+              const int distance = offset + first + query + i % 2 - (firstKey + warpKey + m * 16 + lane / 4 + i / 2 * 8);
+              if (distance < 0 || (general && a.window > 0 && distance >= a.window)) p = 0;
+            }
+            score[m][t][i] = p;
+            slope[m][t][i] = general ? p * bend * (slope[m][t][i] - mean) : p * (slope[m][t][i] - mean);
+          }
+      }
+
+      if constexpr (Shape::halves == 1) {
+#pragma unroll
+        for (int t = 0; t < QC / 8; t += 2) {
+          uint32_t p[KT][4], ds[KT][4];
+#pragma unroll
+          for (int m = 0; m < KT; ++m) packOperand<T>(p[m], score[m][t], score[m][t + 1]), packOperand<T>(ds[m], slope[m][t], slope[m][t + 1]);
+#pragma unroll
+          for (int c = 0; c < D / 8; c += 2) {
+            uint32_t other[4];
+            loadMatricesTransposed(other, rowsFirst.at(gTile, chunk + t * 8, c * 8));
+#pragma unroll
+            for (int m = 0; m < KT; ++m) multiplyAdd<T>(dv[m][c], p[m], other[0], other[1]), multiplyAdd<T>(dv[m][c + 1], p[m], other[2], other[3]);
+            loadMatricesTransposed(other, rowsFirst.at(qTile, chunk + t * 8, c * 8));
+#pragma unroll
+            for (int m = 0; m < KT; ++m) multiplyAdd<T>(dk[m][c], ds[m], other[0], other[1]), multiplyAdd<T>(dk[m][c + 1], ds[m], other[2], other[3]);
+          }
+        }
+      } else {
+        constexpr int dsBytes = BN * BM * 2;
+#pragma unroll
+        for (int m = 0; m < KT; ++m)
+#pragma unroll
+          for (int t = 0; t < QC / 8; ++t)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              unsigned char* at = memory + (exchange - kTile) + Exchange::offset(warpKey + m * 16 + i * 8 + lane / 4, chunk / 8 + t) + lane % 4 * 4;
+              *reinterpret_cast<uint32_t*>(at) = packPair<T>(score[m][t][i * 2], score[m][t][i * 2 + 1]);
+              *reinterpret_cast<uint32_t*>(at + dsBytes) = packPair<T>(slope[m][t][i * 2], slope[m][t][i * 2 + 1]);
+            }
+        pairBarrier(warp / 2);
+        const typename Exchange::Lane exchanged = Exchange::rowsFirst();
+#pragma unroll
+        for (int query = 0; query < BM; query += 16)
+#pragma unroll
+          for (int m = 0; m < KT; ++m) {
+            uint32_t p[4], ds[4];
+            loadMatrices(p, exchanged.at(exchange, warpKey + m * 16, query));
+            loadMatrices(ds, exchanged.at(exchange + dsBytes, warpKey + m * 16, query));
+#pragma unroll
+            for (int c = 0; c < Shape::columns / 8; c += 2) {
+              uint32_t other[4];
+              loadMatricesTransposed(other, rowsFirst.at(gTile, query, half * Shape::columns + c * 8));
+              multiplyAdd<T>(dv[m][c], p, other[0], other[1]), multiplyAdd<T>(dv[m][c + 1], p, other[2], other[3]);
+              loadMatricesTransposed(other, rowsFirst.at(qTile, query, half * Shape::columns + c * 8));
+              multiplyAdd<T>(dk[m][c], ds, other[0], other[1]), multiplyAdd<T>(dk[m][c + 1], ds, other[2], other[3]);
+            }
+          }
+      }
+    }
+    if (stages == 1 && step + 1 < steps) {
+      __syncthreads();
+      copyStep(step + 1, firstStage);
+    }
+  }
+
+  // The results go through the tiles of k and v, to be stored in 16-byte pieces.
+  waitCopies<0>();
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < KT; ++m)
+#pragma unroll
+    for (int c = 0; c < Shape::columns / 8; ++c)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        unsigned char* at = memory + Tile::offset(warpKey + m * 16 + i * 8 + lane / 4, half * Shape::columns / 8 + c) + lane % 4 * 4;
+        *reinterpret_cast<uint32_t*>(at) = packPair<T>(dk[m][c][i * 2] * a.scale, dk[m][c][i * 2 + 1] * a.scale);
+        *reinterpret_cast<uint32_t*>(at + BN * D * 2) = packPair<T>(dv[m][c][i * 2], dv[m][c][i * 2 + 1]);
+      }
+  __syncthreads();
+  Tile::template store<BN, threads>(memory, static_cast<T*>(a.dk.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.dk.ld + kvHead * a.headDim, a.dk.ld, keys, a.headDim);
+  Tile::template store<BN, threads>(memory + BN * D * 2, static_cast<T*>(a.dv.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.dv.ld + kvHead * a.headDim, a.dv.ld, keys, a.headDim);
+}
+
+template <class T, int D, bool general>
+void launch(const AttentionArgs& args, const Context& context) {
+  using Shape = GradKeysShape<D>;
+  const int stages = stagesOf<Shape>(context);
+  const size_t bytes = Shape::fixedBytes + static_cast<size_t>(stages) * Shape::stageBytes;
+  const auto kernel = attentionGradKeysKernel<T, D, general>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "preparing attentionGrad");
+  const dim3 grid(static_cast<unsigned>(args.keyTiles(Shape::keys)), static_cast<unsigned>(args.kvHeads));
+  kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, stages);
+  checkLaunch("running attentionGrad");
+}
+
+}  // namespace
+
+void attentionGradKeysMma(const AttentionArgs& args, const Context& context) {
+  withInstance(args, [&](auto tag, auto width, auto general) {
+    launch<typename decltype(tag)::type, width.value, general.value>(args, context);
+  });
+}
+
+}  // namespace unsloth::cuda
