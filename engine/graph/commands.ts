@@ -155,7 +155,7 @@ export const commandSignatures = {
   /**
    * AdamW with moments of 8 bits in blocks of 256, as bitsandbytes does it (arXiv 2110.02861): m and v (u8) are codes of the dynamic
    * map, signed for m, times the block's absmax. m and v as in adamw; p −= lr·√c2/c1 · m/(√v + √c2·eps); then p −= lr·wd·p. A gradient
-   * that is not finite leaves p alone and clears its moments. All operands are one row; scalars as in adamw.
+   * that is not finite leaves p alone and clears its moments. All operands are one row; scalars as in adamw, here and below.
    */
   adamw8: signature('p m v absmaxM absmaxV', 'grad scalars', 'group', 'beta1 beta2 eps weightDecay'),
   /** Lion (arXiv 2302.06675): p −= lr·wd·p; p −= lr·sign(β1·m + (1−β1)g); m = β2·m + (1−β2)g. Scalars as in adamw. */

@@ -6,9 +6,12 @@ import { cleanPartials } from '../io/atomicFile.ts'
 import { describeProgress, type HubProgress } from '../hub/transferProgress.ts'
 import { acquireDevice } from '../run/deviceQueue.ts'
 import type { RunWriter } from '../run/runWriter.ts'
-import { Runtime } from '../runtime/runtime.ts'
+import { native } from '../native.ts'
+import { chooseDevice, deviceName } from '../runtime/chooseDevice.ts'
+import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { restoreCheckpoint, writeCheckpoint } from './checkpoint.ts'
 import { readSources, writeSources } from './hubSources.ts'
+import { optimizerKinds } from './optimizerState.ts'
 import { prepareRun, type PreparedRun } from './prepareRun.ts'
 import type { RunControl } from './runControl.ts'
 import { saveOutputs } from './saveOutputs.ts'
@@ -94,20 +97,22 @@ export class TrainingRun {
 
   /** From the device's queue to the end, or to a pause, which leaves a checkpoint and no memory behind. */
   private async session(): Promise<Ending> {
-    this.writer.begin('queued', { device: 'cpu' })
+    const device = chooseDevice(this.recipe.training.device, this.recipe.training.threads)
+    const place = deviceName(device)
+    this.writer.begin('queued', { device: place })
     const abort = new AbortController()
     this.control.onStop = (request) => {
       if (request === 'stopNow' || this.writer.latestCheckpoint() === undefined) abort.abort()
     }
-    const lease = await acquireDevice('cpu', this.writer.status.name, {
+    const lease = await acquireDevice(place, this.writer.status.name, {
       signal: abort.signal,
-      onWait: (ahead, owner) => this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for cpu, used by ${owner.purpose}`),
+      onWait: (ahead, owner) => this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for ${place}, used by ${owner.purpose}`),
     })
     let runtime: Runtime | undefined
     try {
       this.state('preparing')
       const prepared = await prepareRun(this.recipe, {
-        signal: abort.signal, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
+        signal: abort.signal, device, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
       })
       this.writer.progress({ detail: null, etaSeconds: null })
       writeSources(this.writer.run.dir, prepared.sources)
@@ -135,7 +140,7 @@ export class TrainingRun {
     await prepared.model.load({ runtime, adapter: prepared.initAdapter })
     const trainer = prepared.model.trainer(prepared.plan, {
       maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
-      eps: training.adam_epsilon, weightDecay: training.weight_decay,
+      eps: training.adam_epsilon, weightDecay: training.weight_decay, kind: optimizerKinds[training.optim]!,
     })
     const progress = new Progress(await this.start(trainer, prepared), prepared)
     this.state('training')
@@ -181,13 +186,26 @@ export class TrainingRun {
     const record: StepRecord = {
       type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: rate, grad_norm: outcome.gradientNorm,
       num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(),
-      memory_bytes: Math.max(0, process.memoryUsage.rss() - this.residentBefore),
+      ...this.measured(progress.prepared.model.device),
     }
     this.writer.appendMetrics(record)
     const logged = progress.step % this.recipe.logging.logging_steps === 0 || progress.step === totalSteps || progress.step === 1
     const etaSeconds = progress.etaSeconds
     this.writer.progress({ step: progress.step, epoch: progress.epoch, loss: outcome.loss, tokensPerSecond: progress.tokensPerSecond, etaSeconds })
     this.events.onStep?.(record, { totalSteps, etaSeconds, logged })
+  }
+
+  /** Memory of the run on its device, and what the GPU's driver tells. */
+  private measured(device: DeviceChoice): Partial<StepRecord> {
+    if (device.kind === 'cpu') return { memory_bytes: Math.max(0, process.memoryUsage.rss() - this.residentBefore) }
+    const status = native().gpuStatus(device.index)
+    if (status === undefined) return {}
+    const { processBytes, usedBytes, utilisation, temperature, power } = status
+    return {
+      memory_bytes: processBytes ?? usedBytes, gpu_memory_bytes: usedBytes,
+      ...(utilisation === undefined ? {} : { gpu_utilization: 100 * utilisation }),
+      ...(temperature === undefined ? {} : { gpu_temperature: temperature }), ...(power === undefined ? {} : { gpu_power: power }),
+    }
   }
 
   private async evaluate(trainer: Trainer, prepared: PreparedRun, progress: Progress): Promise<void> {

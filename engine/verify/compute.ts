@@ -3,8 +3,9 @@ import { readFloat32, openTensorSource, requireTensor } from '../io/tensorSource
 import { readJsonObject } from '../io/modelFolder.ts'
 import { Generator } from '../generate/generator.ts'
 import { greedy } from '../generate/sampler.ts'
-import type { Compute } from '../graph/target.ts'
-import { targetOf } from '../runtime/chooseDevice.ts'
+import { cpuTarget, type Compute, type Target } from '../graph/target.ts'
+import { chooseDevice, targetOf } from '../runtime/chooseDevice.ts'
+import { decidable } from './sixteenBits.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
@@ -28,12 +29,14 @@ const dpo = { beta: 0.1, promptTokens: 5 } as const
 /** Everything that a golden case asks for, under the golden's own names. */
 export class CaseComputation {
   readonly quantities = new Map<string, Quantity>()
+  readonly target: Target
   private readonly golden: Golden
   private readonly options: ComputeOptions
 
   constructor(golden: Golden, options: ComputeOptions) {
     this.golden = golden
     this.options = options
+    this.target = targetOf(options.device, options.compute)
   }
 
   private set(name: string, data: Float32Array | Int32Array | number, shape: readonly number[] = []): void {
@@ -72,7 +75,7 @@ export class CaseComputation {
     const runtime = new Runtime(this.options.device)
     try {
       const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
-      const patched = patchModel(await describeModel(this.golden.modelFolder), training, targetOf(this.options.device, this.options.compute), { embeddingRate })
+      const patched = patchModel(await describeModel(this.golden.modelFolder), training, this.target, { embeddingRate })
       await use(await LoadedModel.load(patched, runtime, { seed: 0 }))
     } finally {
       runtime.dispose()
@@ -155,7 +158,21 @@ export class CaseComputation {
     }
     const generator = new Generator(model, model.base, { batch: 1, maxLength: total })
     const [made] = await generator.generate([{ ids: prompt, seed: 0 }], { maxNewTokens: total - prompt.length, sampling: greedy, stopIds: new Set() })
-    this.set('greedy_ids', Int32Array.from([...prompt, ...made!]), [total])
+    const ids = Int32Array.from([...prompt, ...made!])
+    this.set('greedy_ids', this.target.activation === 'f32' ? ids : await this.decidableGreedy(model, ids, prompt.length), [total])
+  }
+
+  /** See `decidable`: against the same model in fp32 on the processor. */
+  private async decidableGreedy(model: LoadedModel, ids: Int32Array, prompt: number): Promise<Int32Array> {
+    const reference = await this.golden.integers('greedy_ids')
+    const runtime = new Runtime(chooseDevice('cpu'))
+    try {
+      const exactModel = await LoadedModel.load(patchModel(model.patched.model, { kind: 'none' }, cpuTarget()), runtime, { seed: 0 })
+      const exact = await allLogits(exactModel, exactModel.base, [reference])
+      return decidable(ids, reference, prompt, { exact, rounded: await allLogits(model, model.base, [reference]) })
+    } finally {
+      runtime.dispose()
+    }
   }
 
   private async fullGradients(model: LoadedModel): Promise<void> {

@@ -130,7 +130,7 @@ export async function compareQuantised(golden: Golden, threads: number): Promise
     const results: Comparison[] = []
     for (const entry of patched.model.entries)
       for (const piece of entry.pieces)
-        for (const { name, bytes } of await quantisedTensorBytes(model, entry, piece)) {
+        for (const { name, bytes } of quantisedTensorBytes(model, entry, piece)) {
           const reference = await readTensorBytes(requireTensor(stored, name))
           const error = reference.length === bytes.length ? reference.reduce((count, value, i) => count + (value === bytes[i] ? 0 : 1), 0) : Infinity
           results.push({ name: `bnb-4bit.${name}`, verdict: error === 0 ? 'ok' : 'wrong', error, tolerance: 0 })

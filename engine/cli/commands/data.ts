@@ -1,7 +1,7 @@
 import type { DataPreview, PreviewSample, PreviewToken } from '#shared/protocol.ts'
 import { formatCount } from '#shared/units.ts'
 import { previewDataset, spread } from '../../data/preview.ts'
-import { readRecipeData } from '../../data/recipeData.ts'
+import { readRecipeData, tokenizerOptions } from '../../data/recipeData.ts'
 import { loadTokenizer } from '../../data/tokenizer.ts'
 import { loadRecipe } from '../../recipe/loadRecipe.ts'
 import { resolveModel } from '../../runtime/resolveModel.ts'
@@ -13,7 +13,7 @@ export async function dataCommand({ recipe: source, flags }: CommandArgs<'data'>
   const { recipe, warnings } = loadRecipe({ ...source, cwd: process.cwd() })
   for (const warning of warnings) console.error(`warning: ${warning}`)
   const { folder } = await resolveModel(recipe.model.name, { revision: recipe.model.revision })
-  const tokenizer = await loadTokenizer(folder, recipe.model.fix_tokenizer ? {} : { fix: false })
+  const tokenizer = await loadTokenizer(folder, await tokenizerOptions(recipe))
   const { data } = await localData(recipe, undefined, {})
   const { train, evaluation } = await readRecipeData({ ...recipe, data }, tokenizer, progress())
   const { max_seq_length: maxSeqLength, random_seed: seed } = recipe.training

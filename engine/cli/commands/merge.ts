@@ -17,7 +17,7 @@ export async function mergeCommand({ positionals, flags }: CommandArgs<'merge'>)
     if (generator.model.patched.training.kind !== 'lora')
       throw new UnslothError('USAGE', `${source} is a whole model already: there is no adapter to merge.`, { hint: 'Name an adapter folder, or a run that trained one.' })
     const ids = probes.map((text) => generator.tokenizer.encode(text, { addSpecialTokens: true })).filter(({ length }) => length > 0)
-    const check = await saveMerged(generator.model, folder, { maxShardSize: flags.max_shard_size, probes: ids })
+    const check = await saveMerged(generator.model, folder, { maxShardSize: flags.max_shard_size, probes: ids, tokenizer: generator.tokenizer })
     console.log(flags.json ? JSON.stringify({ folder, difference: check.error, allowed: check.allowed }) : `saved ${shownPath(folder)}; its logits differ by ${check.error.toExponential(1)}, ${check.allowed.toExponential(0)} is allowed`)
     return 0
   } finally {

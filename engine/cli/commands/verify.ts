@@ -13,7 +13,7 @@ export async function verifyCommand({ positionals, flags }: CommandArgs<'verify'
   const golden = await Golden.open(folder)
   const computation = new CaseComputation(golden, computeSettings(flags))
   await computation.run()
-  const results = [...await compare(golden, computation.quantities, new Set(flags.skip ?? [])), ...await compareQuantised(golden, physicalCores())]
+  const results = [...await compare(golden, computation.quantities, new Set(flags.skip ?? []), computation.target), ...await compareQuantised(golden, physicalCores())]
   if (flags.out !== undefined) await writeQuantities(flags.out, computation.quantities)
   const failed = results.filter(({ verdict }) => verdict === 'wrong' || verdict === 'missing')
   if (flags.json) console.log(JSON.stringify({ folder, passed: failed.length === 0, results: results.map(plain) }, null, 2))

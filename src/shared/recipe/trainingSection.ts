@@ -14,9 +14,15 @@ const schedulers = {
 
 const optimizers = {
   adamw_torch: 'AdamW with 32-bit moments',
-  adamw_8bit: 'AdamW with 8-bit moments',
-  paged_adamw_8bit: 'AdamW with 8-bit moments in host memory',
-  paged_adamw_32bit: 'AdamW with 32-bit moments in host memory',
+  adamw_8bit: 'AdamW with 8-bit moments: a quarter of their memory',
+  paged_adamw_8bit: 'the same as `adamw_8bit`',
+  paged_adamw_32bit: 'the same as `adamw_torch`',
+  lion_32bit: 'Lion: one moment, steps of the same size; wants about a tenth of the learning rate',
+  lion_8bit: 'Lion with an 8-bit moment',
+  paged_lion_32bit: 'the same as `lion_32bit`',
+  paged_lion_8bit: 'the same as `lion_8bit`',
+  sgd: 'plain gradient descent without momentum: no moments at all',
+  adafactor: 'Adafactor with the given learning rate: moments of rows and columns only',
 } as const
 
 export const trainingSection = z.strictObject({
@@ -37,11 +43,10 @@ export const trainingSection = z.strictObject({
     examples: [512, 1024, 2048, 4096],
   }),
   load_in_4bit: boolean({
-    doc: 'Keep the frozen weights in 4 bits (QLoRA). The Python tools have this on by default; here it is off.',
-    effect: 'A quarter of the memory for the weights, slightly less exact.',
+    doc: 'Keep the frozen linear layers in 4 bits (QLoRA: NF4, maxima in 8 bits). Models that are stored in 4 bits stay so either way. '
+      + 'The Python tools have this on by default; here it is off.',
+    effect: 'A quarter of the memory for the weights, slightly less exact and slower.',
     default: false,
-    availability: runsAs('4-bit weights are not available yet; they stay in the precision of the checkpoint, '
-      + 'which is more exact and takes up to four times the memory'),
   }),
   load_in_8bit: boolean({
     doc: 'Keep the frozen weights in 8 bits.',
@@ -163,16 +168,15 @@ export const trainingSection = z.strictObject({
     default: 1e-7,
   }),
   optim: choice({
-    doc: 'The optimizer: AdamW with decoupled weight decay.',
+    doc: 'The optimizer.',
+    effect: 'Moments take 8 bytes for each trained parameter in 32 bits and 2 in 8 bits; that matters most with `training_type: full`.',
     values: optimizers,
     synonyms: {
       adamw: 'adamw_torch', adamw_hf: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_torch_8bit: 'adamw_8bit',
-      adamw_bnb_8bit: 'adamw_8bit',
+      adamw_bnb_8bit: 'adamw_8bit', paged_adamw: 'paged_adamw_32bit', lion: 'lion_32bit', paged_lion: 'paged_lion_32bit',
     },
     default: 'adamw_torch',
     aliases: ['optimizer'],
-    availability: runsAs('8-bit and paged moments are not available yet; it runs as AdamW with 32-bit moments, '
-      + 'which is more exact and takes 8 bytes for each trained parameter', (value) => value !== 'adamw_torch'),
   }),
   weight_decay: number({
     doc: 'Decoupled weight decay, typically 0 to 0.1.',
