@@ -1,7 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
 import { TextGenerator } from './generate/textGenerator.ts'
-import type { DType } from './graph/dtype.ts'
 import type { Compute, Target } from './graph/target.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
@@ -10,7 +9,7 @@ import { loraTraining, type PeftOptions } from './patch/peftOptions.ts'
 import { formatPatchReport } from './patch/lora.ts'
 import { chooseDevice, targetOf } from './runtime/chooseDevice.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
-import { describeModel, patchModel, type ModelDescription, type PatchedModel } from './runtime/patchedModel.ts'
+import { describeModel, patchModel, type ModelDescription, type PatchedModel, type PatchOptions } from './runtime/patchedModel.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime, type DeviceChoice } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
@@ -35,6 +34,8 @@ export interface PretrainedOptions {
   readonly fullFinetuning?: boolean
   /** Repair what is known to go wrong with tokenizers. Default: yes. */
   readonly fixTokenizer?: boolean
+  /** Keep the linear layers in 4 bits: those stored in more are quantised to NF4, maxima in 8 bits, while they are read. */
+  readonly loadIn4bit?: boolean
   /** How frozen weights are kept; default: as they are stored. */
   readonly dtype?: 'auto' | 'bfloat16' | 'float16' | 'float32'
   /** Default: what suits the device. */
@@ -60,7 +61,7 @@ export class FastLanguageModel {
   readonly warnings: readonly string[]
   private readonly description: ModelDescription
   private readonly seed: number
-  private readonly weightType: { readonly weightType?: DType }
+  private readonly weightType: Pick<PatchOptions, 'weightType' | 'quantisation'>
   /** Adapter that was named in the model's place: where training goes on from, and what generates. */
   readonly adapter: string | undefined
   /** Repository and commit of a model of the Hub. */
@@ -77,7 +78,10 @@ export class FastLanguageModel {
     this.target = targetOf(this.device, options.compute ?? 'auto')
     this.seed = options.randomState ?? 3407
     this.warnings = warnings
-    this.weightType = options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }
+    this.weightType = {
+      ...(options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }),
+      ...(options.loadIn4bit === true ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
+    }
     this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.target, this.weightType)
   }
 

@@ -6,7 +6,10 @@ import type { StoredForm } from '../model/storedForm.ts'
 import { pieceShape, type WeightEntry } from '../model/weightTable.ts'
 import type { LoraModule } from './lora.ts'
 
-export type ParameterGroup = 'default' | 'embedding'
+export type ParameterGroup = 'default' | 'embedding' | 'loraB'
+
+/** Learning rates; a group without its own has the default's. */
+export type ParameterRates = { readonly default: number } & Partial<Readonly<Record<ParameterGroup, number>>>
 
 /** One trained matrix in the flat fp32 parameter arena; gradients and moments stand at the same offsets of their arenas. */
 export interface Parameter {
@@ -22,6 +25,8 @@ export interface Parameter {
   readonly offset: number
   readonly group: ParameterGroup
   readonly decay: boolean
+  /** An embedding, whose moments stay in 32 bits. */
+  readonly embedding?: true
 }
 
 /** A stretch of the arena that the optimizer treats alike. */
@@ -48,6 +53,7 @@ const unit = 64
 interface Block {
   readonly group: ParameterGroup
   readonly decay: boolean
+  readonly embedding?: true
   readonly pieces: readonly { readonly name: string; readonly rows: number; readonly cols: number; readonly shape: readonly number[]; readonly form?: StoredForm | undefined }[]
   readonly place: (offset: number) => void
 }
@@ -67,7 +73,7 @@ export function parameterLayout(
   const parameters: Parameter[] = []
   const ranges: ParameterRange[] = []
   let elements = 0
-  for (const group of ['default', 'embedding'] as const) {
+  for (const group of ['default', 'embedding', 'loraB'] as const) {
     for (const decay of [true, false]) {
       const mine = blocks.filter((block) => block.group === group && block.decay === decay)
       const start = elements
@@ -75,7 +81,7 @@ export function parameterLayout(
         block.place(elements)
         let at = elements
         for (const { name, rows, cols, shape, form } of block.pieces) {
-          parameters.push({ name, rows, cols, shape, form, offset: at, group, decay })
+          parameters.push({ name, rows, cols, shape, form, offset: at, group, decay, ...(block.embedding === true ? { embedding: true } : {}) })
           at += rows * cols
         }
         elements = Math.ceil(at / unit) * unit
@@ -107,6 +113,7 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
   return {
     group,
     decay: !vector,
+    ...(entry.kind === 'embedding' ? { embedding: true } : {}),
     pieces: entry.pieces.map((piece) => ({
       name: piece.name, shape: pieceShape(entry, piece), form: piece.form, ...(vector ? { rows: 1, cols: piece.rows } : { rows: piece.rows, cols: entry.cols }),
     })),

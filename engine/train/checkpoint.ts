@@ -3,10 +3,10 @@ import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { openPeftAdapter } from '../io/peftAdapter.ts'
 import { writeSafetensors } from '../io/safetensorsWriter.ts'
-import { openTensorSource, readFloat32, requireTensor, type TensorLocation } from '../io/tensorSource.ts'
+import { openTensorSource, readFloat32, readTensorBytes, requireTensor, type TensorLocation } from '../io/tensorSource.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
 import { floatBytes, writeAdapterFiles } from '../save/saveAdapter.ts'
-import type { Trainer } from './trainer.ts'
+import { momentArenas, type MomentArena, type Trainer } from './trainer.ts'
 
 const optimizerFile = 'optimizer.safetensors'
 
@@ -22,10 +22,12 @@ export async function writeCheckpoint(trainer: Trainer, folder: string): Promise
     await writeSafetensors(join(folder, 'model.safetensors'), tensors)
     await copyFile(join(model.patched.model.folder, 'config.json'), join(folder, 'config.json'))
   }
-  const { moment1, moment2 } = trainer.readMoments()
+  // Moments of 32 bits are numbers to other programs, too; those of 8 bits are codes with their maxima behind them.
+  const plain = trainer.optimizerKind === 'adamw'
   await writeSafetensors(
     join(folder, optimizerFile),
-    Object.entries({ moment1, moment2 }).map(([name, values]) => ({ name, dtype: 'F32' as const, shape: [values.length], data: floatBytes(values) })),
+    [...trainer.readMoments()].map(([name, bytes]) => ({ name, dtype: plain ? 'F32' as const : 'U8' as const, shape: [plain ? bytes.length / 4 : bytes.length], data: bytes })),
+    { metadata: { format: 'pt', optimizer: trainer.optimizerKind } },
   )
 }
 
@@ -33,14 +35,19 @@ export async function writeCheckpoint(trainer: Trainer, folder: string): Promise
 export async function restoreCheckpoint(trainer: Trainer, folder: string): Promise<void> {
   await restoreParameters(trainer.model, folder)
   const source = await openTensorSource(join(folder, optimizerFile))
-  const { elements } = trainer.model.patched.layout
-  const read = async (name: string) => {
-    const values = await readFloat32(requireTensor(source, name))
-    if (values.length !== elements)
-      throw new UnslothError('RUN_INVALID', `${source.path}: ${name} has ${values.length} numbers, but this recipe trains ${elements}.`, { hint: 'The checkpoint belongs to another recipe.' })
-    return values
+  const kind = source.metadata.get('optimizer') ?? 'adamw'
+  if (kind !== trainer.optimizerKind)
+    throw new UnslothError('RUN_INVALID', `${source.path}: the moments are those of ${kind}, but this recipe trains with ${trainer.optimizerKind}.`, { hint: 'Set training.optim to what the checkpoint was made with.' })
+  const moments = new Map<MomentArena, Uint8Array>()
+  for (const arena of momentArenas) {
+    const bytes = trainer.model.runtime.bytesOf(arena)
+    if (bytes === 0) continue
+    const tensor = requireTensor(source, arena)
+    if (tensor.bytes !== bytes)
+      throw new UnslothError('RUN_INVALID', `${source.path}: ${arena} has ${tensor.bytes} bytes, but this recipe needs ${bytes}.`, { hint: 'The checkpoint belongs to another recipe.' })
+    moments.set(arena, await readTensorBytes(tensor))
   }
-  trainer.writeMoments({ moment1: await read('moment1'), moment2: await read('moment2') })
+  trainer.writeMoments(moments)
 }
 
 /** Loads trained matrices from an adapter folder, or from a checkpoint of a full fine-tune. */

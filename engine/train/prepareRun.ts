@@ -17,6 +17,7 @@ import { availableMemory } from '../runtime/memory.ts'
 import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
+import { optimizerKinds } from './optimizerState.ts'
 import { peftOptions } from './recipeTraining.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
@@ -82,7 +83,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   const plan = planTraining(patched, {
     checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
-    sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
+    optimizer: optimizerKinds[training.optim]!, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
   })
   const capacity = plan.training.capacity
   return {
@@ -103,7 +104,7 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, randomState: training.random_seed,
-    dtype: recipe.model.dtype, compute: training.compute, device,
+    dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit,
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))

@@ -1,6 +1,6 @@
 import { targetModules, type Recipe } from '#shared/recipe.ts'
 import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
-import type { Training } from '../runtime/patchedModel.ts'
+import type { PatchOptions, Training } from '../runtime/patchedModel.ts'
 
 /** The adapters that a recipe asks for, on a model of so many layers. */
 export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
@@ -11,6 +11,14 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
     embeddingLearningRate: training.embedding_learning_rate !== null, ...chosenLayers(recipe, layers),
+  }
+}
+
+/** How a recipe keeps what it does not train. */
+export function frozenWeights({ model, training }: Recipe): Pick<PatchOptions, 'weightType' | 'quantisation'> {
+  return {
+    ...(model.dtype === 'auto' ? {} : { weightType: ({ bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const)[model.dtype] }),
+    ...(training.load_in_4bit ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
   }
 }
 

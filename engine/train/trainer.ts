@@ -1,15 +1,16 @@
 import { UnslothError } from '#shared/errors.ts'
-import type { ParameterGroup } from '../patch/parameters.ts'
+import type { ParameterRates } from '../patch/parameters.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
 import { StepRunner, type PackedTokens } from '../runtime/stepRunner.ts'
 import { firstNonFinite } from './nonFinite.ts'
-import { Optimizer, type AdamWOptions } from './optimizer.ts'
+import { Optimizer, type UpdateResult, type OptimizerOptions } from './optimizer.ts'
+import type { OptimizerKind } from './optimizerState.ts'
 import type { TrainingPlan } from './trainingPlan.ts'
 
 /** Packed tokens with what the loss needs; the weights of all micro-steps of one optimizer step add up to 1. */
 export type LossBatch = PackedTokens & { readonly labels: Int32Array; readonly weights: Float32Array }
 
-export interface TrainerOptions extends AdamWOptions {
+export interface TrainerOptions extends OptimizerOptions {
   readonly seed: number
 }
 
@@ -40,14 +41,25 @@ export class Trainer {
   }
 
   /** One optimizer step, `index` from 0, on micro-steps that together are its samples. */
-  async step(index: number, batches: readonly LossBatch[], rates: Readonly<Record<ParameterGroup, number>>): Promise<StepOutcome> {
-    const random = { seed: this.options.seed, step: index }
+  async step(index: number, batches: readonly LossBatch[], rates: ParameterRates): Promise<StepOutcome> {
+    return (await this.start(index, batches, rates)).outcome
+  }
+
+  /**
+   * Starts a step; a GPU works on while the next one is started. A step that is not finite changes nothing, but what was started
+   * after it does.
+   */
+  async start(index: number, batches: readonly LossBatch[], rates: ParameterRates): Promise<{ readonly outcome: Promise<StepOutcome> }> {
     await this.model.refreshShadow()
     await this.optimizer.begin()
-    for (const batch of batches) await this.training.run(batch, random)
+    for (const batch of batches) await this.training.run(batch, { seed: this.options.seed, step: index })
     await this.optimizer.update(index + 1, rates)
-    const { loss, gradientNorm } = this.optimizer.result()
-    if (!Number.isFinite(loss)) throw await this.nonFinite(`The loss of step ${index + 1} is ${loss}`, batches, random)
+    return { outcome: this.outcome(index, batches, this.optimizer.result()) }
+  }
+
+  private async outcome(index: number, batches: readonly LossBatch[], result: Promise<UpdateResult>): Promise<StepOutcome> {
+    const { loss, gradientNorm } = await result
+    if (!Number.isFinite(loss)) throw await this.nonFinite(`The loss of step ${index + 1} is ${loss}`, batches, index)
     if (!Number.isFinite(gradientNorm)) throw this.nonFiniteGradient(index)
     const sum = (count: (batch: LossBatch) => number) => batches.reduce((total, batch) => total + count(batch), 0)
     return { loss, gradientNorm, tokens: sum(({ ids }) => ids.length), labelled: sum(({ labels }) => labels.length) }
@@ -70,7 +82,8 @@ export class Trainer {
     return this.training.profile(batch, { seed: this.options.seed, step: 0 })
   }
 
-  private async nonFinite(what: string, batches: readonly LossBatch[], random: { seed: number; step: number }): Promise<UnslothError> {
+  private async nonFinite(what: string, batches: readonly LossBatch[], step: number): Promise<UnslothError> {
+    const random = { seed: this.options.seed, step }
     let tensor: string | undefined
     for (const batch of batches) tensor ??= await firstNonFinite(this.training, batch, random)
     return new UnslothError('NON_FINITE', `${what}${tensor === undefined ? '' : `; the first tensor that is not finite is ${tensor}`}.`, {
@@ -85,17 +98,23 @@ export class Trainer {
     })
   }
 
-  /** First and second moments of every parameter, in the layout of the parameter arena. */
-  readMoments(): { moment1: Float32Array<ArrayBuffer>; moment2: Float32Array<ArrayBuffer> } {
-    const { elements } = this.model.patched.layout
-    return { moment1: this.model.runtime.readFloats('moment1', 0, elements), moment2: this.model.runtime.readFloats('moment2', 0, elements) }
+  get optimizerKind(): OptimizerKind {
+    return this.options.kind ?? 'adamw'
   }
 
-  writeMoments(moments: { moment1: Float32Array; moment2: Float32Array }): void {
-    this.model.runtime.write('moment1', 0, moments.moment1)
-    this.model.runtime.write('moment2', 0, moments.moment2)
+  /** The optimizer's moments as they stand in memory, by arena; those that it has. */
+  readMoments(): Map<MomentArena, Uint8Array<ArrayBuffer>> {
+    const { runtime } = this.model
+    return new Map(momentArenas.filter((arena) => runtime.bytesOf(arena) > 0).map((arena) => [arena, new Uint8Array(runtime.read(arena, 0, runtime.bytesOf(arena)))]))
+  }
+
+  writeMoments(moments: ReadonlyMap<MomentArena, Uint8Array>): void {
+    for (const [arena, bytes] of moments) this.model.runtime.write(arena, 0, bytes)
   }
 }
+
+export const momentArenas = ['moment1', 'moment2'] as const
+export type MomentArena = (typeof momentArenas)[number]
 
 function weightedSum(nll: Float32Array, weights: Float32Array): number {
   let sum = 0

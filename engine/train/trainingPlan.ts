@@ -6,6 +6,7 @@ import type { Capacity } from '../graph/graph.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
 import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
+import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
 import { evaluatedWeights, trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
 
 export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
@@ -19,6 +20,8 @@ export interface TrainingPlanOptions {
   /** Packed sequences of one optimizer step, at most. */
   readonly sequences: number
   readonly evaluates: boolean
+  /** Default AdamW with moments of 32 bits. */
+  readonly optimizer?: OptimizerKind
   /** Bytes that the whole plan may take; a plan that does not fit at any setting is an error. */
   readonly availableBytes: number
   /** Of the processor's kernels. */
@@ -70,12 +73,13 @@ function build(patched: PatchedModel, capacity: Capacity, recompute: Recompute, 
   const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, recompute: () => recompute })
   const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
   const state = patched.layout.elements * 4
+  const moments = planOptimizer(patched.layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: patched.arena.bytes },
     { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
     { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : patched.layout.elements * bytesPerElement(target.parameters) },
     { name: 'gradients', bytes: state },
-    { name: 'optimizer', bytes: 2 * state },
+    { name: 'optimizer', bytes: moments.moment1 + moments.moment2 },
     { name: 'activations', bytes: Math.max(training.plan.activationBytes, scoring?.plan.activationBytes ?? 0) },
     { name: 'batch', bytes: Math.max(training.ioBytes, scoring?.ioBytes ?? 0) },
     { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },

@@ -50,6 +50,9 @@ Vector<double> scalarsOf(const Operands& args, int64_t operand, int64_t group) {
   return args.numbers<double>(operand, "scalars", 4 + group);
 }
 
+/** Whether the step is spoilt, so that nothing may change; see clipScale. */
+bool spoilt(const Vector<double>& scalars) { return std::isnan(scalars[0]); }
+
 LionStep lionStep(const Call& call, const Vector<double>& scalars) {
   const double rate = scalars[3 + call.i(0)];
   return {static_cast<float>(scalars[0]), static_cast<float>(call.f(0)), static_cast<float>(call.f(1)), static_cast<float>(rate),
@@ -66,6 +69,7 @@ void adamw8(const Call& call, ThreadPool& pool) {
   float *absmaxM = flat.maxima(3, "absmaxM"), *absmaxV = flat.maxima(4, "absmaxV");
   const float* grad = flat.floats(5, "grad");
   const Vector<double> scalars = scalarsOf(args, 6, call.i(0));
+  if (spoilt(scalars)) return;
   const double rate = scalars[3 + call.i(0)], rootC2 = std::sqrt(scalars[2]);
   const Adamw8Step step{static_cast<float>(scalars[0]),
                         static_cast<float>(call.f(0)),
@@ -86,7 +90,9 @@ void lion(const Call& call, ThreadPool& pool) {
   const Flat flat(args);
   float *p = flat.floats(0, "p"), *m = flat.floats(1, "m");
   const float* grad = flat.floats(2, "grad");
-  const LionStep step = lionStep(call, scalarsOf(args, 3, call.i(0)));
+  const Vector<double> scalars = scalarsOf(args, 3, call.i(0));
+  if (spoilt(scalars)) return;
+  const LionStep step = lionStep(call, scalars);
   const VectorKernels& kernels = vectorKernels();
   flat.blocks(pool, [&](int64_t first, int64_t count, int64_t) { kernels.lion(p + first, m + first, grad + first, step, count); });
 }
@@ -98,7 +104,9 @@ void lion8(const Call& call, ThreadPool& pool) {
   uint8_t* m = flat.codes(1, "m");
   float* absmax = flat.maxima(2, "absmax");
   const float* grad = flat.floats(3, "grad");
-  const LionStep step = lionStep(call, scalarsOf(args, 4, call.i(0)));
+  const Vector<double> scalars = scalarsOf(args, 4, call.i(0));
+  if (spoilt(scalars)) return;
+  const LionStep step = lionStep(call, scalars);
   const VectorKernels& kernels = vectorKernels();
   flat.blocks(pool, [&](int64_t first, int64_t count, int64_t block) {
     kernels.lion8(p + first, m + first, absmax + block, grad + first, step, count);
@@ -112,6 +120,7 @@ void sgd(const Call& call, ThreadPool& pool) {
   float* m = args.has(1) ? flat.floats(1, "m") : nullptr;
   const float* grad = flat.floats(2, "grad");
   const Vector<double> scalars = scalarsOf(args, 3, call.i(0));
+  if (spoilt(scalars)) return;
   const auto scale = static_cast<float>(scalars[0]), rate = static_cast<float>(scalars[3 + call.i(0)]);
   const auto momentum = static_cast<float>(call.f(0)), decay = static_cast<float>(call.f(1));
   flat.blocks(pool, [&](int64_t first, int64_t count, int64_t) {
@@ -133,6 +142,7 @@ void adafactor(const Call& call, ThreadPool& pool) {
   const View& grad = args.matrix(3, "grad", p.rows, p.cols);
   args.require(gapless(p) && gapless(grad), "p and grad must have no gaps");
   const Vector<double> scalars = scalarsOf(args, 4, call.i(0));
+  if (spoilt(scalars)) return;
   const double rate = scalars[3 + call.i(0)], scale = scalars[0];
   const double beta2 = scalars[1], floor = call.f(0), clip = call.f(1), keep = 1 - rate * call.f(2);
   float* row = first.f32();

@@ -4,7 +4,8 @@ import { cpuTarget, cudaTarget, type Target } from '../../../engine/graph/target
 import { physicalCores } from '../../../engine/runtime/cores.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
 import { describeModel, patchModel, type ModelDescription } from '../../../engine/runtime/patchedModel.ts'
-import { trainingOf } from '../../../engine/train/recipeTraining.ts'
+import { optimizerKinds } from '../../../engine/train/optimizerState.ts'
+import { frozenWeights, trainingOf } from '../../../engine/train/recipeTraining.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../../../engine/train/trainingPlan.ts'
 import type { RecipePlan } from '../workspace.ts'
 
@@ -39,13 +40,13 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
   const { model } = latest
   const patched = patchModel(model, trainingOf(recipe, model.spec.layers), targetOf(training.compute, request.device),
-    { embeddingRate: training.embedding_learning_rate !== null })
+    { embeddingRate: training.embedding_learning_rate !== null, ...frozenWeights(recipe) })
   const perStep = effectiveBatch(recipe)
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
   const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
-    checkpointing, longestSample: longest, longestStep: row * perStep,
+    optimizer: optimizerKinds[training.optim]!, checkpointing, longestSample: longest, longestStep: row * perStep,
     sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes,
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })
