@@ -1,5 +1,5 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
-//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep] [one way]
+//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep] [one way [verbose]]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -222,7 +222,7 @@ struct NamedWay {
   Way way;
 };
 
-int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways) {
+int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool verbose) {
   std::vector<Case> cases;
   for (const int mode : {0, 1, 2})
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
@@ -262,6 +262,7 @@ int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways)
     double worst16 = 0, worst32 = 0;
     int done = 0, refused = 0, wrong = 0;
     for (const Case& c : cases) {
+      if (verbose) std::printf("%s: %s\n", way.name.c_str(), nameOf(c).c_str());
       const double error = relativeError(pool, c, context, way.way);
       if (error < 0) {
         ++refused;
@@ -359,7 +360,7 @@ int main(int argc, char** argv) {
     ways.push_back({"chosen", gemmWgmma});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
     if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return way.name != only; });
-    failures = check(pool, context, ways);
+    failures = check(pool, context, ways, argc > 3);
   }
   const std::vector<Shape> shapes{{"8B qkv", 8192, 6144, 4096},  {"8B o", 8192, 4096, 4096},      {"8B gate+up", 8192, 28672, 4096},
                                   {"8B down", 8192, 4096, 14336}, {"8B head", 1024, 128256, 4096}, {"8B o, few", 1024, 4096, 4096},

@@ -36,12 +36,13 @@ __device__ __forceinline__ void barrierArriveAt(uint32_t barrier, uint32_t rank)
 
 /** Waits until the phase of this parity is complete; a fresh barrier counts as having completed parity 1. */
 __device__ __forceinline__ void barrierWait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{.reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
+  uint32_t done;
+  do {
+    asm volatile("{.reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done;}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+  } while (done == 0);
 }
 
 __device__ __forceinline__ void prefetchMap(const CUtensorMap* map) {
