@@ -1,5 +1,7 @@
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { checkVocabulary, loadTokenizer, type Tokenizer } from './data/tokenizer.ts'
+import { checkVocabulary, loadTokenizer, type Tokenizer, type TokenizerOptions } from './data/tokenizer.ts'
 import { TextGenerator } from './generate/textGenerator.ts'
 import type { Compute, Target } from './graph/target.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
@@ -34,6 +36,10 @@ export interface PretrainedOptions {
   readonly fullFinetuning?: boolean
   /** Repair what is known to go wrong with tokenizers. Default: yes. */
   readonly fixTokenizer?: boolean
+  /** The chat template in the place of the tokenizer's own, and the token that ends its turns. */
+  readonly chatTemplate?: Pick<TokenizerOptions, 'chatTemplate' | 'stopToken'>
+  /** Folder of an adapter whose tokenizer is taken, if it has one; default: the one that was named in the model's place. */
+  readonly adapter?: string | undefined
   /** Keep the linear layers in 4 bits: those stored in more are quantised to NF4, maxima in 8 bits, while they are read. */
   readonly loadIn4bit?: boolean
   /** How frozen weights are kept; default: as they are stored. */
@@ -45,6 +51,12 @@ export interface PretrainedOptions {
   /** Of the processor; default: one for each physical core. */
   readonly threads?: number
   readonly randomState?: number
+}
+
+/** The tokenizer that an adapter was saved with, else the model's. */
+async function tokenizerOf(folder: string, adapter: string | undefined, options: TokenizerOptions): Promise<Tokenizer> {
+  const own = adapter !== undefined && existsSync(join(adapter, 'tokenizer.json'))
+  return own ? loadTokenizer(adapter, { ...options, modelFolder: folder }) : loadTokenizer(folder, options)
 }
 
 const weightTypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const
@@ -95,7 +107,7 @@ export class FastLanguageModel {
       throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, { hint: 'Name the base model, or merge the adapter first.' })
     const described = await describeModel(folder)
     const { spec, warning } = extendContext(described.spec, options.maxSeqLength ?? described.spec.context)
-    const tokenizer = await loadTokenizer(folder, options.fixTokenizer === false ? { fix: false } : {})
+    const tokenizer = await tokenizerOf(folder, options.adapter ?? adapter, { ...(options.fixTokenizer === false && { fix: false }), ...options.chatTemplate })
     checkVocabulary(tokenizer, spec.vocabulary)
     const warnings = [...notices, ...(warning === undefined ? [] : [warning]), ...described.source.warnings]
     return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, hub, options, warnings)
@@ -144,7 +156,7 @@ export class FastLanguageModel {
    * A model ready to write text. `adapter` is put on it (default: the one that was named), so that base and tuned model share one
    * set of weights.
    */
-  static async forInference(options: PretrainedOptions & { readonly adapter?: string | undefined }): Promise<TextGenerator> {
+  static async forInference(options: PretrainedOptions): Promise<TextGenerator> {
     const model = await FastLanguageModel.fromPretrained(options)
     const adapter = options.adapter ?? model.adapter
     if (adapter !== undefined) {
@@ -167,12 +179,12 @@ export class FastLanguageModel {
 
   /** The adapter as PEFT reads it, with the tokenizer. */
   async savePretrained(folder: string): Promise<void> {
-    await saveAdapter(this.model, folder)
+    await saveAdapter(this.model, folder, { tokenizer: this.tokenizer })
   }
 
   /** The whole model in 16 bits, adapters merged; refused when its logits are not those of the trained model. */
   async savePretrainedMerged(folder: string, options: MergeOptions): Promise<MergeCheck> {
-    return saveMerged(this.model, folder, options)
+    return saveMerged(this.model, folder, { tokenizer: this.tokenizer, ...options })
   }
 
   dispose(): void {

@@ -137,6 +137,9 @@ export interface ChatTemplateChoice {
   readonly now?: Date
 }
 
+/** Whether a text is a template, and not the name of one. */
+export const isTemplateText = (text: string): boolean => /\{[{%]/.test(text)
+
 /** The template to use with a tokenizer; a model that has none is an error that says what to do. */
 export function chatTemplateFor(tokenizer: Tokenizer, { template, tools = false, now }: ChatTemplateChoice = {}): ChatTemplate {
   const make = (source: string, name: string): ChatTemplate =>
@@ -145,7 +148,7 @@ export function chatTemplateFor(tokenizer: Tokenizer, { template, tools = false,
   if (template !== undefined) {
     const named = own.get(template) ?? namedTemplate(template)
     if (named !== undefined) return make(named, `the chat template ${quote(template)}`)
-    if (!/\{[{%]/.test(template)) {
+    if (!isTemplateText(template)) {
       const known = [...own.keys(), ...Object.keys(namedTemplates)].map((name) => quote(name)).join(', ')
       throw new UnslothError(
         'TOKENIZER', `${quote(template)}: neither a Jinja template nor the name of a known one.`, { hint: `Known are ${known}.` },

@@ -10,7 +10,7 @@ import type { RowRange } from './splits.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
 /** Raised when the same inputs make other samples, or the file is laid out in another way. */
-const version = 1
+const version = 2
 
 /** Where tokenised data is kept: `${XDG_CACHE_HOME:-~/.cache}/unsloth-vscode/data`. */
 export function dataCacheFolder(environment: NodeJS.ProcessEnv = process.env): string {

@@ -81,3 +81,20 @@ export function namedTemplate(name: string): string | undefined {
   const own = Object.hasOwn(otherNames, name) ? otherNames[name]! : name
   return Object.hasOwn(namedTemplates, own) ? namedTemplates[own] : undefined
 }
+
+/** What ends a turn in templates that do not end it with EOS: `map_eos_token` makes it the EOS token. */
+const stops: readonly (readonly [stop: string, names: readonly string[]])[] = [
+  ['<|im_end|>', ['chatml', 'qwen-2.5', 'qwen-3', 'qwen3-instruct', 'qwen3-thinking', 'yi-chat', 'lfm-2', 'lfm-2.5', 'gemma_chatml', 'gemma2_chatml', 'phi-4']],
+  ['<|eot_id|>', ['llama-3', 'llama-3.1']],
+  ['<end_of_turn>', ['gemma', 'gemma2', 'gemma-3']],
+  ['<turn|>', ['gemma-4', 'gemma-4-thinking']],
+  ['<|end|>', ['phi-3']],
+  ['<|end_of_turn|>', ['starling']],
+  ['<|return|>', ['gpt-oss']],
+]
+
+/** The token that ends turns in the template of this name; undefined when EOS does, or there is no such template. */
+export function stopTokenOf(name: string): string | undefined {
+  const own = Object.hasOwn(otherNames, name) ? otherNames[name]! : name
+  return stops.find(([, names]) => names.includes(own))?.[0]
+}

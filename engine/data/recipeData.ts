@@ -8,7 +8,9 @@ import { dataCacheFolder, totalBytes } from './dataCache.ts'
 import { buildDataset, splitDataset, type Dataset, type DatasetOptions } from './dataset.ts'
 import { datasetFiles } from './datasetFiles.ts'
 import { parseSplit } from './splits.ts'
-import type { Tokenizer } from './tokenizer.ts'
+import { isTemplateText } from './chatTemplate.ts'
+import { namedTemplate, stopTokenOf } from './namedTemplates.ts'
+import type { Tokenizer, TokenizerOptions } from './tokenizer.ts'
 
 /** What a recipe trains and evaluates on. */
 export interface RecipeData {
@@ -41,6 +43,16 @@ async function chatTemplate({ data }: Recipe): Promise<string | undefined> {
   const text = decodeUtf8(bytes)
   if (text === undefined) throw new UnslothError('DATA', `${given}: not UTF-8 text.`, { hint: 'Save the chat template as UTF-8.' })
   return text
+}
+
+/** How the tokenizer differs from its files by what a recipe says. */
+export async function tokenizerOptions(recipe: Recipe): Promise<TokenizerOptions> {
+  const given = await chatTemplate(recipe)
+  const source = given === undefined ? undefined : namedTemplate(given) ?? (isTemplateText(given) ? given : undefined)
+  const stop = given !== undefined && recipe.data.map_eos_token ? stopTokenOf(given) : undefined
+  return {
+    ...(!recipe.model.fix_tokenizer && { fix: false }), ...(source !== undefined && { chatTemplate: source }), ...(stop !== undefined && { stopToken: stop }),
+  }
 }
 
 /** All that a recipe says about how rows become samples. */

@@ -5,14 +5,26 @@ import { isJsonObject } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
 import { readTokenizerFiles, type TokenizerFiles } from './tokenizerFiles.ts'
 import { examineTemplate } from './templateRepair.ts'
+import { mapEosToken, repairTokenizer, type TokenizerRepair } from './tokenizerRepair.ts'
 import { WordEncoder, type TokenMarks } from './wordEncoder.ts'
 
 /** How a tokenizer differs from what its files say. */
 export interface TokenizerOptions {
-  /** Text of the EOS token to take instead of the one of the files: it ends turns in the chat template that is used. */
-  readonly eosToken?: string
   /** `false`: nothing is repaired. */
   readonly fix?: boolean
+  /** A token to make the EOS token, because the chat template that is used ends turns with it. */
+  readonly stopToken?: string
+  /** A Jinja template to take in the place of the usual one. */
+  readonly chatTemplate?: string
+  /** Where the configurations of the model are, when not beside the tokenizer. */
+  readonly modelFolder?: string
+}
+
+/** A chat template that was repaired. */
+export interface TemplateRepair {
+  readonly check: 'template'
+  readonly found: string
+  readonly changed: string
 }
 
 /** Text to token ids and back. Everything that knows about tokenizers goes through this. */
@@ -44,8 +56,10 @@ export interface Tokenizer {
   readonly chatTemplates: ReadonlyMap<string, string>
   /** The usual template as the files have it, where it was repaired. */
   readonly originalTemplate: string | undefined
-  /** What was repaired when it was loaded, one sentence each. */
-  readonly repairs: readonly string[]
+  /** What was repaired when it was loaded. */
+  readonly repairs: readonly (TokenizerRepair | TemplateRepair)[]
+  /** The files that it was made from, after the repairs. */
+  readonly files: TokenizerFiles
   /** Special tokens that stand in the text become their ids. Default: nothing is put before or after. */
   encode(text: string, options?: { readonly addSpecialTokens?: boolean }): Int32Array
   /** Ids that no token has are left out. Default: special tokens are shown. */
@@ -157,13 +171,14 @@ class HfTokenizer implements Tokenizer {
   readonly addsBos: boolean
   readonly chatTemplates: ReadonlyMap<string, string>
   readonly originalTemplate: string | undefined
-  readonly repairs: readonly string[]
+  readonly repairs: Tokenizer['repairs']
+  readonly files: TokenizerFiles
   private readonly hub: HubTokenizer
   private readonly words: WordEncoder | undefined
 
-  constructor(given: TokenizerFiles, options: TokenizerOptions) {
-    const files = options.eosToken === undefined ? given : { ...given, tokens: { ...given.tokens, eos: options.eosToken } }
+  constructor(files: TokenizerFiles, options: TokenizerOptions, repairs: readonly TokenizerRepair[]) {
     this.options = options
+    this.files = files
     const { hub, words } = construct(files)
     this.words = words
     const { tokens, definition } = files
@@ -195,8 +210,8 @@ class HfTokenizer implements Tokenizer {
     const verdict = options.fix === false || source === undefined ? undefined : examineTemplate(source, this)
     this.originalTemplate = verdict?.repaired === undefined ? undefined : source
     this.chatTemplates = verdict?.repaired === undefined ? files.chatTemplates : new Map([...files.chatTemplates, ['default', verdict.repaired]])
-    this.repairs = verdict?.repaired === undefined ? [] : [
-      `The chat template of ${files.folder} ignores add_generation_prompt; ${JSON.stringify(verdict.prompt)} is written before answers.`,
+    this.repairs = verdict?.repaired === undefined ? repairs : [
+      ...repairs, { check: 'template', found: `the chat template of ${files.folder} ignores add_generation_prompt`, changed: `${JSON.stringify(verdict.prompt)} is written before answers` },
     ]
   }
 
@@ -239,9 +254,25 @@ class HfTokenizer implements Tokenizer {
 /** Halves of surrogate pairs that stand alone are no text: they become U+FFFD, as in every UTF-8 encoder. */
 const wellFormed = (text: string): string => (/[\ud800-\udfff]/.test(text) ? text.replace(/\p{Cs}/gu, '\ufffd') : text)
 
+/** Ids of a text by these files; undefined when they cannot be used. */
+function encodeWith(files: TokenizerFiles, text: string): readonly number[] | undefined {
+  try {
+    const { hub, words } = construct(files)
+    return words === undefined ? hub.encode(text, { add_special_tokens: false }).ids : [...words.encode(text)]
+  } catch {
+    return undefined
+  }
+}
+
 /** The tokenizer in a folder of Hub layout: tokenizer.json, and tokenizer_config.json and its companions when they are there. */
 export async function loadTokenizer(folder: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
-  return new HfTokenizer(await readTokenizerFiles(folder), options)
+  const read = await readTokenizerFiles(folder, options.modelFolder)
+  const chatTemplates = options.chatTemplate === undefined ? read.chatTemplates : new Map([...read.chatTemplates, ['default', options.chatTemplate]])
+  const given = { ...read, chatTemplates }
+  const fixed = options.fix === false ? { files: given, repairs: [] } : await repairTokenizer(given, encodeWith)
+  if (options.stopToken === undefined) return new HfTokenizer(fixed.files, options, fixed.repairs)
+  const mapped = mapEosToken(fixed.files, options.stopToken)
+  return new HfTokenizer(mapped.files, options, [...fixed.repairs, ...mapped.repairs])
 }
 
 /** A tokenizer that can produce ids beyond the embedding would read foreign memory; refuse it before anything runs. */

@@ -3,13 +3,14 @@ import { readJsonObject } from '../io/modelFolder.ts'
 import { formatCount } from '#shared/units.ts'
 import { ChatTemplate } from './chatTemplate.ts'
 import { tokenMatrices, untrainedTokens } from './embeddingRows.ts'
+import { choosePadToken, padProblem } from './tokenizerRepair.ts'
 import { examineTemplate } from './templateRepair.ts'
 import { loadTokenizer, type Tokenizer } from './tokenizer.ts'
 import { join } from 'node:path'
 
 /** One thing that was looked at. */
 export interface TokenizerFinding {
-  readonly check: 'vocabulary' | 'pad' | 'bos' | 'eos' | 'template' | 'untrained' | 'padding side'
+  readonly check: 'vocabulary' | 'names' | 'slow form' | 'pad' | 'bos' | 'eos' | 'template' | 'untrained' | 'padding side'
   readonly level: 'ok' | 'info' | 'warning' | 'error'
   readonly found: string
   /** What is done about it when the tokenizer is loaded; absent when nothing is. */
@@ -23,38 +24,12 @@ export interface TokenizerReport {
   readonly padToken: string | undefined
 }
 
-/** Tokens that pad well, best first; those ending in … match by their beginning. */
-const padCandidates = [
-  '<|finetune_right_pad_id|>', '<|finetune_right_pad|>', '<pad>', '[PAD]', '<PAD>', '<|endoftext|>', '<fim_pad>', '<｜▁pad▁｜>', '[MASK]',
-  '<|reserved…', '<|placeholder…', '<|dummy_…', '[control…', '|<EXTRA_TOKENS_…', '<SPECIAL_…', '<unused…', '<|EOT|>', '<|reject-unknown|>',
-  '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>',
-]
-/** Made when nothing else can pad. */
-const newPadToken = '<｜PAD▁TOKEN｜>'
-
-/** A token to pad with instead of one that is missing, ends texts, or lies beyond the embedding. `configured`: config.json's id. */
-export function choosePadToken(tokenizer: Tokenizer, added: readonly string[], rows: number, configured?: number): string {
-  const usable = (token: string | undefined): token is string => {
-    const id = token === undefined ? undefined : tokenizer.idOf(token)
-    return id !== undefined && id < rows && !tokenizer.eosIds.includes(id)
-  }
-  for (const candidate of padCandidates) {
-    const names = candidate.endsWith('…') ? added.filter((token) => token.startsWith(candidate.slice(0, -1))) : [candidate]
-    const found = names.find(usable)
-    if (found !== undefined) return found
-  }
-  const own = configured === undefined ? undefined : tokenizer.tokenOf(configured)
-  return usable(own) ? own : newPadToken
-}
-
-function padFinding(tokenizer: Tokenizer, added: readonly string[], rows: number, configured: number | undefined, fix: boolean): { finding: TokenizerFinding; token: string | undefined } {
-  const { padId, padToken, eosId } = tokenizer
-  const problem = padId === undefined ? 'there is no padding token'
-    : padId === eosId ? `the padding token is the EOS token ${quote(padToken ?? '')}: where padding is masked, the model would not learn to stop`
-      : padId >= rows ? `the padding token ${quote(padToken ?? '')} has the id ${padId}, beyond the ${formatCount(rows)} rows of the embedding` : undefined
+function padFinding(tokenizer: Tokenizer, plain: Tokenizer, added: readonly string[], rows: number, configured: number | undefined, fix: boolean): { finding: TokenizerFinding; token: string | undefined } {
+  const { padId, padToken, eosId } = plain
+  const problem = padProblem({ id: padId, token: padToken }, eosId, rows)
   if (problem === undefined) return { finding: { check: 'pad', level: 'ok', found: `${quote(padToken ?? '')} (${padId}) pads` }, token: padToken }
-  const chosen = choosePadToken(tokenizer, added, rows, configured)
-  const how = tokenizer.idOf(chosen) === undefined ? `${quote(chosen)} is to be added` : `${quote(chosen)} (${tokenizer.idOf(chosen)}) is taken`
+  const chosen = tokenizer.padToken !== padToken ? tokenizer.padToken! : choosePadToken(tokenizer, added, { rows, configured, template: plain.chatTemplates.get('default') })
+  const how = plain.idOf(chosen) === undefined ? `${quote(chosen)} is to be added` : `${quote(chosen)} (${tokenizer.idOf(chosen)}) is taken`
   return {
     finding: { check: 'pad', level: 'warning', found: `${problem}; samples are never padded here, so training is not affected`, ...(fix && { changed: how }) },
     token: fix ? chosen : padToken,
@@ -105,6 +80,7 @@ async function untrainedFinding(tokenizer: Tokenizer, ids: readonly number[]): P
 /** Examines the tokenizer of a model folder. `fix: false` reports without changing anything. */
 export async function examineTokenizer(folder: string, { fix = true } = {}): Promise<TokenizerReport> {
   const tokenizer = await loadTokenizer(folder, { fix })
+  const plain = await loadTokenizer(folder, { fix: false }).catch(() => tokenizer)
   const { embedding } = await tokenMatrices(folder)
   const config = await readJsonObject(join(folder, 'config.json')).catch(() => undefined)
   const settings = await readJsonObject(join(folder, 'tokenizer_config.json')).catch(() => undefined)
@@ -112,12 +88,13 @@ export async function examineTokenizer(folder: string, { fix = true } = {}): Pro
   const special = [...tokenizer.specialIds].sort((a, b) => a - b)
   const added = special.flatMap((id) => tokenizer.tokenOf(id) ?? [])
   const beyond = tokenizer.vocabSize > rows
-  const pad = padFinding(tokenizer, added, rows, typeof config?.pad_token_id === 'number' ? config.pad_token_id : undefined, fix)
+  const pad = padFinding(tokenizer, plain, added, rows, typeof config?.pad_token_id === 'number' ? config.pad_token_id : undefined, fix)
   const side = settings?.padding_side
   const findings: TokenizerFinding[] = [
     beyond
       ? { check: 'vocabulary', level: 'error', found: `the token ${quote(tokenizer.tokenOf(tokenizer.vocabSize - 1) ?? '')} has the id ${tokenizer.vocabSize - 1}, but the embedding has only ${formatCount(rows)} rows` }
       : { check: 'vocabulary', level: 'ok', found: `${formatCount(tokenizer.vocabSize)} tokens${Number.isFinite(rows) ? `, ${formatCount(rows)} rows in the embedding` : ''}` },
+    ...tokenizer.repairs.flatMap(({ check, found, changed }): TokenizerFinding[] => (check === 'pad' || check === 'template' ? [] : [{ check, level: 'warning', found, changed }])),
     pad.finding,
     bosFinding(tokenizer),
     tokenizer.eosId === undefined
@@ -137,7 +114,7 @@ const looked = 250
 export async function tokenizerWarnings(
   tokenizer: Tokenizer, samples: readonly { readonly ids: Int32Array }[], trainsEmbeddings: boolean,
 ): Promise<string[]> {
-  const warnings: string[] = [...tokenizer.repairs]
+  const warnings: string[] = tokenizer.repairs.map(({ found, changed }) => `Tokenizer: ${found}; ${changed}.`)
   const ids = new Set<number>()
   const ends = samples.length <= 2 * looked ? samples : [...samples.slice(0, looked), ...samples.slice(-looked)]
   for (const sample of ends) for (const id of sample.ids) if (tokenizer.specialIds.has(id)) ids.add(id)

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { decodeUtf8, isJsonObject, parseJson } from '../io/jsonText.ts'
 import { quote } from '../io/printable.ts'
+import { fastForm, readSentencePiece } from './sentencePiece.ts'
 
 /** An added token as tokenizer.json and `added_tokens_decoder` describe it. */
 export interface AddedTokenSpec {
@@ -35,6 +36,11 @@ export interface TokenizerFiles {
   /** From generation_config.json, else config.json. */
   readonly bosId: number | undefined
   readonly eosIds: readonly number[]
+  /** Of the configurations: the id that pads, and how many rows the embedding has. */
+  readonly padId: number | undefined
+  readonly rows: number | undefined
+  /** Whether tokenizer.json was made from tokenizer.model, which was all there was. */
+  readonly converted: boolean
 }
 
 type Json = Record<string, unknown>
@@ -119,25 +125,32 @@ async function chatTemplates(folder: string, names: ReadonlySet<string>, config:
   return templates
 }
 
-/** `bos_token_id` and `eos_token_id` (a number or a list) of the configuration of generation, else of the model. */
-async function generationIds(
-  folder: string, names: ReadonlySet<string>,
-): Promise<{ bosId: number | undefined; eosIds: number[] }> {
+interface ModelFacts {
+  bosId: number | undefined
+  eosIds: number[]
+  padId: number | undefined
+  rows: number | undefined
+}
+
+/** Ids of roles of the configuration of generation, else of the model, and the rows of its embedding. */
+async function modelFacts(folder: string, names: ReadonlySet<string>): Promise<ModelFacts> {
   const isId = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0
-  let bosId: number | undefined
-  let eosIds: number[] = []
+  const facts: ModelFacts = { bosId: undefined, eosIds: [], padId: undefined, rows: undefined }
   for (const name of ['generation_config.json', 'config.json']) {
     if (!names.has(name)) continue
     const config = await readObject(join(folder, name))
-    if (bosId === undefined && isId(config.bos_token_id)) bosId = config.bos_token_id
-    if (eosIds.length === 0) eosIds = [config.eos_token_id].flat().filter(isId)
+    if (facts.bosId === undefined && isId(config.bos_token_id)) facts.bosId = config.bos_token_id
+    if (facts.padId === undefined && isId(config.pad_token_id)) facts.padId = config.pad_token_id
+    if (facts.eosIds.length === 0) facts.eosIds = [config.eos_token_id].flat().filter(isId)
+    const text = isJsonObject(config.text_config) ? config.text_config : config
+    if (name === 'config.json' && isId(text.vocab_size)) facts.rows = text.vocab_size
   }
-  return { bosId, eosIds }
+  return facts
 }
 
-/** Reads tokenizer.json and the small files around it; every failure is a TOKENIZER error naming the file. */
-export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
-  const names = new Set(
+/** What is in a folder. */
+async function namesIn(folder: string): Promise<Set<string>> {
+  return new Set(
     await readdir(folder).catch((error: unknown) => {
       throw broken(
         folder, `could not be read as a folder: ${(error as Error).message}`,
@@ -145,18 +158,32 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
       )
     }),
   )
+}
+
+/** tokenizer.json, or what tokenizer.model makes of it. */
+async function readDefinition(folder: string, names: ReadonlySet<string>): Promise<{ definition: Json; converted: boolean }> {
   const path = join(folder, 'tokenizer.json')
-  if (!names.has('tokenizer.json')) {
-    const others = ['tokenizer.model', 'vocab.json', 'merges.txt'].filter((name) => names.has(name))
-    throw new UnslothError('TOKENIZER', `${path}: no such file.`, {
-      hint: others.length === 0
-        ? 'Copy tokenizer.json and tokenizer_config.json from the folder of the base model.'
-        : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: `
-          + 'take tokenizer.json from a newer upload of the model.',
-    })
-  }
+  if (names.has('tokenizer.json')) return { definition: await readObject(path), converted: false }
+  const made = names.has('tokenizer.model') ? fastForm(await readSentencePiece(join(folder, 'tokenizer.model'))) : undefined
+  if (made !== undefined) return { definition: { ...made }, converted: true }
+  const others = ['tokenizer.model', 'vocab.json', 'merges.txt'].filter((name) => names.has(name))
+  throw new UnslothError('TOKENIZER', `${path}: no such file.`, {
+    hint: others.length === 0
+      ? 'Copy tokenizer.json and tokenizer_config.json from the folder of the base model.'
+      : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: `
+        + 'take tokenizer.json from a newer upload of the model.',
+  })
+}
+
+/**
+ * Reads tokenizer.json and the small files around it; every failure is a TOKENIZER error naming the file. `modelFolder`: where
+ * the configurations of the model are, when not there.
+ */
+export async function readTokenizerFiles(folder: string, modelFolder = folder): Promise<TokenizerFiles> {
+  const names = await namesIn(folder)
+  const { definition, converted } = await readDefinition(folder, names)
+  const path = join(folder, 'tokenizer.json')
   const optional = (name: string): Promise<Json> => (names.has(name) ? readObject(join(folder, name)) : Promise.resolve({}))
-  const definition = await readObject(path)
   const config = await optional('tokenizer_config.json')
   const map = await optional('special_tokens_map.json')
   const configPath = join(folder, 'tokenizer_config.json')
@@ -169,9 +196,11 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     definition: { ...definition, added_tokens: addedTokens(definition, path, config, configPath) },
     config,
     tokens: { ...(bos && { bos }), ...(eos && { eos }), ...(pad && { pad }), ...(unk && { unk }) },
-    addBos: flag('add_bos_token'),
+    // SentencePiece's tokenizers put BOS before a text unless they are told not to.
+    addBos: flag('add_bos_token') ?? (converted ? true : undefined),
     addEos: flag('add_eos_token'),
     chatTemplates: await chatTemplates(folder, names, config),
-    ...(await generationIds(folder, names)),
+    ...(await modelFacts(modelFolder, modelFolder === folder ? names : await namesIn(modelFolder))),
+    converted,
   }
 }

@@ -4,7 +4,7 @@ import type { PreviewFilter, PreviewOrder, PreviewParams, PreviewResult } from '
 import type { Recipe, RecipeOverride } from '#shared/recipe.ts'
 import { buildDataset, type Dataset } from '../data/dataset.ts'
 import { previewDataset } from '../data/preview.ts'
-import { datasetOptions, trainingSource } from '../data/recipeData.ts'
+import { datasetOptions, tokenizerOptions, trainingSource } from '../data/recipeData.ts'
 import { readSourceRows } from '../data/readRows.ts'
 import { fillsLimit, sampleProblems } from '../data/sampleProblems.ts'
 import { loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
@@ -50,10 +50,12 @@ export class PreviewCache {
     }
   }
 
-  private async tokenizerOf({ model }: Recipe, signal: AbortSignal): Promise<Tokenizer> {
+  private async tokenizerOf(recipe: Recipe, signal: AbortSignal): Promise<Tokenizer> {
+    const { model } = recipe
+    const options = await tokenizerOptions(recipe)
     const { folder } = await resolveModel(model.name, { revision: model.revision, signal })
-    const key = `${folder}\n${model.fix_tokenizer}`
-    if (this.tokenizer?.key !== key) this.tokenizer = { key, loaded: await loadTokenizer(folder, model.fix_tokenizer ? {} : { fix: false }) }
+    const key = JSON.stringify([folder, options])
+    if (this.tokenizer?.key !== key) this.tokenizer = { key, loaded: await loadTokenizer(folder, options) }
     return this.tokenizer.loaded
   }
 

@@ -1,12 +1,11 @@
-import { copyFile } from 'node:fs/promises'
-import { basename, join } from 'node:path'
+import type { Tokenizer } from '../data/tokenizer.ts'
 import { snapshotOrigin } from '../hub/repository.ts'
 import { writeFolderAtomic } from '../io/atomicFile.ts'
 import type { FileSystem } from '../io/fileSystem.ts'
-import { readModelFolder } from '../io/modelFolder.ts'
 import { writePeftAdapter, type AdapterTensor } from '../io/peftAdapter.ts'
 import type { LoraConfig } from '../io/peftConfig.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
+import { copyTokenizer, writeTokenizer } from './writeTokenizer.ts'
 
 /** Little-endian bytes of fp32 values. */
 export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
@@ -50,18 +49,20 @@ export async function writeAdapterFiles(model: LoadedModel, folder: string, fs?:
   await writePeftAdapter(folder, adapterConfig(model), adapterTensors(model), fs === undefined ? {} : { fs })
 }
 
-/** Copies the tokenizer's files of the base model, as they are. */
-export async function copyTokenizer(from: string, to: string): Promise<void> {
-  for (const name of (await readModelFolder(from)).tokenizerFiles) await copyFile(join(from, name), join(to, basename(name)))
+export interface AdapterOptions {
+  readonly fs?: FileSystem
+  /** Default: the base model's, as it is. */
+  readonly tokenizer?: Tokenizer
 }
 
 /** A complete adapter folder: weights, configuration, tokenizer. Appears whole or not at all. */
-export async function saveAdapter(model: LoadedModel, folder: string, fs?: FileSystem): Promise<void> {
+export async function saveAdapter(model: LoadedModel, folder: string, { fs, tokenizer }: AdapterOptions = {}): Promise<void> {
   await writeFolderAtomic(
     folder,
     async (draft) => {
       await writeAdapterFiles(model, draft, fs)
-      await copyTokenizer(model.patched.model.folder, draft)
+      if (tokenizer === undefined) await copyTokenizer(model.patched.model.folder, draft)
+      else await writeTokenizer(tokenizer, draft)
     },
     fs === undefined ? {} : { fs },
   )

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
-import { copyFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
+import type { Tokenizer } from '../data/tokenizer.ts'
 import type { DType } from '../graph/dtype.ts'
 import { writeFileAtomic, writeFolderAtomic } from '../io/atomicFile.ts'
 import type { FileSystem } from '../io/fileSystem.ts'
@@ -16,13 +16,15 @@ import { Runtime } from '../runtime/runtime.ts'
 import { relativeError } from '../verify/compare.ts'
 import { allLogits } from '../verify/passes.ts'
 import { mergedTensor } from './merge.ts'
-import { copyTokenizer } from './saveAdapter.ts'
+import { copyTokenizer, writeTokenizer } from './writeTokenizer.ts'
 
 export interface MergeOptions {
   readonly maxShardSize: string
   /** Token rows on which the saved model is compared with the trained one. */
   readonly probes: readonly Int32Array[]
   readonly fs?: FileSystem
+  /** Default: the base model's, as it is. */
+  readonly tokenizer?: Tokenizer
 }
 
 export interface MergeCheck {
@@ -55,8 +57,9 @@ export async function saveMerged(model: LoadedModel, folder: string, options: Me
     folder,
     async (draft) => {
       await writeWeights(model, draft, type, options)
-      await writeConfig(model, draft, type)
-      await copyTokenizer(model.patched.model.folder, draft)
+      await writeConfig(model, draft, type, options.tokenizer?.padId)
+      if (options.tokenizer === undefined) await copyTokenizer(model.patched.model.folder, draft)
+      else await writeTokenizer(options.tokenizer, draft)
       return checkMerged(model, draft, type, options.probes)
     },
     fs === undefined ? {} : { fs },
@@ -76,16 +79,19 @@ async function writeWeights(model: LoadedModel, folder: string, type: DType & ke
   await writeTensors(writer, tensors)
 }
 
-/** The base's config without quantisation; an own head or a trained copy of a tied embedding is no longer tied. */
-async function writeConfig(model: LoadedModel, folder: string, type: keyof typeof fileTypes): Promise<void> {
+/** The base's config without quantisation, with the token that pads; an own head or a trained copy of a tied embedding is no longer tied. */
+async function writeConfig(model: LoadedModel, folder: string, type: keyof typeof fileTypes, padId: number | undefined): Promise<void> {
   const base = model.patched.model.folder
   const config = await readJsonObject(join(base, 'config.json'), { keepNumbers: true })
   const rest = Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'quantization_config'))
+  const pad = padId === undefined ? {} : { pad_token_id: padId }
   const dtypeKey = 'dtype' in rest || !('torch_dtype' in rest) ? 'dtype' : 'torch_dtype'
-  const values = { ...rest, [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type], ...(isUntied(model) ? { tie_word_embeddings: false } : {}) }
+  const values = { ...rest, [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type], ...(isUntied(model) ? { tie_word_embeddings: false } : {}), ...pad }
   await writeFileAtomic(join(folder, 'config.json'), `${pythonJson(values)}\n`)
   const generation = join(base, 'generation_config.json')
-  if (existsSync(generation)) await copyFile(generation, join(folder, 'generation_config.json'))
+  if (!existsSync(generation)) return
+  const settings = await readJsonObject(generation, { keepNumbers: true })
+  await writeFileAtomic(join(folder, 'generation_config.json'), `${pythonJson({ ...settings, ...pad })}\n`)
 }
 
 async function checkMerged(model: LoadedModel, folder: string, type: keyof typeof fileTypes, probes: readonly Int32Array[]): Promise<MergeCheck> {

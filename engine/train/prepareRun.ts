@@ -3,7 +3,7 @@ import { UnslothError } from '#shared/errors.ts'
 import { effectiveBatch, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount } from '#shared/units.ts'
 import type { Dataset } from '../data/dataset.ts'
-import { readRecipeData } from '../data/recipeData.ts'
+import { readRecipeData, tokenizerOptions } from '../data/recipeData.ts'
 import type { Sample } from '../data/sample.ts'
 import { tokenizerWarnings } from '../data/tokenizerDoctor.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
@@ -103,7 +103,7 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
   const { training } = recipe
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
-    ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, randomState: training.random_seed,
+    ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, chatTemplate: await tokenizerOptions(recipe), randomState: training.random_seed,
     dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit,
   })
   if (training.training_type === 'full') return model

@@ -165,7 +165,7 @@ describe('saving', function () {
     const before = contents()
     randomise(loaded)
     for (let failAt = 0; failAt < 6; failAt += 1) {
-      await assert.rejects(saveAdapter(loaded, adapter, failingFileSystem(failAt, 'ENOSPC')), failure('FILE_WRITE', /full-adapter/))
+      await assert.rejects(saveAdapter(loaded, adapter, { fs: failingFileSystem(failAt, 'ENOSPC') }), failure('FILE_WRITE', /full-adapter/))
       await assert.rejects(saveMerged(loaded, merged, { maxShardSize: '5GB', probes, fs: failingFileSystem(failAt, 'ENOSPC') }), failure('FILE_WRITE', /full-merged/))
     }
     assert.deepEqual(contents(), before)

@@ -128,6 +128,6 @@ describe('tokenizer doctor', () => {
     assert.equal((await loadTokenizer(path, { fix: false })).chatTemplates.get('default'), template)
     const samples = [{ ids: Int32Array.of(1, 512, 5) }]
     assert.match((await tokenizerWarnings(tokenizer, samples, false)).join('\n'), /ignores add_generation_prompt[^]*The data use "<\|reserved_1\|>", whose embeddings were never trained/)
-    assert.equal((await tokenizerWarnings(tokenizer, samples, true)).length, 1)
+    assert.equal((await tokenizerWarnings(tokenizer, samples, true)).filter((warning) => warning.includes('never trained')).length, 0)
   })
 })

@@ -118,7 +118,8 @@ describe('tokenizer', () => {
     const load = (files: Record<string, string | Uint8Array>): Promise<unknown> => loadTokenizer(folderWith(files))
     await rejects(loadTokenizer('/nowhere/at/all'), 'TOKENIZER', /nowhere/)
     await rejects(load({}), 'TOKENIZER', /tokenizer\.json: no such file/)
-    await rejects(load({ 'tokenizer.model': '' }), 'TOKENIZER', /hint: Only "tokenizer.model"/)
+    await rejects(load({ 'tokenizer.model': '' }), 'TOKENIZER', /tokenizer\.model: not a SentencePiece model/)
+    await rejects(load({ 'vocab.json': '' }), 'TOKENIZER', /hint: Only "vocab.json"/)
     await rejects(
       load({ 'tokenizer.json': good.slice(0, 5000) }), 'TOKENIZER', /tokenizer\.json: line \d+, column \d+: not valid JSON/,
     )
