@@ -93,9 +93,13 @@ export class Graph {
   /** Type of activations that do not say otherwise. */
   readonly activationType: DType
 
-  constructor(capacity: Capacity, activationType: DType = 'f32') {
+  /** Type that quantised matrices are turned into for products; undefined where products take them as they are. */
+  readonly unpackedType: DType | undefined
+
+  constructor(capacity: Capacity, activationType: DType = 'f32', unpackedType?: DType) {
     this.capacity = capacity
     this.activationType = activationType
+    this.unpackedType = unpackedType
   }
 
   rowsOf(rule: RowRule, fixed = 1): number {

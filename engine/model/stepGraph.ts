@@ -97,6 +97,10 @@ const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: Precisi
   weight: weights.weight('head'), ...(spec.headBias === true ? { bias: weights.weight('head.bias') } : {}), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
 })
 
+/** A GPU multiplies quantised matrices by way of plain numbers of the type that it keeps frozen weights in. */
+const graphFor = (capacity: Capacity, { kind, activation, weights }: Target): Graph =>
+  new Graph(capacity, activation, kind === 'cuda' ? (weights ?? 'f32') : undefined)
+
 export interface StepOptions {
   readonly spec: ArchSpec
   readonly weights: DecoderWeights
@@ -129,7 +133,7 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const { precision, rowMultiple } = target
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity, target.activation)
+  const graph = graphFor(capacity, target)
   const wired = inputs(io, spec, capacity, { dropout: options.dropout })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
   const balance = balanceInput(io, hasBalanceLoss(spec))
@@ -166,7 +170,7 @@ export function scoringPlan(options: StepOptions & { readonly balance?: boolean 
   const { precision, rowMultiple } = target
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity, target.activation)
+  const graph = graphFor(capacity, target)
   const wired = inputs(io, spec, capacity, { dropout: false })
   const loss = lossInputs(io, capacity)
   const balance = balanceInput(io, options.balance === true)
@@ -185,7 +189,7 @@ export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape 
   const rowMultiple = options.cache === undefined ? target.rowMultiple : 1
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = new Graph(capacity, target.activation)
+  const graph = graphFor(capacity, target)
   const wired = inputs(io, spec, capacity, {
     dropout: false, ...(options.cache === undefined ? {} : { cache: { ...options.cache, dtype: target.activation } }),
   })

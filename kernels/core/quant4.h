@@ -1,5 +1,4 @@
 #pragma once
-#include <cmath>
 #include <cstdint>
 
 #include "tensor.h"
@@ -94,38 +93,45 @@ constexpr float nf4Code[16] = {-1.0f,
 constexpr float fp4Code[16] = {0.0f,  0.005208333333f,  0.66666667f,  1.0f,  0.33333333f,  0.5f,  0.16666667f,  0.25f,
                                -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f};
 
+struct Map8 {
+  float at[256];
+};
+
 /**
- * The dynamic 8-bit map (arXiv 2110.02861): a sign, as many leading zeros as the decimal exponent, the rest linear. The step is
- * fp32 throughout with the fused operations that torch.linspace has.
+ * The dynamic 8-bit map (arXiv 2110.02861): a sign, as many leading zeros as the decimal exponent, the rest linear. Boundaries are
+ * those of torch.linspace in fp32: one fused operation each, which fp64 gives exactly.
  */
-inline void dynamicMap(bool isSigned, float (&map)[256]) {
+constexpr Map8 dynamicMap(bool isSigned) {
+  constexpr float tens[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f}, low = 0.1f;
+  Map8 map{};
   int count = 0;
-  constexpr float low = 0.1f;
   for (int i = 0; i < 7; ++i) {
     const int n = (1 << (isSigned ? i : i + 1)) + 1;
     const float step = (1.0f - low) / static_cast<float>(n - 1);
     const auto boundary = [&](int k) {
-      return k < n / 2 ? std::fmaf(step, static_cast<float>(k), low) : std::fmaf(-step, static_cast<float>(n - 1 - k), 1.0f);
+      const double s = step;
+      return static_cast<float>(k < n / 2 ? s * k + static_cast<double>(low) : 1.0 - s * (n - 1 - k));
     };
-    const float scale = static_cast<float>(std::pow(10.0, i - 6));
     for (int k = 0; k + 1 < n; ++k) {
-      const float value = (boundary(k) + boundary(k + 1)) / 2.0f * scale;
-      map[count++] = value;
-      if (isSigned) map[count++] = -value;
+      const float sum = boundary(k) + boundary(k + 1);
+      const float value = sum / 2.0f * tens[i];
+      map.at[count++] = value;
+      if (isSigned) map.at[count++] = -value;
     }
   }
-  map[count++] = 0.0f;
-  map[count++] = 1.0f;
-  for (int i = 1; i < count; ++i) {  // insertion sort: runs are short
-    const float value = map[i];
+  map.at[count++] = 0.0f;
+  map.at[count++] = 1.0f;
+  for (int i = 1; i < count; ++i) {
+    const float value = map.at[i];
     int at = i;
-    for (; at > 0 && map[at - 1] > value; --at) map[at] = map[at - 1];
-    map[at] = value;
+    for (; at > 0 && map.at[at - 1] > value; --at) map.at[at] = map.at[at - 1];
+    map.at[at] = value;
   }
+  return map;
 }
 
 /** Nearest entry of a sorted map of 256: a tie goes where bitsandbytes' search stands. */
-inline uint8_t nearest8(const float* map, float x) {
+constexpr uint8_t nearest8(const float* map, float x) {
   int pivot = 127, upper = 255, lower = 0;
   float value = map[pivot];
   for (int step = 64; step > 0; step >>= 1) {

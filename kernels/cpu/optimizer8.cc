@@ -11,17 +11,7 @@ namespace {
 
 constexpr int64_t stateBlock = 256;
 
-const float* stateMap(bool isSigned) {
-  struct Maps {
-    float isSigned[256], isUnsigned[256];
-    Maps() {
-      dynamicMap(true, isSigned);
-      dynamicMap(false, isUnsigned);
-    }
-  };
-  static const Maps maps;
-  return isSigned ? maps.isSigned : maps.isUnsigned;
-}
+constexpr Map8 signedMap = dynamicMap(true), unsignedMap = dynamicMap(false);
 
 /** Operands of an optimizer's command: everything is one row without gaps. */
 struct Flat {
@@ -56,7 +46,7 @@ bool spoilt(const Vector<double>& scalars) { return std::isnan(scalars[0]); }
 LionStep lionStep(const Call& call, const Vector<double>& scalars) {
   const double rate = scalars[3 + call.i(0)];
   return {static_cast<float>(scalars[0]), static_cast<float>(call.f(0)), static_cast<float>(call.f(1)), static_cast<float>(rate),
-          static_cast<float>(1 - rate * call.f(2)), stateMap(true)};
+          static_cast<float>(1 - rate * call.f(2)), signedMap.at};
 }
 
 }  // namespace
@@ -77,8 +67,8 @@ void adamw8(const Call& call, ThreadPool& pool) {
                         static_cast<float>(rate * rootC2 / scalars[1]),
                         static_cast<float>(rootC2 * call.f(2)),
                         static_cast<float>(1 - rate * call.f(3)),
-                        stateMap(true),
-                        stateMap(false)};
+                        signedMap.at,
+                        unsignedMap.at};
   const VectorKernels& kernels = vectorKernels();
   flat.blocks(pool, [&](int64_t first, int64_t count, int64_t block) {
     kernels.adamw8(p + first, m + first, v + first, absmaxM + block, absmaxV + block, grad + first, step, count);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "../core/error.h"
@@ -76,11 +76,7 @@ float blockSum(const float* x, int64_t n) {
 
 /** absmax in 8 bits, in blocks of 256, relative to its mean; scale and offset once for every 2^groupShift of them. */
 void nest(const Quant4Target& target, int64_t blocks) {
-  static const auto map = [] {
-    auto values = std::make_unique<float[]>(256);
-    dynamicMap(true, *reinterpret_cast<float(*)[256]>(values.get()));
-    return values;
-  }();
+  static constexpr Map8 map = dynamicMap(true);
   const float offset = blockSum(target.absmax, blocks) * (1.0f / static_cast<float>(blocks));
   for (int64_t first = 0; first < blocks; first += Quant4Layout::nestedBlock) {
     const int64_t last = std::min(blocks, first + Quant4Layout::nestedBlock);
@@ -88,7 +84,7 @@ void nest(const Quant4Target& target, int64_t blocks) {
     for (int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(target.absmax[i] - offset));
     const float inverse = 1.0f / largest;
     for (int64_t i = first; i < last; ++i)
-      target.absmaxCode[i] = nearest8(map.get(), largest == 0 ? 0.0f : (target.absmax[i] - offset) * inverse);
+      target.absmaxCode[i] = nearest8(map.at, largest == 0 ? 0.0f : (target.absmax[i] - offset) * inverse);
     for (int64_t group = first >> target.groupShift; group << target.groupShift < last; ++group) {
       target.nested[2 * group] = largest;
       target.nested[2 * group + 1] = offset;

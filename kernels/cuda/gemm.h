@@ -36,6 +36,9 @@ bool gemmMma(const GemmArgs& args, const Context& context);       // sm_80 and l
 bool gemmSkinny(const GemmArgs& args, const Context& context);    // one side is at most 128: LoRA's U, dU, dA, dB
 bool gemmSimple(const GemmArgs& args, const Context& context);    // fp32 arithmetic, any type and shape
 
+/** The product, without its low-rank pairs, with a quantised b (core/quant4.h): few rows as it is, more by way of the scratch. */
+void gemmQuantised(const GemmArgs& args, const Context& context);
+
 /** Chooses one of them. */
 void runGemm(const GemmArgs& args, const Context& context);
 

@@ -1,5 +1,6 @@
 import type { PrecisionCode } from '../target.ts'
 import { slice, type Command, type Graph, type GradientBuilder, type Tensor } from '../graph.ts'
+import { unpacked } from './unpacked.ts'
 
 /** A parameter or frozen weight; `grad` is where its gradient accumulates, present only when it is trained. */
 export interface Weight {
@@ -85,10 +86,11 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
   const down = lora === undefined ? [] : loraDown(graph, name, x, y, lora, options)
   const trained = weight.grad !== undefined || bias?.grad !== undefined || lora !== undefined
   const terms = down.map(({ part, u }) => ({ a: u, b: part.b.value, column: part.column, alpha: 1 }))
+  const forward = unpacked(graph, weight.value)
   graph.record(
     {
-      commands: [gemm(NT, y, x, weight.value, { alpha, bias: bias?.value, add, terms, precision })],
-      outputs: [y],
+      commands: [...forward.commands, gemm(NT, y, x, forward.operand, { alpha, bias: bias?.value, add, terms, precision })],
+      outputs: [y, ...forward.scratch],
       backward: (b) => {
         const dy = b.gradientOf(y)
         if (dy === undefined) return
@@ -97,7 +99,9 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
         const gradients = lora === undefined ? undefined : loraBackward(b, x, dy, down, lora, alpha, precision)
         if (graph.needsGradient(x)) {
           const { tensor: dx, accumulate } = b.target(x)
-          b.emit(gemm(NN, dx, dy, weight.value, { alpha, accumulate, terms: gradients?.terms ?? [], precision }))
+          const { operand, commands } = unpacked(graph, weight.value)
+          for (const command of commands) b.emit(command)
+          b.emit(gemm(NN, dx, dy, operand, { alpha, accumulate, terms: gradients?.terms ?? [], precision }))
           for (const { part, du } of gradients?.dropped ?? []) {
             const masked = b.scratch(`d ${name}.dropped`, x, x.cols)
             b.emit(gemm(NN, masked, du, part.a.value, { precision }))

@@ -1,6 +1,7 @@
 import type { Command, Graph, Keep, Tensor } from '../graph.ts'
 import type { PrecisionCode } from '../target.ts'
 import type { LoraGroup, Weight } from './linear.ts'
+import { unpacked } from './unpacked.ts'
 
 /** Load balance of the routers: what the layers gather, and what comes back to them. */
 export interface Balance {
@@ -164,10 +165,11 @@ export function expertLinear(graph: Graph, name: string, x: Tensor, width: numbe
   })
   if (part !== undefined) graph.record({ commands: [product(0, u!, x, part.a.value, first, 1)], outputs: [u!] }, true)
   const low = part === undefined ? undefined : { a: u!, b: part.b.value, alpha: alpha * part.scale }
+  const forward = unpacked(graph, weight.value)
   graph.record(
     {
-      commands: [product(0, y, x, weight.value, first, alpha, low === undefined ? stacked : lowByColumns, low)],
-      outputs: [y],
+      commands: [...forward.commands, product(0, y, x, forward.operand, first, alpha, low === undefined ? stacked : lowByColumns, low)],
+      outputs: [y, ...forward.scratch],
       backward: (b) => {
         const dy = b.gradientOf(y)
         if (dy === undefined) return
@@ -183,7 +185,9 @@ export function expertLinear(graph: Graph, name: string, x: Tensor, width: numbe
         if (!graph.needsGradient(x)) return
         const { tensor: dx, accumulate } = b.target(x)
         if (accumulate) throw new Error('an expert’s product is the only consumer of its input')
-        b.emit(product(1, dx, dy, weight.value, where, alpha, stacked, part === undefined ? undefined : { a: du!, b: part.a.value, alpha: 1 }))
+        const { operand, commands } = unpacked(graph, weight.value)
+        for (const command of commands) b.emit(command)
+        b.emit(product(1, dx, dy, operand, where, alpha, stacked, part === undefined ? undefined : { a: du!, b: part.a.value, alpha: 1 }))
       },
     },
     weight.grad !== undefined || part !== undefined || graph.needsGradient(x),
