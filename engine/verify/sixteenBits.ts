@@ -10,6 +10,7 @@ const grouped = /^(lora_grad|lora_grad_row_norm|full_grad|full_grad_row_norm|dpo
  * by √v, the sign of a tiny gradient decides.
  */
 function toleranceOf(kind: string, reference: number): number | undefined {
+  if (/^(nf4_|q8_|dequant\.|adam8_)/.test(kind)) return kind.startsWith('adam8_') ? 2e-6 : 0
   if (kind === 'curve_final') return undefined
   if (kind === 'curve_lr') return 1e-5
   if (kind === 'curve_loss' || /logits$|token_nll$/.test(kind)) return 2e-2

@@ -65,6 +65,10 @@ constexpr int64_t narrow = 64;
 
 void runGemm(const GemmArgs& args, const Context& context) {
   if (args.m == 0 || args.n == 0) return;
+  if (isQuantised(args.b.dtype)) {
+    gemmQuantised(args, context);
+    return addTerms(args, context);
+  }
   const Preference preferred = preference();
   const bool isNarrow = std::min(args.m, args.n) <= narrow;
   if (isNarrow && args.terms.empty() && preferred != Preference::cublasLt && gemmSkinny(args, context)) return;
@@ -104,7 +108,7 @@ void gemm(const Call& call, const Context& context) {
   g.alpha = static_cast<float>(call.f(0));
   g.c = operands.matrix(0, "c");
   g.a = operands.matrix(1, "a");
-  g.b = operands.matrix(2, "b");
+  g.b = operands.has(2) && g.mode != 2 && isQuantised(call.t(2).dtype) ? call.t(2) : operands.matrix(2, "b");
   g.m = g.mode == 2 ? g.a.cols : g.a.rows;
   g.k = g.mode == 2 ? g.a.rows : g.a.cols;
   g.n = g.mode == 0 ? g.b.rows : g.b.cols;
