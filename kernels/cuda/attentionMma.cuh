@@ -2,7 +2,7 @@
 #include "attentionTiles.cuh"
 #include "mma.cuh"
 
-/** Building blocks of the mma.sync attention kernels: tiles in shared memory with 16-byte pieces swizzled, and fragments of them. */
+/** Building blocks of the mma.sync attention kernels: tiles in shared memory with their 16-byte pieces permuted, and operands. */
 namespace unsloth::cuda {
 
 /** Four bytes from device to shared memory, or zeros when not `valid`. */
@@ -26,13 +26,24 @@ __device__ __forceinline__ uint32_t packPair(float low, float high) {
   }
 }
 
-/**
- * Two neighbouring accumulators c[16, 8] as one operand a[16, 16]: the layouts coincide (PTX ISA, m16n8k16).
- */
+/** Two neighbouring accumulators d[16, 8] as one operand a[16, 16]: the layouts coincide, see multiplyAdd. */
 template <class T>
 __device__ __forceinline__ void packOperand(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
   a[0] = packPair<T>(left[0], left[1]), a[1] = packPair<T>(left[2], left[3]);
   a[2] = packPair<T>(right[0], right[1]), a[3] = packPair<T>(right[2], right[3]);
+}
+
+/** left[16, 8] += a·b and right[16, 8] += a·b' for the two operands b that one load of four matrices brings. */
+template <class T>
+__device__ __forceinline__ void multiplyAddPair(float (&left)[4], float (&right)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+  multiplyAdd<T>(left, a, b[0], b[1]);
+  multiplyAdd<T>(right, a, b[2], b[3]);
+}
+
+/** Element (row, column) of a matrix in device memory. */
+template <class T>
+__device__ __forceinline__ T* element(const View& v, int64_t row, int64_t column) {
+  return static_cast<T*>(v.data) + row * v.ld + column;
 }
 
 /**
@@ -56,12 +67,12 @@ struct SharedTile {
       return tile + add + static_cast<uint32_t>(row * rowBytes) + ((static_cast<uint32_t>(column) * 2) ^ mask);
     }
   };
-  /** Matrices in the order (rows 0–7, columns 0–7), (8–15, 0–7), (0–7, 8–15), (8–15, 8–15): operand a, or b when transposed. */
+  /** Matrices (rows 0–7, columns 0–7), (8–15, 0–7), (0–7, 8–15), (8–15, 8–15): operand a, or two operands b when transposed. */
   __device__ static Lane rowsFirst() {
     const int lane = threadIdx.x % 32, row = lane % 16;
     return {static_cast<uint32_t>(row * rowBytes), static_cast<uint32_t>((lane / 16 ^ permutation(row)) << 4)};
   }
-  /** Matrices in the order (rows 0–7, columns 0–7), (0–7, 8–15), (8–15, 0–7), (8–15, 8–15): operand b, or a when transposed. */
+  /** Matrices (rows 0–7, columns 0–7), (0–7, 8–15), (8–15, 0–7), (8–15, 8–15): two operands b of eight rows each. */
   __device__ static Lane columnsFirst() {
     const int lane = threadIdx.x % 32, row = lane % 8 + lane / 16 * 8;
     return {static_cast<uint32_t>(row * rowBytes), static_cast<uint32_t>((lane / 8 % 2 ^ permutation(row)) << 4)};

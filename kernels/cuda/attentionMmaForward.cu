@@ -3,7 +3,7 @@
 namespace unsloth::cuda {
 namespace {
 
-/** With 32 keys two blocks of head dimension 128 share the 100 KB of a consumer GPU's multiprocessor; elsewhere it is as fast as 64. */
+/** 32 keys let two blocks of head dimension 128 share the 100 KB of a consumer GPU's multiprocessor; elsewhere 64 are no faster. */
 template <int D>
 struct ForwardShape {
   static constexpr int warps = 4, queries = D > 128 ? 64 : 128, keys = D == 128 ? 32 : 64, threads = warps * 32;
@@ -11,8 +11,8 @@ struct ForwardShape {
 };
 
 /**
- * o = softmax(scale·q·kᵀ)·v over tiles, arXiv 2307.08691: a block owns a tile of queries of one head, each warp 16 or 32 of its rows,
- * and visits the visible keys from the last tile to the first. Scores stay in registers and become the second product's operand.
+ * o = softmax(scale·q·kᵀ)·v over tiles, arXiv 2307.08691: a block owns a tile of queries of one head, each warp 16 or 32 of its
+ * rows, and visits the visible keys from the last tile to the first. Scores stay in registers and become the next product's operand.
  * 4·d FLOPs for each visible pair and head; reads k and v once for each tile of queries (from L2 mostly).
  * `general`: with a window or a softcap.
  */
@@ -23,13 +23,13 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8, DT = D / 8;
   AttentionTile tile;
   if (!locateQueries<Shape::threads>(a, BM, blockIdx.x / a.group, tile)) return;
-  const int head = blockIdx.y * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int kvHead = blockIdx.y, head = kvHead * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const AttentionSequence s(a, tile.sequence);
   const int queries = min(BM, s.queries - tile.first), firstPosition = s.offset() + tile.first;
   const int end = firstPosition + queries, begin = general && a.window > 0 ? max(0, firstPosition - a.window + 1) : 0;
-  const T* q = static_cast<const T*>(a.q.data) + (s.qStart + tile.first) * a.q.ld + head * a.headDim;
-  const T* k = static_cast<const T*>(a.k.data) + s.kvStart * a.k.ld + static_cast<int>(blockIdx.y) * a.headDim;
-  const T* v = static_cast<const T*>(a.v.data) + s.kvStart * a.v.ld + static_cast<int>(blockIdx.y) * a.headDim;
+  const T* q = element<const T>(a.q, s.qStart + tile.first, head * a.headDim);
+  const T* k = element<const T>(a.k, s.kvStart, kvHead * a.headDim);
+  const T* v = element<const T>(a.v, s.kvStart, kvHead * a.headDim);
 
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t qTile = sharedAddress(memory), kTile = qTile + BM * D * 2, vTile = kTile + BN * D * 2;
@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
         loadMatrices(keys, columnsFirst.at(kTile, t * 8, c));
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          multiplyAdd<T>(score[m][t], rows[m], keys[0], keys[1]);
-          multiplyAdd<T>(score[m][t + 1], rows[m], keys[2], keys[3]);
+          multiplyAddPair<T>(score[m][t], score[m][t + 1], rows[m], keys);
         }
       }
     }
@@ -135,8 +134,7 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
         loadMatricesTransposed(values, rowsFirst.at(vTile, t * 8, c * 8));
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          multiplyAdd<T>(out[m][c], weights[m], values[0], values[1]);
-          multiplyAdd<T>(out[m][c + 1], weights[m], values[2], values[3]);
+          multiplyAddPair<T>(out[m][c], out[m][c + 1], weights[m], values);
         }
       }
     }
@@ -153,14 +151,14 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
       const int row = warp * warpRows + m * 16 + half * 8 + lane / 4;
       const float inverse = total > 0 ? 1.0f / total : 0.0f;
       if (lane % 4 == 0 && row < queries)
-        static_cast<float*>(a.lse.data)[(s.qStart + tile.first + row) * a.lse.ld + head] = top[m][half] * scale * ln2 + logf(total);
+        *element<float>(a.lse, s.qStart + tile.first + row, head) = top[m][half] * scale * ln2 + logf(total);
 #pragma unroll
       for (int t = 0; t < DT; ++t)
         *reinterpret_cast<uint32_t*>(memory + Tile::offset(row, t) + lane % 4 * 4) =
             packPair<T>(out[m][t][half * 2] * inverse, out[m][t][half * 2 + 1] * inverse);
     }
   __syncwarp();
-  T* o = static_cast<T*>(a.o.data) + (s.qStart + tile.first) * a.o.ld + head * a.headDim;
+  T* o = element<T>(a.o, s.qStart + tile.first, head * a.headDim);
   for (int i = lane; i < warpRows * Tile::pieces; i += 32) {
     const int row = warp * warpRows + i / Tile::pieces, piece = i % Tile::pieces;
     if (row < queries && piece * 8 < a.headDim)

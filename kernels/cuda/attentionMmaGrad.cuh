@@ -10,8 +10,9 @@ void attentionGradKeysMma(const AttentionArgs& args, const Context& context);
 void attentionGradQueriesMma(const AttentionArgs& args, const Context& context);
 
 /**
- * How a block of the kernel for dk and dv divides its work. Of each tile of `keys` keys every warp owns 16·keyTiles; `halves` warps share the same keys, compute
- * the probabilities of a part of the queries each, exchange them, and own a part of the columns of dk and dv.
+ * How a block of the kernel for dk and dv divides its work. Of each tile of `keys` keys every warp owns 16·keyTiles. When `halves`
+ * is 2, two warps share their keys: each computes the probabilities of half of the queries, they exchange them, and each owns half of
+ * the columns of dk and dv.
  */
 template <int D>
 struct GradKeysShape {
@@ -33,7 +34,7 @@ struct GradQueriesShape {
 };
 
 /**
- * Tiles in flight that a multiprocessor has shared memory for without running fewer blocks at once: 2, 1, or 0 when not even one fits.
+ * Tiles in flight that a multiprocessor has shared memory for without running fewer blocks at once: 2, 1, or 0 when not one fits.
  */
 template <class Shape>
 int stagesOf(const Context& context) {

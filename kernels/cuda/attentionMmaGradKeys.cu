@@ -4,8 +4,8 @@ namespace unsloth::cuda {
 namespace {
 
 /**
- * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. The transposed scores kᵀ… are computed,
- * keys by queries, so that probabilities and their gradients leave one product as the operand of the next without leaving registers.
+ * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. Scores are computed transposed, keys by
+ * queries, so that probabilities and their gradients come out of one product as the operand of the next, in registers.
  * 8·d FLOPs for each visible pair and head; reads q and dO once for each tile of keys.
  */
 template <class T, int D, bool general>
@@ -27,19 +27,19 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t kTile = sharedAddress(memory), vTile = kTile + BN * D * 2, exchange = vTile + BN * D * 2;
   const uint32_t firstStage = kTile + Shape::fixedBytes;
-  Tile::template copy<BN, threads>(kTile, static_cast<const T*>(a.k.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.k.ld + kvHead * a.headDim, a.k.ld, keys, a.headDim);
-  Tile::template copy<BN, threads>(vTile, static_cast<const T*>(a.v.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.v.ld + kvHead * a.headDim, a.v.ld, keys, a.headDim);
+  Tile::template copy<BN, threads>(kTile, element<const T>(a.k, s.kvStart + firstKey, kvHead * a.headDim), a.k.ld, keys, a.headDim);
+  Tile::template copy<BN, threads>(vTile, element<const T>(a.v, s.kvStart + firstKey, kvHead * a.headDim), a.v.ld, keys, a.headDim);
   commitCopies();
 
   const auto copyStep = [&](int step, uint32_t stage) {
     const int head = kvHead * a.group + step / tiles, first = begin + step % tiles * BM, count = end - first;
     const int64_t row = s.qStart + first;
-    Tile::template copy<BM, threads>(stage, static_cast<const T*>(a.q.data) + row * a.q.ld + head * a.headDim, a.q.ld, count, a.headDim);
-    Tile::template copy<BM, threads>(stage + BM * D * 2, static_cast<const T*>(a.dO.data) + row * a.dO.ld + head * a.headDim, a.dO.ld, count, a.headDim);
+    Tile::template copy<BM, threads>(stage, element<const T>(a.q, row, head * a.headDim), a.q.ld, count, a.headDim);
+    Tile::template copy<BM, threads>(stage + BM * D * 2, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, count, a.headDim);
     if (threadIdx.x < 2 * BM) {
       const int i = threadIdx.x % BM;
       const View& v = threadIdx.x < BM ? a.lse : a.delta;
-      copyAsync4(stage + 2 * BM * D * 2 + threadIdx.x * 4, static_cast<const float*>(v.data) + (row + (i < count ? i : 0)) * v.ld + head, i < count);
+      copyAsync4(stage + 2 * BM * D * 2 + threadIdx.x * 4, element<const float>(v, row + (i < count ? i : 0), head), i < count);
     }
     commitCopies();
   };
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
           uint32_t other[4];
           loadMatrices(other, columnsFirst.at(qTile, chunk + t * 8, c));
 #pragma unroll
-          for (int m = 0; m < KT; ++m) multiplyAdd<T>(score[m][t], rows[m], other[0], other[1]), multiplyAdd<T>(score[m][t + 1], rows[m], other[2], other[3]);
+          for (int m = 0; m < KT; ++m) multiplyAddPair<T>(score[m][t], score[m][t + 1], rows[m], other);
         }
       }
 #pragma unroll
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
           uint32_t other[4];
           loadMatrices(other, columnsFirst.at(gTile, chunk + t * 8, c));
 #pragma unroll
-          for (int m = 0; m < KT; ++m) multiplyAdd<T>(slope[m][t], rows[m], other[0], other[1]), multiplyAdd<T>(slope[m][t + 1], rows[m], other[2], other[3]);
+          for (int m = 0; m < KT; ++m) multiplyAddPair<T>(slope[m][t], slope[m][t + 1], rows[m], other);
         }
       }
       // score becomes the probabilities P, slope their gradient dS without the scale.
@@ -125,10 +125,10 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
             uint32_t other[4];
             loadMatricesTransposed(other, rowsFirst.at(gTile, chunk + t * 8, c * 8));
 #pragma unroll
-            for (int m = 0; m < KT; ++m) multiplyAdd<T>(dv[m][c], p[m], other[0], other[1]), multiplyAdd<T>(dv[m][c + 1], p[m], other[2], other[3]);
+            for (int m = 0; m < KT; ++m) multiplyAddPair<T>(dv[m][c], dv[m][c + 1], p[m], other);
             loadMatricesTransposed(other, rowsFirst.at(qTile, chunk + t * 8, c * 8));
 #pragma unroll
-            for (int m = 0; m < KT; ++m) multiplyAdd<T>(dk[m][c], ds[m], other[0], other[1]), multiplyAdd<T>(dk[m][c + 1], ds[m], other[2], other[3]);
+            for (int m = 0; m < KT; ++m) multiplyAddPair<T>(dk[m][c], dk[m][c + 1], ds[m], other);
           }
         }
       } else {
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
             for (int c = 0; c < Shape::columns / 8; c += 2) {
               uint32_t other[4];
               loadMatricesTransposed(other, rowsFirst.at(gTile, query, half * Shape::columns + c * 8));
-              multiplyAdd<T>(dv[m][c], p, other[0], other[1]), multiplyAdd<T>(dv[m][c + 1], p, other[2], other[3]);
+              multiplyAddPair<T>(dv[m][c], dv[m][c + 1], p, other);
               loadMatricesTransposed(other, rowsFirst.at(qTile, query, half * Shape::columns + c * 8));
-              multiplyAdd<T>(dk[m][c], ds, other[0], other[1]), multiplyAdd<T>(dk[m][c + 1], ds, other[2], other[3]);
+              multiplyAddPair<T>(dk[m][c], dk[m][c + 1], ds, other);
             }
           }
       }
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
         *reinterpret_cast<uint32_t*>(at + BN * D * 2) = packPair<T>(dv[m][c][i * 2], dv[m][c][i * 2 + 1]);
       }
   __syncthreads();
-  Tile::template store<BN, threads>(memory, static_cast<T*>(a.dk.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.dk.ld + kvHead * a.headDim, a.dk.ld, keys, a.headDim);
-  Tile::template store<BN, threads>(memory + BN * D * 2, static_cast<T*>(a.dv.data) + static_cast<int64_t>(s.kvStart + firstKey) * a.dv.ld + kvHead * a.headDim, a.dv.ld, keys, a.headDim);
+  Tile::template store<BN, threads>(memory, element<T>(a.dk, s.kvStart + firstKey, kvHead * a.headDim), a.dk.ld, keys, a.headDim);
+  Tile::template store<BN, threads>(memory + BN * D * 2, element<T>(a.dv, s.kvStart + firstKey, kvHead * a.headDim), a.dv.ld, keys, a.headDim);
 }
 
 template <class T, int D, bool general>

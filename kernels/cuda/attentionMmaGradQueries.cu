@@ -4,8 +4,8 @@ namespace unsloth::cuda {
 namespace {
 
 /**
- * dq of a tile of queries of one head: scores and their gradients are computed again tile by tile of keys and stay in registers as
- * the operand of dq += dS·k. 6·d FLOPs for each visible pair and head; reads k and v once for each tile of queries.
+ * dq of a tile of queries of one head: scores and their gradients are computed again by tiles of keys and stay in registers as the
+ * operand of dq += dS·k. 6·d FLOPs for each visible pair and head; reads k and v once for each tile of queries.
  */
 template <class T, int D, bool general>
 __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __grid_constant__ AttentionArgs a, const int stages) {
@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
   const int queries = min(BM, s.queries - tile.first), firstPosition = s.offset() + tile.first;
   const int end = firstPosition + queries, begin = general && a.window > 0 ? max(0, firstPosition - a.window + 1) : 0;
   const int64_t row = s.qStart + tile.first;
-  const T* k = static_cast<const T*>(a.k.data) + s.kvStart * a.k.ld + kvHead * a.headDim;
-  const T* v = static_cast<const T*>(a.v.data) + s.kvStart * a.v.ld + kvHead * a.headDim;
+  const T* k = element<const T>(a.k, s.kvStart, kvHead * a.headDim);
+  const T* v = element<const T>(a.v, s.kvStart, kvHead * a.headDim);
 
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t qTile = sharedAddress(memory), gTile = qTile + BM * D * 2, firstStage = gTile + BM * D * 2;
-  Tile::template copy<BM, threads>(qTile, static_cast<const T*>(a.q.data) + row * a.q.ld + head * a.headDim, a.q.ld, queries, a.headDim);
-  Tile::template copy<BM, threads>(gTile, static_cast<const T*>(a.dO.data) + row * a.dO.ld + head * a.headDim, a.dO.ld, queries, a.headDim);
+  Tile::template copy<BM, threads>(qTile, element<const T>(a.q, row, head * a.headDim), a.q.ld, queries, a.headDim);
+  Tile::template copy<BM, threads>(gTile, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, queries, a.headDim);
   const auto copyKeys = [&](int n, uint32_t stage) {
     Tile::template copy<BN, threads>(stage, k + static_cast<int64_t>(n) * BN * a.k.ld, a.k.ld, s.keys - n * BN, a.headDim);
     Tile::template copy<BN, threads>(stage + BN * D * 2, v + static_cast<int64_t>(n) * BN * a.v.ld, a.v.ld, s.keys - n * BN, a.headDim);
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
     for (int i = 0; i < 2; ++i) {
       const int query = warp * warpRows + m * 16 + i * 8 + lane / 4;
       const bool is = query < queries;
-      shift[m][i] = is ? static_cast<const float*>(a.lse.data)[(row + query) * a.lse.ld + head] * log2e : 0;
-      mean[m][i] = is ? static_cast<const float*>(a.delta.data)[(row + query) * a.delta.ld + head] : 0;
+      shift[m][i] = is ? *element<const float>(a.lse, row + query, head) * log2e : 0;
+      mean[m][i] = is ? *element<const float>(a.delta, row + query, head) : 0;
     }
   const typename Tile::Lane rowsFirst = Tile::rowsFirst(), columnsFirst = Tile::columnsFirst();
   const float scale = a.scale * log2e, inner = general && a.softcap > 0 ? a.scale / a.softcap : 0;
@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
         uint32_t other[4];
         loadMatrices(other, columnsFirst.at(kTile, t * 8, c));
 #pragma unroll
-        for (int m = 0; m < MT; ++m) multiplyAdd<T>(score[m][t], rows[m], other[0], other[1]), multiplyAdd<T>(score[m][t + 1], rows[m], other[2], other[3]);
+        for (int m = 0; m < MT; ++m) multiplyAddPair<T>(score[m][t], score[m][t + 1], rows[m], other);
         loadMatrices(other, columnsFirst.at(vTile, t * 8, c));
 #pragma unroll
-        for (int m = 0; m < MT; ++m) multiplyAdd<T>(slope[m][t], gradients[m], other[0], other[1]), multiplyAdd<T>(slope[m][t + 1], gradients[m], other[2], other[3]);
+        for (int m = 0; m < MT; ++m) multiplyAddPair<T>(slope[m][t], slope[m][t + 1], gradients[m], other);
       }
     }
 #pragma unroll
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
         uint32_t other[4];
         loadMatricesTransposed(other, rowsFirst.at(kTile, t * 8, c * 8));
 #pragma unroll
-        for (int m = 0; m < MT; ++m) multiplyAdd<T>(dq[m][c], ds[m], other[0], other[1]), multiplyAdd<T>(dq[m][c + 1], ds[m], other[2], other[3]);
+        for (int m = 0; m < MT; ++m) multiplyAddPair<T>(dq[m][c], dq[m][c + 1], ds[m], other);
       }
     }
     if (stages == 1 && n > last) {
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
         *reinterpret_cast<uint32_t*>(memory + Tile::offset(warp * warpRows + m * 16 + i * 8 + lane / 4, c) + lane % 4 * 4) =
             packPair<T>(dq[m][c][i * 2] * a.scale, dq[m][c][i * 2 + 1] * a.scale);
   __syncthreads();
-  Tile::template store<BM, threads>(memory, static_cast<T*>(a.dq.data) + row * a.dq.ld + head * a.headDim, a.dq.ld, queries, a.headDim);
+  Tile::template store<BM, threads>(memory, element<T>(a.dq, row, head * a.headDim), a.dq.ld, queries, a.headDim);
 }
 
 template <class T, int D, bool general>
