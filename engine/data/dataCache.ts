@@ -42,10 +42,12 @@ export interface CacheInputs {
   readonly skipBadRows: boolean
   readonly plan: EncodePlan
   readonly tokenizer: Tokenizer
+  /** What else decides the rows. */
+  readonly extension?: readonly unknown[]
 }
 
 /** The name of what these inputs make: by contents, so that a changed file or tokenizer is read anew. */
-export async function cacheKey({ files, range, skipBadRows, plan, tokenizer }: CacheInputs): Promise<string> {
+export async function cacheKey({ files, range, skipBadRows, plan, tokenizer, extension = [] }: CacheInputs): Promise<string> {
   const hash = createHash('sha256')
   const add = (value: unknown): void => {
     hash.update(`${JSON.stringify(value)}\0`)
@@ -53,7 +55,7 @@ export async function cacheKey({ files, range, skipBadRows, plan, tokenizer }: C
   const template = usedTemplate(tokenizer, plan)
   // The time matters only to a template that asks for it.
   const { now, ...rest } = plan
-  add({ version, rest, template, now: template?.includes('strftime_now') === true ? now : null, to: String(range.to), from: range.from, skipBadRows })
+  add({ version, rest, template, now: template?.includes('strftime_now') === true ? now : null, to: String(range.to), from: range.from, skipBadRows, extension })
   add([tokenizer.options, [...tokenizer.chatTemplates]])
   for (const name of tokenizerFiles) {
     const bytes = await readFile(join(tokenizer.folder, name)).catch(() => undefined)

@@ -3,6 +3,7 @@ import { formatCount } from '#shared/units.ts'
 import { cacheKey, cachePath } from './dataCache.ts'
 import type { EncodedBatch } from './encodedBatch.ts'
 import { encodeRows } from './encodeRows.ts'
+import { extendConversations, extendedFormat } from './extendConversations.ts'
 import { recogniseFormat, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
 import { knownMarkers, type TurnMarkers } from './markers.ts'
 import { permutation } from './random.ts'
@@ -39,6 +40,11 @@ export interface DatasetOptions {
   /** Markers of questions and answers, instead of those that are found automatically. */
   readonly markers?: TurnMarkers
   readonly tooLong?: TooLong
+  /** Rows that are joined to one conversation; default 1. */
+  readonly conversationExtension?: number
+  readonly seed?: number
+  /** Ends reading when so much was made. */
+  readonly enough?: (samples: number, tokens: number) => boolean
   /** Windows of `raw` text, in tokens. */
   readonly chunkSize?: number
   readonly stride?: number
@@ -131,11 +137,12 @@ async function* watched(rows: AsyncIterable<SourceRow>, { signal }: DatasetOptio
   }
 }
 
-async function collect(batches: AsyncIterable<EncodedBatch>, writer: SampleWriter, notes: RowNotes, { onRows, signal }: DatasetOptions): Promise<void> {
+async function collect(batches: AsyncIterable<EncodedBatch>, writer: SampleWriter, notes: RowNotes, { onRows, signal, enough }: DatasetOptions): Promise<void> {
   for await (const batch of batches) {
     notes.add(batch)
     await writer.add(batch)
     onRows?.(notes.rows)
+    if (enough?.(writer.samples, writer.tokens) === true) return
     if (signal?.aborted === true) throw stopped()
   }
 }
@@ -147,11 +154,14 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   const range = await rangeOfRows(options)
   const rows = await firstRows(files, range, skipBadRows)
   if (rows.length === 0) throw new UnslothError('DATA', `${files.join(', ')}: the data set is empty.`, { hint: 'Give at least one row.' })
-  const format = chooseFormat(rows, options)
+  const { conversationExtension: turns = 1, seed = 3407 } = options
+  const own = chooseFormat(rows, options)
+  const format = turns > 1 ? extendedFormat(own, turns) : own
   const plan = planOf(rows, format, options)
-  const path = cacheFolder === undefined ? undefined : cachePath(cacheFolder, await cacheKey({ files, range, skipBadRows, plan, tokenizer }))
+  // Not all of the data is no use to another run.
+  const path = cacheFolder === undefined || options.enough !== undefined ? undefined : cachePath(cacheFolder, await cacheKey({ files, range, skipBadRows, plan, tokenizer, extension: turns > 1 ? [turns, seed, own] : [] }))
   const warnings = (notes: RowNotes, samples: number): string[] => [
-    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, format), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan),
+    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, own), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan),
     ...(tokenizer.eosId === undefined ? ['The tokenizer has no EOS token: the model will not learn where an answer ends.'] : []),
   ]
   const finished = (samples: readonly Sample[], notes: RowNotes, fromCache: boolean): Dataset => ({
@@ -162,7 +172,9 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   const notes = new RowNotes(skipBadRows)
   const writer = await SampleWriter.open(path)
   try {
-    await collect(encodeRows(watched(readSourceRows(files, range), options), tokenizer, plan, threads), writer, notes, options)
+    const source = watched(readSourceRows(files, range), options)
+    const extended = turns > 1 ? extendConversations(source, own, turns, seed) : source
+    await collect(encodeRows(extended, tokenizer, plan, threads), writer, notes, options)
     const samples = await writer.finish({ notes: notes.plain() })
     if (cacheFolder !== undefined) await pruneStoredSamples(cacheFolder)
     return finished(samples, notes, false)

@@ -1,7 +1,7 @@
 import type { DataPreview, PreviewSample, PreviewToken } from '#shared/protocol.ts'
 import type { Dataset } from './dataset.ts'
 import { packRows } from './packRows.ts'
-import { ignored, type Sample } from './sample.ts'
+import { ignored, lengthOf, type Sample } from './sample.ts'
 import { sampleProblems } from './sampleProblems.ts'
 import { StreamDecoder } from './streamDecoder.ts'
 import type { Tokenizer } from './tokenizer.ts'
@@ -46,7 +46,7 @@ export const spread = (count: number, samples: number): number[] => {
 /** What a data set looks like to the model: numbers about all of it, and some samples token by token. */
 export function previewDataset(dataset: Dataset, tokenizer: Tokenizer, { samples: shown, maxSeqLength, seed = 3407 }: PreviewChoice): DataPreview {
   const { samples, format, rows, statistics, warnings } = dataset
-  const lengths = samples.map(({ ids }) => Math.min(ids.length, maxSeqLength))
+  const lengths = samples.map((sample) => Math.min(lengthOf(sample), maxSeqLength))
   const packed = packRows(lengths, { rowTokens: maxSeqLength, seed, shuffle: true }).length
   const chosen = shown.filter((index) => index >= 0 && index < samples.length)
   return {

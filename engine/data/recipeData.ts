@@ -7,7 +7,9 @@ import { physicalCores } from '../runtime/cores.ts'
 import { dataCacheFolder, totalBytes } from './dataCache.ts'
 import { buildDataset, splitDataset, type Dataset, type DatasetOptions } from './dataset.ts'
 import { datasetFiles } from './datasetFiles.ts'
+import { joinDatasets, mixDatasets } from './mixSources.ts'
 import { parseSplit } from './splits.ts'
+import { datasetStatistics } from './statistics.ts'
 import { isTemplateText } from './chatTemplate.ts'
 import { namedTemplate, stopTokenOf } from './namedTemplates.ts'
 import type { Tokenizer, TokenizerOptions } from './tokenizer.ts'
@@ -23,6 +25,10 @@ export interface RecipeDataOptions {
   /** The run's start, which chat templates may ask for. */
   readonly now?: Date
   readonly onRows?: (rows: number) => void
+  /** Paths of each source of a mixture, where they are not those that the recipe names. */
+  readonly groups?: readonly (readonly string[])[] | undefined
+  /** Rows to take of each source of a mixture, at most. */
+  readonly rowsEach?: number
 }
 
 /** Smaller files are encoded sooner than threads have loaded the tokenizer, and need no cache. */
@@ -63,7 +69,7 @@ export async function datasetOptions(recipe: Recipe): Promise<Omit<DatasetOption
   return {
     maxSeqLength: training.max_seq_length, format: data.format_type, columns: columnsOf(recipe), trainOnCompletions: training.train_on_completions,
     trainOnPrompt: data.train_on_prompt, lastResponseOnly: data.last_response_only, tooLong: data.too_long, skipBadRows: data.skip_bad_rows,
-    chunkSize: data.chunk_size, stride: data.stride,
+    chunkSize: data.chunk_size, stride: data.stride, conversationExtension: data.conversation_extension, seed: training.random_seed,
     ...(template !== undefined && { chatTemplate: template }),
     ...(data.merged_prompt !== null && { mergedPrompt: partText(data.merged_prompt) }),
     ...(instruction !== null && response !== null && { markers: { instruction: partText(instruction), response: partText(response), end: '' } }),
@@ -99,21 +105,72 @@ export async function trainingSource(recipe: Recipe): Promise<Pick<DatasetOption
   }
 }
 
+/** The sources that a recipe mixes: the paths of each. */
+export const mixedPaths = ({ data }: Recipe): readonly (readonly string[])[] =>
+  [...(data.dataset === null ? [] : [data.dataset]), ...data.local_dataset].map((path) => [path])
+
+/** When a streamed recipe has all that it trains. */
+function enoughOf({ data, training }: Recipe): DatasetOptions['enough'] {
+  if (!data.streaming) return undefined
+  const rows = training.max_steps * training.batch_size * training.gradient_accumulation_steps
+  const held = typeof data.eval_split === 'number' && data.eval_split >= 1 ? data.eval_split : 0
+  const share = typeof data.eval_split === 'number' && data.eval_split < 1 ? 1 / (1 - data.eval_split) : 1
+  const wanted = Math.ceil(rows * share) + held
+  return training.packing ? (_, tokens) => tokens >= wanted * training.max_seq_length : (samples) => samples >= wanted
+}
+
+type Read = (source: Pick<DatasetOptions, 'files'> & Partial<DatasetOptions>) => Promise<Dataset>
+
 /** Reads what a recipe trains and evaluates on. */
-export async function readRecipeData(recipe: Recipe, tokenizer: Tokenizer, options: RecipeDataOptions = {}): Promise<RecipeData> {
+export async function readRecipeData(recipe: Recipe, tokenizer: Tokenizer, { groups, rowsEach, ...options }: RecipeDataOptions = {}): Promise<RecipeData> {
   const { data, training } = recipe
   const common = { ...(await datasetOptions(recipe)), ...options }
-  const read = async (source: Pick<DatasetOptions, 'files'> & Partial<DatasetOptions>): Promise<Dataset> =>
-    buildDataset({ ...common, ...source, ...(await effort(source.files)) }, tokenizer)
-  const train = await read(await trainingSource(recipe))
-  if (data.eval_dataset.length > 0) return { train, evaluation: await read({ files: await datasetFiles(data.eval_dataset, 'train') }) }
-  if (data.eval_split === null) return { train, evaluation: undefined }
-  if (typeof data.eval_split === 'string') {
-    const slice = parseSplit(data.eval_split)
-    const files = await datasetFiles(trainingPaths(recipe), slice.name)
-    return { train, evaluation: await read({ files, ...(slice.from ?? slice.to ? { slice } : {}) }) }
-  }
+  const read: Read = async (source) => buildDataset({ ...common, ...source, ...(await effort(source.files)) }, tokenizer)
+  const held = await heldOut(recipe, groups, read)
+  if (data.mix_weights.length > 0) return readMixture(recipe, groups ?? mixedPaths(recipe), rowsEach, read, held)
+  const enough = enoughOf(recipe)
+  const train = await read({ ...(await trainingSource(recipe)), ...(enough && { enough }) })
+  if (held !== undefined || typeof data.eval_split !== 'number') return { train, evaluation: held }
   const split = splitDataset(train, data.eval_split, training.random_seed)
   // Both halves come from one reading, whose warnings are told once.
   return { train: split.train, evaluation: { ...split.evaluation, warnings: [] } }
+}
+
+/** Data for evaluation that have files or a split of their own. */
+async function heldOut(recipe: Recipe, groups: RecipeDataOptions['groups'], read: Read): Promise<Dataset | undefined> {
+  const { eval_dataset: files, eval_split: split } = recipe.data
+  const slice = typeof split === 'string' ? parseSplit(split) : undefined
+  const sliced = slice !== undefined && (slice.from ?? slice.to) !== undefined ? { slice } : {}
+  if (files.length > 0) return read({ files: await datasetFiles(files, 'train'), ...sliced })
+  if (slice === undefined) return undefined
+  if (recipe.data.mix_weights.length === 0) return read({ files: await datasetFiles(trainingPaths(recipe), slice.name), ...sliced })
+  const parts: Dataset[] = []
+  for (const paths of groups ?? mixedPaths(recipe)) parts.push(await read({ files: await datasetFiles(paths, slice.name), ...sliced }))
+  return joinDatasets(parts)
+}
+
+/** Each source is read by itself, in its own format; what is held out of it is not mixed in. */
+async function readMixture(
+  recipe: Recipe, groups: readonly (readonly string[])[], rowsEach: number | undefined, read: Read, held: Dataset | undefined,
+): Promise<RecipeData> {
+  const { data, training: { random_seed: seed } } = recipe
+  const { name, ...slice } = parseSplit(data.split)
+  const share = data.mix_weights.reduce((sum, weight) => sum + weight, 0)
+  const parts: { name: string; dataset: Dataset; weight: number; evaluation: Dataset | undefined }[] = []
+  for (const [index, paths] of groups.entries()) {
+    const weight = data.mix_weights[index]!
+    const dataset = await read({
+      files: await datasetFiles(paths, name), ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}), ...(rowsEach !== undefined && { maxSamples: rowsEach }),
+    })
+    const { eval_split: split } = data
+    const cut = held !== undefined || typeof split !== 'number' ? undefined
+      : splitDataset(dataset, split < 1 ? split : Math.max(1, Math.round((split * weight) / share)), seed)
+    parts.push({ name: paths.join(', '), dataset: cut?.train ?? dataset, weight, evaluation: cut?.evaluation })
+  }
+  const mixed = mixDatasets(parts, data.mix_until, seed)
+  const { max_samples: most } = data
+  const samples = most === null ? mixed.samples : mixed.samples.slice(0, most)
+  const train = samples.length === mixed.samples.length ? mixed : { ...mixed, samples, statistics: datasetStatistics(samples) }
+  const evaluations = parts.flatMap(({ evaluation }) => evaluation ?? [])
+  return { train, evaluation: held ?? (evaluations.length === 0 ? undefined : { ...joinDatasets(evaluations), warnings: [] }) }
 }

@@ -21,7 +21,12 @@ export interface Sample {
   readonly file: string
   /** Counts from 1. */
   readonly line: number
+  /** Of `ids`, which may have to be read from a file. */
+  readonly length?: number
 }
+
+/** Tokens of a sample, without reading them. */
+export const lengthOf = (sample: Pick<Sample, 'ids' | 'length'>): number => sample.length ?? sample.ids.length
 
 /** Tokens of a sample and those of them that are trained, in order. */
 export interface Encoded {

@@ -14,35 +14,6 @@ const magic = Buffer.from('UNSLDAT1')
 /** Counts of ids, table entries and span entries, and bytes of the header, as doubles; then the magic again. */
 const footerBytes = 4 * 8 + magic.length
 
-abstract class StoredSample implements Sample {
-  readonly spans: readonly TokenSpan[]
-  readonly labelled: number
-  readonly file: string
-  readonly line: number
-
-  constructor(spans: readonly TokenSpan[], file: string, line: number) {
-    this.spans = spans
-    this.labelled = countTrained(spans)
-    this.file = file
-    this.line = line
-  }
-
-  abstract get ids(): Int32Array
-
-  get labels(): Int32Array {
-    return labelsOf(this.ids, this.spans)
-  }
-}
-
-class MemorySample extends StoredSample {
-  readonly ids: Int32Array
-
-  constructor(ids: Int32Array, spans: readonly TokenSpan[], file: string, line: number) {
-    super(spans, file, line)
-    this.ids = ids
-  }
-}
-
 /** A file of samples that stays open for as long as any of them may be read. */
 class OpenFile {
   private readonly descriptor: number
@@ -60,20 +31,85 @@ class OpenFile {
   }
 }
 
-class FileSample extends StoredSample {
-  private readonly source: OpenFile
-  private readonly start: number
-  readonly length: number
+/**
+ * What samples are made of, in a few arrays: a sample itself is only its number, so that millions of them need little memory
+ * beside their tokens.
+ */
+class SampleColumns {
+  readonly table: Int32Array
+  readonly spans: Int32Array
+  readonly files: readonly string[]
+  private readonly source: { readonly memory: Int32Array } | { readonly file: OpenFile }
+  /** Where the tokens of each sample begin, and its spans. */
+  private readonly starts: Float64Array
+  private readonly firstSpans: Uint32Array
 
-  constructor(source: OpenFile, start: number, length: number, spans: readonly TokenSpan[], file: string, line: number) {
-    super(spans, file, line)
+  constructor(table: Int32Array, spans: Int32Array, files: readonly string[], source: { memory: Int32Array } | { file: OpenFile }) {
+    this.table = table
+    this.spans = spans
+    this.files = files
     this.source = source
-    this.start = start
-    this.length = length
+    const count = table.length / tableWidth
+    this.starts = new Float64Array(count)
+    this.firstSpans = new Uint32Array(count)
+    let [start, span] = [0, 0]
+    for (let index = 0; index < count; index++) {
+      this.starts[index] = start
+      this.firstSpans[index] = span
+      start += table[index * tableWidth]!
+      span += 2 * table[index * tableWidth + 1]!
+    }
+  }
+
+  get count(): number {
+    return this.starts.length
+  }
+
+  number(index: number, column: number): number {
+    return this.table[index * tableWidth + column]!
+  }
+
+  ids(index: number): Int32Array {
+    const [start, length] = [this.starts[index]!, this.number(index, 0)]
+    return 'memory' in this.source ? this.source.memory.subarray(start, start + length) : this.source.file.ids(start, length)
+  }
+
+  spansOf(index: number): TokenSpan[] {
+    return spansAt(this.spans, this.firstSpans[index]!, this.number(index, 1))
+  }
+}
+
+class StoredSample implements Sample {
+  private readonly columns: SampleColumns
+  private readonly index: number
+
+  constructor(columns: SampleColumns, index: number) {
+    this.columns = columns
+    this.index = index
   }
 
   get ids(): Int32Array {
-    return this.source.ids(this.start, this.length)
+    return this.columns.ids(this.index)
+  }
+
+  get length(): number {
+    return this.columns.number(this.index, 0)
+  }
+
+  get labels(): Int32Array {
+    return labelsOf(this.ids, this.columns.spansOf(this.index))
+  }
+
+  get labelled(): number {
+    return countTrained(this.columns.spansOf(this.index))
+  }
+
+  get file(): string {
+    return this.columns.files[this.columns.number(this.index, 2)]!
+  }
+
+  get line(): number {
+    return this.columns.number(this.index, 3)
   }
 }
 
@@ -83,22 +119,9 @@ export interface StoredSamples {
   readonly header: Readonly<Record<string, unknown>>
 }
 
-/** Makes the samples of a table. `idsAt` gives tokens in memory; without it they come from the file. */
-function samplesOf(
-  table: Int32Array, spans: Int32Array, files: readonly string[], source: { memory: Int32Array } | { file: OpenFile },
-): Sample[] {
-  const samples: Sample[] = []
-  let [start, span] = [0, 0]
-  for (let at = 0; at < table.length; at += tableWidth) {
-    const [length, count, file, line] = [table[at]!, table[at + 1]!, files[table[at + 2]!]!, table[at + 3]!]
-    const trained = spansAt(spans, span, count)
-    samples.push('memory' in source
-      ? new MemorySample(source.memory.subarray(start, start + length), trained, file, line)
-      : new FileSample(source.file, start, length, trained, file, line))
-    start += length
-    span += 2 * count
-  }
-  return samples
+function samplesOf(...columns: ConstructorParameters<typeof SampleColumns>): Sample[] {
+  const made = new SampleColumns(...columns)
+  return Array.from({ length: made.count }, (_, index) => new StoredSample(made, index))
 }
 
 const bytesOf = (numbers: Int32Array): Uint8Array => new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength)
@@ -123,7 +146,9 @@ export class SampleWriter {
   private handle: FileHandle | undefined
   private draft = ''
   private ids: Int32Array[] | undefined = []
-  private tokens = 0
+  /** Made so far. */
+  tokens = 0
+  samples = 0
   private readonly tables: Int32Array[] = []
   private readonly spans: Int32Array[] = []
   private readonly files: string[] = []
@@ -158,6 +183,7 @@ export class SampleWriter {
     this.tables.push(own)
     this.spans.push(spans)
     this.tokens += ids.length
+    this.samples += own.length / tableWidth
     await this.write(bytesOf(ids))
     this.ids?.push(ids)
     if (this.handle !== undefined && this.tokens * 4 > this.limit) this.ids = undefined

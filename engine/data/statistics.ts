@@ -1,4 +1,4 @@
-import type { Sample } from './sample.ts'
+import { lengthOf, type Sample } from './sample.ts'
 
 export interface LengthBin {
   /** Lengths from–to, both included. */
@@ -49,7 +49,7 @@ const percentile = (sorted: ArrayLike<number>, share: number): number =>
 
 /** Counts, lengths and their distribution. */
 export function datasetStatistics(samples: readonly Sample[]): DatasetStatistics {
-  const lengths = Float64Array.from(samples, ({ ids }) => ids.length).sort()
+  const lengths = Float64Array.from(samples, lengthOf).sort()
   const tokens = lengths.reduce((sum, length) => sum + length, 0)
   const longest = lengths.at(-1) ?? 0
   const width = Math.max(1, Math.ceil(longest / binCount))

@@ -4,14 +4,14 @@ import type { PreviewFilter, PreviewOrder, PreviewParams, PreviewResult } from '
 import type { Recipe, RecipeOverride } from '#shared/recipe.ts'
 import { buildDataset, type Dataset } from '../data/dataset.ts'
 import { previewDataset } from '../data/preview.ts'
-import { datasetOptions, tokenizerOptions, trainingSource } from '../data/recipeData.ts'
+import { datasetOptions, mixedPaths, readRecipeData, tokenizerOptions, trainingSource } from '../data/recipeData.ts'
 import { readSourceRows } from '../data/readRows.ts'
 import { fillsLimit, sampleProblems } from '../data/sampleProblems.ts'
 import { loadTokenizer, type Tokenizer } from '../data/tokenizer.ts'
 import { diagnoseRecipe } from '../recipe/parseRecipe.ts'
 import { resolveRecipePaths } from '../recipe/recipePaths.ts'
 import { resolveModel } from '../runtime/resolveModel.ts'
-import { localData } from '../train/hubSources.ts'
+import { localData, type LocalData } from '../train/hubSources.ts'
 import { diagnostic, problemOf } from './diagnostics.ts'
 import type { ServeContext } from './serve.ts'
 
@@ -59,9 +59,22 @@ export class PreviewCache {
     return this.tokenizer.loaded
   }
 
+  /** The beginning of each source, mixed as in training. */
+  private async readMixture(recipe: Recipe, tokenizer: Tokenizer, groups: LocalData['groups'], rows: number, signal: AbortSignal): Promise<Window> {
+    const paths = groups ?? mixedPaths(recipe)
+    const key = JSON.stringify([recipe.data, recipe.training, rows, this.tokenizer?.key, await Promise.all(paths.flat().map(stampOf))])
+    if (this.window?.key === key) return this.window
+    const { train } = await readRecipeData({ ...recipe, data: { ...recipe.data, eval_dataset: [], eval_split: null } }, tokenizer, {
+      groups: paths, rowsEach: Math.max(1, Math.floor(rows / paths.length)), signal,
+    })
+    this.window = { key, dataset: train, more: train.rows.rows >= rows - paths.length }
+    return this.window
+  }
+
   private async read(recipe: Recipe, tokenizer: Tokenizer, { rows = defaultRows, firstRow = 0 }: PreviewParams, signal: AbortSignal): Promise<Window> {
-    const { data } = await localData(recipe, undefined, { signal })
+    const { data, groups } = await localData(recipe, undefined, { signal })
     const local = { ...recipe, data }
+    if (data.mix_weights.length > 0) return this.readMixture(local, tokenizer, groups, rows, signal)
     const source = await trainingSource(local)
     const most = Math.min(rows, (source.maxSamples ?? Infinity) - firstRow)
     const options = { ...(await datasetOptions(local)), ...source, skipRows: firstRow, maxSamples: Math.max(0, most) }

@@ -1,6 +1,7 @@
 import { UnslothError } from '#shared/errors.ts'
 import { packRows } from '../data/packRows.ts'
 import { permutation } from '../data/random.ts'
+import { lengthOf } from '../data/sample.ts'
 
 /** Not trained. */
 const ignored = -100
@@ -58,6 +59,8 @@ export interface StepSample {
   readonly ids: Int32Array
   /** Aligned with `ids`; −100 is not trained. */
   readonly labels: Int32Array
+  /** Of `ids`, where reading those takes a file. */
+  readonly length?: number
   /** Its number in the data set: the key of its dropout masks, whatever it is packed with. */
   readonly key: number
 }
@@ -97,14 +100,14 @@ export interface MicroBatch {
 const withKey = ({ ids, labels }: Omit<StepSample, 'key'>, key: number): StepSample => ({ ids, labels, key })
 
 /** Labelled rows of a sample: its labels but the first, which nothing predicts. */
-function labelledRows({ labels }: StepSample): number {
+function labelledRows({ labels }: Pick<StepSample, 'labels'>): number {
   let rows = 0
   for (let at = 1; at < labels.length; at++) if (labels[at] !== ignored) rows++
   return rows
 }
 
 /** Labelled tokens of several samples: what their loss is divided by. */
-export const labelledTokens = (samples: Iterable<StepSample>): number => {
+export const labelledTokens = (samples: Iterable<Pick<StepSample, 'labels'>>): number => {
   let total = 0
   for (const sample of samples) total += labelledRows(sample)
   return total
@@ -222,7 +225,7 @@ export class TrainingBatches {
   constructor(samples: readonly Omit<StepSample, 'key'>[], options: TrainingBatchOptions) {
     const { batchSize, gradientAccumulation, seed, shuffle, packing } = options
     this.samples = samples
-    this.rows = packing && packRows(samples.map(({ ids }) => ids.length), { rowTokens: packing.rowTokens, seed, shuffle })
+    this.rows = packing && packRows(samples.map(lengthOf), { rowTokens: packing.rowTokens, seed, shuffle })
     this.count = this.rows?.length ?? samples.length
     this.order = new SampleOrder({ count: this.count, perStep: batchSize * gradientAccumulation, seed, shuffle })
   }
@@ -240,7 +243,7 @@ export class TrainingBatches {
 
   /** Most tokens that any one step of an epoch can have: an upper bound for plans. */
   get longestStep(): number {
-    return this.most((row) => row.reduce((sum, index) => sum + this.samples[index]!.ids.length, 0))
+    return this.most((row) => row.reduce((sum, index) => sum + lengthOf(this.samples[index]!), 0))
   }
 
   /** Most samples that any one step can have. */
@@ -262,12 +265,13 @@ const evaluationWindow = 256
 export function evaluationBatches(
   samples: readonly Omit<StepSample, 'key'>[], capacities: readonly (number | MicroCapacity)[],
 ): Iterable<MicroBatch> {
-  const all = samples.map(withKey)
-  const total = labelledTokens(all)
+  const total = labelledTokens(samples)
   return {
     *[Symbol.iterator]() {
-      for (let from = 0; from < all.length; from += evaluationWindow)
-        yield* packMicroSteps(all.slice(from, from + evaluationWindow), capacities, total)
+      for (let from = 0; from < samples.length; from += evaluationWindow) {
+        const window = samples.slice(from, from + evaluationWindow).map((sample, index) => withKey(sample, from + index))
+        yield* packMicroSteps(window, capacities, total)
+      }
     },
   }
 }

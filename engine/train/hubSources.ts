@@ -33,6 +33,8 @@ export function writeSources(runFolder: string, sources: HubSources): void {
 export interface LocalData {
   readonly data: Recipe['data']
   readonly source: HubSources['dataset']
+  /** Paths of each source, when the recipe mixes several. */
+  readonly groups: readonly (readonly string[])[] | undefined
 }
 
 /** Whether `data.dataset` is meant as the name of a repository. */
@@ -47,17 +49,17 @@ function partsOf(split: string, key: string): { readonly name: string; readonly 
 /** The data section with the files of a data set of the Hub in place of its name; any other as it is. */
 export async function localData({ data }: Recipe, pinned: HubSources['dataset'], options: HubOptions): Promise<LocalData> {
   const name = data.dataset
-  if (name === null || !isHubDataset(name)) return { data, source: undefined }
+  if (name === null || !isHubDataset(name)) return { data, source: undefined, groups: undefined }
   const train = partsOf(data.split, 'data.split')
   const held = typeof data.eval_split === 'string' ? partsOf(data.eval_split, 'data.eval_split') : undefined
-  if (held !== undefined && held.slice !== '')
-    throw new UnslothError('DATA', `data.eval_split: only a whole split of ${name} can be evaluated on, not ${JSON.stringify(data.eval_split)}.`, { hint: `Write eval_split: ${held.name}, or a number of rows to hold out.` })
   const choice = { subset: data.subset, splits: [train.name, ...(held === undefined ? [] : [held.name])] }
   const found = await fetchDataset(pinned === undefined ? name : `${pinned.id}@${pinned.commit}`, choice, options)
   const files = (split: string): string[] => [...found.splits.get(split)!]
+  // Files alone are the split train, whatever they were on the Hub.
+  const evaluation = held === undefined ? {} : { eval_dataset: files(held.name), eval_split: held.slice === '' ? null : `train${held.slice}` }
   return {
-    // Files alone are the split train, whatever they were on the Hub.
-    data: { ...data, dataset: null, subset: null, local_dataset: files(train.name), split: `train${train.slice}`, ...(held === undefined ? {} : { eval_dataset: files(held.name), eval_split: null }) },
+    data: { ...data, dataset: null, subset: null, local_dataset: [...files(train.name), ...data.local_dataset], split: `train${train.slice}`, ...evaluation },
     source: { id: found.id, commit: found.commit },
+    groups: data.mix_weights.length === 0 ? undefined : [files(train.name), ...data.local_dataset.map((path) => [path])],
   }
 }

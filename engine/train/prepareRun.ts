@@ -4,7 +4,7 @@ import { effectiveBatch, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount } from '#shared/units.ts'
 import type { Dataset } from '../data/dataset.ts'
 import { readRecipeData, tokenizerOptions } from '../data/recipeData.ts'
-import type { Sample } from '../data/sample.ts'
+import { lengthOf, type Sample } from '../data/sample.ts'
 import { tokenizerWarnings } from '../data/tokenizerDoctor.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
 import type { HubOptions } from '../hub/snapshot.ts'
@@ -69,17 +69,17 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   const notices: string[] = []
   const hub = { signal: options.signal, onProgress: onDownload, onNotice: (notice: string) => notices.push(notice) }
   const model = await patchedModel(asked, device, sources.model, hub)
-  const { data, source } = await localData(asked, sources.dataset, hub)
+  const { data, source, groups } = await localData(asked, sources.dataset, hub)
   const recipe = { ...asked, data }
   const { patched } = model
-  const { train, evaluation } = await readRecipeData(recipe, model.tokenizer, options)
+  const { train, evaluation } = await readRecipeData(recipe, model.tokenizer, { ...options, groups })
   const batches = new TrainingBatches(train.samples, {
     batchSize: training.batch_size, gradientAccumulation: training.gradient_accumulation_steps, seed: training.random_seed, shuffle: recipe.data.shuffle,
     ...(training.packing ? { packing: { rowTokens: training.max_seq_length } } : {}),
   })
   const steps = totalSteps(recipe, batches.count)
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
-  const longest = (samples: readonly Sample[]) => samples.reduce((most, { ids }) => Math.max(most, ids.length), 0)
+  const longest = (samples: readonly Sample[]) => samples.reduce((most, sample) => Math.max(most, lengthOf(sample)), 0)
   const plan = planTraining(patched, {
     checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
@@ -142,7 +142,7 @@ function summary(recipe: Recipe, sources: HubSources, patched: FastLanguageModel
   const { spec, entries } = patched.model
   const trained = patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
   const total = parameterCount(entries)
-  const tokens = train.samples.reduce((sum, { ids }) => sum + ids.length, 0)
+  const tokens = train.statistics.tokens
   return [
     `model: ${recipe.model.name}${at(sources.model)} (${spec.architecture}, ${formatCompact(total)} parameters, ${spec.layers} layers)`,
     `data: ${sources.dataset === undefined ? '' : `${sources.dataset.id}${at(sources.dataset)}, `}${formatCount(train.samples.length)} samples, ${formatCount(tokens)} tokens; ${train.format.format}: ${train.format.reason}`,

@@ -229,7 +229,6 @@ describe('recipe: problems', () => {
       { lora: { use_dora: true } }, { lora: { use_loftq: true } }, { lora: { init_lora_weights: 'pissa' } },
         { lora: { bias: 'all' } },
       { save: { method: 'gguf' } }, { model: { name: 'x', trust_remote_code: true } },
-        { data: { dataset: 'x', streaming: true } },
     ]
     for (const document of refused) assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) =>
       issue.code === 'unavailable'))

@@ -14,8 +14,8 @@ export async function dataCommand({ recipe: source, flags }: CommandArgs<'data'>
   for (const warning of warnings) console.error(`warning: ${warning}`)
   const { folder } = await resolveModel(recipe.model.name, { revision: recipe.model.revision })
   const tokenizer = await loadTokenizer(folder, await tokenizerOptions(recipe))
-  const { data } = await localData(recipe, undefined, {})
-  const { train, evaluation } = await readRecipeData({ ...recipe, data }, tokenizer, progress())
+  const { data, groups } = await localData(recipe, undefined, {})
+  const { train, evaluation } = await readRecipeData({ ...recipe, data }, tokenizer, { ...progress(), groups })
   const { max_seq_length: maxSeqLength, random_seed: seed } = recipe.training
   const preview = previewDataset(train, tokenizer, { samples: spread(flags.sample, train.samples.length), maxSeqLength, seed })
   const held = evaluation === undefined ? undefined : previewDataset(evaluation, tokenizer, { samples: [], maxSeqLength, seed })

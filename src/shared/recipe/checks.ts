@@ -114,10 +114,19 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
   return findings
 }
 
-function checkData({ data }: Recipe, error: (key: string, message: string) => void): void {
-  if (data.dataset !== null && data.local_dataset.length > 0) {
-    error('data.local_dataset', 'data.dataset and data.local_dataset are both given; keep one')
+function checkData({ data, training }: Recipe, error: (key: string, message: string) => void): void {
+  const weights = data.mix_weights.length
+  if (data.dataset !== null && data.local_dataset.length > 0 && weights === 0) {
+    error('data.local_dataset', 'data.dataset and data.local_dataset are both given; keep one, or mix them by data.mix_weights')
   }
+  const sources = data.local_dataset.length + (data.dataset === null ? 0 : 1)
+  if (weights > 0 && weights !== sources) {
+    error('data.mix_weights', `data.mix_weights has ${weights} ${weights === 1 ? 'weight' : 'weights'} for ${sources} sources; give one for each`)
+  }
+  if (data.streaming && training.max_steps === 0) {
+    error('data.streaming', 'data.streaming needs training.max_steps: without it, all of the data is trained')
+  }
+  if (data.streaming && weights > 0) error('data.streaming', 'data.streaming and data.mix_weights exclude each other: a mixture is made of all rows')
   if (data.dataset === null && data.local_dataset.length === 0) {
     error('data', 'data.dataset or data.local_dataset is missing: say what to train on')
   }

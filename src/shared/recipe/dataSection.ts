@@ -1,7 +1,6 @@
 import * as z from 'zod'
-import { notYet } from './availability.ts'
 import {
-  boolean, choice, integer, mapping, optionalInteger, optionalText, pathList, readNumber, special, text,
+  boolean, choice, integer, mapping, optionalInteger, optionalText, pathList, readList, readNumber, special, text,
 } from './field.ts'
 
 /** Parts that a column can play. */
@@ -22,6 +21,32 @@ export const dataSection = z.strictObject({
     aliases: ['local_datasets', 'data_files'],
     path: 'dataset',
     default: [],
+  }),
+  mix_weights: special(
+    z.preprocess((value) => {
+      const list = readList(value)
+      return Array.isArray(list) ? list.map(readNumber) : list
+    }, z.array(z.number().gt(0).lte(1_000_000)).max(64)).default([]),
+    {
+      kind: 'list',
+      doc: 'Mixes several sources in these shares: one weight for `dataset`, if it is given, and one for each entry of '
+        + '`local_dataset`. Each source may have a format of its own. Without weights the files are read one after another.',
+      aliases: ['interleave_probs', 'mix_probabilities'],
+      default: [],
+      nullable: false,
+      examples: [[0.7, 0.3]],
+      input: { anyOf: [{ type: 'array', items: { type: 'number', exclusiveMinimum: 0 } }, { type: 'string' }] },
+    },
+  ),
+  mix_until: choice({
+    doc: 'When a mixture by `mix_weights` is complete.',
+    values: {
+      first: 'when a source has nothing new left: no row is seen twice in an epoch',
+      all: 'when every source has given all its rows: those of smaller ones come several times',
+    },
+    synonyms: { under: 'first', first_exhausted: 'first', interleave_under: 'first', over: 'all', all_exhausted: 'all', interleave_over: 'all' },
+    default: 'first',
+    aliases: ['mix_strategy'],
   }),
   subset: optionalText({
     doc: 'Configuration of a Hub data set that has several.',
@@ -67,6 +92,13 @@ export const dataSection = z.strictObject({
     examples: ['{instruction}[[\nYour input is:\n{input}]]'],
     maxLength: 65536,
     verbatim: true,
+  }),
+  conversation_extension: integer({
+    doc: 'Join so many rows to one conversation, each with others chosen by `training.random_seed`, as `to_sharegpt` does: a model '
+      + 'that is trained on single questions learns to go on with a conversation.',
+    min: 1,
+    max: 64,
+    default: 1,
   }),
   text_column: text({
     doc: 'The column that holds the text of `format_type: text`.',
@@ -156,10 +188,11 @@ export const dataSection = z.strictObject({
     },
   ),
   streaming: boolean({
-    doc: 'Read the data set while training instead of before it.',
+    doc: 'Read only as much of the data as `training.max_steps` needs, from the beginning of the files, so that training on a very '
+      + 'large data set starts soon. Data larger than the memory are kept on disk either way.',
+    effect: 'The first rows are trained, not a selection of all.',
     aliases: ['dataset_streaming'],
     default: false,
-    availability: notYet('streaming is not available yet; the data set is read whole before training'),
   }),
   chunk_size: integer({
     doc: 'Tokens in a window of `format_type: raw`.',
