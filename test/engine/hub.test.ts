@@ -9,6 +9,7 @@ import { goodToken, HubServer } from '../unit/hub/hubServer.ts'
 import { adapterBytes, fables, makeRecipe, metricsOf, ownRuntimeFolder, runProgram, starter, temporaryFolder, until } from './support.ts'
 
 const jsonl = (rows: readonly unknown[]): string => rows.map((row) => `${JSON.stringify(row)}\n`).join('')
+const parquet = join(import.meta.dirname, '../fixtures/data/parquet')
 const starterFiles = Object.fromEntries(readdirSync(starter).map((name) => [name, readFileSync(join(starter, name))]))
 
 /** All files below a folder, links followed. */
@@ -69,6 +70,23 @@ lora: { lora_r: 4, lora_alpha: 8 }
     const said = await runProgram(['generate', join(first, 'adapter'), 'Once', '--max_new_tokens', '4', '--threads', '1'], { cwd: folder, env: environment({ HF_HUB_OFFLINE: '1', HF_TOKEN: '' }) })
     assert.equal(said.code, 0, said.stderr)
     assert.deepEqual(server.take(), [])
+  })
+
+  it('trains on a Parquet data set as on the rows that it was made of', async () => {
+    const rows = JSON.parse(readFileSync(join(parquet, 'fables.json'), 'utf8')) as [string][]
+    server.push('datasets/tiny/parquet', { 'README.md': '# Fables', 'data/train-00000-of-00001.parquet': readFileSync(join(parquet, 'fables.parquet')) })
+    const cache = { HF_HUB_CACHE: join(folder, 'cache6') }
+    const train = async (name: string, more: readonly string[]) => {
+      const { code, stdout, stderr } = await finetune(['--dataset', name, '--eval_split', 'train[20:]', '--split', 'train[:20]', ...more], cache)
+      assert.equal(code, 0, stderr)
+      return { stdout, bytes: adapterBytes(newestRun()), evaluations: metricsOf(newestRun()).filter(({ type }) => type === 'eval').length }
+    }
+    const packed = await train('tiny/parquet', [])
+    assert.match(packed.stdout, /data: tiny\/parquet at commit [0-9a-f]{8}, 20 samples/)
+    writeFileSync(join(folder, 'rows.jsonl'), jsonl(rows.map(([text]) => ({ text }))))
+    const plain = await train(join(folder, 'rows.jsonl'), [])
+    assert.ok(packed.bytes.equals(plain.bytes))
+    assert.deepEqual([packed.evaluations, plain.evaluations], [1, 1])
   })
 
   it('goes on with what it began with when the Hub has something newer', async () => {

@@ -1,7 +1,9 @@
 import { existsSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { hubCacheFolder } from '../../../engine/hub/settings.ts'
+import { couldBeDataset, fetchDataset } from '../../../engine/hub/datasetRepository.ts'
+import { hubCacheFolder, hubSettings } from '../../../engine/hub/settings.ts'
+import { looksLikePath } from '../../../engine/recipe/recipePaths.ts'
 
 export interface CachedRepository {
   /** `owner/name` */
@@ -38,4 +40,12 @@ export async function cachedModels(cache = hubCacheFolder()): Promise<CachedRepo
     found.push({ id: parts.length === 1 ? parts[0]! : `${parts[0]}/${parts.slice(1).join('--')}`, folder })
   }
   return found
+}
+
+/** The first file of the training split of a data set that the Hub's cache has; nothing is fetched. */
+export async function cachedDatasetFile(name: string, cache: string): Promise<string | undefined> {
+  if (looksLikePath(name) || !couldBeDataset(name)) return undefined
+  const settings = { ...hubSettings({}), cache, offline: true, token: undefined }
+  const found = await fetchDataset(name, { subset: null, splits: ['train'] }, { settings, cacheOnly: true }).catch(() => undefined)
+  return found?.splits.get('train')?.[0]
 }

@@ -16,7 +16,7 @@ import type { Background } from './background.ts'
 import { Refreshed, StampedCache } from './cache.ts'
 import { datasetFacts } from './datasetFacts.ts'
 import { hubCacheFolder } from '../../../engine/hub/settings.ts'
-import { cachedModels } from './hubCache.ts'
+import { cachedDatasetFile, cachedModels } from './hubCache.ts'
 import { absolutePath, modelFacts, modelFolder } from './modelFacts.ts'
 import { scanFolders } from './scanFolders.ts'
 
@@ -173,6 +173,8 @@ export class World {
     const path = absolutePath(name, base)
     const found = await stat(path).catch(() => undefined)
     if (found === undefined) {
+      const file = await cachedDatasetFile(name, this.hubCache)
+      if (file !== undefined) return this.datasets.get(file, await stampOf(file), () => attempt(() => datasetFacts(file)))
       const problem = looksLikePath(name) ? `there is no file ${name}` : `${name} is not a file here`
       return { ok: false, missing: true, problem }
     }

@@ -36,6 +36,8 @@ describe('the world around recipes', () => {
     cpSync(join(starter, 'model'), join(workspace, 'models/tiny'), { recursive: true })
     cpSync(join(starter, 'model'), join(hub, 'models--org--some-model/snapshots/abc123'), { recursive: true })
     put(join(hub, 'models--org--some-model/refs/main'), 'abc123')
+    put(join(hub, 'datasets--org--questions/refs/main'), 'c'.repeat(40))
+    put(join(hub, `datasets--org--questions/snapshots/${'c'.repeat(40)}/train.jsonl`), rows(30))
     put(join(hub, 'models--org--half/snapshots/1/config.json'), '{}')
     put(join(workspace, 'data/train.jsonl'), rows(100))
     put(join(workspace, 'data/list.json'), JSON.stringify([{ instruction: 'a', output: 'b' }]))
@@ -145,6 +147,14 @@ describe('the world around recipes', () => {
     assert.deepEqual(await here.columns('data/late.jsonl'), ['text'])
     writeFileSync(path, '{"other": "abc"}\n')
     assert.deepEqual(await here.columns('data/late.jsonl'), ['other'])
+  })
+
+  it('knows data sets of the Hub that were fetched before, and looks for no others', async () => {
+    const there = await world.at(workspace).dataset('org/questions')
+    assert.ok(there.ok)
+    assert.deepEqual([there.value.columns, there.value.rows, there.value.exact], [['prompt', 'completion'], 30, true])
+    const absent = await world.at(workspace).dataset('org/nothing')
+    assert.ok(!absent.ok && absent.missing)
   })
 
   it('heeds the variables that say where the Hub cache is', () => {
