@@ -12,6 +12,7 @@ import { join } from 'node:path'
 import { findProgram, root, run as runProgram } from '../tools/common.mjs'
 import { missingBrowser } from '../tools/browser.mjs'
 import { buildTarget, hasCuda } from '../tools/kernels.mjs'
+import { missingEditor } from './host/runner/editor.mjs'
 import { missingHost } from './host/runner/install.mjs'
 
 const filters = process.argv.slice(2)
@@ -112,6 +113,10 @@ const optionalParts = [
   },
   {
     name: 'vscode', folders: [join('test', 'host')],
+    missing: missingEditor,
+  },
+  {
+    name: 'vscode', folders: [join('test', 'screens')],
     missing: missingHost,
   },
   {
@@ -125,7 +130,7 @@ const optionalParts = [
 ]
 
 async function optional({ name, folders, missing }) {
-  const reason = missing()
+  const reason = await missing()
   if (reason === undefined) await mocha(name, folders.flatMap((folder) => testFiles(folder, '.test.ts')))
   else if (required.includes(name)) {
     console.log(`✗ ${name}: required, but not tested: ${reason}`)

@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { copyFile, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import * as vscode from 'vscode'
 import { UnslothError } from '#shared/errors.ts'
 import { fileWriteError } from '../../engine/run/files.ts'
@@ -83,21 +83,42 @@ export async function addDatasets(sources: readonly vscode.Uri[], folder: string
   const added: string[] = []
   for (const source of sources) {
     const name = source.path.slice(source.path.lastIndexOf('/') + 1)
-    if (!/\.(jsonl?|ndjson|csv|tsv|parquet)(\.gz)?$/i.test(name)) {
-      throw new UnslothError('DATA', `${name} is not a data set.`, { hint: 'Data sets are .jsonl or .json files with one row for each example.' })
-    }
     if (source.scheme === 'file' && !relativeOutside(folder, source.fsPath)) {
+      requireData(name)
       added.push(source.fsPath)
       continue
     }
-    const target = vscode.Uri.file(join(folder, name))
-    if (existsSync(target.fsPath)) {
-      throw new UnslothError('FILE_WRITE', `${target.fsPath} is there already.`, { hint: 'Rename one of the two files and add it again.' })
-    }
-    await vscode.workspace.fs.copy(source, target, { overwrite: false })
-    added.push(target.fsPath)
+    const target = placeFor(name, folder)
+    await vscode.workspace.fs.copy(source, vscode.Uri.file(target), { overwrite: false })
+    added.push(target)
   }
   return added
+}
+
+/** The same for files of which the editor has only the content. */
+export async function addFiles(files: readonly vscode.DataTransferFile[], folder: string): Promise<void> {
+  for (const file of files) {
+    const target = placeFor(file.name, folder)
+    const content = await file.data()
+    try {
+      await writeFile(target, content, { flag: 'wx' })
+    } catch (error) {
+      throw fileWriteError(error, target)
+    }
+  }
+}
+
+function requireData(name: string): void {
+  if (!/\.(jsonl?|ndjson|csv|tsv|parquet)(\.gz)?$/i.test(name)) {
+    throw new UnslothError('DATA', `${name} is not a data set.`, { hint: 'Data sets are .jsonl, .json, .csv, .tsv or .parquet files with one row for each example.' })
+  }
+}
+
+function placeFor(name: string, folder: string): string {
+  requireData(name)
+  const target = join(folder, basename(name))
+  if (!existsSync(target)) return target
+  throw new UnslothError('FILE_WRITE', `${target} is there already.`, { hint: 'Rename one of the two files and add it again.' })
 }
 
 const relativeOutside = (folder: string, path: string): boolean => {

@@ -12,14 +12,16 @@ export interface Trees extends vscode.Disposable {
   readonly datasets: DatasetsProvider
   readonly runs: RunsProvider
   readonly runsView: vscode.TreeView<TreeNode>
+  readonly datasetDrops: vscode.TreeDragAndDropController<TreeNode>
 }
 
 export function registerTrees({ runs, library, problems }: Pick<Services, 'runs' | 'library' | 'problems'>): Trees {
   const parts = new Disposables()
   const providers = { models: new ModelsProvider(library), datasets: new DatasetsProvider(library), runs: new RunsProvider(runs) }
+  const datasetDrops = dropController(library, problems)
   parts.add(vscode.window.createTreeView(views.models, { treeDataProvider: providers.models, showCollapseAll: true }))
   parts.add(vscode.window.createTreeView(views.datasets, {
-    treeDataProvider: providers.datasets, showCollapseAll: true, dragAndDropController: dropController(library, problems),
+    treeDataProvider: providers.datasets, showCollapseAll: true, dragAndDropController: datasetDrops,
   }))
   const runsView = parts.add(vscode.window.createTreeView(views.runs, { treeDataProvider: providers.runs, showCollapseAll: true, canSelectMany: true }))
   const show = (): void => {
@@ -30,7 +32,7 @@ export function registerTrees({ runs, library, problems }: Pick<Services, 'runs'
     if (runs.views.some(({ state }) => state === 'finished')) setContext('unsloth.hasFinishedRun', true)
   }
   parts.add(runs.onDidChange(show))
-  return { ...providers, runsView, dispose: () => parts.dispose() }
+  return { ...providers, runsView, datasetDrops, dispose: () => parts.dispose() }
 }
 
 /** Files dropped onto Datasets are copied into the workspace. */
@@ -43,17 +45,26 @@ function dropController(library: Library, problems: Services['problems']): vscod
     },
     async handleDrop(_, data) {
       try {
-        const list = await data.get('text/uri-list')?.asString() ?? ''
-        const files = list.split(/\r?\n/).filter((line) => line !== '' && !line.startsWith('#')).map((line) => vscode.Uri.parse(line, true))
-        if (files.length === 0) return
-        const [{ pickWorkspaceFolder }, { addDatasets }] = await Promise.all([import('../commands/pick.ts'), import('../commands/newRecipe.ts')])
-        await addDatasets(files, await pickWorkspaceFolder(vscode.l10n.t('Add Data Set')))
+        const { uris, files } = await dropped(data)
+        if (uris.length + files.length === 0) return
+        const [{ pickWorkspaceFolder }, { addDatasets, addFiles }] = await Promise.all([import('../commands/pick.ts'), import('../commands/newRecipe.ts')])
+        const folder = await pickWorkspaceFolder(vscode.l10n.t('Add Data Set'))
+        await addDatasets(uris, folder)
+        await addFiles(files, folder)
         library.invalidate()
       } catch (error) {
         problems.show(error)
       }
     },
   }
+}
+
+/** What was dropped: files that the editor can name, and files of another machine, as of the desktop in front of a remote window. */
+async function dropped(data: vscode.DataTransfer): Promise<{ readonly uris: vscode.Uri[]; readonly files: vscode.DataTransferFile[] }> {
+  const list = await data.get('text/uri-list')?.asString() ?? ''
+  const uris = list.split(/\r?\n/).filter((line) => line !== '' && !line.startsWith('#')).map((line) => vscode.Uri.parse(line, true))
+  const files = uris.length > 0 ? [] : [...data].flatMap(([, item]) => item.asFile() ?? [])
+  return { uris: [...uris, ...files.flatMap(({ uri }) => uri ?? [])], files: files.filter(({ uri }) => uri === undefined) }
 }
 
 /** The library of this window's workspace folders and settings. */

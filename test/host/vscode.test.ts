@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { Page } from 'playwright-core'
 import { listRuns } from '../../engine/run/runReader.ts'
-import { Host, type HostTestResult } from './runner/host.mjs'
-import { fillWorkspace } from './workspace.ts'
-import { bundleSuite } from './runner/bundleSuite.mjs'
 import { stagePackage } from '../../tools/package.mjs'
+import { bundleSuite } from './runner/bundleSuite.mjs'
+import { runSuite, type HostTestResult } from './runner/runSuite.mjs'
+import { fillWorkspace } from './workspace.ts'
 
 /** Makes one test here of each test that ran inside the editor. */
 function adopt(suite: Mocha.Suite, results: readonly HostTestResult[]): void {
@@ -17,54 +19,67 @@ function adopt(suite: Mocha.Suite, results: readonly HostTestResult[]): void {
 }
 
 /** Ends what a failed test left running. */
-async function killRuns(workspace: string): Promise<void> {
-  for (const { alive, heartbeat } of await listRuns(join(workspace, 'outputs'))) if (alive) process.kill(heartbeat!.pid, 'SIGKILL')
+async function killRuns(folder: string): Promise<void> {
+  for (const { alive, heartbeat } of await listRuns(join(folder, 'outputs'))) if (alive) process.kill(heartbeat!.pid, 'SIGKILL')
 }
 
+/** With UNSLOTH_HOST_WINDOWS=main,roots only those windows are opened. */
+const wanted = process.env.UNSLOTH_HOST_WINDOWS?.split(',')
+
 describe('in a real VS Code', function () {
-  this.timeout(600_000)
-  let tests: string
-  let trusting: Host | undefined
+  this.timeout(1_200_000)
   const all: HostTestResult[] = []
   const folders: string[] = []
+  let place: string
+  let disk: string | undefined
+
+  const folder = (...names: string[]): string => {
+    const path = join(place, ...names)
+    mkdirSync(path, { recursive: true })
+    fillWorkspace(path)
+    folders.push(path)
+    return path
+  }
+
+  /** A file system of 1 MB where this may mount one; otherwise none, and the test's processes get a limit on the size of files. */
+  const smallDisk = (): string => {
+    const path = join(place, 'small')
+    mkdirSync(path)
+    if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path]).status === 0) disk = path
+    return disk ?? ''
+  }
 
   before(async function () {
     // What is tested is what is packed.
     const extension = await stagePackage()
-    tests = await bundleSuite(extension)
-    trusting = await Host.start()
-    const workspace = trusting.makeFolder('workspace')
-    fillWorkspace(workspace)
-    folders.push(workspace)
-    const phase = async (name: string, page?: Page) => {
-      const { results, page: window } = await trusting!.runTests({
-        workspace, extension, tests, env: { UNSLOTH_HOST_PHASE: name }, ...(page === undefined ? {} : { page }),
-      })
-      assert.ok(results.length > 0, `no test ran in the window "${name}"`)
-      all.push(...results)
-      return window
+    const tests = await bundleSuite(extension)
+    place = mkdtempSync(join(tmpdir(), 'unsloth-workspaces-'))
+    const windows: Readonly<Record<string, () => Promise<readonly HostTestResult[]>>> = {
+      main: () => runSuite({ opened: folder('main'), extension, tests, phases: ['main'] }),
+      reload: () => runSuite({ opened: folder('reload'), extension, tests, phases: ['reload', 'reloaded'] }),
+      untrusted: () => runSuite({ opened: folder('untrusted'), extension, tests, phases: ['untrusted'], trust: true }),
+      roots: () => {
+        const file = join(place, 'several.code-workspace')
+        writeFileSync(file, JSON.stringify({ folders: ['one', 'two'].map((name) => ({ path: folder(name) })) }))
+        return runSuite({ opened: file, extension, tests, phases: ['roots'] })
+      },
+      badThings: () => runSuite({ opened: folder('bad'), extension, tests, phases: ['badThings'], env: { UNSLOTH_HOST_SMALL_DISK: smallDisk() } }),
+      two: async () => {
+        const opened = folder('shared')
+        return (await Promise.all(['watcher', 'starter'].map((phase) => runSuite({ opened, extension, tests, phases: [phase] })))).flat()
+      },
     }
-    const page = await phase('main')
-    await page.close()
-    await phase('reloaded', await phase('reload'))
-    const untrusted = await Host.start({ trust: true })
-    try {
-      const folder = untrusted.makeFolder('workspace')
-      fillWorkspace(folder)
-      const { results } = await untrusted.runTests({ workspace: folder, extension, tests, env: { UNSLOTH_HOST_PHASE: 'untrusted' } })
-      all.push(...results)
-    } finally {
-      await untrusted.stop()
-    }
+    for (const [name, open] of Object.entries(windows)) if (wanted?.includes(name) ?? true) all.push(...(await open()))
     adopt(this.test!.parent!, all)
   })
 
   after(async () => {
-    for (const folder of folders) await killRuns(folder)
-    await trusting?.stop()
+    for (const path of folders) await killRuns(path)
+    if (disk !== undefined) spawnSync('umount', [disk])
+    rmSync(place, { recursive: true, force: true, maxRetries: 5 })
   })
 
   it('every window ran its tests', () => {
-    assert.ok(all.length > 20, `${all.length} tests`)
+    assert.ok(all.length > (wanted === undefined ? 40 : 0), `${all.length} tests`)
   })
 })

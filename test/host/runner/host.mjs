@@ -1,6 +1,6 @@
 // A VS Code window under control: code-server as the editor, Chromium as its screen.
 import { spawn } from 'node:child_process'
-import { createWriteStream, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createWriteStream, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { get } from 'node:http'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -9,11 +9,16 @@ import { format } from 'node:util'
 import { chromium } from 'playwright-core'
 import { installHost } from './install.mjs'
 
-const quietSettings = {
+const settings = {
   'telemetry.telemetryLevel': 'off', 'workbench.startupEditor': 'none', 'extensions.autoUpdate': false, 'extensions.autoCheckUpdates': false,
   'update.mode': 'none', 'chat.disableAIFeatures': true, 'git.enabled': false, 'files.simpleDialog.enable': true, 'window.restoreWindows': 'none',
   'workbench.tips.enabled': false, 'workbench.enableExperiments': false, 'editor.accessibilitySupport': 'off',
 }
+
+/** Settings of an editor that neither asks nor fetches anything. `trust`: workspaces have to be trusted, and are not. */
+export const quietSettings = (trust) => ({
+  ...settings, 'security.workspace.trust.enabled': trust, 'security.workspace.trust.startupPrompt': 'never', 'security.workspace.trust.banner': 'never',
+})
 
 const freePort = () => new Promise((resolve, reject) => {
   const server = createServer().on('error', reject).listen(0, '127.0.0.1', () => {
@@ -35,11 +40,14 @@ export class Host {
   #context
   #folder
 
-  /** `trust`: workspaces have to be trusted, and are not. `vsix`: an extension package to install. */
-  static async start({ trust = false, vsix, settings = {}, viewport = { width: 1400, height: 900 } } = {}) {
+  /**
+   * `vsix`: an extension package to install. `profile`: a folder with settings, which stay as they are; otherwise an empty one is
+   * made, with `settings` added to the quiet ones.
+   */
+  static async start({ trust = false, vsix, settings = {}, viewport = { width: 1400, height: 900 }, profile, extensions } = {}) {
     const host = new Host()
     try {
-      await host.#start({ trust, vsix, settings, viewport })
+      await host.#start({ trust, vsix, settings, viewport, profile, extensions })
       return host
     } catch (error) {
       await host.stop()
@@ -47,15 +55,15 @@ export class Host {
     }
   }
 
-  async #start({ trust, vsix, settings, viewport }) {
+  async #start({ trust, vsix, settings, viewport, profile, extensions }) {
     const { node, server, chromium: executablePath } = installHost()
     const folder = (this.#folder = mkdtempSync(join(tmpdir(), 'unsloth-host-')))
     this.port = await freePort()
-    mkdirSync(join(folder, 'data', 'User'), { recursive: true })
-    writeFileSync(join(folder, 'data', 'User', 'settings.json'), JSON.stringify({
-      ...quietSettings, 'security.workspace.trust.enabled': trust, 'security.workspace.trust.startupPrompt': 'never', 'security.workspace.trust.banner': 'never', ...settings,
-    }))
-    const places = ['--user-data-dir', join(folder, 'data'), '--extensions-dir', join(folder, 'extensions')]
+    if (profile === undefined) {
+      mkdirSync(join(folder, 'data', 'User'), { recursive: true })
+      writeFileSync(join(folder, 'data', 'User', 'settings.json'), JSON.stringify({ ...quietSettings(trust), ...settings }))
+    }
+    const places = ['--user-data-dir', profile ?? join(folder, 'data'), '--extensions-dir', extensions ?? join(folder, 'extensions')]
     const env = { ...process.env, EXTENSIONS_GALLERY: '{}' }
     // The editor of somebody who runs the tests in its terminal is not this one.
     for (const name of Object.keys(env)) if (/^VSCODE_|^NODE_OPTIONS$|^npm_/.test(name)) delete env[name]
@@ -84,10 +92,6 @@ export class Host {
     return path
   }
 
-  get dataFolder() {
-    return join(this.#folder, 'data')
-  }
-
   /** A window on a folder, for tests that drive it from outside. */
   async open(workspace) {
     const page = await this.#context.newPage()
@@ -96,31 +100,24 @@ export class Host {
   }
 
   /**
-   * Runs a test module inside the extension host of a window on `workspace`; resolves to what it wrote into its result file. `page`:
-   * an earlier window, which is loaded again. `during` drives the window meanwhile.
+   * Runs a test module inside the extension host of a window on `opened`, a folder or a .code-workspace; resolves to its exit status
+   * and to what it printed. A window that loads itself again runs the module again.
    */
-  async runTests({ workspace, extension, tests, env = {}, page, timeout = 300_000, during }) {
-    const window = page ?? (await this.#context.newPage())
-    const result = join(this.#folder, `result-${env.UNSLOTH_HOST_PHASE ?? 'tests'}.json`)
+  async runTests({ opened, extension, tests, env, timeout }) {
+    const window = await this.#context.newPage()
     const remote = (path) => `vscode-remote://127.0.0.1:${this.port}${path}`
-    const payload = [
-      ['extensionDevelopmentPath', remote(extension)], ['extensionTestsPath', remote(tests)],
-      ['extensionEnvironment', JSON.stringify({ ...env, UNSLOTH_HOST_RESULT: result })],
-    ]
+    const payload = [['extensionDevelopmentPath', remote(extension)], ['extensionTestsPath', remote(tests)], ['extensionEnvironment', JSON.stringify(env)]]
     const lines = []
     let finish
     const exited = new Promise((resolve) => (finish = resolve))
-    if (page === undefined) {
-      this.outcome = { finish, lines }
-      await window.exposeFunction('codeAutomationLog', (_type, args) => this.outcome.lines.push(format(...args)))
-      await window.exposeFunction('codeAutomationExit', (code) => this.outcome.finish(code))
-    } else this.outcome = { finish, lines }
-    await window.goto(`http://127.0.0.1:${this.port}/?folder=${encodeURI(workspace)}&payload=${encodeURIComponent(JSON.stringify(payload))}`)
+    await window.exposeFunction('codeAutomationLog', (_type, args) => lines.push(format(...args)))
+    await window.exposeFunction('codeAutomationExit', (code) => finish(code))
+    const place = opened.endsWith('.code-workspace') ? 'workspace' : 'folder'
+    await window.goto(`http://127.0.0.1:${this.port}/?${place}=${encodeURI(opened)}&payload=${encodeURIComponent(JSON.stringify(payload))}`)
     const timer = setTimeout(() => finish('timeout'), timeout)
-    const code = await Promise.race([exited, ...(during === undefined ? [] : [during(window).then(() => exited)])])
+    const code = await exited
     clearTimeout(timer)
-    if (!existsSync(result)) throw new Error(`The tests in VS Code ended without a result (${code}):\n${lines.slice(-40).join('\n')}`)
-    return { page: window, code, lines, results: JSON.parse(readFileSync(result, 'utf8')) }
+    return { code, lines }
   }
 
   async stop() {

@@ -10,7 +10,8 @@ import { canInstall, installCommand, installDebian } from '../../../tools/debian
 
 const versions = { codeServer: '4.139.1', node: '24.21.0' }
 
-const cacheRoot = () => join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'unsloth-vscode', 'host')
+/** Where editors to test in are kept. */
+export const cacheRoot = () => join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'unsloth-vscode', 'host')
 
 /** What the installation compiles with, as a test for each Debian package. */
 const needs = [
@@ -59,7 +60,7 @@ function fill(folder) {
  */
 export function installHost() {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
-    throw new BuildError('The tests in VS Code run on Linux x64 only.')
+    throw new BuildError('code-server runs on Linux x64 only.')
   }
   const folder = join(cacheRoot(), `code-server-${versions.codeServer}-node-${versions.node}`)
   const installed = existsSync(folder)
@@ -86,7 +87,7 @@ export function installHost() {
   return { node, server, chromium: findBrowser() }
 }
 
-/** Undefined when there is a VS Code to test in (it is installed when it can be), else why there is none. */
+/** Undefined when there is code-server to look at (it is installed when it can be), else why there is none. */
 export function missingHost() {
   try {
     installHost()

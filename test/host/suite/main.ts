@@ -35,6 +35,20 @@ describe('the extension', () => {
     assert.deepEqual(commandIds.filter((id) => !known.has(id)), [])
   })
 
+  it('shows free memory of the running engine, and lists the devices that it finds', async () => {
+    await vscode.commands.executeCommand('unsloth.doctor')
+    await eventually('the devices', () => api.services.devices.devices?.some(({ id, freeBytes }) => id === 'cpu' && freeBytes! > 0))
+    const questions = answerQuestions(['cpu'])
+    try {
+      await vscode.commands.executeCommand('unsloth.selectDevice')
+      noError()
+      assert.equal(vscode.workspace.getConfiguration('unsloth').get('device'), 'cpu')
+    } finally {
+      questions.restore()
+      await vscode.workspace.getConfiguration('unsloth').update('device', undefined, vscode.ConfigurationTarget.Global)
+    }
+  })
+
   it('opens recipes in a language of their own', async () => {
     assert.equal((await openRecipe('finetune.yaml')).languageId, languageId)
     assert.equal((await openRecipe('long.finetune.yaml')).languageId, languageId)
@@ -168,12 +182,18 @@ describe('fine-tuning', () => {
   })
 
   it('writes text with base and tuned model side by side', async () => {
+    const seen = new Set<string>()
+    const name = `${basename(dir)}.txt`
+    const changes = vscode.workspace.onDidChangeTextDocument(({ document }) => document.uri.path.includes(name) && seen.add(document.getText()))
     await vscode.commands.executeCommand('unsloth.generate', dir, 'A fox')
     noError()
     const text = await eventually('both texts', () => {
-      const report = reportText(`${basename(dir)}.txt`)
+      const report = reportText(name)
       return report !== undefined && (report.match(/tokens\/s|\d+ tokens/g) ?? []).length >= 2 && report
     })
+    changes.dispose()
+    assert.ok([...seen].some((shown) => /base \(writing\) +│ tuned: .*\(waiting\)/.test(shown)) && [...seen].some((shown) => /│ tuned: .*\(writing\)/.test(shown)),
+      `not streamed: ${[...seen].map((shown) => shown.split('\n')[3]).join('\n')}`)
     assert.match(text, /base \(\d+ tokens.*│ tuned: /)
     assert.match(text, /A fox.* │ A fox/)
   })
@@ -190,15 +210,13 @@ describe('fine-tuning', () => {
     }
   })
 
-  it('reports plan, data, model and machine', async () => {
+  it('reports plan, model and machine', async () => {
     const recipe = inWorkspace('finetune.yaml')
     await vscode.commands.executeCommand('unsloth.dryRun', recipe)
-    await vscode.commands.executeCommand('unsloth.previewData', vscode.Uri.file(recipe).toString())
     await vscode.commands.executeCommand('unsloth.inspectModel', inWorkspace('models', 'tiny'))
     await vscode.commands.executeCommand('unsloth.doctor')
     noError()
     assert.match(reportText('Plan of finetune.yaml')!, /## Memory[\s\S]*\*\*total\*\*/)
-    assert.match(reportText('Data of finetune.yaml')!, /Samples +\| \d+[\s\S]*⟦[\s\S]*⟧/)
     assert.match(reportText('tiny.md')!, /LlamaForCausalLM[\s\S]*model\.embed_tokens\.weight/)
     assert.match(reportText('Doctor.md')!, /Addon/)
   })

@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Frame, Page } from 'playwright-core'
 import { makePackage, maxPackageBytes } from '../../tools/package.mjs'
-import { Host } from './runner/host.mjs'
-import { fillWorkspace } from './workspace.ts'
+import { Host } from '../host/runner/host.mjs'
+import { fillWorkspace } from '../host/workspace.ts'
 
 const images = fileURLToPath(new URL('../../docs/images/', import.meta.url))
 

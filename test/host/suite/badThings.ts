@@ -1,0 +1,188 @@
+import assert from 'node:assert/strict'
+import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import * as vscode from 'vscode'
+import type { PreviewAnswer } from '#shared/previewPage.ts'
+import { launch } from '../../../src/engine/startRun.ts'
+import type { ExtensionApi } from '../../../src/extension.ts'
+import { activated, answerQuestions, catchNotifications, eventually, extensionId, inWorkspace, openRecipe, reportText, textOf, type Told } from './support.ts'
+
+const recipeWith = (name: string, change: (text: string) => string): string => {
+  const path = inWorkspace(`${name}.finetune.yaml`)
+  writeFileSync(path, change(textOf(inWorkspace('finetune.yaml'))))
+  return path
+}
+
+describe('bad things', () => {
+  let api: ExtensionApi
+  let notifications: ReturnType<typeof catchNotifications>
+  before(async () => {
+    api = await activated()
+    notifications = catchNotifications()
+  })
+  after(() => notifications.restore())
+  beforeEach(() => {
+    notifications.told.length = 0
+  })
+
+  const told = (text: RegExp, timeout = 30_000): Promise<Told> => eventually(`a notification like ${text}`, () => notifications.told.find((one) => text.test(one.text)), timeout)
+  const fineTune = (recipe: string): Thenable<string | undefined> => vscode.commands.executeCommand<string | undefined>('unsloth.fineTune', recipe)
+  const state = (dir: string): string | undefined => api.services.runs.get(dir)?.state
+
+  describe('an engine that is not whole', () => {
+    /** A copy of the extension's engine in a folder of its own. */
+    const copyEngine = (name: string, ...parts: readonly string[]): string => {
+      const { extensionPath } = vscode.extensions.getExtension(extensionId)!
+      const folder = inWorkspace('engines', name)
+      for (const part of ['package.json', 'engine/unsloth.mjs', ...parts]) cpSync(join(extensionPath, part), join(folder, part), { recursive: true })
+      return folder
+    }
+    const choose = (path: string | undefined): Thenable<void> => vscode.workspace.getConfiguration().update('unsloth.engine.path', path, vscode.ConfigurationTarget.Global)
+    afterEach(() => choose(undefined))
+
+    it('is not there', async () => {
+      await choose('/no/such/engine.mjs')
+      assert.equal(await fineTune(inWorkspace('finetune.yaml')), undefined)
+      const { actions } = await told(/The engine is not at \/no\/such\/engine\.mjs.*unsloth\.engine\.path/)
+      assert.deepEqual(actions, ['Run Doctor'])
+      await vscode.commands.executeCommand('unsloth.doctor')
+      assert.match(reportText('Doctor.md')!, /✗ +\| Engine +\| The engine is not at/)
+    })
+
+    it('lacks its program', async () => {
+      await choose(join(copyEngine('half'), 'engine', 'unsloth.mjs'))
+      assert.equal(await fineTune(inWorkspace('finetune.yaml')), undefined)
+      await told(/The engine is not built yet/)
+    })
+
+    it('has compute code of another platform', async () => {
+      const folder = copyEngine('other', 'dist/engine.mjs', 'engine/starter')
+      mkdirSync(join(folder, 'build', 'cpu'), { recursive: true })
+      // The head of a library for 64-bit ARM.
+      writeFileSync(join(folder, 'build', 'cpu', 'kernels.node'), Buffer.concat([Buffer.from('7f454c4602010100', 'hex'), Buffer.alloc(8), Buffer.from('0300b70001000000', 'hex'), Buffer.alloc(4072)]))
+      await choose(join(folder, 'engine', 'unsloth.mjs'))
+      await fineTune(inWorkspace('finetune.yaml'))
+      const { actions, kind } = await told(/kernels\.node/)
+      assert.deepEqual([kind, actions], ['error', ['Run Doctor']])
+    })
+  })
+
+  it('runs may not be written where they should be', async () => {
+    // Root may write everywhere but into the kernel.
+    const folder = process.getuid?.() === 0 ? '/sys/kernel' : inWorkspace('closed')
+    mkdirSync(folder, { recursive: true })
+    if (process.getuid?.() !== 0) chmodSync(folder, 0o555)
+    assert.equal(await fineTune(recipeWith('closed', (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))), undefined)
+    const { text, actions } = await told(/outputs/)
+    assert.ok(text.includes(folder) && /permi/i.test(text), text)
+    assert.deepEqual(actions, ['Show Log'])
+  })
+
+  describe('during a run', () => {
+    let dir: string
+    let recipe: string
+    const steps = (): number => api.services.runs.get(dir)?.status.step ?? 0
+    before(async () => {
+      copyFileSync(inWorkspace('fables.jsonl'), inWorkspace('own.jsonl'))
+      recipe = recipeWith('frozen', (text) => text.replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('fables.jsonl', 'own.jsonl'))
+      dir = (await fineTune(recipe))!
+      await eventually('a checkpoint', () => (api.services.runs.get(dir)?.checkpoint?.step ?? 0) > 0, 60_000)
+    })
+
+    it('the recipe is edited: the run and its panel keep the one that they began with', async () => {
+      const frozen = textOf(join(dir, 'recipe.yaml'))
+      await openRecipe('frozen.finetune.yaml')
+      writeFileSync(recipe, 'model: [\n')
+      const { panel } = api.panels.panels.find(({ session }) => session.runs.includes(dir))!
+      panel.reveal()
+      const before = steps()
+      await eventually('further steps', () => steps() > before + 2)
+      await vscode.commands.executeCommand('unsloth.openRunRecipe', dir)
+      const shown = vscode.window.activeTextEditor!.document
+      assert.equal(shown.uri.fsPath, join(dir, 'recipe.yaml'))
+      assert.equal(shown.getText(), frozen)
+      assert.match(frozen, /max_steps: 20000/)
+    })
+
+    it('a second process wants the same folder: it is refused, and the first one goes on', async () => {
+      await vscode.commands.executeCommand('unsloth.resumeRun', dir)
+      await told(/is training|Only a paused/)
+      await assert.rejects(launch(dir, api.services.locate(), {}), /another process|works on|busy/i)
+      const before = steps()
+      await eventually('further steps', () => steps() > before)
+    })
+
+    it('the data set is deleted: the run goes on, and says what is missing when it is started again', async () => {
+      renameSync(inWorkspace('own.jsonl'), inWorkspace('away.jsonl'))
+      const before = steps()
+      await eventually('further steps', () => steps() > before + 2)
+      await vscode.commands.executeCommand('unsloth.stopRun', dir, 'save')
+      await eventually('the stop', () => state(dir) === 'stopped')
+      notifications.told.length = 0
+      await vscode.commands.executeCommand('unsloth.resumeRun', dir)
+      const { kind } = await told(/own\.jsonl/)
+      assert.equal(kind, 'error')
+      await eventually('the failure', () => state(dir) === 'failed')
+      renameSync(inWorkspace('away.jsonl'), inWorkspace('own.jsonl'))
+      const stopped = steps()
+      await vscode.commands.executeCommand('unsloth.resumeRun', dir)
+      await eventually('further steps', () => steps() > stopped, 60_000)
+      await vscode.commands.executeCommand('unsloth.stopRun', dir, 'now')
+      await eventually('the stop', () => state(dir) === 'stopped')
+    })
+  })
+
+  it('the disk is full: the run fails with a word, and leaves nothing half-written', async () => {
+    const disk = process.env.UNSLOTH_HOST_SMALL_DISK!
+    const dir = (await fineTune(recipeWith('full', (text) => text.replace('max_steps:', `output_dir: ${disk}/outputs\n  max_steps:`))))!
+    const { kind, actions } = await told(/no space|disk is full|file too large/i, 60_000)
+    assert.deepEqual([kind, actions], ['error', ['Show Log']])
+    assert.equal(state(dir), 'failed')
+    const left = (readdirSync(dir, { recursive: true }) as string[]).filter((name) => name.includes('.tmp'))
+    assert.deepEqual(left, [])
+    assert.ok(!existsSync(join(dir, 'merged')))
+  })
+
+  it('a data set has 2 GB: tree and preview stay quick, and memory is bounded', async () => {
+    const path = inWorkspace('data', 'huge.jsonl')
+    const rows = Array.from({ length: 60_000 }, (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`)
+    writeFileSync(path, rows.join(''))
+    truncateSync(path, 2 ** 31)
+    let lag = 0
+    let tick = performance.now()
+    const timer = setInterval(() => {
+      lag = Math.max(lag, performance.now() - tick - 20)
+      tick = performance.now()
+    }, 20)
+    const memory = process.memoryUsage().rss
+    const answers: PreviewAnswer[] = []
+    const posted = api.services.previews.onDidPost((message) => message.type === 'answer' && answers.push(message))
+    const questions = answerQuestions(['tiny'])
+    try {
+      api.services.library.invalidate()
+      const began = performance.now()
+      const node = await eventually('its row', async () => (await api.trees.datasets.getChildren()).find((one) => one.path === path))
+      const item = await api.trees.datasets.getTreeItem(node)
+      assert.match(String(item.description), /rows · completion · 2\.0 GB/)
+      const tree = performance.now() - began
+      await vscode.commands.executeCommand('unsloth.openDataset', path)
+      const { preview, more } = await eventually('the preview', () => answers[0])
+      const shown = performance.now() - began
+      assert.deepEqual([preview!.shown.length, preview!.samples, more], [10, 2_000, true])
+      assert.ok(tree < 3_000 && shown < 15_000, `tree after ${tree} ms, preview after ${shown} ms`)
+      assert.ok(lag < 1_000, `the editor waited ${lag} ms`)
+      const grown = (process.memoryUsage().rss - memory) / 2 ** 20
+      assert.ok(grown < 200, `${grown} MB in the editor`)
+      const engine = api.services.engine.state
+      if (process.platform === 'linux' && engine.kind === 'running') {
+        const peak = Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${engine.pid}/status`, 'utf8'))![1]) / 1024
+        assert.ok(peak < 700, `${peak} MB in the engine`)
+      }
+    } finally {
+      clearInterval(timer)
+      posted.dispose()
+      questions.restore()
+      rmSync(path)
+    }
+  })
+})
