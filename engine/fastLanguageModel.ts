@@ -15,6 +15,7 @@ import { describeModel, patchModel, type ModelDescription, type PatchedModel, ty
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime, type DeviceChoice } from './runtime/runtime.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
+import { saveMerged4bit } from './save/save4bit.ts'
 import { saveMerged, type MergeCheck, type MergeOptions } from './save/saveMerged.ts'
 import { restoreParameters } from './train/checkpoint.ts'
 import { Trainer, type TrainerOptions } from './train/trainer.ts'
@@ -182,9 +183,9 @@ export class FastLanguageModel {
     await saveAdapter(this.model, folder, { tokenizer: this.tokenizer })
   }
 
-  /** The whole model in 16 bits, adapters merged; refused when its logits are not those of the trained model. */
-  async savePretrainedMerged(folder: string, options: MergeOptions): Promise<MergeCheck> {
-    return saveMerged(this.model, folder, { tokenizer: this.tokenizer, ...options })
+  /** The whole model in 16 bits (or, made from that, in 4), adapters merged; refused when its logits are not those of the trained model. */
+  async savePretrainedMerged(folder: string, options: MergeOptions, method: 'merged_16bit' | 'merged_4bit' = 'merged_16bit'): Promise<MergeCheck> {
+    return (method === 'merged_4bit' ? saveMerged4bit : saveMerged)(this.model, folder, { tokenizer: this.tokenizer, ...options })
   }
 
   dispose(): void {

@@ -38,9 +38,12 @@ const allowedError: Readonly<Record<'bf16' | 'f16' | 'f32', number>> = { bf16: 3
 
 const fileTypes = { bf16: 'BF16', f16: 'F16', f32: 'F32' } as const
 
-/** The type of a merged model: the one the base is stored in. */
-function storedType(model: LoadedModel): keyof typeof fileTypes {
-  const types = new Set([...model.patched.model.source.tensors.values()].map(({ dtype }) => dtype))
+/** The type of a merged model: the one the base is stored in, or was in before it was quantised. */
+export function storedType(model: LoadedModel): keyof typeof fileTypes {
+  const { quantised, source } = model.patched.model
+  const [first] = quantised.values()
+  if (first !== undefined && first.dtype !== 'f32') return first.dtype
+  const types = new Set([...source.tensors.values()].map(({ dtype }) => dtype))
   const only: Readonly<Record<string, keyof typeof fileTypes>> = { BF16: 'bf16', F16: 'f16' }
   return types.size === 1 ? (only[[...types][0]!] ?? 'bf16') : 'bf16'
 }

@@ -18,15 +18,15 @@ const probeTokens = 64
  */
 export async function saveOutputs(prepared: PreparedRun, recipe: Recipe, runFolder: string, events: OutputEvents): Promise<void> {
   const { method, path, max_shard_size } = recipe.save
-  const methods = method.filter((name) => name === 'lora' || name === 'merged_16bit')
-  const names = { lora: 'adapter', merged_16bit: 'merged' } as const
+  const methods = method.filter((name) => name === 'lora' || name === 'merged_16bit' || name === 'merged_4bit')
+  const names = { lora: 'adapter', merged_16bit: 'merged', merged_4bit: 'merged-4bit' } as const
   for (const name of methods) {
     const folder = path === null ? join(runFolder, names[name]) : methods.length === 1 ? path : join(path, names[name])
     await cleanPartials(dirname(folder))
     if (name === 'lora' && prepared.model.patched.training.kind === 'lora') await prepared.model.savePretrained(folder)
     else {
       const probes = prepared.samples.slice(0, probeRows).map(({ ids }) => ids.slice(0, probeTokens))
-      const check = await prepared.model.savePretrainedMerged(folder, { maxShardSize: max_shard_size, probes })
+      const check = await prepared.model.savePretrainedMerged(folder, { maxShardSize: max_shard_size, probes }, name === 'merged_4bit' ? 'merged_4bit' : 'merged_16bit')
       events.log(`merged model compared with the trained one: relative difference of logits ${check.error.toExponential(1)}, allowed ${check.allowed.toExponential(0)}`)
     }
     events.onOutput(names[name], folder)

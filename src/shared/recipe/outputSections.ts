@@ -34,19 +34,18 @@ export const saveSection = z.strictObject({
     values: {
       lora: 'the adapter alone, as PEFT reads it',
       merged_16bit: 'the whole model in 16 bits, the adapter merged in',
-      merged_4bit: 'the whole model in 4 bits',
+      merged_4bit: 'the whole model in 4 bits (NF4), as transformers with bitsandbytes loads it',
       gguf: 'one GGUF file for each entry of `quantization`',
     },
     synonyms: {
       merged: ['merged_16bit'], 'merged-16bit': ['merged_16bit'], 'merged-4bit': ['merged_4bit'],
-      merged_4bit_forced: ['merged_4bit'], adapter: ['lora'], none: [],
+      merged_4bit_forced: ['merged_4bit'], '4bit': ['merged_4bit'], adapter: ['lora'], none: [],
     },
     default: ['lora'],
     defaultDoc: '`lora`; `merged_16bit` with `training_type: full`',
     aliases: ['save_method', 'methods'],
     flag: 'save_method',
-    availability: notYet('merged_4bit and gguf are not available yet; use lora or merged_16bit', (value) =>
-      Array.isArray(value) && (value.includes('merged_4bit') || value.includes('gguf'))),
+    availability: notYet('gguf is not available yet; use lora, merged_16bit or merged_4bit', (value) => Array.isArray(value) && value.includes('gguf')),
   }),
   path: optionalText({
     doc: 'Folder for the result; with several methods, one folder for each below it. Empty: in the run directory.',
