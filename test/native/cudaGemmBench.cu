@@ -1,5 +1,5 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
-//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep] [one way [verbose]]
+//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | sweep] [end of a way's name [verbose]]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -359,7 +359,7 @@ int main(int argc, char** argv) {
     std::vector<NamedWay> ways = tilings;
     ways.push_back({"chosen", gemmWgmma});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
-    if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return way.name != only; });
+    if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
     failures = check(pool, context, ways, argc > 3);
   }
   const std::vector<Shape> shapes{{"8B qkv", 8192, 6144, 4096},  {"8B o", 8192, 4096, 4096},      {"8B gate+up", 8192, 28672, 4096},
@@ -375,6 +375,7 @@ int main(int argc, char** argv) {
     cases.push_back({0, 8192, 8192, 8192});
     std::vector<NamedWay> ways{{"cublas", gemmCublasLt}};
     ways.insert(ways.end(), tilings.begin(), tilings.end());
+    std::erase_if(ways, [&](const NamedWay& way) { return way.name != "cublas" && !way.name.ends_with(only); });
     ways.push_back({"cublas", gemmCublasLt});
     bench(pool, context, ways, cases, 9);
   }

@@ -120,6 +120,7 @@ __device__ __forceinline__ void finish(const WgmmaParams& p, int column, const f
 }
 
 /** One chunk of 64 rows × 64 columns of 16 bits, from registers d to shared memory, added to what lies there if `adds`. */
+template <bool adds>
 __device__ __forceinline__ void writeChunk16(const WgmmaParams& p, const float* d, uint32_t buffer, int column0, bool half) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane % 16;
 #pragma unroll
@@ -129,7 +130,7 @@ __device__ __forceinline__ void writeChunk16(const WgmmaParams& p, const float* 
     float x[4], y[4];
     finish(p, column, d + 8 * pair, x);
     finish(p, column + 8, d + 8 * pair + 4, y);
-    if (p.hasSource) {
+    if constexpr (adds) {
       uint32_t s[4];
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                    : "=r"(s[0]), "=r"(s[1]), "=r"(s[2]), "=r"(s[3])
@@ -146,6 +147,7 @@ __device__ __forceinline__ void writeChunk16(const WgmmaParams& p, const float* 
 }
 
 /** One chunk of 64 rows × 32 columns of fp32. */
+template <bool adds>
 __device__ __forceinline__ void writeChunk32(const WgmmaParams& p, const float* d, uint32_t buffer, int column0) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane / 4;
 #pragma unroll
@@ -155,7 +157,7 @@ __device__ __forceinline__ void writeChunk32(const WgmmaParams& p, const float* 
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const uint32_t address = buffer + (row + 8 * h) * swizzleBytes + (((2 * j + lane % 4 / 2) ^ (row % 8)) << 4) + lane % 2 * 8;
-      if (p.hasSource) {
+      if constexpr (adds) {
         float s0, s1;
         asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(s0), "=f"(s1) : "r"(address) : "memory");
         x[2 * h] += s0;
@@ -166,36 +168,40 @@ __device__ __forceinline__ void writeChunk32(const WgmmaParams& p, const float* 
   }
 }
 
-/** A warpgroup's 64 rows of c, chunk after chunk through its buffers. `round` counts how often each buffer was filled. */
-template <int tileN, bool wide>
+/**
+ * A warpgroup's 64 rows of c, chunk after chunk through its buffers. `adds`: the buffers hold the source, which `barriers` announce;
+ * `round` counts how often each was filled.
+ */
+template <int tileN, bool wide, bool adds>
 __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers, int row0,
-                                          int n0, int group, uint32_t& round) {
+                                          int n0, int part, uint32_t& round) {
   using Shape = TileShape<tileN>;
   constexpr int columns = wide ? 32 : 64, count = tileN / columns;
   const bool leader = threadIdx.x % warpgroup == 0;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
-    const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes;
+    const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes, barrier = barriers + i % Shape::chunks * 8;
     const int column = n0 + i * columns;
-    if (p.hasSource) {
-      barrierWait(barriers + i % Shape::chunks * 8, round & 1);
+    if constexpr (adds) {
+      barrierWait(barrier, round & 1);
     } else {
       if (leader) storeWaitRead<Shape::chunks - 1>();
-      namedBarrier(1 + group, warpgroup);
+      namedBarrier(1 + part, warpgroup);
     }
-    if constexpr (wide) writeChunk32(p, d + i * columns / 2, buffer, column);
-    else writeChunk16(p, d + i * columns / 2, buffer, column, p.outType == DType::F16);
+    if constexpr (wide) writeChunk32<adds>(p, d + i * columns / 2, buffer, column);
+    else writeChunk16<adds>(p, d + i * columns / 2, buffer, column, p.outType == DType::F16);
     proxyFence();
-    namedBarrier(1 + group, warpgroup);
+    namedBarrier(1 + part, warpgroup);
     if (leader) {
       storeBox(&p.c, column, row0, buffer);
       storeCommit();
-      if (p.hasSource && i + Shape::chunks < count) {
+      if (adds && i + Shape::chunks < count) {
         storeWaitRead<0>();
-        barrierExpect(barriers + i % Shape::chunks * 8, chunkBytes);
-        loadBox(buffer, &p.source, column + Shape::chunks * columns, row0, barriers + i % Shape::chunks * 8);
+        barrierExpect(barrier, chunkBytes);
+        loadBox(buffer, &p.source, column + Shape::chunks * columns, row0, barrier);
       }
     }
+    __syncwarp();
     if (i % Shape::chunks == Shape::chunks - 1) ++round;
   }
 }
@@ -287,6 +293,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
           }
           for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
         }
+        __syncwarp();
         previous = ring.stage;
         ring.next();
       }
@@ -308,8 +315,11 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       }
       wgmmaWait<0>();
       release(previous);
-      if (p.outType == DType::F32) writeTile<tileN, true>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
-      else writeTile<tileN, false>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
+      const auto write = [&]<bool wide, bool adds>() {
+        writeTile<tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
+      };
+      if (p.outType == DType::F32) p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
+      else p.hasSource ? write.template operator()<false, true>() : write.template operator()<false, false>();
     }
     if (leader) storeWaitRead<0>();
   }

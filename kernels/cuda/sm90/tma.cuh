@@ -101,11 +101,13 @@ __device__ __forceinline__ uint32_t clusterSize() {
 }
 
 __device__ __forceinline__ void clusterSync() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/** Barrier `id` (1 … 15) of `threads` threads of the block. */
+/** Barrier `id` (1 … 15) of `threads` threads of the block. Lanes may come apart from a branch: bar.sync needs them together. */
 __device__ __forceinline__ void namedBarrier(int id, int threads) {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
