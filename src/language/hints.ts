@@ -1,8 +1,8 @@
 import type { InlayHint, Range } from 'vscode-languageserver'
 import { effectiveBatch, stepsPerEpoch, totalSteps, type Recipe } from '#shared/recipe.ts'
-import { formatCompact, formatCount, formatPercent } from '#shared/units.ts'
+import { formatCompact, formatCount, formatDuration, formatPercent } from '#shared/units.ts'
 import type { Entry, Outline } from './outline.ts'
-import type { Workspace } from './workspace.ts'
+import { lengthsOf, type RecipePlan, type Workspace } from './workspace.ts'
 
 /** Numbers that follow from several keys, behind the keys that they follow from. */
 export async function inlayHints(outline: Outline, recipe: Recipe | null, workspace: Workspace,
@@ -19,7 +19,6 @@ export async function inlayHints(outline: Outline, recipe: Recipe | null, worksp
   add(outline.find('training.batch_size') ?? outline.find('training.gradient_accumulation_steps'),
     `effective ${formatCount(batch)}`,
     `One optimizer step sees batch_size × gradient_accumulation_steps = ${formatCount(batch)} ${unit}.`)
-  await stepHints(outline, recipe, workspace, add)
   const tokens = await workspace.tokens(recipe)
   if (tokens.ok) {
     const { p50, p99, longest, samples, whole } = tokens.value
@@ -27,7 +26,8 @@ export async function inlayHints(outline: Outline, recipe: Recipe | null, worksp
       `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, `
       + `99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
   }
-  const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
+  const plan = await workspace.plan(recipe, lengthsOf(tokens))
+  await stepHints(outline, recipe, workspace, add, plan.ok ? plan.value : undefined)
   if (plan.ok) {
     const { trainableParameters, parameters } = plan.value
     const place = recipe.training.training_type === 'full' ? outline.find('training.training_type') : outline.find('lora.lora_r')
@@ -58,16 +58,36 @@ async function trainedRows(recipe: Recipe, workspace: Workspace): Promise<{ rows
   return rows > 0 ? { rows, exact } : undefined
 }
 
-async function stepHints(outline: Outline, recipe: Recipe, workspace: Workspace, add: Add): Promise<void> {
-  // Packed rows are known when the tokens are, which is when the run starts.
-  const found = recipe.training.packing ? undefined : await trainedRows(recipe, workspace)
+async function stepHints(outline: Outline, recipe: Recipe, workspace: Workspace, add: Add, plan: RecipePlan | undefined): Promise<void> {
+  const found = await runLength(recipe, workspace)
   if (found === undefined) return
-  const about = found.exact ? '' : '≈ '
-  const steps = totalSteps(recipe, found.rows)
-  const perEpoch = stepsPerEpoch(recipe, found.rows)
-  const tooltip = `${about}${formatCount(found.rows)} rows are ${about}${formatCount(perEpoch)} steps an epoch.`
+  const { steps, perEpoch, rows, exact } = found
+  const about = exact ? '' : '≈ '
+  const time = timeTitle(found, plan)
+  const tooltip = `${about}${formatCount(rows)} rows are ${about}${formatCount(perEpoch)} steps an epoch.`
+    + (time === undefined ? '' : ' The time follows from the speed that `unsloth bench` measured on this machine.')
+  const after = time === undefined ? '' : `, ${time}`
   if (recipe.training.max_steps > 0) {
     const epochs = steps / perEpoch
-    add(outline.find('training.max_steps'), `${about}${epochs.toFixed(epochs < 10 ? 2 : 0)} epochs`, tooltip)
-  } else add(outline.find('training.num_epochs'), `${about}${formatCount(steps)} ${steps === 1 ? 'step' : 'steps'}`, tooltip)
+    add(outline.find('training.max_steps'), `${about}${epochs.toFixed(epochs < 10 ? 2 : 0)} epochs${after}`, tooltip)
+  } else add(outline.find('training.num_epochs'), `${about}${formatCount(steps)} ${steps === 1 ? 'step' : 'steps'}${after}`, tooltip)
+}
+
+export interface RunLength {
+  readonly steps: number
+  readonly perEpoch: number
+  readonly rows: number
+  /** Whether the rows were counted and not estimated. */
+  readonly exact: boolean
+}
+
+/** Steps of a run; undefined where they are not known before it starts: packed rows are known when the tokens are. */
+export async function runLength(recipe: Recipe, workspace: Workspace): Promise<RunLength | undefined> {
+  const found = recipe.training.packing ? undefined : await trainedRows(recipe, workspace)
+  return found === undefined ? undefined : { ...found, steps: totalSteps(recipe, found.rows), perEpoch: stepsPerEpoch(recipe, found.rows) }
+}
+
+/** `~18 m`: how long a run takes; undefined where no speed was measured. */
+export function timeTitle({ steps }: RunLength, plan: RecipePlan | undefined): string | undefined {
+  return plan?.secondsPerStep === undefined ? undefined : `~${formatDuration(Math.max(1, Math.round(steps * plan.secondsPerStep)))}`
 }

@@ -2,7 +2,8 @@ import type { CodeLens } from 'vscode-languageserver'
 import type { Recipe } from '#shared/recipe.ts'
 import { formatBytes, formatCount } from '#shared/units.ts'
 import { lensCommands } from './commands.ts'
-import type { RecipePlan, Workspace } from './workspace.ts'
+import { runLength, timeTitle } from './hints.ts'
+import { lengthsOf, type RecipePlan, type Workspace } from './workspace.ts'
 
 /** The memory figure: what the run needs, of what the device has, in the unit of the device where that says enough. */
 export function memoryTitle({ totalBytes, freeBytes, deviceBytes }: RecipePlan): string {
@@ -23,8 +24,13 @@ export async function codeLenses(uri: string, recipe: Recipe | null, workspace: 
     lens('Preview data', lensCommands.previewData)]
   if (recipe === null) return lenses
   const [tokens, checkpoints] = await Promise.all([workspace.tokens(recipe), workspace.checkpoints(recipe.training.output_dir)])
-  const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
-  if (plan.ok) lenses.push(lens(memoryTitle(plan.value), lensCommands.showMemoryPlan, plan.value))
+  const plan = await workspace.plan(recipe, lengthsOf(tokens))
+  if (plan.ok) {
+    const length = await runLength(recipe, workspace)
+    const time = length === undefined ? undefined : timeTitle(length, plan.value)
+    lenses.push(lens(memoryTitle(plan.value), lensCommands.showMemoryPlan, plan.value))
+    if (time !== undefined) lenses.push(lens(time, lensCommands.showMemoryPlan, plan.value))
+  }
   const newest = checkpoints.filter(({ resumable }) => resumable).sort((a, b) =>
     (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
   if (newest !== undefined) {

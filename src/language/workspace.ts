@@ -76,6 +76,8 @@ export interface RecipePlan {
   readonly summary: string
   readonly trainableParameters: number
   readonly parameters: number
+  /** By the speed that was measured on this machine; undefined where nothing was. */
+  readonly secondsPerStep: number | undefined
   /** Of the device that the recipe names, where known. */
   readonly freeBytes: number | undefined
   readonly deviceBytes: number | undefined
@@ -84,11 +86,27 @@ export interface RecipePlan {
 /** Lengths of the first samples in tokens. */
 export interface TokenFacts {
   readonly samples: number
+  readonly mean: number
   readonly p50: number
   readonly p99: number
   readonly longest: number
   /** Whether every row was looked at. */
   readonly whole: boolean
+}
+
+/** What a plan needs of the data, as far as it is known. */
+export interface SampleLengths {
+  /** Tokens of the longest sample of all. */
+  readonly longest?: number
+  /** Tokens of a usual sample. */
+  readonly usual?: number
+}
+
+/** Lengths for a plan: the longest sample counts only where every row was looked at. */
+export function lengthsOf(tokens: Outcome<TokenFacts>): SampleLengths {
+  if (!tokens.ok) return {}
+  const { longest, mean, whole } = tokens.value
+  return { usual: Math.max(1, mean), ...(whole ? { longest } : {}) }
 }
 
 /** Either what was asked for, or why there is none: a sentence for the user. */
@@ -113,7 +131,7 @@ export interface Workspace {
   isPath(name: string): boolean
   /** What stands at a path, relative to the recipe. */
   kindOf(name: string): 'file' | 'folder' | undefined
-  plan(recipe: Recipe, longestSample?: number): Promise<Outcome<RecipePlan>>
+  plan(recipe: Recipe, lengths?: SampleLengths): Promise<Outcome<RecipePlan>>
   tokens(recipe: Recipe): Promise<Outcome<TokenFacts>>
 }
 

@@ -2,7 +2,7 @@ import { closest, type Recipe } from '#shared/recipe.ts'
 import { formatBytes, formatCount } from '#shared/units.ts'
 import { problem, severity, type RecipeProblem, type WorldCode } from './diagnostics.ts'
 import type { Entry, Outline } from './outline.ts'
-import type { DatasetFacts, ModelFacts, Workspace } from './workspace.ts'
+import { lengthsOf, type DatasetFacts, type ModelFacts, type Workspace } from './workspace.ts'
 
 const asking = (near: string | undefined): string => (near === undefined ? '' : `; did you mean ${near}?`)
 
@@ -162,7 +162,7 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
       + `99 % have at most ${formatCount(tokens.value.p99)}`,
       undefined, set ? String(Math.min(model.context, tokens.value.longest)) : undefined)
   }
-  const plan = await workspace.plan(recipe, tokens.ok && tokens.value.whole ? tokens.value.longest : undefined)
+  const plan = await workspace.plan(recipe, lengthsOf(tokens))
   if (!plan.ok) return
   const { totalBytes, freeBytes, parts } = plan.value
   if (freeBytes !== undefined && totalBytes > freeBytes * usableShare) {

@@ -3,7 +3,9 @@ import { formatBytes } from '#shared/units.ts'
 import { benchShapes, shapeModel } from '../../bench/shapes.ts'
 import { benchStep, type StepBench } from '../../bench/step.ts'
 import { measureOps, type OpMeasurement } from '../../bench/ops.ts'
+import { keepSpeed } from '../../bench/speedFigures.ts'
 import type { Training } from '../../runtime/patchedModel.ts'
+import { optimizerKinds } from '../../train/optimizerState.ts'
 import type { Checkpointing } from '../../train/trainingPlan.ts'
 import type { CommandArgs } from '../commandArgs.ts'
 import { computeSettings } from '../settings.ts'
@@ -21,10 +23,12 @@ export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>)
     else
       steps.push(await benchStep({
         shape, tokens: flags.tokens, sequences: flags.batch, instruction: flags.data === 'instruction', steps: flags.steps, ...settings,
-        checkpointing: flags.recompute as Checkpointing, training, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
+        checkpointing: flags.recompute as Checkpointing, training, in4bit: flags.load_in_4bit, optimizer: optimizerKinds[flags.optim]!, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
       }))
   }
   if (positionals.length > 0 && ops.length === 0) throw new UnslothError('USAGE', `There is no operation ${positionals.join(', ')} to measure.`, { hint: '`unsloth bench --ops` shows all.' })
+  // The editor estimates by them how long a recipe takes; a shape cut short says nothing about that.
+  if (flags.layers === undefined) for (const step of steps) keepSpeed(step)
   if (flags.json) console.log(JSON.stringify({ ops, steps }, null, 2))
   else print(ops, steps)
   return 0

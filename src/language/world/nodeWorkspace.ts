@@ -3,6 +3,7 @@ import { stat } from 'node:fs/promises'
 import { join, relative, sep } from 'node:path'
 import { describeError } from '#shared/errors.ts'
 import type { Recipe } from '#shared/recipe.ts'
+import { readSpeeds, speedFile } from '../../../engine/bench/speedFigures.ts'
 import { readJsonObject } from '../../../engine/io/modelFolder.ts'
 import { looksLikePath, resolveRecipePaths } from '../../../engine/recipe/recipePaths.ts'
 import { listCheckpoints } from '../../../engine/run/checkpoints.ts'
@@ -10,7 +11,7 @@ import { runFiles } from '../../../engine/run/runFiles.ts'
 import { listRuns } from '../../../engine/run/runReader.ts'
 import { availableMemory, totalMemory } from '../../../engine/runtime/memory.ts'
 import { bundledModels } from '../../../engine/runtime/resolveModel.ts'
-import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundModel, ModelFacts, Outcome, RecipePlan, TokenFacts,
+import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundModel, ModelFacts, Outcome, RecipePlan, SampleLengths, TokenFacts,
   Workspace } from '../workspace.ts'
 import type { Background } from './background.ts'
 import { Refreshed, StampedCache } from './cache.ts'
@@ -28,6 +29,8 @@ export interface WorldOptions {
   readonly roots: readonly string[]
   readonly background: Background
   readonly hubCache?: string
+  /** Where measured speeds are kept. */
+  readonly speedFile?: string
   /** Milliseconds after which folders are looked at again. */
   readonly refreshAfter?: number
 }
@@ -51,6 +54,7 @@ export class World {
   private roots: readonly string[]
   private readonly background: Background
   private readonly hubCache: string
+  private readonly speedFile: string
   private readonly scan: Refreshed<Awaited<ReturnType<typeof scanFolders>>>
   private readonly hub: Refreshed<Awaited<ReturnType<typeof cachedModels>>>
   private readonly models = new StampedCache<Outcome<ModelFacts>>()
@@ -60,10 +64,11 @@ export class World {
   private readonly lengths = new StampedCache<Outcome<TokenFacts>>(50)
   private engineDevices: readonly FoundDevice[] | undefined
 
-  constructor({ roots, background, hubCache = hubCacheFolder(), refreshAfter = 15_000 }: WorldOptions) {
+  constructor({ roots, background, hubCache = hubCacheFolder(), speedFile: speeds = speedFile(), refreshAfter = 15_000 }: WorldOptions) {
     this.roots = roots
     this.background = background
     this.hubCache = hubCache
+    this.speedFile = speeds
     this.scan = new Refreshed(() => scanFolders(this.roots), refreshAfter)
     this.hub = new Refreshed(() => cachedModels(this.hubCache), 4 * refreshAfter)
   }
@@ -136,7 +141,7 @@ export class World {
         const found = statSync(absolutePath(name, base), { throwIfNoEntry: false })
         return found === undefined ? undefined : found.isDirectory() ? 'folder' : 'file'
       },
-      plan: (recipe, longest) => this.plan(recipe, base, longest),
+      plan: (recipe, lengths) => this.plan(recipe, base, lengths),
       tokens: (recipe) => this.tokens(recipe, base),
     }
   }
@@ -191,16 +196,17 @@ export class World {
     })))
   }
 
-  private async plan(recipe: Recipe, base: string, longestSample: number | undefined): Promise<Outcome<RecipePlan>> {
+  private async plan(recipe: Recipe, base: string, lengths: SampleLengths = {}): Promise<Outcome<RecipePlan>> {
     const folder = await modelFolder(recipe.model.name, base, recipe.model.revision, this.hubCache)
     if (!folder.ok) return folder
     const device = this.deviceFor(recipe.training.device)
     const { training, lora } = recipe
     const stamp = await stampOf(join(folder.value, 'config.json'))
     const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length,
-      longestSample, device?.id, coarse(device?.freeBytes)])
+      lengths, device?.id, coarse(device?.freeBytes), await stampOf(this.speedFile)])
     const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
-      recipe, folder: folder.value, longestSample, usualSample: undefined, device: device?.id ?? 'cpu', freeBytes: device?.freeBytes,
+      recipe, folder: folder.value, longestSample: lengths.longest, usualSample: lengths.usual, device: device?.id ?? 'cpu',
+        speeds: readSpeeds(this.speedFile), freeBytes: device?.freeBytes,
         deviceBytes: device?.totalBytes,
     })))
     // Free memory changes all the time; the plan is kept and only compared anew.

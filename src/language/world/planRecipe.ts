@@ -1,5 +1,7 @@
 import { effectiveBatch, hasEvalSet, type Recipe } from '#shared/recipe.ts'
 import { UnslothError } from '#shared/errors.ts'
+import { stepFlops } from '../../../engine/bench/flops.ts'
+import { secondsPerToken, type SpeedFigure } from '../../../engine/bench/speedFigures.ts'
 import { cpuTarget, cudaTarget, type Target } from '../../../engine/graph/target.ts'
 import { physicalCores } from '../../../engine/runtime/cores.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
@@ -14,8 +16,9 @@ export interface PlanRequest {
   readonly folder: string
   /** Tokens of the longest sample, where the data were measured. */
   readonly longestSample: number | undefined
-  /** Tokens of a usual sample, for packing. */
+  /** Tokens of a usual sample, where the data were measured. */
   readonly usualSample: number | undefined
+  readonly speeds: readonly SpeedFigure[]
   /** The device that the recipe would run on, as the engine names it. */
   readonly device: string
   readonly freeBytes: number | undefined
@@ -51,8 +54,10 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })
   const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
+  const tokens = training.packing ? training.max_seq_length : Math.min(training.max_seq_length, request.usualSample ?? training.max_seq_length)
+  const perToken = secondsPerToken(stepFlops(patched, tokens) / tokens, request.device, request.speeds)
   return {
-    totalBytes, parts, summary, freeBytes: request.freeBytes, deviceBytes: request.deviceBytes,
+    totalBytes, parts, summary, secondsPerStep: perToken === undefined ? undefined : perToken * tokens * perStep, freeBytes: request.freeBytes, deviceBytes: request.deviceBytes,
     trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
     parameters: parameterCount(model.entries),
   }

@@ -25,8 +25,8 @@ export async function tokenFacts({ data, files, folder, rows, whole }: TokenRequ
       format: (data.format_type === 'raw' ? 'text' : String(data.format_type)) as Format,
     columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
   }, latest.tokenizer)
-  const { p50, p99, longest } = statistics.lengths
-  return { samples: statistics.samples, p50, p99, longest, whole }
+  const { mean, p50, p99, longest } = statistics.lengths
+  return { samples: statistics.samples, mean, p50, p99, longest, whole }
 }
 
 /** Forgets the tokenizer that was read last. */

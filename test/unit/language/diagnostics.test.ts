@@ -141,7 +141,7 @@ const data: DatasetFacts =
     problem: 'no known format has these columns', rows: 100, exact: true }
 const plan: RecipePlan = {
   totalBytes: 2 ** 35, parts: [{ name: 'frozen weights', bytes: 2 ** 34 }, { name: 'activations', bytes: 2 ** 33 }], summary: '',
-    trainableParameters: 1, parameters: 2, freeBytes: 2 ** 33,
+    trainableParameters: 1, secondsPerStep: undefined, parameters: 2, freeBytes: 2 ** 33,
   deviceBytes: 2 ** 34,
 }
 const around = (parts: Partial<Workspace> = {}): Workspace => world({
@@ -183,7 +183,7 @@ describe('recipe diagnostics: the world', () => {
     ['sequence_length', 2, `${good}training:\n  max_seq_length: 1024\n`],
     ['data_truncated', 3, `${good}training:\n  max_seq_length: 128\n`,
       around({ tokens: () =>
-        Promise.resolve({ ok: true, value: { samples: 100, p50: 100, p99: 300, longest: 400, whole: true } }) })],
+        Promise.resolve({ ok: true, value: { samples: 100, mean: 120, p50: 100, p99: 300, longest: 400, whole: true } }) })],
     ['memory', 2, `${good}training:\n  max_seq_length: 512\n`,
       around({ plan: () => Promise.resolve({ ok: true, value: plan }) })],
   ]

@@ -58,14 +58,14 @@ describe('recipe hover', () => {
 })
 
 const plan: RecipePlan = {
-  totalBytes: 0.9 * 2 ** 30, parts: [], summary: '', trainableParameters: 41_943_040, parameters: 8_030_261_248,
+  totalBytes: 0.9 * 2 ** 30, parts: [], summary: '', trainableParameters: 41_943_040, parameters: 8_030_261_248, secondsPerStep: undefined,
     freeBytes: 20 * 2 ** 30, deviceBytes: 24 * 2 ** 30,
 }
 const checkpoint = (step: number, resumable: boolean, createdAt: string): FoundCheckpoint =>
   ({ name: '', path: `/r/c/step-${step}`, step, loss: 1, run: 'r', runDirectory: '/r', totalSteps: 2000, resumable, createdAt })
 const full = world({
   plan: () => Promise.resolve({ ok: true, value: plan }),
-  tokens: () => Promise.resolve({ ok: true, value: { samples: 500, p50: 300, p99: 1812, longest: 2100, whole: false } }),
+  tokens: () => Promise.resolve({ ok: true, value: { samples: 500, mean: 350, p50: 300, p99: 1812, longest: 2100, whole: false } }),
   dataset: () => Promise.resolve({ ok: true,
     value: { path: '/d', bytes: 1, columns: ['text'], format: 'text', problem: undefined, rows: 25_000, exact: true } }),
   checkpoints: () => Promise.resolve([checkpoint(1200, true, '2026-01-02'), checkpoint(1000, true, '2026-01-02'),
@@ -83,6 +83,14 @@ describe('recipe lenses and hints', () => {
     ])
     assert.deepEqual(lenses[4]!.command!.arguments, ['file:///f.yaml', { run: '/r', checkpoint: '/r/c/step-1200', step: 1200 }])
     assert.ok(lenses.every(({ range }) => range.start.line === 0))
+  })
+
+  it('estimates the time where the speed was measured', async () => {
+    const measured = { ...full, plan: () => Promise.resolve({ ok: true as const, value: { ...plan, secondsPerStep: 1.6 } }) }
+    const lenses = await codeLenses('file:///f.yaml', recipeOf(text), measured)
+    assert.equal(lenses[4]!.command!.title, '~42 m')
+    const hints = await inlayHints(new Outline(new SourceText(text)), recipeOf(text), measured)
+    assert.ok(hints.some(({ label }) => label === '1,563 steps, ~42 m'))
   })
 
   it('keeps the first three while the recipe has errors', async () => {
