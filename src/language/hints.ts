@@ -20,14 +20,14 @@ export async function inlayHints(outline: Outline, recipe: Recipe | null, worksp
     `effective ${formatCount(batch)}`,
     `One optimizer step sees batch_size × gradient_accumulation_steps = ${formatCount(batch)} ${unit}.`)
   const tokens = await workspace.tokens(recipe)
+  const plan = await workspace.plan(recipe, lengthsOf(tokens))
+  await stepHints(outline, recipe, workspace, add, plan.ok ? plan.value : undefined)
   if (tokens.ok) {
     const { p50, p99, longest, samples, whole } = tokens.value
     add(outline.find('training.max_seq_length'), `p99 of data ${formatCount(p99)}`,
       `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, `
       + `99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
   }
-  const plan = await workspace.plan(recipe, lengthsOf(tokens))
-  await stepHints(outline, recipe, workspace, add, plan.ok ? plan.value : undefined)
   if (plan.ok) {
     const { trainableParameters, parameters } = plan.value
     const place = recipe.training.training_type === 'full' ? outline.find('training.training_type') : outline.find('lora.lora_r')
