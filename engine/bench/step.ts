@@ -1,4 +1,6 @@
-import { dtypeCode } from '../graph/dtype.ts'
+import { dtypeCode, isQuantised } from '../graph/dtype.ts'
+import type { Storage } from '../graph/graph.ts'
+import { quant4Layout, quantBlock } from '../graph/quant4.ts'
 import type { Compute, Target } from '../graph/target.ts'
 import { freeGpuBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
@@ -6,6 +8,7 @@ import { availableMemory } from '../runtime/memory.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Trainer, type LossBatch } from '../train/trainer.ts'
+import type { OptimizerKind } from '../train/optimizerState.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../train/trainingPlan.ts'
 import { instructionSteps, madeUpBatch, packSteps } from './batches.ts'
 import { commandBytes, commandFlops, stepFlops } from './flops.ts'
@@ -25,6 +28,9 @@ export interface StepBenchOptions {
   readonly compute: Compute | 'auto'
   readonly checkpointing: Checkpointing
   readonly training: Training
+  /** Frozen linear layers in 4 bits. */
+  readonly in4bit?: boolean
+  readonly optimizer?: OptimizerKind
   /** Use only so many layers of the shape. */
   readonly layers?: number
   /** Also tell the seconds of each kind of command. */
@@ -72,19 +78,20 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const target = targetOf(device, options.compute)
   const size = peakSize[device.kind]
   const peak = await measureGemm({ m: size, n: size, k: size, mode: 0, target, device })
-  const patched = patchModel(shapeModel(options.shape, 'BF16', options.layers), options.training, target)
+  const patched = patchModel(
+    shapeModel(options.shape, 'BF16', options.layers), options.training, target, options.in4bit === true ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {})
   const { vocabulary } = patched.model.spec
   const samples = options.instruction ? instructionSteps(options.steps, options.sequences, vocabulary) : []
   const tokensOf = (step: (typeof samples)[number]) => step.reduce((sum, { ids }) => sum + ids.length, 0)
   const longestStep = options.instruction ? Math.max(...samples.map(tokensOf)) : options.tokens * options.sequences
   const plan = planTraining(patched, {
-    checkpointing: options.checkpointing, longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
+    checkpointing: options.checkpointing, optimizer: options.optimizer ?? 'adamw', longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
     availableBytes: device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index), threads: device.kind === 'cpu' ? device.threads : 1,
   })
   const runtime = new Runtime(device)
   try {
     const model = await madeUpModel(patched, runtime)
-    const trainer = new Trainer(model, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
+    const trainer = new Trainer(model, plan, { kind: options.optimizer ?? 'adamw', seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
     const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
     const { losses, seconds, tokens } = await timeSteps(trainer, steps)
@@ -106,12 +113,18 @@ async function timeSteps(trainer: Trainer, steps: readonly LossBatch[][]): Promi
   const losses: number[] = []
   const times: number[] = []
   const tokens: number[] = []
-  for (const [index, batches] of steps.entries()) {
-    const before = performance.now()
-    const outcome = await trainer.step(index, batches, { default: 1e-3, embedding: 1e-3 })
+  const rates = { default: 1e-3, embedding: 1e-3 }
+  let before = performance.now()
+  let started = await trainer.start(0, steps[0]!, rates)
+  for (const index of steps.keys()) {
+    // As in a run on a GPU: the next step is on its way before the last one is waited for.
+    const next = index + 1 < steps.length ? await trainer.start(index + 1, steps[index + 1]!, rates) : undefined
+    const outcome = await started.outcome
     losses.push(outcome.loss)
     times.push((performance.now() - before) / 1000)
+    before = performance.now()
     tokens.push(outcome.tokens)
+    if (next !== undefined) started = next
   }
   const counted = times.length > 2 * warmUp ? warmUp : times.length - 1
   const mean = (values: readonly number[]) => values.slice(counted).reduce((sum, value) => sum + value, 0) / (values.length - counted)
@@ -123,6 +136,7 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
   const fill = async (id: string, index: number) => {
     const weight = patched.arena.weights.get(id) ?? patched.layout.weights.get(id)!
     const { storage } = weight.master ?? weight.value
+    if (isQuantised(storage.dtype)) return fillQuantised(runtime, storage, index)
     const norm = id.endsWith('Norm')
     const bound = norm ? 0.1 : 1 / Math.sqrt(storage.cols)
     const range = norm ? ([1 - bound, 1 + bound] as const) : ([-bound, bound] as const)
@@ -130,8 +144,20 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
   }
   runtime.reserve('weights', patched.arena.bytes)
   runtime.reserve('params', patched.layout.elements * 4)
+  for (const { offset, bytes } of patched.arena.writes) runtime.write('weights', offset, bytes)
   for (const [index, entry] of patched.model.entries.entries()) await fill(entry.id, index)
   return LoadedModel.initialise(patched, runtime, { seed: 1 })
+}
+
+/** Codes from the bits of random numbers, maxima of the size that weights of this width have. */
+async function fillQuantised(runtime: Runtime, { arena, offset, rows, cols, dtype }: Storage, index: number): Promise<void> {
+  const [elements, blocks] = [rows * cols, Math.ceil((rows * cols) / quantBlock)]
+  const layout = quant4Layout(dtype as 'q4' | 'q4n', elements)
+  await runtime.fillUniform(arena, offset + layout.codes, Math.floor(elements / 8), dtypeCode('f32'), [1, 2], 1, index)
+  const maximum = 2 / Math.sqrt(cols)
+  if (dtype === 'q4') return runtime.fillUniform(arena, offset + layout.absmax, blocks, dtypeCode('f32'), [maximum / 2, maximum], 1, index)
+  const shift = new Uint32Array(runtime.read(arena, offset + 64, 4))[0]!
+  runtime.write(arena, offset + layout.nested, Float32Array.from({ length: 2 * Math.ceil(blocks / 2 ** shift) }, (_, i) => (i % 2 === 0 ? maximum / 10 : maximum)))
 }
 
 function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['commands'] {

@@ -79,7 +79,7 @@ describe('QLoRA', () => {
   it('goes on from a checkpoint bit by bit, but not with another optimizer', async () => {
     const recipe = (optim: string, extra: object = {}) => makeRecipe(join(folder, 'resume'), { training: { load_in_4bit: true, max_steps: 4, save_steps: 2, optim, ...extra }, lora: { lora_r: 64 } })
     const whole = await train(recipe('adamw_8bit'))
-    const [{ path }] = listCheckpoints(join(whole, 'checkpoints')) as [{ path: string }]
+    const { path } = listCheckpoints(join(whole, 'checkpoints'))[0]!
     const types = new Set([...(await openTensorSource(join(path, 'optimizer.safetensors'))).tensors.values()].map(({ dtype }) => dtype))
     assert.deepEqual([...types], ['U8'])
     const resumed = await train(recipe('adamw_8bit', { resume_from: path }))
