@@ -70,6 +70,8 @@ async function run(args: ParsedArgs): Promise<number> {
       return (await import('./cli/commands/merge.ts')).mergeCommand(args)
     case 'verify':
       return (await import('./cli/commands/verify.ts')).verifyCommand(args)
+    case 'gpu-check':
+      return (await import('./cli/commands/gpuCheck.ts')).gpuCheckCommand(args)
     case 'bench':
       return (await import('./cli/commands/bench.ts')).benchCommand(args)
     case 'demo':

@@ -12,6 +12,8 @@ export interface NativeDevice {
   free(buffer: number): void
   write(buffer: number, offset: number, data: NodeJS.TypedArray): void
   read(buffer: number, offset: number, bytes: number): ArrayBuffer
+  /** A copy in the order of the commands: resolves when what was started before it is done. */
+  readLater(buffer: number, offset: number, bytes: number): Promise<ArrayBuffer>
   /** Copies tensors from files; resolves to the count of non-finite elements of each part. */
   load(parts: readonly LoadPart[]): Promise<Float64Array>
   /** The same for a tensor that is quantised, in the file or on the way in; resolves to the count of values that are not finite. */

@@ -1,5 +1,6 @@
 #include <napi.h>
 
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -86,6 +87,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
                            InstanceMethod<&DeviceObject::free>("free"),
                            InstanceMethod<&DeviceObject::write>("write"),
                            InstanceMethod<&DeviceObject::read>("read"),
+                           InstanceMethod<&DeviceObject::readLater>("readLater"),
                            InstanceMethod<&DeviceObject::load>("load"),
                            InstanceMethod<&DeviceObject::loadQuantised>("loadQuantised"),
                            InstanceMethod<&DeviceObject::fillUniform>("fillUniform"),
@@ -154,6 +156,28 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
       const std::lock_guard lock(mutex_);
       device().read(info[0].ToNumber().Int32Value(), sizeArgument(info[1]), result.Data(), count);
       return result;
+    });
+  }
+
+  Napi::Value readLater(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const size_t count = sizeArgument(info[2]);
+      std::function<void(void*)> finish;
+      {
+        const std::lock_guard lock(mutex_);
+        finish = device().readLater(info[0].ToNumber().Int32Value(), sizeArgument(info[1]), count);
+      }
+      auto data = std::make_shared<std::vector<std::byte>>(count);
+      auto* task = new Task(
+          info.Env(), Value(), [data, finish] { finish(data->data()); },
+          [data](Napi::Env env) -> Napi::Value {
+            auto result = Napi::ArrayBuffer::New(env, data->size());
+            std::memcpy(result.Data(), data->data(), data->size());
+            return result;
+          });
+      const auto promise = task->promise();
+      task->Queue();
+      return promise;
     });
   }
 

@@ -118,6 +118,16 @@ export const commands = {
     examples: ['unsloth verify golden/llama --json',
       'unsloth verify golden/llama --skip dpo_loss,greedy_ids --out computed.safetensors'],
   },
+  'gpu-check': {
+    summary: 'compare a GPU with the processor, and measure it',
+    positionals: [{ name: 'NAME', summary: 'commands to compare; all, training and a short bench when left out', many: true }],
+    flags: {
+      golden: { type: 'list', summary: 'reference cases, or folders of them, to verify on the GPU too', value: 'DIR' },
+      no_bench: { type: 'boolean', summary: 'leave out the measurement' },
+      device, compute, json,
+    },
+    examples: ['unsloth gpu-check', 'unsloth gpu-check gemm attention --compute bfloat16'],
+  },
   inspect: {
     summary: 'show what a tensor file, model folder or run holds',
     positionals: [{ name: 'PATH', summary: 'safetensors file, model folder or run directory', required: true }],

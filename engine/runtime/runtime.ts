@@ -76,6 +76,15 @@ export class Runtime {
     return this.device.read(this.buffer(arena).handle, offset, bytes)
   }
 
+  /** The contents as the commands started so far leave them; later ones may be started before it resolves. */
+  async readLater(arena: Arena, offset: number, bytes: number): Promise<ArrayBuffer> {
+    try {
+      return await this.device.readLater(this.buffer(arena).handle, offset, bytes)
+    } catch (error) {
+      throw fromNative(error, 'A command failed')
+    }
+  }
+
   readFloats(arena: Arena, offset: number, elements: number): Float32Array<ArrayBuffer> {
     return new Float32Array(this.read(arena, offset, elements * 4))
   }

@@ -145,24 +145,43 @@ export class TrainingRun {
     const progress = new Progress(await this.start(trainer, prepared), prepared)
     this.state('training')
     const every = evalInterval(recipe, prepared.totalSteps)
+    const evaluates = (step: number) => prepared.evaluation !== undefined && every > 0 && (step % every === 0 || step === prepared.totalSteps)
+    const checkpoints = (step: number) => training.save_steps > 0 && step % training.save_steps === 0 && step < prepared.totalSteps
+    // A GPU has the next step already while the host waits for the last one, except where the state between them is needed.
+    const ahead = prepared.model.device.kind === 'cuda' ? 1 : 0
+    const started: { readonly rate: number; readonly outcome: Promise<StepOutcome> }[] = []
+    let since = performance.now()
     while (progress.step < prepared.totalSteps) {
-      // Before the first step there is nothing to save.
-      if (this.control.request === 'stopNow' || (this.control.request === 'stopAndSave' && progress.step === 0)) throw stopped()
-      if (this.control.request === 'stopAndSave') return this.stopAndSave(trainer, prepared, progress)
-      if (this.control.request === 'pause') {
-        await this.checkpoint(trainer, progress)
-        this.writer.appendEvent('pause')
-        this.state('paused', `after step ${progress.step}`)
-        return 'paused'
+      if (started.length === 0) {
+        // Before the first step there is nothing to save.
+        if (this.control.request === 'stopNow' || (this.control.request === 'stopAndSave' && progress.step === 0)) throw stopped()
+        if (this.control.request === 'stopAndSave') return this.stopAndSave(trainer, prepared, progress)
+        if (this.control.request === 'pause') {
+          await this.checkpoint(trainer, progress)
+          this.writer.appendEvent('pause')
+          this.state('paused', `after step ${progress.step}`)
+          return 'paused'
+        }
       }
-      const began = performance.now()
-      const rate = learningRate(progress.step, scheduleOf(recipe, prepared.totalSteps))
-      const embedding = (training.embedding_learning_rate ?? training.learning_rate) * rate
-      const outcome = await trainer.step(progress.step, prepared.batches(progress.step), { default: training.learning_rate * rate, embedding })
-      progress.advance(outcome, (performance.now() - began) / 1000)
-      this.report(progress, outcome, training.learning_rate * rate)
-      if (prepared.evaluation !== undefined && every > 0 && (progress.step % every === 0 || progress.step === prepared.totalSteps)) await this.evaluate(trainer, prepared, progress)
-      if (training.save_steps > 0 && progress.step % training.save_steps === 0 && progress.step < prepared.totalSteps) await this.checkpoint(trainer, progress)
+      const next = progress.step + started.length
+      const settled = started.length === 0 || (this.control.request === undefined && !evaluates(next) && !checkpoints(next))
+      if (next < prepared.totalSteps && settled && started.length <= ahead) {
+        const share = learningRate(next, scheduleOf(recipe, prepared.totalSteps))
+        const rate = training.learning_rate * share
+        const embedding = (training.embedding_learning_rate ?? training.learning_rate) * share
+        const { outcome } = await trainer.start(next, prepared.batches(next), { default: rate, embedding })
+        outcome.catch(() => undefined) // It is awaited below; until then nobody is told.
+        started.push({ rate, outcome })
+        if (started.length <= ahead) continue
+      }
+      const { rate, outcome } = started.shift()!
+      const done = await outcome
+      progress.advance(done, (performance.now() - since) / 1000)
+      since = performance.now()
+      this.report(progress, done, rate)
+      if (evaluates(progress.step)) await this.evaluate(trainer, prepared, progress)
+      if (checkpoints(progress.step)) await this.checkpoint(trainer, progress)
+      if (started.length === 0) since = performance.now()
     }
     await this.save(prepared)
     return this.end('finished', null)

@@ -254,7 +254,7 @@ export class CaseComputation {
       const share = learningRate(step, { type: 'linear', totalSteps: steps, warmupSteps: curve.warmup })
       rates[step] = curve.rate * share
       await optimizer.update(step + 1, { default: curve.rate * share, embedding: embeddingRate * share })
-      norms[step] = optimizer.result().gradientNorm
+      norms[step] = (await optimizer.result()).gradientNorm
     }
     this.set('curve_loss', losses, [steps])
     this.set('curve_grad_norm', norms, [steps])

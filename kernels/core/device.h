@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,11 @@ class Device {
   virtual size_t bytes(int32_t buffer) const = 0;
   virtual void write(int32_t buffer, size_t offset, const void* data, size_t count) = 0;
   virtual void read(int32_t buffer, size_t offset, void* data, size_t count) = 0;
+  /**
+   * Takes a copy in the order of the commands, without waiting for it. The result, called once on any thread, waits for the copy and
+   * writes it to its argument.
+   */
+  virtual std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) = 0;
   /** Returns how many elements were NaN or infinite. */
   virtual uint64_t load(const LoadPart& part) = 0;
   /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i. */

@@ -93,6 +93,11 @@ void CpuDevice::write(int32_t buffer, size_t offset, const void* data, size_t co
 
 void CpuDevice::read(int32_t buffer, size_t offset, void* data, size_t count) { std::memcpy(data, range(buffer, offset, count), count); }
 
+std::function<void(void*)> CpuDevice::readLater(int32_t buffer, size_t offset, size_t count) {
+  const std::byte* data = range(buffer, offset, count);
+  return [copy = std::vector<std::byte>(data, data + count)](void* target) { std::memcpy(target, copy.data(), copy.size()); };
+}
+
 uint64_t CpuDevice::load(const LoadPart& part) {
   const size_t sourceWidth = bytesPerElement(part.source), targetWidth = bytesPerElement(part.target);
   std::byte* target = range(part.buffer, part.offset, part.elements * targetWidth);

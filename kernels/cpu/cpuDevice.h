@@ -18,6 +18,7 @@ class CpuDevice : public Device {
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
+  std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;
   uint64_t load(const LoadPart& part) override;
   void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) override;
   RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) override;

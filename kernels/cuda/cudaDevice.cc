@@ -53,6 +53,7 @@ CudaDevice::CudaDevice(int index) : capturing_(environment("UNSLOTH_CUDA_GRAPHS"
   check(cudaSetDevice(index), "opening it");
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "opening it");
   staging_ = std::make_unique<Staging>(stream_);
+  lateReads_ = std::make_shared<LateReads>(stream_);
   check(cudaMalloc(reinterpret_cast<void**>(&live_), 256), "reserving memory");
   check(cudaMalloc(reinterpret_cast<void**>(&counter_), 256), "reserving memory");
   context_.stream = stream_;
@@ -115,6 +116,10 @@ void CudaDevice::write(int32_t buffer, size_t offset, const void* data, size_t c
 void CudaDevice::read(int32_t buffer, size_t offset, void* data, size_t count) {
   check(cudaMemcpyAsync(data, range(buffer, offset, count), count, cudaMemcpyDeviceToHost, stream_), "computing");
   check(cudaStreamSynchronize(stream_), "computing");
+}
+
+std::function<void(void*)> CudaDevice::readLater(int32_t buffer, size_t offset, size_t count) {
+  return [reads = lateReads_, read = lateReads_->begin(range(buffer, offset, count), count)](void* target) { reads->finish(read, target); };
 }
 
 void CudaDevice::synchronise() { check(cudaStreamSynchronize(stream_), "computing"); }

@@ -25,6 +25,7 @@ class CudaDevice : public Device {
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
+  std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;
   uint64_t load(const LoadPart& part) override;
   void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) override;
   RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) override;
@@ -59,6 +60,7 @@ class CudaDevice : public Device {
   GpuInfo gpu_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Staging> staging_;
+  std::shared_ptr<LateReads> lateReads_;  // also held by reads under way
   Context context_;
   int32_t* live_ = nullptr;
   unsigned long long* counter_ = nullptr;

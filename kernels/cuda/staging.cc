@@ -43,4 +43,39 @@ void Staging::write(void* target, const void* data, size_t count) {
   }
 }
 
+LateReads::~LateReads() {
+  for (const Read& read : idle_) {
+    cudaEventDestroy(read.done);
+    cudaFreeHost(read.data);
+  }
+}
+
+LateReads::Read LateReads::begin(const void* source, size_t count) {
+  Read read;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto fits = std::find_if(idle_.begin(), idle_.end(), [&](const Read& idle) { return idle.capacity >= count; });
+    if (fits != idle_.end()) {
+      read = *fits;
+      idle_.erase(fits);
+    }
+  }
+  if (read.data == nullptr) {
+    read.capacity = count;
+    check(cudaMallocHost(reinterpret_cast<void**>(&read.data), count), "pinning host memory");
+    check(cudaEventCreateWithFlags(&read.done, cudaEventDisableTiming), "creating an event");
+  }
+  read.count = count;
+  check(cudaMemcpyAsync(read.data, source, count, cudaMemcpyDeviceToHost, stream_), "computing");
+  check(cudaEventRecord(read.done, stream_), "computing");
+  return read;
+}
+
+void LateReads::finish(const Read& read, void* target) {
+  check(cudaEventSynchronize(read.done), "computing");
+  std::memcpy(target, read.data, read.count);
+  const std::lock_guard lock(mutex_);
+  idle_.push_back(read);
+}
+
 }  // namespace unsloth::cuda

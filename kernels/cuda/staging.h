@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstddef>
+#include <mutex>
+#include <vector>
 
 namespace unsloth::cuda {
 
@@ -32,6 +34,31 @@ class Staging {
   cudaStream_t stream_;
   std::array<Slot, 4> slots_;
   size_t next_ = 0;
+};
+
+/**
+ * Small copies from the device that are begun in stream order and waited for later, on any thread. Pinned memory is slow to reserve:
+ * it is kept and used again.
+ */
+class LateReads {
+ public:
+  explicit LateReads(cudaStream_t stream) : stream_(stream) {}
+  ~LateReads();
+  LateReads(const LateReads&) = delete;
+  LateReads& operator=(const LateReads&) = delete;
+
+  struct Read {
+    std::byte* data = nullptr;
+    size_t capacity = 0, count = 0;
+    cudaEvent_t done = nullptr;
+  };
+  Read begin(const void* source, size_t count);
+  void finish(const Read& read, void* target);
+
+ private:
+  cudaStream_t stream_;
+  std::mutex mutex_;
+  std::vector<Read> idle_;
 };
 
 }  // namespace unsloth::cuda

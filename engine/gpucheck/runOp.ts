@@ -1,0 +1,87 @@
+import { bytesPerElement, roundToBf16, type DType } from '../graph/dtype.ts'
+import { whole, type Arena, type Command, type Storage, type Tensor } from '../graph/graph.ts'
+import { commandSignatures } from '../graph/commands.ts'
+import { align, planMemory } from '../graph/plan.ts'
+import { bfloat16ToNumber, halfToNumber, numberToBfloat16, numberToHalf } from '../io/tensorConvert.ts'
+import type { Runtime } from '../runtime/runtime.ts'
+import type { OpCase, OpOperand } from './opCase.ts'
+
+/** Everything lies one after another in one arena. */
+const arena: Arena = 'weights'
+
+/** Normal numbers (Box and Muller 1958) from uniform ones (Park and Miller 1988), the same on every machine. */
+function* normals(seed: number): Generator<number, never> {
+  let state = seed
+  const uniform = () => (state = (state * 48_271) % 2_147_483_647) / 2_147_483_647
+  for (;;) yield Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())
+}
+
+const roundTo = (type: 'f32' | 'bf16' | 'f16', value: number): number =>
+  type === 'bf16' ? roundToBf16(value) : type === 'f16' ? halfToNumber(numberToHalf(value)) : Math.fround(value)
+
+function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: 'f32' | 'bf16' | 'f16'): Float64Array {
+  const source = normals(1000 + index)
+  const round = (value: number) => (type === 'activation' ? roundTo(numbers, value) : type === 'f32' ? Math.fround(value) : value)
+  return Float64Array.from({ length: rows * cols }, (_, i) => {
+    switch (fill.kind) {
+      case 'normal': return round(source.next().value * fill.scale)
+      case 'positive': return round(0.5 + 0.1 * Math.abs(source.next().value))
+      case 'value': return round(fill.value)
+      case 'numbers': return fill.numbers[i]!
+    }
+  })
+}
+
+function encode(data: Float64Array, type: DType): NodeJS.TypedArray {
+  switch (type) {
+    case 'f32': return Float32Array.from(data)
+    case 'f64': return data
+    case 'i32': return Int32Array.from(data)
+    case 'bf16': return Uint16Array.from(data, numberToBfloat16)
+    case 'f16': return Uint16Array.from(data, numberToHalf)
+    default: throw new Error(`no operand is of type ${type}`)
+  }
+}
+
+function decode(bytes: ArrayBuffer, type: DType): Float64Array {
+  switch (type) {
+    case 'f32': return Float64Array.from(new Float32Array(bytes))
+    case 'f64': return new Float64Array(bytes)
+    case 'i32': return Float64Array.from(new Int32Array(bytes))
+    case 'bf16': return Float64Array.from(new Uint16Array(bytes), bfloat16ToNumber)
+    case 'f16': return Float64Array.from(new Uint16Array(bytes), halfToNumber)
+    default: throw new Error(`no operand is of type ${type}`)
+  }
+}
+
+/** A device to run cases on, and the type its activations have; operands hold numbers that `values` can represent. */
+export interface OpDevice {
+  readonly runtime: Runtime
+  readonly activation: 'f32' | 'bf16' | 'f16'
+}
+
+/** The outputs of a case, widened; `numbers` is the type whose numbers the operands hold. */
+export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbers: 'f32' | 'bf16' | 'f16'): Promise<Float64Array[]> {
+  let offset = 0
+  const tensors: (Tensor | undefined)[] = op.operands.map((operand, index) => {
+    if (operand === undefined) return undefined
+    const dtype = operand.type === 'activation' ? activation : operand.type
+    const { rows, cols } = operand
+    const storage: Storage = { name: String(index), arena, offset, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
+    offset = align(offset + rows * cols * bytesPerElement(dtype))
+    return whole(storage)
+  })
+  runtime.reserve(arena, offset)
+  tensors.forEach((tensor, index) => {
+    if (tensor !== undefined) runtime.write(arena, tensor.storage.offset, encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
+  })
+  const command: Command = { name: op.command, tensors, ints: op.ints, floats: op.floats }
+  const rows = { tokens: op.tokens ?? 0, labelled: 0, sequences: 0 }
+  await runtime.compile(planMemory([command])).run({ padded: rows, live: rows })
+  const { outputs } = commandSignatures[op.command]
+  return tensors.slice(0, outputs).flatMap((tensor, index) => {
+    if (tensor === undefined || op.ignore?.includes(index) === true) return []
+    const { storage } = tensor
+    return [decode(runtime.read(arena, storage.offset, storage.rows * storage.cols * bytesPerElement(storage.dtype)), storage.dtype)]
+  })
+}
