@@ -1,7 +1,7 @@
 import { isJsonObject } from '../io/jsonText.ts'
 
 /** Byte → the character that stands for it in byte-level vocabularies (GPT-2's table). */
-const byteCharacters: readonly string[] = (() => {
+export const byteCharacters: readonly string[] = (() => {
   const printable = (byte: number): boolean => (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
   let next = 256
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++))
@@ -102,7 +102,6 @@ export class BpeModel {
     const byteName = (character: string, byte: number): string =>
       byteLevel ? character : `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`
     const bytes = byteCharacters.map((character, byte) => ids.get(byteName(character, byte)))
-    if (byteLevel && bytes.includes(undefined)) return undefined
     const fallsBack = byteLevel || definition.byte_fallback === true
     return new BpeModel(definition, ids, pairs, fallsBack ? Int32Array.from(bytes, (id) => id ?? -1) : undefined, byteLevel)
   }
@@ -113,9 +112,16 @@ export class BpeModel {
       const whole = this.ids.get(this.byteLevel ? Array.from(this.encoder.encode(word), (byte) => byteCharacters[byte]!).join('') : word)
       if (whole !== undefined) return Int32Array.of(whole)
     }
-    const symbols = this.byteLevel ? Int32Array.from(this.encoder.encode(word), (byte) => this.bytes![byte]!) : this.characters(word)
+    const symbols = this.byteLevel ? this.byteSymbols(word) : this.characters(word)
     if (symbols.length < 2) return symbols
     return symbols.length <= shortWord ? this.mergeShort(symbols) : this.mergeLong(symbols)
+  }
+
+  private byteSymbols(word: string): Int32Array {
+    const symbols = Int32Array.from(this.encoder.encode(word), (byte) => this.bytes![byte]!)
+    if (!symbols.includes(-1)) return symbols
+    const { unknown } = this
+    return unknown === undefined ? symbols.filter((id) => id >= 0) : symbols.map((id) => (id < 0 ? unknown : id))
   }
 
   private characters(word: string): Int32Array {

@@ -88,8 +88,11 @@ class Vocabulary {
     return this.tokens.get(id)
   }
 
+  /** One more than the largest id. */
   get size(): number {
-    return Math.max(-1, ...this.tokens.keys()) + 1
+    let last = -1
+    for (const id of this.tokens.keys()) last = Math.max(last, id)
+    return last + 1
   }
 }
 

@@ -2,7 +2,7 @@ import {
   ByteLevelPreTokenizer, SequencePreTokenizer, SplitPreTokenizer, type PreTokenizer, type Tokenizer as HubTokenizer,
 } from '@huggingface/tokenizers'
 import { isJsonObject } from '../io/jsonText.ts'
-import { BpeModel } from './bpe.ts'
+import { BpeModel, byteCharacters } from './bpe.ts'
 import type { TokenizerFiles } from './tokenizerFiles.ts'
 
 /** Places in a text at which a token begins for certain, and how many tokens come before each. In order. */
@@ -28,6 +28,9 @@ interface AddedToken {
 const space = '\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000'
 const trailingSpace = new RegExp(`[${space}]+$`)
 const leadingSpace = new RegExp(`^[${space}]+`)
+
+/** Punctuation as the native engine knows it: its table is older than that of JavaScript, and models were trained with it. */
+const punctuation = '(?![\\u061d\\u09fd\\u0a76\\u0c77\\u0c84\\u1b4e\\u1b4f\\u1b7d-\\u1b7f\\u2e43-\\u2e4f\\u2e52-\\u2e5d])[\\p{P}\\u166d!-/:-@[-`{-~]'
 
 /** The pattern with \s and \S as Unicode has them. */
 function withUnicodeSpace(pattern: RegExp): RegExp {
@@ -75,6 +78,10 @@ const splitAtSpaces: Stage = (words) => words.flatMap((word) => word.match(/▁[
 function stageOf(part: PreTokenizer, definition: unknown): Stage[] {
   if (part instanceof SplitPreTokenizer && part.pattern !== null && part.config.invert !== true && /^isolated$/i.test(String(part.config.behavior)))
     return [patternStage(part.pattern)]
+  // The library knows only ASCII digits; the native engine takes every numeric character.
+  if (isJsonObject(definition) && definition.type === 'Digits') return [patternStage(definition.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)]
+  if (isJsonObject(definition) && definition.type === 'Punctuation' && /^(?:contiguous|isolated)$/i.test(String(definition.behavior ?? 'isolated')))
+    return [patternStage(/^contiguous$/i.test(String(definition.behavior)) ? new RegExp(`(?:${punctuation})+`, 'gu') : new RegExp(punctuation, 'gu'))]
   const own: Stage = (words, section) => part.pre_tokenize([...words], { section_index: section })
   const splits = isJsonObject(definition) && definition.type === 'Metaspace' && definition.split !== false
   return splits ? [own, splitAtSpaces] : [own]
@@ -87,14 +94,17 @@ function stagesOf(hub: HubTokenizer, definition: unknown): { stages: Stage[]; by
   const sequence = pre instanceof SequencePreTokenizer
   const described = sequence && isJsonObject(definition) && Array.isArray(definition.pretokenizers) ? (definition.pretokenizers as unknown[]) : [definition]
   const parts = (sequence ? pre.tokenizers : [pre]).flatMap((part, index) => (part === null ? [] : [{ part, described: described[index] }]))
-  const last = parts.at(-1)?.part
-  const byteLevel = last instanceof ByteLevelPreTokenizer
-  if (byteLevel) parts.pop()
-  if (parts.some(({ part }) => part instanceof ByteLevelPreTokenizer)) return undefined
-  const stages = parts.flatMap(({ part, described: own }) => stageOf(part, own))
-  if (byteLevel && last.add_prefix_space) stages.push((words) => words.map((word) => (word.startsWith(' ') ? word : ` ${word}`)))
-  if (byteLevel && last.use_regex) stages.push(patternStage(last.pattern))
-  return { stages, byteLevel }
+  const at = parts.findIndex(({ part }) => part instanceof ByteLevelPreTokenizer)
+  if (parts.slice(at + 1).some(({ part }) => part instanceof ByteLevelPreTokenizer)) return undefined
+  const stages = (at < 0 ? parts : parts.slice(0, at)).flatMap(({ part, described: own }) => stageOf(part, own))
+  const bytes = at < 0 ? undefined : (parts[at]!.part as ByteLevelPreTokenizer)
+  if (bytes?.add_prefix_space === true) stages.push((words) => words.map((word) => (word.startsWith(' ') ? word : ` ${word}`)))
+  if (bytes?.use_regex === true) stages.push(patternStage(bytes.pattern))
+  if (bytes === undefined || at === parts.length - 1) return { stages, byteLevel: bytes !== undefined }
+  // What comes after it sees the characters that stand for bytes.
+  const encoder = new TextEncoder()
+  stages.push((words) => words.map((word) => Array.from(encoder.encode(word), (byte) => byteCharacters[byte]!).join('')))
+  return { stages: [...stages, ...parts.slice(at + 1).flatMap(({ part, described: own }) => stageOf(part, own))], byteLevel: false }
 }
 
 const escaped = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')
