@@ -72,7 +72,8 @@ inline void release(const View& v, int64_t offset = 0) {
 
 /** A matrix on the host, widened. */
 inline std::vector<float> toHost(const View& v) {
-  std::vector<std::byte> raw(static_cast<size_t>(v.rows * v.ld) * bytesPerElement(v.dtype));
+  const int64_t elements = v.rows > 0 ? (v.rows - 1) * v.ld + v.cols : 0;
+  std::vector<std::byte> raw(static_cast<size_t>(elements) * bytesPerElement(v.dtype));
   if (!raw.empty()) check(cudaMemcpy(raw.data(), v.data, raw.size(), cudaMemcpyDeviceToHost), "reading a result");
   std::vector<float> values;
   values.reserve(static_cast<size_t>(v.rows * v.cols));
