@@ -6,17 +6,22 @@ import { join, sep } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { filesBelow, root } from './common.mjs'
 
+/** Literal texts that the language server translates itself: it runs where the editor's own translation is not at hand. */
+const serverTexts = (files) => files.filter((file) => file.startsWith(join('src', 'language') + sep))
+  .flatMap((file) => [...readFileSync(join(root, file), 'utf8').matchAll(/\bt\('((?:[^'\\]|\\.)*)'/g)].map(([, text]) => text.replaceAll("\\'", "'")))
+
 /** The whole file as it has to be. Texts of the pages stand in tables of their own. */
 export async function l10nBundle() {
   const { getL10nJson } = createRequire(import.meta.url)('@vscode/l10n-dev')
   const files = filesBelow('src').filter((file) => file.endsWith('.ts') && !file.startsWith(join('src', 'shared') + sep))
   const found = await getL10nJson(files.map((file) => ({ extension: '.ts', contents: readFileSync(join(root, file), 'utf8') })))
   const { build } = await import('esbuild')
-  const contents = "export { panelStrings } from './src/shared/panelStrings.ts'; export { previewStrings } from './src/shared/previewPage.ts'"
+  const contents = "export { panelStrings } from './src/shared/panelStrings.ts'; export { previewStrings } from './src/shared/previewPage.ts'; export { recipeFields, sectionDocs } from './src/shared/recipe.ts'"
   const { outputFiles } = await build({ absWorkingDir: root, stdin: { contents, resolveDir: root }, bundle: true, format: 'esm', write: false })
-  const { panelStrings, previewStrings } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`)
-  const tables = [panelStrings, previewStrings].flatMap((table) => Object.values(table))
-  const texts = { ...found, ...Object.fromEntries(tables.map((text) => [text, text])) }
+  const { panelStrings, previewStrings, recipeFields, sectionDocs } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`)
+  const tables = [panelStrings, previewStrings, sectionDocs].flatMap((table) => Object.values(table))
+  const docs = recipeFields.flatMap(({ meta }) => [meta.doc, meta.effect, meta.defaultDoc, meta.availability?.note, ...Object.values(meta.values ?? {})])
+  const texts = { ...found, ...Object.fromEntries([...tables, ...serverTexts(files), ...docs.filter(Boolean)].map((text) => [text, text])) }
   const sorted = Object.entries(texts).sort(([a], [b]) => (a < b ? -1 : 1))
   return `${JSON.stringify(Object.fromEntries(sorted), null, 2)}\n`
 }

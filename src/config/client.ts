@@ -18,6 +18,7 @@ export async function startLanguageClient(extension: vscode.ExtensionContext, { 
   const options: LanguageClientOptions = {
     documentSelector: [{ language: languageId }],
     outputChannel: log,
+    initializationOptions: { translations: vscode.l10n.bundle ?? {} },
     revealOutputChannelOn: RevealOutputChannelOn.Never,
     synchronize: { fileEvents: vscode.workspace.createFileSystemWatcher('**/*.{jsonl,json,safetensors}') },
   }

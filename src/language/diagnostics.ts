@@ -4,6 +4,7 @@ import { diagnoseRecipe, type LocatedIssue } from '../../engine/recipe/parseReci
 import type { Place } from '../../engine/recipe/recipeDocument.ts'
 import { foreignKind, foreignName, type ForeignKind } from './migrate/foreign.ts'
 import { afterMark, type SourceText } from './text.ts'
+import { t } from './texts.ts'
 
 /** Severities, as the protocol numbers them. */
 export const severity = { error: 1, warning: 2, information: 3, hint: 4 } as const
@@ -70,7 +71,7 @@ export function diagnoseSchema(text: SourceText, file: string): SchemaDiagnosis 
   const foreign = foreignKind(text.text)
   if (foreign !== undefined) {
     const line = firstContentLine(text)
-    const message = `this is a file of ${foreignName[foreign]}; the quick fix turns it into a recipe`
+    const message = t('this is a file of {0}; the quick fix turns it into a recipe', foreignName[foreign])
     const span = { start: text.lineStart(line), end: text.lineEnd(line) }
     return { problems: [problem(text, span, severity.error, 'foreign', message, { path: [], foreign })], recipe: null, foreign }
   }

@@ -1,3 +1,4 @@
+import { t } from './texts.ts'
 import { rangeText, type FieldMeta, type RecipeField } from '#shared/recipe.ts'
 
 /** A number as people write it in a recipe: 2e-4, 0.01, 2048. */
@@ -28,9 +29,9 @@ export function quoteIfNeeded(text: string): string {
 
 /** The default in words or code, as Markdown. */
 export function defaultText({ default: value, defaultDoc }: FieldMeta): string {
-  if (defaultDoc !== undefined) return defaultDoc
-  if (value === undefined) return 'required'
-  if (value === null || (Array.isArray(value) && value.length === 0)) return 'empty'
+  if (defaultDoc !== undefined) return t(defaultDoc)
+  if (value === undefined) return t('required')
+  if (value === null || (Array.isArray(value) && value.length === 0)) return t('empty')
   return `\`${yamlValue(value)}\``
 }
 
@@ -55,16 +56,16 @@ export const availabilityWord = (meta: FieldMeta): string =>
 /** All that is known of a key: what it does, its effect, values, range, default, availability, other names. */
 export function fieldMarkdown({ path, meta }: RecipeField, title = true): string {
   const parts: string[] = []
-  if (title) parts.push(`**${path}** — ${typeText(meta)}, default: ${defaultText(meta)}`)
-  parts.push(meta.doc)
-  if (meta.effect !== undefined) parts.push(`**Effect:** ${meta.effect}`)
+  if (title) parts.push(`**${path}** — ${typeText(meta)}, ${t('default')}: ${defaultText(meta)}`)
+  parts.push(t(meta.doc))
+  if (meta.effect !== undefined) parts.push(`**${t('Effect')}:** ${t(meta.effect)}`)
   if (meta.values !== undefined) {
-    parts.push(Object.entries(meta.values).map(([name, text]) => `- \`${name}\`: ${text}`).join('\n'))
+    parts.push(Object.entries(meta.values).map(([name, text]) => `- \`${name}\`: ${t(text)}`).join('\n'))
   }
   const examples = meta.examples?.map((value) => `\`${yamlValue(value)}\``).join(', ')
-  if (examples !== undefined) parts.push(`**Examples:** ${examples}`)
-  if (meta.availability !== undefined) parts.push(`**Availability:** ${meta.availability.note}.`)
-  if (meta.aliases !== undefined) parts.push(`Also written ${meta.aliases.map((name) => `\`${name}\``).join(', ')}.`)
+  if (examples !== undefined) parts.push(`**${t('Examples')}:** ${examples}`)
+  if (meta.availability !== undefined) parts.push(`**${t('Availability')}:** ${t(meta.availability.note)}.`)
+  if (meta.aliases !== undefined) parts.push(t('Also written {0}.', meta.aliases.map((name) => `\`${name}\``).join(', ')))
   return parts.join('\n\n')
 }
 

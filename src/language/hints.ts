@@ -2,6 +2,7 @@ import type { InlayHint, Range } from 'vscode-languageserver'
 import { effectiveBatch, stepsPerEpoch, totalSteps, type Recipe } from '#shared/recipe.ts'
 import { formatCompact, formatCount, formatDuration, formatPercent } from '#shared/units.ts'
 import type { Entry, Outline } from './outline.ts'
+import { t } from './texts.ts'
 import { lengthsOf, type RecipePlan, type Workspace } from './workspace.ts'
 
 /** Numbers that follow from several keys, behind the keys that they follow from. */
@@ -15,24 +16,24 @@ export async function inlayHints(outline: Outline, recipe: Recipe | null, worksp
     hints.push({ position: outline.source.position(entry.valueSpan.end), label, tooltip, paddingLeft: true })
   }
   const batch = effectiveBatch(recipe)
-  const unit = recipe.training.packing ? 'rows' : 'samples'
+  const unit = recipe.training.packing ? t('rows') : t('samples')
   add(outline.find('training.batch_size') ?? outline.find('training.gradient_accumulation_steps'),
-    `effective ${formatCount(batch)}`,
-    `One optimizer step sees batch_size × gradient_accumulation_steps = ${formatCount(batch)} ${unit}.`)
+    t('effective {0}', formatCount(batch)),
+    t('One optimizer step sees batch_size × gradient_accumulation_steps = {0} {1}.', formatCount(batch), unit))
   const tokens = await workspace.tokens(recipe)
   const plan = await workspace.plan(recipe, lengthsOf(tokens))
   await stepHints(outline, recipe, workspace, add, plan.ok ? plan.value : undefined)
   if (tokens.ok) {
     const { p50, p99, longest, samples, whole } = tokens.value
-    add(outline.find('training.max_seq_length'), `p99 of data ${formatCount(p99)}`,
-      `Tokens of ${whole ? 'all' : 'the first'} ${formatCount(samples)} samples: half have at most ${formatCount(p50)}, `
-      + `99 % at most ${formatCount(p99)}, the longest ${formatCount(longest)}.`)
+    add(outline.find('training.max_seq_length'), t('p99 of data {0}', formatCount(p99)),
+      t('Tokens of {0} samples{1}: half have at most {2}, 99 % at most {3}, the longest {4}.', formatCount(samples),
+        whole ? '' : t(' at the beginning'), formatCount(p50), formatCount(p99), formatCount(longest)))
   }
   if (plan.ok) {
     const { trainableParameters, parameters } = plan.value
     const place = recipe.training.training_type === 'full' ? outline.find('training.training_type') : outline.find('lora.lora_r')
-    add(place, `${formatCompact(trainableParameters)} trainable, ${formatPercent(trainableParameters / parameters)}`,
-      `${formatCount(trainableParameters)} of ${formatCount(parameters)} parameters are trained.`)
+    add(place, t('{0} trainable, {1}', formatCompact(trainableParameters), formatPercent(trainableParameters / parameters)),
+      t('{0} of {1} parameters are trained.', formatCount(trainableParameters), formatCount(parameters)))
   }
   return hints
 }
@@ -64,13 +65,13 @@ async function stepHints(outline: Outline, recipe: Recipe, workspace: Workspace,
   const { steps, perEpoch, rows, exact } = found
   const about = exact ? '' : '≈ '
   const time = timeTitle(found, plan)
-  const tooltip = `${about}${formatCount(rows)} rows are ${about}${formatCount(perEpoch)} steps an epoch.`
-    + (time === undefined ? '' : ' The time follows from the speed that `unsloth bench` measured on this machine.')
+  const tooltip = t('{0} rows are {1} steps an epoch.', about + formatCount(rows), about + formatCount(perEpoch))
+    + (time === undefined ? '' : t(' The time follows from the speed that `unsloth bench` measured on this machine.'))
   const after = time === undefined ? '' : `, ${time}`
   if (recipe.training.max_steps > 0) {
     const epochs = steps / perEpoch
-    add(outline.find('training.max_steps'), `${about}${epochs.toFixed(epochs < 10 ? 2 : 0)} epochs${after}`, tooltip)
-  } else add(outline.find('training.num_epochs'), `${about}${formatCount(steps)} ${steps === 1 ? 'step' : 'steps'}${after}`, tooltip)
+    add(outline.find('training.max_steps'), t('{0} epochs', about + epochs.toFixed(epochs < 10 ? 2 : 0)) + after, tooltip)
+  } else add(outline.find('training.num_epochs'), (steps === 1 ? t('{0} step', about + formatCount(steps)) : t('{0} steps', about + formatCount(steps))) + after, tooltip)
 }
 
 export interface RunLength {

@@ -5,6 +5,7 @@ import { markdown } from './completionItems.ts'
 import { fieldMarkdown, yamlValue } from './fieldText.ts'
 import { Outline, type Entry } from './outline.ts'
 import type { SourceText, Span } from './text.ts'
+import { t } from './texts.ts'
 import type { Workspace } from './workspace.ts'
 
 const inside = ({ start, end }: Span, offset: number): boolean => offset >= start && offset <= end
@@ -27,12 +28,12 @@ function keyHover({ source }: Outline, entry: Entry): Hover | null {
   const range = source.range(entry.keySpan)
   if (entry.field !== undefined) {
     const { field, key } = entry
-    const alias = key === field.key || key === 'model' ? '' : `\`${key}\` is another name of \`${field.key}\`.\n\n`
+    const alias = key === field.key || key === 'model' ? '' : `${t('`{0}` is another name of `{1}`.', key, field.key)}\n\n`
     return { contents: markdown(alias + fieldMarkdown(field)), range }
   }
   if (entry.parent !== undefined) return null
-  if (entry.key === 'version') return { contents: markdown('Version of the recipe format. There is one: `1`.'), range }
-  return isSection(entry.key) ? { contents: markdown(`**${entry.key}**\n\n${sectionDocs[entry.key]}`), range } : null
+  if (entry.key === 'version') return { contents: markdown(t('Version of the recipe format. There is one: `1`.')), range }
+  return isSection(entry.key) ? { contents: markdown(`**${entry.key}**\n\n${t(sectionDocs[entry.key])}`), range } : null
 }
 
 async function valueText({ field }: Entry, text: string, workspace: Workspace): Promise<string | undefined> {
@@ -42,11 +43,11 @@ async function valueText({ field }: Entry, text: string, workspace: Workspace): 
   const doc = meta.values?.[text] ?? meta.values?.[text.toLowerCase()]
   if (doc !== undefined) {
     const missing = meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true
-      ? `\n\n**Availability:** ${meta.availability.note}.` : ''
-    return `\`${text}\`: ${doc}${missing}`
+      ? `\n\n**${t('Availability')}:** ${t(meta.availability.note)}.` : ''
+    return `\`${text}\`: ${t(doc)}${missing}`
   }
   const synonym = meta.synonyms?.[text.toLowerCase()]
-  if (synonym !== undefined) return `\`${text}\` is another spelling of \`${yamlValue(synonym)}\`.`
+  if (synonym !== undefined) return t('`{0}` is another spelling of `{1}`.', text, yamlValue(synonym))
   return path === 'lora.target_modules' || path === 'lora.modules_to_save' ? undefined : fieldMarkdown(field!)
 }
 
@@ -56,10 +57,10 @@ async function modelText(name: string, workspace: Workspace): Promise<string> {
   const { architecture, parameters, layers, hidden, context, vocabulary, targetModules } = facts.value
   return [
     `**${name}** — ${architecture}`,
-    [['Parameters', `${formatCompact(parameters)}`], ['Layers', `${layers} × ${formatCount(hidden)}`],
-      ['Context', `${formatCount(context)} tokens`],
-      ['Vocabulary', formatCount(vocabulary)]].map(([label, value]) => `- ${label}: ${value}`).join('\n'),
-    `Layers for adapters: ${targetModules.map((module) => `\`${module}\``).join(', ')}`,
+    [[t('Parameters'), formatCompact(parameters)], [t('Layers'), `${layers} × ${formatCount(hidden)}`],
+      [t('Context'), t('{0} tokens', formatCount(context))],
+      [t('Vocabulary'), formatCount(vocabulary)]].map(([label, value]) => `- ${label}: ${value}`).join('\n'),
+    t('Layers for adapters: {0}', targetModules.map((module) => `\`${module}\``).join(', ')),
   ].join('\n\n')
 }
 
@@ -69,8 +70,8 @@ async function datasetText(name: string, workspace: Workspace): Promise<string> 
   const { bytes, rows, exact, columns, format, problem } = facts.value
   if (columns.length === 0 && problem === undefined) return `**${name}** — ${formatBytes(bytes)}`
   return [
-    `**${name}** — ${formatBytes(bytes)}, ${exact ? '' : 'about '}${formatCount(rows)} rows`,
-    `Columns: ${columns.length === 0 ? 'none found' : columns.slice(0, 30).map((column) => `\`${column}\``).join(', ')}`,
-    format === undefined ? `Format: ${problem ?? 'unknown'}` : `Format: \`${format}\``,
+    `**${name}** — ${formatBytes(bytes)}, ${exact ? t('{0} rows', formatCount(rows)) : t('about {0} rows', formatCount(rows))}`,
+    t('Columns: {0}', columns.length === 0 ? t('none found') : columns.slice(0, 30).map((column) => `\`${column}\``).join(', ')),
+    t('Format: {0}', format === undefined ? (problem ?? t('unknown')) : `\`${format}\``),
   ].join('\n\n')
 }

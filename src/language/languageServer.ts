@@ -15,6 +15,7 @@ import { migrateForeign } from './migrate/migrate.ts'
 import { Outline } from './outline.ts'
 import { documentSymbols, foldingRanges } from './symbols.ts'
 import { applyEdits, SourceText } from './text.ts'
+import { useTranslations } from './texts.ts'
 import type { FoundDevice, Workspace } from './workspace.ts'
 import { emptyWorkspace } from './workspace.ts'
 import type { Background } from './world/background.ts'
@@ -87,7 +88,8 @@ export class LanguageServer {
   }
 
   private initialize({ workspaceFolders, capabilities, initializationOptions }: InitializeParams): InitializeResult {
-    const options = (initializationOptions ?? {}) as { hubCache?: string }
+    const options = (initializationOptions ?? {}) as { hubCache?: string; translations?: Readonly<Record<string, string>> }
+    useTranslations(options.translations ?? {})
     const roots = (workspaceFolders ?? []).map(({ uri }) => pathOf(uri)).filter((path) => path !== undefined)
     this.world = new World({ roots, background: this.background,
       ...(options.hubCache === undefined ? {} : { hubCache: options.hubCache }) })

@@ -3,6 +3,7 @@ import type { Recipe } from '#shared/recipe.ts'
 import { formatBytes, formatCount } from '#shared/units.ts'
 import { lensCommands } from './commands.ts'
 import { runLength, timeTitle } from './hints.ts'
+import { t } from './texts.ts'
 import { lengthsOf, type RecipePlan, type Workspace } from './workspace.ts'
 
 /** The memory figure: what the run needs, of what the device has, in the unit of the device where that says enough. */
@@ -12,7 +13,7 @@ export function memoryTitle({ totalBytes, freeBytes, deviceBytes }: RecipePlan):
   const device = formatBytes(deviceBytes).replace('.0 ', ' ')
   const [have = '1', unit = ''] = device.split(' ')
   const inUnit = (totalBytes / deviceBytes) * Number(have)
-  return `${over}${inUnit >= 0.095 ? inUnit.toFixed(1) : formatBytes(totalBytes)} of ${have} ${unit}`
+  return over + t('{0} of {1}', inUnit >= 0.095 ? inUnit.toFixed(1) : formatBytes(totalBytes), `${have} ${unit}`)
 }
 
 /** What can be done with a recipe, above its first line. `recipe` is null while it has errors. */
@@ -20,8 +21,8 @@ export async function codeLenses(uri: string, recipe: Recipe | null, workspace: 
   const range = { start: { line: 0, character: 0 }, end: { line: 0, character: 0 } }
   const lens = (title: string, command: string, ...args: unknown[]): CodeLens =>
     ({ range, command: { title, command, arguments: [uri, ...args] } })
-  const lenses = [lens('▶ Fine-tune', lensCommands.fineTune), lens('Dry run', lensCommands.dryRun),
-    lens('Preview data', lensCommands.previewData)]
+  const lenses = [lens(t('▶ Fine-tune'), lensCommands.fineTune), lens(t('Dry run'), lensCommands.dryRun),
+    lens(t('Preview data'), lensCommands.previewData)]
   if (recipe === null) return lenses
   const [tokens, checkpoints] = await Promise.all([workspace.tokens(recipe), workspace.checkpoints(recipe.training.output_dir)])
   const plan = await workspace.plan(recipe, lengthsOf(tokens))
@@ -34,7 +35,7 @@ export async function codeLenses(uri: string, recipe: Recipe | null, workspace: 
   const newest = checkpoints.filter(({ resumable }) => resumable).sort((a, b) =>
     (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
   if (newest !== undefined) {
-    lenses.push(lens(`Resume step ${formatCount(newest.step)}`, lensCommands.resumeRun,
+    lenses.push(lens(t('Resume step {0}', formatCount(newest.step)), lensCommands.resumeRun,
       { run: newest.runDirectory, checkpoint: newest.path, step: newest.step }))
   }
   return lenses

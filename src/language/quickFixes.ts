@@ -11,6 +11,7 @@ import { foreignName } from './migrate/foreign.ts'
 import { migrateForeign } from './migrate/migrate.ts'
 import { Outline, type Entry } from './outline.ts'
 import { SourceText } from './text.ts'
+import { t } from './texts.ts'
 
 /** Kinds of code actions, as the protocol names them. */
 export const actionKinds = ['quickfix', 'refactor.rewrite', 'source.fixAll'] as const
@@ -35,7 +36,7 @@ export function codeActions(source: SourceText, uri: string, range: Range, diagn
   }
   const stray = strayKeys(outline)
   if (stray.length > 1) {
-    actions.push({ title: 'Move all keys to their sections', kind: 'quickfix',
+    actions.push({ title: t('Move all keys to their sections'), kind: 'quickfix',
       edit: { changes: { [uri]: moveAll(outline, stray) } },
       diagnostics: diagnostics.filter(({ code }) => code === 'wrong_section') })
   }
@@ -56,15 +57,15 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
       const written = outline.entries.findLast(({ keySpan }) => keySpan.start === outline.source.offset(problem.range.start))
         ?? entry
       return written === undefined ? []
-        : [{ title: `Remove this ${written.key}`, edits: [removeEntry(outline, written)], preferred: true }]
+        : [{ title: t('Remove this {0}', written.key), edits: [removeEntry(outline, written)], preferred: true }]
     }
     case 'secret': return entry === undefined ? []
-      : [{ title: `Remove ${entry.key} from the file`, edits: [removeEntry(outline, entry)], preferred: true }]
+      : [{ title: t('Remove {0} from the file', entry.key), edits: [removeEntry(outline, entry)], preferred: true }]
     case 'missing': return missingFixes(outline, path)
     case 'empty': return entry?.field === undefined ? [] : [
-      { title: `Write the default ${yamlValue(entry.field.meta.default)}`,
+      { title: t('Write the default {0}', yamlValue(entry.field.meta.default)),
         edits: [setValue(outline, entry, yamlValue(entry.field.meta.default))], preferred: true },
-      { title: `Remove ${entry.key}`, edits: [removeEntry(outline, entry)] },
+      { title: t('Remove {0}', entry.key), edits: [removeEntry(outline, entry)] },
     ]
     case 'conflict': return conflictFixes(outline, problem, entry)
     case 'ineffective': return [...evalFix(outline, path), ...(entry === undefined ? [] : [removal(outline, entry)])]
@@ -75,7 +76,7 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
     case 'memory': return memoryFixes(outline)
     case 'target_missing': return entry === undefined ? [] : [
       ...(suggestion === undefined ? [] : [suggested(outline, entry, suggestion, path.at(-1))]),
-      { title: 'Change to all-linear', edits: [setValue(outline, entry, 'all-linear')] },
+      { title: t('Change to all-linear'), edits: [setValue(outline, entry, 'all-linear')] },
     ]
     default: return entry === undefined || suggestion === undefined ? [] : [suggested(outline, entry, suggestion, path.at(-1))]
   }
@@ -83,7 +84,7 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
 
 function unknownKeyFixes(outline: Outline, entry: Entry, suggestion: string | undefined): Fix[] {
   const fixes: Fix[] = []
-  if (suggestion !== undefined) fixes.push({ title: `Change to ${suggestion}`, edits: [renameKey(outline, entry, suggestion)],
+  if (suggestion !== undefined) fixes.push({ title: t('Change to {0}', suggestion), edits: [renameKey(outline, entry, suggestion)],
     preferred: true })
   return [...fixes, removal(outline, entry)]
 }
@@ -96,14 +97,14 @@ function untab(outline: Outline): Fix {
     const start = source.lineStart(line)
     if (indent !== null) edits.push(source.edit({ start, end: start + indent[0].length }, indent[0].replaceAll('\t', '  ')))
   }
-  return { title: 'Indent with spaces', edits, preferred: true }
+  return { title: t('Indent with spaces'), edits, preferred: true }
 }
 
 function foreignFix({ source }: Outline, problem: RecipeProblem): Fix[] {
   const { foreign } = problem.data
   const migration = foreign === undefined ? undefined : migrateForeign(source.text, foreign)
   if (foreign === undefined || migration === undefined) return []
-  return [{ title: `Turn this file of ${foreignName[foreign]} into a recipe`,
+  return [{ title: t('Turn this file of {0} into a recipe', foreignName[foreign]),
     edits: [source.edit({ start: 0, end: source.text.length }, migration.text)], preferred: true }]
 }
 

@@ -2,9 +2,10 @@ import { closest, type Recipe } from '#shared/recipe.ts'
 import { formatBytes, formatCount } from '#shared/units.ts'
 import { problem, severity, type RecipeProblem, type WorldCode } from './diagnostics.ts'
 import type { Entry, Outline } from './outline.ts'
+import { t } from './texts.ts'
 import { lengthsOf, type DatasetFacts, type ModelFacts, type Workspace } from './workspace.ts'
 
-const asking = (near: string | undefined): string => (near === undefined ? '' : `; did you mean ${near}?`)
+const asking = (near: string | undefined): string => (near === undefined ? '' : t('; did you mean {0}?', near))
 
 type Report = (entry: Entry, level: 1 | 2 | 3, code: WorldCode, message: string, item?: number, suggestion?: string) => void
 
@@ -64,7 +65,7 @@ async function checkData(outline: Outline, workspace: Workspace, report: Report)
         report(entry, severity.error, facts.missing ? 'file_missing' : 'dataset_format',
           `${facts.problem}${asking(near)}`, item, near)
       } else {
-        if (facts.value.bytes === 0) report(entry, severity.error, 'dataset_format', `${name} is empty`, item)
+        if (facts.value.bytes === 0) report(entry, severity.error, 'dataset_format', t('{0} is empty', name), item)
         if (path !== 'data.eval_dataset') first ??= facts.value
       }
     }
@@ -77,7 +78,7 @@ function checkPaths(outline: Outline, workspace: Workspace, report: Report): voi
     const entry = outline.find(path)
     if (entry?.style !== 'plain' || /^(?:latest|true|false|null|none|~|)$/i.test(entry.value)) continue
     if (workspace.kindOf(entry.value) === undefined) report(entry, severity.error, 'file_missing',
-      `there is no ${what} ${entry.value}`)
+      t('there is no {0} {1}', t(what), entry.value))
   }
 }
 
@@ -92,17 +93,17 @@ function checkLayers(outline: Outline, model: ModelFacts, recipe: Recipe | null,
       || [...model.modulePaths].some((path) => path.endsWith(`.${name}`))) continue
     const near = closest(name, model.targetModules)
     report(targets!, severity.error, 'target_missing',
-      `this model has no layer ${name}${asking(near)}; it has ${model.targetModules.join(', ')}`,
+      t('this model has no layer {0}{1}; it has {2}', name, asking(near), model.targetModules.join(', ')),
       targets!.items.length > 0 ? index : undefined, targets!.items.length > 0 || names.length === 1 ? near : undefined)
   }
   const chosen = outline.find('lora.layers_to_transform')
   for (const [index, { value }] of (chosen?.items ?? []).entries()) {
     if (Number(value) >= model.layers) report(chosen!, severity.error, 'layer_range',
-      `this model has ${model.layers} layers, numbered from 0 to ${model.layers - 1}`, index)
+      t('this model has {0} layers, numbered from 0 to {1}', model.layers, model.layers - 1), index)
   }
   const last = outline.find('lora.finetune_last_n_layers')
   if (last !== undefined
-    && Number(last.value) > model.layers) report(last, severity.warning, 'layer_range', `this model has ${model.layers} layers`)
+    && Number(last.value) > model.layers) report(last, severity.warning, 'layer_range', t('this model has {0} layers', model.layers))
 }
 
 /** Columns that a format cannot do without. */
@@ -113,7 +114,7 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
   const entry = outline.find('data.local_dataset') ?? outline.find('data.dataset')
   if (data.bytes === 0 || entry === undefined || (data.columns.length === 0 && data.problem === undefined)) return
   if (data.columns.length === 0) {
-    report(entry, severity.warning, 'dataset_format', `no row could be read from the beginning of ${data.path}`)
+    report(entry, severity.warning, 'dataset_format', t('no row could be read from the beginning of {0}', data.path))
     return
   }
   const format = recipe?.data.format_type ?? outline.value('data.format_type') ?? 'auto'
@@ -124,7 +125,7 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
     && (format === 'text' || format === 'raw' || data.format === undefined)) {
     const near = closest(column.value, data.columns)
     report(column, severity.error, 'column_missing',
-      `the data have no column ${column.value}${asking(near)}; they have ${columns}`, undefined, near)
+      t('the data have no column {0}{1}; they have {2}', column.value, asking(near), columns), undefined, near)
     return
   }
   // With columns of other names the engine decides what fits.
@@ -133,13 +134,13 @@ function checkColumns(outline: Outline, data: DatasetFacts, recipe: Recipe | nul
   const missing = (needs[format] ?? []).filter((name) => !has(name))
   if (missing.length > 0) {
     report(place, severity.error, 'column_missing',
-      `format_type: ${format} needs the columns ${missing.join(' and ')}; the data have ${columns}`)
+      t('format_type: {0} needs the columns {1}; the data have {2}', format, missing.join(', '), columns))
   } else if ((format === 'chatml' || format === 'sharegpt') && data.format !== 'chatml' && data.format !== 'sharegpt') {
     report(place, severity.error, 'dataset_format',
-      `format_type: ${format} needs a column of conversations; the data have ${columns}`)
+      t('format_type: {0} needs a column of conversations; the data have {1}', format, columns))
   } else if (format === 'auto' && data.format === undefined && !has(column?.value ?? '')) {
     report(place, severity.error, 'dataset_format',
-      `${data.problem ?? 'the format of the rows is not known'}; say which column holds the text with data.text_column`)
+      t('{0}; say which column holds the text with data.text_column', data.problem ?? t('the format of the rows is not known')))
   }
 }
 
@@ -153,13 +154,13 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   // A default beyond the context does no harm while the data are short.
   if (length > model.context && (set || (tokens.ok && tokens.value.longest > model.context))) {
     report(place, severity.warning, 'sequence_length',
-      `max_seq_length (${formatCount(length)}${set ? '' : ', the default'}) is beyond the ${formatCount(model.context)} tokens `
-      + 'that this model was made for', undefined, set ? String(model.context) : undefined)
+      t('max_seq_length ({0}{1}) is beyond the {2} tokens that this model was made for', formatCount(length),
+        set ? '' : t(', the default'), formatCount(model.context)), undefined, set ? String(model.context) : undefined)
   }
   if (tokens.ok && tokens.value.p99 > length) {
     report(place, severity.information, 'data_truncated',
-      `more than 1 % of the samples are longer than ${formatCount(length)} tokens and will be cut; `
-      + `99 % have at most ${formatCount(tokens.value.p99)}`,
+      t('more than 1 % of the samples are longer than {0} tokens and will be cut; 99 % have at most {1}', formatCount(length),
+        formatCount(tokens.value.p99)),
       undefined, set ? String(Math.min(model.context, tokens.value.longest)) : undefined)
   }
   const plan = await workspace.plan(recipe, lengthsOf(tokens))
@@ -168,7 +169,7 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   if (freeBytes !== undefined && totalBytes > freeBytes * usableShare) {
     const largest = parts.reduce((a, b) => (a.bytes >= b.bytes ? a : b))
     report(place, severity.warning, 'memory',
-      `this run needs ${formatBytes(totalBytes)}, but ${formatBytes(freeBytes)} are free; the largest part is ${largest.name} `
-      + `with ${formatBytes(largest.bytes)}`)
+      t('this run needs {0}, but {1} are free; the largest part is {2} with {3}', formatBytes(totalBytes), formatBytes(freeBytes),
+        largest.name, formatBytes(largest.bytes)))
   }
 }

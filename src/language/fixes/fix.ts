@@ -3,6 +3,7 @@ import { fieldAt } from '#shared/recipe.ts'
 import { insertKeys, removeEntry, setValue } from '../edit/recipeEdits.ts'
 import { quoteIfNeeded } from '../fieldText.ts'
 import type { Entry, Outline } from '../outline.ts'
+import { t } from '../texts.ts'
 
 /** One way to put something right. */
 export interface Fix {
@@ -13,14 +14,14 @@ export interface Fix {
 
 /** Takes a key out. */
 export const removal = (outline: Outline, entry: Entry): Fix =>
-  ({ title: `Remove ${entry.key}`, edits: [removeEntry(outline, entry)] })
+  ({ title: t('Remove {0}', entry.key), edits: [removeEntry(outline, entry)] })
 
 /** Puts a suggestion in the place of a value, or of one item of a list. */
 export function suggested(outline: Outline, entry: Entry, suggestion: string, item: string | number | undefined): Fix {
   const text = quoteIfNeeded(suggestion)
   const written = /^[\d.]+$/.test(suggestion) ? suggestion : text
   const span = typeof item === 'number' ? entry.items[item]?.span : undefined
-  return { title: `Change to ${suggestion}`, preferred: true,
+  return { title: t('Change to {0}', suggestion), preferred: true,
     edits: [span === undefined ? setValue(outline, entry, written) : outline.source.edit(span, written)] }
 }
 

@@ -3,6 +3,7 @@ import { isSection, recipeFields, sectionNames, type RecipeField, type SectionNa
 import { entrySpan, insertKeys, linesOf, removeEntry, type Insertion } from '../edit/recipeEdits.ts'
 import type { Entry, Outline } from '../outline.ts'
 import { removal, type Fix } from './fix.ts'
+import { t } from '../texts.ts'
 
 /** Where a key belongs that stands elsewhere. */
 function homeOf(entry: Entry): RecipeField | undefined {
@@ -20,9 +21,9 @@ export function moveFixes(outline: Outline, entry: Entry): Fix[] {
   if (field === undefined) return []
   const there = outline.find(field.path)
   if (there !== undefined
-    && there !== entry) return [{ title: `Remove ${entry.key}: ${field.path} is given`, edits: [removeEntry(outline, entry)],
+    && there !== entry) return [{ title: t('Remove {0}: {1} is given', entry.key, field.path), edits: [removeEntry(outline, entry)],
       preferred: true }]
-  return [{ title: `Move to ${field.section}`, edits: moveAll(outline, [entry]), preferred: true }, removal(outline, entry)]
+  return [{ title: t('Move to {0}', field.section), edits: moveAll(outline, [entry]), preferred: true }, removal(outline, entry)]
 }
 
 /** Keys at the top or in another section that have a section of their own. */

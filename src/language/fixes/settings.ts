@@ -4,16 +4,17 @@ import { insertKeys, setValue } from '../edit/recipeEdits.ts'
 import { formatNumber, yamlValue } from '../fieldText.ts'
 import type { Entry, Outline } from '../outline.ts'
 import { put, removal, suggested, type Fix } from './fix.ts'
+import { t } from '../texts.ts'
 
 /** Fixes for a recipe without a model. */
 export function missingFixes(outline: Outline, path: readonly (string | number)[]): Fix[] {
   if (path[0] !== 'model') return []
   const entry = outline.section('model')
-  if (entry === undefined) return [{ title: 'Add the model', edits: [insertAtTop(outline, 'model: Qwen/Qwen2.5-0.5B')],
+  if (entry === undefined) return [{ title: t('Add the model'), edits: [insertAtTop(outline, 'model: Qwen/Qwen2.5-0.5B')],
     preferred: true }]
-  if (entry.style === 'section') return [{ title: 'Add the name of the model',
+  if (entry.style === 'section') return [{ title: t('Add the name of the model'),
     edits: [insertKeys(outline, 'model', [{ key: 'name', lines: ['name: Qwen/Qwen2.5-0.5B'] }])], preferred: true }]
-  return [{ title: 'Add the name of the model', edits: [setValue(outline, entry, 'Qwen/Qwen2.5-0.5B')], preferred: true }]
+  return [{ title: t('Add the name of the model'), edits: [setValue(outline, entry, 'Qwen/Qwen2.5-0.5B')], preferred: true }]
 }
 
 function insertAtTop(outline: Outline, line: string): TextEdit {
@@ -29,11 +30,11 @@ function insertAtTop(outline: Outline, line: string): TextEdit {
 
 /** Gives a setting without effect what it needs. */
 export function evalFix(outline: Outline, path: readonly (string | number)[]): Fix[] {
-  if (path.at(-1) === 'eval_steps') return [{ title: 'Hold 5 % of the rows out for evaluation',
+  if (path.at(-1) === 'eval_steps') return [{ title: t('Hold 5 % of the rows out for evaluation'),
     edits: [put(outline, 'data.eval_split', '0.05')], preferred: true }]
-  if (path.at(-1) === 'save_total_limit') return [{ title: 'Write a checkpoint every 100 steps',
+  if (path.at(-1) === 'save_total_limit') return [{ title: t('Write a checkpoint every 100 steps'),
     edits: [put(outline, 'training.save_steps', '100')], preferred: true }]
-  if (path.at(-1) === 'warmup_steps') return [{ title: 'Change to constant_with_warmup',
+  if (path.at(-1) === 'warmup_steps') return [{ title: t('Change to constant_with_warmup'),
     edits: [put(outline, 'training.lr_scheduler_type', 'constant_with_warmup')], preferred: true }]
   return []
 }
@@ -73,7 +74,7 @@ export function unavailableFixes(outline: Outline, entry: Entry): Fix[] {
     field.meta.availability?.applies(field.meta.kind === 'list' ? [value] : value) !== true)
   const value = field.meta.kind === 'choice'
     ? known.includes(String(field.meta.default)) ? String(field.meta.default) : known[0] : undefined
-  const fixes: Fix[] = value === undefined ? [] : [{ title: `Change to ${value}`, edits: [setValue(outline, entry, value)] }]
+  const fixes: Fix[] = value === undefined ? [] : [{ title: t('Change to {0}', value), edits: [setValue(outline, entry, value)] }]
   return [...fixes, { ...removal(outline, entry), preferred: true }]
 }
 
@@ -83,13 +84,13 @@ export function valueFixes(outline: Outline, problem: RecipeProblem, entry: Entr
   if (suggestion !== undefined) return [suggested(outline, entry, suggestion, path.at(-1))]
   const meta = entry.field?.meta
   if (meta === undefined) return entry.key === 'version'
-    ? [{ title: 'Change to 1', edits: [setValue(outline, entry, '1')], preferred: true }] : []
+    ? [{ title: t('Change to 1'), edits: [setValue(outline, entry, '1')], preferred: true }] : []
   const fixes: Fix[] = []
   const number = Number(entry.value.replaceAll('_', ''))
   const bound = Number.isNaN(number) ? undefined
     : meta.min !== undefined && number < meta.min ? meta.min : meta.max !== undefined && number > meta.max ? meta.max
     : meta.kind === 'integer' && !Number.isInteger(number) ? Math.round(number) : undefined
-  if (bound !== undefined) fixes.push({ title: `Change to ${formatNumber(bound)}`,
+  if (bound !== undefined) fixes.push({ title: t('Change to {0}', formatNumber(bound)),
     edits: [setValue(outline, entry, formatNumber(bound))], preferred: true })
   if (meta.default !== undefined && meta.default !== null) {
     const text = yamlValue(meta.default)
@@ -104,15 +105,15 @@ export function memoryFixes(outline: Outline): Fix[] {
   const length = Number(outline.value('training.max_seq_length') ?? 2048)
   const checkpointing = outline.value('training.gradient_checkpointing')
   if (checkpointing !== undefined && !['auto', 'full'].includes(checkpointing)) {
-    fixes.push({ title: 'Recompute activations as needed', edits: [put(outline, 'training.gradient_checkpointing', 'auto')],
+    fixes.push({ title: t('Recompute activations as needed'), edits: [put(outline, 'training.gradient_checkpointing', 'auto')],
       preferred: true })
   }
-  if (length > 256) fixes.push({ title: `Halve max_seq_length to ${Math.floor(length / 2)}`,
+  if (length > 256) fixes.push({ title: t('Halve max_seq_length to {0}', Math.floor(length / 2)),
     edits: [put(outline, 'training.max_seq_length', String(Math.floor(length / 2)))] })
   const rank = Number(outline.value('lora.lora_r') ?? 64)
-  if (rank > 16 && outline.value('training.training_type') !== 'full') fixes.push({ title: 'Lower lora_r to 16',
+  if (rank > 16 && outline.value('training.training_type') !== 'full') fixes.push({ title: t('Lower lora_r to 16'),
     edits: [put(outline, 'lora.lora_r', '16')] })
-  if (outline.value('training.training_type') === 'full') fixes.push({ title: 'Train an adapter instead',
+  if (outline.value('training.training_type') === 'full') fixes.push({ title: t('Train an adapter instead'),
     edits: [put(outline, 'training.training_type', 'lora')] })
   return fixes
 }

@@ -43,13 +43,13 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
   const { model } = latest
   const patched = patchModel(model, trainingOf(recipe, model.spec.layers), targetOf(training.compute, request.device),
-    { embeddingRate: training.embedding_learning_rate !== null, ...frozenWeights(recipe) })
+    { embeddingRate: training.embedding_learning_rate !== null, loraPlus: recipe.lora.loraplus_lr_ratio !== null, ...frozenWeights(recipe) })
   const perStep = effectiveBatch(recipe)
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
   const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
-    optimizer: optimizerKinds[training.optim]!, checkpointing, longestSample: longest, longestStep: row * perStep,
+    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, checkpointing, longestSample: longest, longestStep: row * perStep,
     sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes,
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })

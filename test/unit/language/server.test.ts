@@ -131,6 +131,22 @@ describe('language server over stdio', () => {
     await client.connection.sendNotification('unsloth/devices', { devices: null })
   })
 
+  it('speaks the language of the editor', async () => {
+    const german = await Client.start(folder, undefined, {
+      'Dry run': 'Probelauf', 'there is no {0} {1}': 'kein {0} {1}', 'Resume step {0}': 'Weiter ab {0}', '{0} steps': '{0} Schritte', Availability: 'Verfügbarkeit',
+    })
+    try {
+      await german.show(uri, good)
+      const lenses = await german.request<CodeLens[]>('textDocument/codeLens', { textDocument })
+      assert.deepEqual(lenses.slice(0, 2).map(({ command }) => command!.title), ['▶ Fine-tune', 'Probelauf'])
+      const range = { start: { line: 0, character: 0 }, end: { line: 20, character: 0 } }
+      const hints = await german.request<InlayHint[]>('textDocument/inlayHint', { textDocument, range })
+      assert.ok(hints.some(({ label }) => label === '10 Schritte'))
+    } finally {
+      await german.stop()
+    }
+  })
+
   it('lives through broken texts and requests beyond their end', async () => {
     const pieces = ['\t', ':', '- ', '[', '{', '"', "'", '\r', '\n', '🦥', '\u0000', '&a', '*a', '|', '#', 'lora:\n  ']
     for (let seed = 1; seed <= 60; seed++) {

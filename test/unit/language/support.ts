@@ -79,10 +79,10 @@ export class Client {
     this.connection.listen()
   }
 
-  static async start(folder: string, hubCache = join(folder, 'no-hub')): Promise<Client> {
+  static async start(folder: string, hubCache = join(folder, 'no-hub'), translations: Readonly<Record<string, string>> = {}): Promise<Client> {
     const client = new Client(spawn(process.execPath, [await bundleServer(), '--stdio'], { stdio: ['pipe', 'pipe', 'inherit'] }))
     await client.request('initialize', {
-      processId: process.pid, rootUri: null, capabilities: {}, initializationOptions: { hubCache },
+      processId: process.pid, rootUri: null, capabilities: {}, initializationOptions: { hubCache, translations },
       workspaceFolders: [{ uri: pathToFileURL(folder).href, name: 'workspace' }],
     })
     await client.connection.sendNotification('initialized', {})
