@@ -57,122 +57,123 @@ struct Ring {
   }
 };
 
-/** Issued by one thread: slice k0 of a and b of one tile. */
+/** Issued by one thread: the slice of a from (m0, kA) on and that of b from (n0, kB) on. */
 template <int tileN, bool majorM, bool majorN>
-__device__ __forceinline__ void loadSlice(const CUtensorMap* a, const CUtensorMap* b, int m0, int n0, int k0, uint32_t stage,
+__device__ __forceinline__ void loadSlice(const CUtensorMap* a, int m0, int kA, const CUtensorMap* b, int n0, int kB, uint32_t stage,
                                           uint32_t full, uint32_t rank, uint32_t cluster) {
   using Shape = TileShape<tileN>;
   barrierExpect(full, Shape::stageBytes);
   if constexpr (majorM) {
 #pragma unroll
-    for (int i = 0; i < tileM / boxElements; ++i) loadBox(stage + i * sliceK * swizzleBytes, a, m0 + i * boxElements, k0, full);
+    for (int i = 0; i < tileM / boxElements; ++i) loadBox(stage + i * sliceK * swizzleBytes, a, m0 + i * boxElements, kA, full);
   } else {
-    loadBox(stage, a, k0, m0, full);
+    loadBox(stage, a, kA, m0, full);
   }
   const uint32_t target = stage + Shape::bytesA;
   if constexpr (majorN) {
 #pragma unroll
     for (int i = 0; i < tileN / boxElements; ++i) {
       const uint32_t box = target + i * sliceK * swizzleBytes;
-      if (cluster == 1) loadBox(box, b, n0 + i * boxElements, k0, full);
-      else if ((i & 1) == static_cast<int>(rank)) loadBoxToAll(box, b, n0 + i * boxElements, k0, full, 3);
+      if (cluster == 1) loadBox(box, b, n0 + i * boxElements, kB, full);
+      else if ((i & 1) == static_cast<int>(rank)) loadBoxToAll(box, b, n0 + i * boxElements, kB, full, 3);
     }
   } else if (cluster == 1) {
-    loadBox(target, b, k0, n0, full);
+    loadBox(target, b, kB, n0, full);
   } else {
-    loadBoxToAll(target + rank * (Shape::bytesB / 2), b, k0, n0 + static_cast<int>(rank) * (tileN / 2), full, 3);
+    loadBoxToAll(target + rank * (Shape::bytesB / 2), b, kB, n0 + static_cast<int>(rank) * (tileN / 2), full, 3);
   }
 }
 
-__device__ __forceinline__ uint32_t packPair(float x, float y, bool half) {
-  if (half) {
+template <class T>
+__device__ __forceinline__ uint32_t packPair(float x, float y) {
+  if constexpr (std::is_same_v<T, __half>) {
     const __half2 pair = __floats2half2_rn(x, y);
     return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+    return *reinterpret_cast<const uint32_t*>(&pair);
   }
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-__device__ __forceinline__ float2 unpackPair(uint32_t bits, bool half) {
-  if (half) return __half22float2(*reinterpret_cast<const __half2*>(&bits));
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
+template <class T>
+__device__ __forceinline__ float2 unpackPair(uint32_t bits) {
+  if constexpr (std::is_same_v<T, __half>) return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  else return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
 }
 
-__device__ __forceinline__ float loadBias(const WgmmaParams& p, int column) {
-  if (column >= p.n) return 0;
-  const int64_t i = column * p.biasStride;
-  if (p.biasType == DType::F32) return static_cast<const float*>(p.bias)[i];
-  if (p.biasType == DType::F16) return widen(static_cast<const __half*>(p.bias)[i]);
-  return widen(static_cast<const bf16*>(p.bias)[i]);
-}
-
-/** Adds alpha and bias to one thread's two columns in two rows: x = (row, row, row + 8, row + 8). */
-__device__ __forceinline__ void finish(const WgmmaParams& p, int column, const float* d, float (&x)[4]) {
+/** The bias of one thread's columns of a chunk: pair j is columns 8j and 8j + 1 from `column` on; zeros where there is none. */
+template <int pairs>
+__device__ __forceinline__ void loadBias(const WgmmaParams& p, int column, float2 (&bias)[pairs]) {
 #pragma unroll
-  for (int e = 0; e < 4; ++e) x[e] = d[e] * p.alpha;
-  if (p.bias != nullptr) {
-    const float first = loadBias(p, column), second = loadBias(p, column + 1);
-    x[0] += first;
-    x[1] += second;
-    x[2] += first;
-    x[3] += second;
+  for (int j = 0; j < pairs; ++j) bias[j] = make_float2(0, 0);
+  if (p.bias == nullptr) return;
+#pragma unroll
+  for (int j = 0; j < pairs; ++j) {
+    const int c = column + 8 * j;
+    if (c >= p.n) continue;
+    if (p.biasType == DType::F32) bias[j] = *reinterpret_cast<const float2*>(static_cast<const float*>(p.bias) + c);
+    else if (p.biasType == DType::F16) bias[j] = __half22float2(*reinterpret_cast<const __half2*>(static_cast<const __half*>(p.bias) + c));
+    else bias[j] = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(p.bias) + c));
   }
 }
 
-/** One chunk of 64 rows × 64 columns of 16 bits, from registers d to shared memory, added to what lies there if `adds`. */
-template <bool adds>
-__device__ __forceinline__ void writeChunk16(const WgmmaParams& p, const float* d, uint32_t buffer, int column0, bool half) {
+/** One chunk of 64 rows × 64 columns of T, from registers d to shared memory, added to what lies there if `adds`. */
+template <class T, bool adds>
+__device__ __forceinline__ void writeChunk16(const float* d, float alpha, const float2 (&bias)[8], uint32_t buffer) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane % 16;
 #pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    const uint32_t address = buffer + row * swizzleBytes + (((2 * pair + lane / 16) ^ (row % 8)) << 4);
-    const int column = column0 + 16 * pair + 2 * (lane % 4);
-    float x[4], y[4];
-    finish(p, column, d + 8 * pair, x);
-    finish(p, column + 8, d + 8 * pair + 4, y);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t address = buffer + row * swizzleBytes + (((2 * i + lane / 16) ^ (row % 8)) << 4);
+    float2 x[4];  // (row, pair 2i), (row + 8, pair 2i), (row, pair 2i + 1), (row + 8, pair 2i + 1)
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const float2 b = bias[2 * i + q / 2];
+      x[q] = make_float2(fmaf(alpha, d[8 * i + 2 * q], b.x), fmaf(alpha, d[8 * i + 2 * q + 1], b.y));
+    }
     if constexpr (adds) {
       uint32_t s[4];
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                    : "=r"(s[0]), "=r"(s[1]), "=r"(s[2]), "=r"(s[3])
                    : "r"(address)
                    : "memory");
-      const float2 s0 = unpackPair(s[0], half), s1 = unpackPair(s[1], half), s2 = unpackPair(s[2], half), s3 = unpackPair(s[3], half);
-      x[0] += s0.x, x[1] += s0.y, x[2] += s1.x, x[3] += s1.y;
-      y[0] += s2.x, y[1] += s2.y, y[2] += s3.x, y[3] += s3.y;
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const float2 v = unpackPair<T>(s[q]);
+        x[q].x += v.x;
+        x[q].y += v.y;
+      }
     }
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(packPair(x[0], x[1], half)),
-                 "r"(packPair(x[2], x[3], half)), "r"(packPair(y[0], y[1], half)), "r"(packPair(y[2], y[3], half))
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(packPair<T>(x[0].x, x[0].y)),
+                 "r"(packPair<T>(x[1].x, x[1].y)), "r"(packPair<T>(x[2].x, x[2].y)), "r"(packPair<T>(x[3].x, x[3].y))
                  : "memory");
   }
 }
 
 /** One chunk of 64 rows × 32 columns of fp32. */
 template <bool adds>
-__device__ __forceinline__ void writeChunk32(const WgmmaParams& p, const float* d, uint32_t buffer, int column0) {
+__device__ __forceinline__ void writeChunk32(const float* d, float alpha, const float2 (&bias)[4], uint32_t buffer) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane / 4;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    float x[4];
-    finish(p, column0 + 8 * j + 2 * (lane % 4), d + 4 * j, x);
+  for (int j = 0; j < 4; ++j)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const uint32_t address = buffer + (row + 8 * h) * swizzleBytes + (((2 * j + lane % 4 / 2) ^ (row % 8)) << 4) + lane % 2 * 8;
+      float2 x = make_float2(fmaf(alpha, d[4 * j + 2 * h], bias[j].x), fmaf(alpha, d[4 * j + 2 * h + 1], bias[j].y));
       if constexpr (adds) {
-        float s0, s1;
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(s0), "=f"(s1) : "r"(address) : "memory");
-        x[2 * h] += s0;
-        x[2 * h + 1] += s1;
+        float2 s;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(s.x), "=f"(s.y) : "r"(address) : "memory");
+        x.x += s.x;
+        x.y += s.y;
       }
-      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x[2 * h]), "f"(x[2 * h + 1]) : "memory");
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
     }
-  }
 }
 
 /**
  * A warpgroup's 64 rows of c, chunk after chunk through its buffers. `adds`: the buffers hold the source, which `barriers` announce;
  * `round` counts how often each was filled.
  */
-template <int tileN, bool wide, bool adds>
+template <class T, int tileN, bool wide, bool adds>
 __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers, int row0,
                                           int n0, int part, uint32_t& round) {
   using Shape = TileShape<tileN>;
@@ -182,14 +183,16 @@ __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)
   for (int i = 0; i < count; ++i) {
     const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes, barrier = barriers + i % Shape::chunks * 8;
     const int column = n0 + i * columns;
+    float2 bias[columns / 8];
+    loadBias(p, column + 2 * (threadIdx.x % 4), bias);
     if constexpr (adds) {
       barrierWait(barrier, round & 1);
     } else {
       if (leader) storeWaitRead<Shape::chunks - 1>();
       namedBarrier(1 + part, warpgroup);
     }
-    if constexpr (wide) writeChunk32<adds>(p, d + i * columns / 2, buffer, column);
-    else writeChunk16<adds>(p, d + i * columns / 2, buffer, column, p.outType == DType::F16);
+    if constexpr (wide) writeChunk32<adds>(d + i * columns / 2, p.alpha, bias, buffer);
+    else writeChunk16<T, adds>(d + i * columns / 2, p.alpha, bias, buffer);
     proxyFence();
     namedBarrier(1 + part, warpgroup);
     if (leader) {
@@ -238,7 +241,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
     if (threadIdx.x == 0) {
       const auto produce = [&](const CUtensorMap* a, const CUtensorMap* b, int m0, int n0, int k0) {
         barrierWait(empty + 8 * ring.stage, ring.parity ^ 1);
-        loadSlice<tileN, majorM, majorN>(a, b, m0, n0, k0, base + ring.stage * Shape::stageBytes, full + 8 * ring.stage, rank, cluster);
+        const uint32_t stage = base + ring.stage * Shape::stageBytes;
+        loadSlice<tileN, majorM, majorN>(a, m0, k0, b, n0, k0, stage, full + 8 * ring.stage, rank, cluster);
         ring.next();
       };
       for (int tile = first; tile < tiles; tile += step) {
@@ -263,6 +267,10 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
     const uint64_t descriptorB = operandDescriptor(base + Shape::bytesA, sliceK * swizzleBytes);
     uint32_t round = 0;
     float d[tileN / 2];
+    // The second warpgroup stays some slices behind the first, so that one multiplies while the other writes its part of a tile.
+    int ahead = p.lag;
+    const auto letFollow = [&] { asm volatile("bar.arrive 3, 256;" ::: "memory"); };
+    if (ahead > 0 && part == 1 && first < tiles) namedBarrier(3, 2 * warpgroup);
 
     for (int tile = first; tile < tiles; tile += step) {
       int row, column;
@@ -294,9 +302,12 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
           for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
         }
         __syncwarp();
+        if (ahead > 0 && --ahead == 0 && part == 0) letFollow();
         previous = ring.stage;
         ring.next();
       }
+      if (ahead > 0 && part == 0) letFollow();
+      ahead = 0;
       for (int j = 0; j < p.termCount; ++j) {
         if (!touches<tileN>(p.terms[j], n0)) continue;
         for (int k0 = 0; k0 < p.terms[j].rank; k0 += sliceK) {
@@ -316,7 +327,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       wgmmaWait<0>();
       release(previous);
       const auto write = [&]<bool wide, bool adds>() {
-        writeTile<tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
+        writeTile<T, tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
       };
       if (p.outType == DType::F32) p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
       else p.hasSource ? write.template operator()<false, true>() : write.template operator()<false, false>();

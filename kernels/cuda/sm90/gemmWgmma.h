@@ -20,11 +20,11 @@ struct WgmmaParams {
   CUtensorMap a, b, c, source;  // source: what is added, `add` or c itself
   WgmmaTerm terms[maxWgmmaTerms];
   int n, slices, tileRows, tileColumns, band, termCount;
+  int lag;  // slices that the second warpgroup stays behind the first
   float alpha;
   bool hasSource;
   DType outType, biasType;
   const void* bias;
-  int64_t biasStride;
 };
 
 /** How a product is cut up. */
@@ -32,6 +32,7 @@ struct WgmmaTiling {
   int tileN = 256;  // 128, 192 or 256 columns
   int cluster = 2;  // 1 or 2 blocks that share b
   int band = 8;     // rows of clusters' tiles that are walked through together
+  int lag = 2;      // slices of k between the two warpgroups
 };
 
 /** The tiling that takes the least estimated time. */
