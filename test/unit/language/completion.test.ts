@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import type { CompletionItem, TextEdit } from 'vscode-languageserver'
+import { yamlValue } from '../../../src/language/fieldText.ts'
 import { recipeFields, sectionNames } from '#shared/recipe.ts'
 import { complete } from '../../../src/language/completion.ts'
 import { diagnoseSchema } from '../../../src/language/diagnostics.ts'
@@ -149,7 +150,7 @@ describe('recipe completion: values', () => {
         assert.ok(offered.find(({ label }) => label === value)?.documentation, `${field.path}: ${value}`)
       }
       for (const value of field.meta.examples ?? []) {
-        const text = String(value)
+        const text = Array.isArray(value) ? yamlValue(value) : String(value)
         assert.ok(offered.some(({ label }) => label === text || Number(label) === value) || field.path === 'lora.target_modules',
           `${field.path}: ${text}`)
       }
