@@ -110,6 +110,8 @@ interface NativeModule {
   readonly Device: new (kind: 'cpu' | 'cuda', number: number) => NativeDevice
   describe(): NativeDescription
   gpuStatus(index: number): NativeGpuStatus | undefined
+  /** Where cuBLASLt was found, or why it is not used; undefined in a build without CUDA. Opens it, which takes a moment. */
+  cublasLt(): { readonly path?: string; readonly version: number; readonly problem: string } | undefined
 }
 
 let loaded: NativeModule | undefined

@@ -13,6 +13,7 @@
 #include "cpu/gemm.h"
 #include "cpu/loadQuantised.h"
 #ifdef UNSLOTH_CUDA
+#include "cuda/cublasLt.h"
 #include "cuda/cudaDevice.h"
 #include "cuda/gpus.h"
 #include "cuda/nvml.h"
@@ -384,6 +385,16 @@ Napi::Value describeCuda(Napi::Env env) {
   return result;
 }
 
+/** Where cuBLASLt was found, or why it is not used. Opens it, which takes a moment. */
+Napi::Value cublasLt(const Napi::CallbackInfo& info) {
+  const cuda::CublasLtStatus& library = cuda::cublasLtStatus();
+  auto result = Napi::Object::New(info.Env());
+  if (library.found) result.Set("path", library.path);
+  result.Set("version", static_cast<double>(library.version));
+  result.Set("problem", library.problem);
+  return result;
+}
+
 /** Memory, utilisation, temperature and power of a GPU now; undefined where NVML does not tell. */
 Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -402,6 +413,7 @@ Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
 }
 #else
 Napi::Value describeCuda(Napi::Env env) { return env.Undefined(); }
+Napi::Value cublasLt(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 Napi::Value gpuStatus(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 #endif
 
@@ -431,6 +443,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("Device", DeviceObject::define(env));
   exports.Set("describe", Napi::Function::New(env, describe));
   exports.Set("gpuStatus", Napi::Function::New(env, gpuStatus));
+  exports.Set("cublasLt", Napi::Function::New(env, cublasLt));
   return exports;
 }
 

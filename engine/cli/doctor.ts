@@ -7,7 +7,7 @@ import { promisify } from 'node:util'
 import { describeError, UnslothError } from '#shared/errors.ts'
 import type { DoctorCheck, DoctorResult } from '#shared/protocol.ts'
 import { formatBytes } from '#shared/units.ts'
-import { native } from '../native.ts'
+import { native, type NativeDescription } from '../native.ts'
 import { projectRoot } from '../projectRoot.ts'
 import { cpuQuota, physicalCores } from '../runtime/cores.ts'
 import { availableMemory, totalMemory } from '../runtime/memory.ts'
@@ -80,20 +80,19 @@ interface AddonState {
   readonly features: readonly string[]
   readonly float32Kernel?: string
   readonly bfloat16Kernel?: string
-  readonly devices: readonly string[]
+  readonly cuda?: NonNullable<NativeDescription['cuda']>
   readonly error?: UnslothError
 }
 
 function probeAddon(): AddonState {
   try {
     const { cpu, cuda } = native().describe()
-    const devices = ['cpu', ...(cuda?.gpus ?? []).map(({ index }) => `cuda:${index}`)]
     const features = ([['AVX2', cpu.avx2], ['AVX-512', cpu.avx512], ['AVX-512-BF16', cpu.avx512bf16], ['AMX', cpu.amx]] as const)
       .filter(([, has]) => has).map(([name]) => name)
     const path = loadedAddon()
-    return { ...(path === undefined ? {} : { path }), features, float32Kernel: cpu.float32Kernel, bfloat16Kernel: cpu.bfloat16Kernel, devices }
+    return { ...(path === undefined ? {} : { path }), features, float32Kernel: cpu.float32Kernel, bfloat16Kernel: cpu.bfloat16Kernel, ...(cuda === undefined ? {} : { cuda }) }
   } catch (error) {
-    return { features: [], devices: [], error: UnslothError.is(error) ? error : new UnslothError('NATIVE', describeError(error), { cause: error }) }
+    return { features: [], error: UnslothError.is(error) ? error : new UnslothError('NATIVE', describeError(error), { cause: error }) }
   }
 }
 
@@ -128,9 +127,17 @@ function checksOf(report: Omit<DoctorReport, 'checks'>, addon: AddonState, gpu: 
     ...(low ? { hint: 'Close other programs; `unsloth finetune --dry-run` shows what a run needs.' } : {}),
   })
   const names = gpu.gpus.map(({ name, memoryBytes }) => `${name} (${formatBytes(memoryBytes)})`).join(', ')
+  const { cuda } = addon
   if (gpu.reason !== undefined) checks.push({ name: 'GPU', level: 'info', detail: gpu.reason })
-  else if (addon.devices.includes('cuda')) checks.push({ name: 'GPU', level: 'ok', detail: `${names}, driver ${gpu.driver}` })
-  else checks.push({ name: 'GPU', level: 'info', detail: `${names}, driver ${gpu.driver}; not used: this build computes on the CPU only` })
+  else if (cuda === undefined) checks.push({ name: 'GPU', level: 'info', detail: `${names}, driver ${gpu.driver}; not used: this build computes on the CPU only` })
+  else if (cuda.gpus.length === 0) checks.push({ name: 'GPU', level: 'warning', detail: `${names}, driver ${gpu.driver}; not used`, hint: cuda.problem })
+  else {
+    const usable = cuda.gpus.map(({ index, name, capability, totalBytes }) => `cuda:${index} ${name} (${capability / 10}, ${formatBytes(totalBytes)})`)
+    checks.push({ name: 'GPU', level: 'ok', detail: `${usable.join(', ')}, driver ${gpu.driver}` })
+    const library = native().cublasLt()
+    const where = library?.path === undefined ? `${library?.problem ?? 'not looked for'} Our own kernels multiply.` : `${library.path}, version ${library.version}`
+    checks.push({ name: 'cuBLASLt', level: 'info', detail: where })
+  }
   return checks
 }
 
