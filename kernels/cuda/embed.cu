@@ -92,6 +92,7 @@ struct Segments {
   int64_t ldTable, ldOut, cols, entries;
   int rows;
   float scale;
+  bool aligned;  // whether dTable can be moved in 16-byte pieces
 };
 
 /** A block for each sorted place and stretch of columns; that of an id's first place adds all its rows. */
@@ -122,8 +123,16 @@ __global__ void __launch_bounds__(threads) segmentKernel(const Segments<T> p) {
     if (!more) break;
   }
   float* into = p.dTable + id * p.ldTable + column;
+  float old[width];
+  if (p.aligned) {
+    loadVector(into, old);
 #pragma unroll
-  for (int i = 0; i < width; ++i) into[i] = fmaf(p.scale, sum[i], into[i]);
+    for (int i = 0; i < width; ++i) old[i] = fmaf(p.scale, sum[i], old[i]);
+    storeVector(into, old);
+  } else {
+#pragma unroll
+    for (int i = 0; i < width; ++i) into[i] = fmaf(p.scale, sum[i], into[i]);
+  }
 }
 
 }  // namespace
@@ -180,9 +189,17 @@ void embedGrad(const Call& call, const Context& context) {
   checkLaunch("embedGrad");
   withType(dOut.dtype, "embedGrad", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Segments<T> p{dTable.f32(), static_cast<const T*>(dOut.data), sorted, dTable.ld, dOut.ld, dOut.cols, dTable.rows,
-                        rows,         static_cast<float>(call.f(0))};
     const bool fast = vectorised(dOut, perVector<T>);
+    const Segments<T> p{dTable.f32(),
+                        static_cast<const T*>(dOut.data),
+                        sorted,
+                        dTable.ld,
+                        dOut.ld,
+                        dOut.cols,
+                        dTable.rows,
+                        rows,
+                        static_cast<float>(call.f(0)),
+                        fast && vectorised(dTable, perVector<T>)};
     const int64_t width = fast ? perVector<T> : 1;
     const dim3 blocks(static_cast<uint32_t>(rows), static_cast<uint32_t>(divideUp(dOut.cols, threads * width)));
     if (fast) segmentKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);

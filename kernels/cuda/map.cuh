@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(mapThreads) mapKernel(const MapOperands<ins, o
 
 template <class T, int ins, int outs, int width, class Fn>
 void mapPart(const Context& context, const char* op, MapOperands<ins, outs> p, int64_t rows, int64_t cols, const Fn& fn) {
-  constexpr int unroll = width == 1 || ins >= 3 ? 2 : 4;
+  constexpr int unroll = 2;
   const int64_t perRow = cols / width;
   if (rows <= 0 || perRow <= 0) return;
   const int64_t firstColumn = p.firstColumn;

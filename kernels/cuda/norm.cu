@@ -6,8 +6,27 @@
 namespace unsloth::cuda::ops {
 namespace {
 
-/** Vectors that a thread of a wide team holds. A wider row than the largest team holds is read again instead. */
-constexpr int mostHeld = 4, mostTeam = 512;
+/** Vectors that a thread of a wide team holds; a wider row than the largest team holds is read again instead. Rows of a small
+ * team. */
+constexpr int mostHeld = 4, mostTeam = 512, severalRows = 4;
+
+/**
+ * Calls body(vector, row, column) for a thread's vectors: those in registers, or, one element wide, any number of them which
+ * `load` reads each time.
+ */
+template <int rows, int held, int width, class Vectors, class Load, class Body>
+__device__ __forceinline__ void eachVector(Vectors& vectors, const NormRow (&at)[rows], int lane, int team, const Load& load,
+                                           const Body& body) {
+  if constexpr (width > 1) {
+#pragma unroll
+    for (int q = 0; q < rows; ++q)
+#pragma unroll
+      for (int k = 0; k < held; ++k)
+        if (const int c = (lane + k * team) * width; c < at[q].last) body(vectors[q][k], q, c);
+  } else {
+    for (int c = lane; c < at[0].last; c += team) load(vectors[0][0], 0, c), body(vectors[0][0], 0, c);
+  }
+}
 
 template <class T>
 struct NormOperands {
@@ -19,66 +38,68 @@ struct NormOperands {
   float eps;
 };
 
-/** y = (x − μ)·r·w + b with μ = 0 unless centred; `held` vectors of `width` columns in each thread, or any number by reading
- * again. */
-template <class T, int held, int width, bool centred>
+/** y = (x − μ)·r·w + b with μ = 0 unless centred. */
+template <class T, int rows, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normKernel(const NormOperands<T> p) {
   const NormShape& s = p.shape;
-  const NormRow at = normRow(s);
-  const T* x = p.x + at.row * p.ldX + at.group * s.width;
-  T* y = p.y + at.row * p.ldY + at.group * s.width;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
-  const int last = at.live ? static_cast<int>(s.width) : 0;
-  Raw<T, width> raw[held] = {};
-  const auto eachVector = [&](auto&& body) {
-    if constexpr (width > 1) {
+  struct Vector {
+    Raw<T, width> x;
+    Parameters<T, width> w, b;
+  } vectors[rows][held] = {};
+  NormRow at[rows];
+  const T* x[rows];
 #pragma unroll
-      for (int k = 0; k < held; ++k)
-        if (const int c = (lane + k * s.team) * width; c < last) body(raw[k], c);
-    } else {
-      for (int c = lane; c < last; c += s.team) raw[0] = loadRaw<T, 1>(x + c), body(raw[0], c);
-    }
+  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q), x[q] = p.x + at[q].row * p.ldX + at[q].group * s.width;
+  const auto load = [&](Vector& v, int q, int c) {
+    v.x = loadRaw<T, width>(x[q] + c);
+    v.w.begin(s.w, at[q].group * s.weightStride + c);
+    if constexpr (centred) v.b.begin(s.b, at[q].group * s.weightStride + c);
   };
-  if constexpr (width > 1) eachVector([&](Raw<T, width>& v, int c) { v = loadRaw<T, width>(x + c); });
+  const auto each = [&](const auto& body) { eachVector<rows, held, width>(vectors, at, lane, s.team, load, body); };
+  if constexpr (width > 1) each(load);
 
-  float mean = 0;
+  float mean[rows] = {};
   if constexpr (centred) {
-    float sum[1] = {};
-    eachVector([&](const Raw<T, width>& v, int) {
+    each([&](const Vector& v, int q, int) {
       float value[width];
-      widenRaw<T, width>(v, value);
+      widenRaw<T, width>(v.x, value);
 #pragma unroll
-      for (int i = 0; i < width; ++i) sum[0] += value[i];
+      for (int i = 0; i < width; ++i) mean[q] += value[i];
     });
-    teamSum(sum, s.team, 0);
-    mean = sum[0] / static_cast<float>(s.width);
+    teamSum(mean, s.team, 0);
+#pragma unroll
+    for (int q = 0; q < rows; ++q) mean[q] /= static_cast<float>(s.width);
   }
-  float squares[1] = {};
-  eachVector([&](const Raw<T, width>& v, int) {
+  float r[rows] = {};
+  each([&](const Vector& v, int q, int) {
     float value[width];
-    widenRaw<T, width>(v, value);
+    widenRaw<T, width>(v.x, value);
 #pragma unroll
-    for (int i = 0; i < width; ++i) squares[0] = fmaf(value[i] - mean, value[i] - mean, squares[0]);
+    for (int i = 0; i < width; ++i) r[q] = fmaf(value[i] - mean[q], value[i] - mean[q], r[q]);
   });
-  teamSum(squares, s.team, 1);
-  const float r = 1.0f / sqrtf(squares[0] / static_cast<float>(s.width) + p.eps);
-  if (lane == 0 && at.live) {
-    float* stats = p.stats + at.row * p.ldStats + at.group * (centred ? 2 : 1);
-    if constexpr (centred) *stats++ = mean;
-    *stats = r;
-  }
-  eachVector([&](const Raw<T, width>& v, int c) {
-    float value[width], w[width];
-    widenRaw<T, width>(v, value);
-    loadWeight(s, at.group, c, w);
+  teamSum(r, s.team, 1);
 #pragma unroll
-    for (int i = 0; i < width; ++i) value[i] = (value[i] - mean) * r * w[i];
-    if (centred && s.b.data != nullptr) {
-      s.b.load(at.group * s.weightStride + c, w);
+  for (int q = 0; q < rows; ++q) {
+    r[q] = 1.0f / sqrtf(r[q] / static_cast<float>(s.width) + p.eps);
+    if (lane > 0 || at[q].last == 0) continue;
+    float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
+    if constexpr (centred) *stats++ = mean[q];
+    *stats = r[q];
+  }
+  const float one = s.plusOne ? 1.0f : 0.0f;
+  each([&](const Vector& v, int q, int c) {
+    float value[width], w[width];
+    widenRaw<T, width>(v.x, value);
+    v.w.get(s.w, at[q].group * s.weightStride + c, 1, w);
+#pragma unroll
+    for (int i = 0; i < width; ++i) value[i] = (value[i] - mean[q]) * r[q] * (w[i] + one);
+    if constexpr (centred) {
+      v.b.get(s.b, at[q].group * s.weightStride + c, 0, w);
 #pragma unroll
       for (int i = 0; i < width; ++i) value[i] += w[i];
     }
-    storeRaw<T, width>(y + c, narrowRaw<T, width>(value));
+    storeRaw<T, width>(p.y + at[q].row * p.ldY + at[q].group * s.width + c, narrowRaw<T, width>(value));
   });
 }
 
@@ -93,65 +114,65 @@ struct NormGradOperands {
 };
 
 /** dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)) with g = dy⊙w and x̂ = (x − μ)·r; without the mean of g unless centred. */
-template <class T, int held, int width, bool centred>
+template <class T, int rows, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normGradKernel(const NormGradOperands<T> p) {
   const NormShape& s = p.shape;
-  const NormRow at = normRow(s);
-  const T* x = p.x + at.row * p.ldX + at.group * s.width;
-  const T* dy = p.dy + at.row * p.ldDy + at.group * s.width;
-  T* dx = p.dx + at.row * p.ldDx + at.group * s.width;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
-  const int last = at.live ? static_cast<int>(s.width) : 0;
-  const float* stats = p.stats + at.row * p.ldStats + at.group * (centred ? 2 : 1);
-  struct Held {
+  struct Vector {
     Raw<T, width> x, dy, dx;
-  } raw[held] = {};
-  const auto load = [&](Held& v, int c) {
-    v.x = loadRaw<T, width>(x + c);
-    v.dy = loadRaw<T, width>(dy + c);
-    if (p.accumulate) v.dx = loadRaw<T, width>(dx + c);
-  };
-  const auto eachVector = [&](auto&& body) {
-    if constexpr (width > 1) {
+    Parameters<T, width> w;
+  } vectors[rows][held] = {};
+  NormRow at[rows];
+  T* dx[rows];
 #pragma unroll
-      for (int k = 0; k < held; ++k)
-        if (const int c = (lane + k * s.team) * width; c < last) body(raw[k], c);
-    } else {
-      for (int c = lane; c < last; c += s.team) load(raw[0], c), body(raw[0], c);
-    }
+  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q), dx[q] = p.dx + at[q].row * p.ldDx + at[q].group * s.width;
+  const auto load = [&](Vector& v, int q, int c) {
+    v.x = loadRaw<T, width>(p.x + at[q].row * p.ldX + at[q].group * s.width + c);
+    v.dy = loadRaw<T, width>(p.dy + at[q].row * p.ldDy + at[q].group * s.width + c);
+    if (p.accumulate) v.dx = loadRaw<T, width>(dx[q] + c);
+    v.w.begin(s.w, at[q].group * s.weightStride + c);
   };
-  if constexpr (width > 1) eachVector(load);
-  const float mean = centred && at.live ? stats[0] : 0.0f, r = at.live ? stats[centred ? 1 : 0] : 0.0f;
-  const auto units = [&](const Held& v, int c, float (&g)[width], float (&unit)[width]) {
+  const auto each = [&](const auto& body) { eachVector<rows, held, width>(vectors, at, lane, s.team, load, body); };
+  if constexpr (width > 1) each(load);
+  float mean[rows], r[rows];
+#pragma unroll
+  for (int q = 0; q < rows; ++q) {
+    const float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
+    mean[q] = centred ? stats[0] : 0.0f;
+    r[q] = stats[centred ? 1 : 0];
+  }
+  const float one = s.plusOne ? 1.0f : 0.0f;
+  const auto units = [&](const Vector& v, int q, int c, float (&g)[width], float (&unit)[width]) {
     float w[width];
     widenRaw<T, width>(v.dy, g);
     widenRaw<T, width>(v.x, unit);
-    loadWeight(s, at.group, c, w);
+    v.w.get(s.w, at[q].group * s.weightStride + c, 1, w);
 #pragma unroll
-    for (int i = 0; i < width; ++i) g[i] *= w[i], unit[i] = (unit[i] - mean) * r;
+    for (int i = 0; i < width; ++i) g[i] *= w[i] + one, unit[i] = (unit[i] - mean[q]) * r[q];
   };
-  float sums[centred ? 2 : 1] = {};
-  eachVector([&](const Held& v, int c) {
+  float sums[centred ? 2 * rows : rows] = {};  // of g⊙x̂, then of g
+  each([&](const Vector& v, int q, int c) {
     float g[width], unit[width];
-    units(v, c, g, unit);
+    units(v, q, c, g, unit);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      sums[0] = fmaf(g[i], unit[i], sums[0]);
-      if constexpr (centred) sums[1] += g[i];
+      sums[q] = fmaf(g[i], unit[i], sums[q]);
+      if constexpr (centred) sums[rows + q] += g[i];
     }
   });
   teamSum(sums, s.team, 0);
-  const float slope = sums[0] / static_cast<float>(s.width), level = centred ? sums[centred] / static_cast<float>(s.width) : 0.0f;
-  eachVector([&](const Held& v, int c) {
+  each([&](const Vector& v, int q, int c) {
+    const float slope = sums[q] / static_cast<float>(s.width),
+                level = centred ? sums[centred * rows + q] / static_cast<float>(s.width) : 0.0f;
     float g[width], unit[width], old[width];
-    units(v, c, g, unit);
+    units(v, q, c, g, unit);
     widenRaw<T, width>(v.dx, old);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const float value = r * (g[i] - level - unit[i] * slope);
+      const float value = r[q] * (g[i] - level - unit[i] * slope);
       g[i] = p.accumulate ? old[i] + value : value;
     }
-    storeRaw<T, width>(dx + c, narrowRaw<T, width>(g));
+    storeRaw<T, width>(dx[q] + c, narrowRaw<T, width>(g));
   });
 }
 
@@ -221,14 +242,26 @@ bool fits(const NormShape& s, std::initializer_list<View> rows, int width) {
   return true;
 }
 
-/** Calls body(held, width) as constants, after choosing the team. */
+/** Numbers of a launch that are constants of the kernel. */
+template <int rowsEach, int heldEach, int widthEach>
+struct NormForm {
+  static constexpr int rows = rowsEach, held = heldEach, width = widthEach;
+};
+
+/**
+ * Calls body(NormForm) after choosing the team. Small rows go several to a team where that leaves enough teams for the GPU; wider
+ * ones go by two vectors to a thread up to `fewVectors`, then by four: measured best on an H200 at hidden sizes 896 and 4096.
+ */
 template <int wide, class Body>
-void withHeld(NormShape& s, bool inRegisters, Body&& body) {
-  const int64_t vectors = inRegisters ? s.width / wide : s.width, each = !inRegisters || vectors > 32 ? mostHeld : 1;
+void withForm(const Context& context, NormShape& s, bool inRegisters, int64_t fewVectors, Body&& body) {
+  const int64_t vectors = inRegisters ? s.width / wide : s.width;
+  const int64_t each = !inRegisters ? mostHeld : vectors <= 32 ? 1 : vectors <= fewVectors ? 2 : mostHeld;
   while (s.team < mostTeam && s.team * each < vectors) s.team *= 2;
-  if (!inRegisters) s.team = std::min(s.team, 256), body(std::integral_constant<int, 1>{}, std::integral_constant<int, 1>{});
-  else if (each == 1) body(std::integral_constant<int, 1>{}, std::integral_constant<int, wide>{});
-  else body(std::integral_constant<int, mostHeld>{}, std::integral_constant<int, wide>{});
+  if (!inRegisters) s.team = std::min(s.team, 256), body(NormForm<1, 1, 1>{});
+  else if (each == 2) body(NormForm<1, 2, wide>{});
+  else if (each > 2) body(NormForm<1, mostHeld, wide>{});
+  else if (s.count * s.team >= int64_t{2048} * severalRows * context.gpu->multiprocessors) body(NormForm<severalRows, 1, wide>{});
+  else body(NormForm<1, 1, wide>{});
 }
 
 template <bool centred>
@@ -237,12 +270,12 @@ void norm(const Operands& args, const Call& call, const Context& context, const 
   if (s.count == 0) return;
   withType(x.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    withHeld<perVector<T>>(s, fits(s, {x, y}, perVector<T>), [&](auto held, auto width) {
+    withForm<perVector<T>>(context, s, fits(s, {x, y}, perVector<T>), 256, [&](auto form) {
+      using F = decltype(form);
       const NormOperands<T> p{s,        static_cast<const T*>(x.data), static_cast<T*>(y.data), stats.f32(), x.ld, y.ld,
                               stats.ld, static_cast<float>(call.f(0))};
-      const NormLaunch launch = launchOf(s);
-      normKernel<T, decltype(held)::value, decltype(width)::value, centred>
-          <<<launch.blocks, launch.threads, 0, context.stream>>>(p);
+      const NormLaunch launch = launchOf(s, F::rows);
+      normKernel<T, F::rows, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
       checkLaunch(op);
     });
   });
@@ -272,7 +305,8 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
   withType(x.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     parameterGrads<T, centred>(context, op, dy, x, stats, s, dw, db);
-    withHeld<perVector<T>>(s, fits(s, {x, dy, dx}, perVector<T>), [&](auto held, auto width) {
+    withForm<perVector<T>>(context, s, fits(s, {x, dy, dx}, perVector<T>), 1024, [&](auto form) {
+      using F = decltype(form);
       const NormGradOperands<T> p{s,
                                   static_cast<T*>(dx.data),
                                   static_cast<const T*>(dy.data),
@@ -283,9 +317,8 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
                                   x.ld,
                                   stats.ld,
                                   accumulate};
-      const NormLaunch launch = launchOf(s);
-      normGradKernel<T, decltype(held)::value, decltype(width)::value, centred>
-          <<<launch.blocks, launch.threads, 0, context.stream>>>(p);
+      const NormLaunch launch = launchOf(s, F::rows);
+      normGradKernel<T, F::rows, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
       checkLaunch(op);
     });
   });

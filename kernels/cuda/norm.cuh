@@ -5,8 +5,8 @@
 namespace unsloth::cuda {
 
 /**
- * A norm over column groups: row s of `count` is group s mod groups of row s / groups. A team of 2ᵏ threads has one such row:
- * within a warp up to 32, else a block.
+ * A norm over column groups: row s of `count` is group s mod groups of row s / groups. A team of 2ᵏ threads has one such row, or
+ * a few successive ones: within a warp up to 32, else a block.
  */
 struct NormShape {
   int64_t count, width, weightStride;  // weightStride: from one group's weights to the next, 0 when all share
@@ -18,14 +18,16 @@ struct NormShape {
 
 struct NormRow {
   int64_t row, group;
-  bool live;
+  int last;  // columns, 0 behind the last row
 };
 
-__device__ __forceinline__ NormRow normRow(const NormShape& s) {
-  const int64_t at = s.team > 32 ? int64_t{blockIdx.x} : (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / s.team;
-  const bool live = at < s.count;
-  const uint32_t row = s.groups(live ? static_cast<uint32_t>(at) : 0u);
-  return {row, live ? at - int64_t{row} * s.groups.divisor : 0, live};
+/** The team's row number `own` of `each`. */
+__device__ __forceinline__ NormRow normRow(const NormShape& s, int each, int own) {
+  const int64_t team = s.team > 32 ? int64_t{blockIdx.x} : (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / s.team;
+  const int64_t at = team * each + own;
+  if (at >= s.count) return {0, 0, 0};
+  const uint32_t row = s.groups(static_cast<uint32_t>(at));
+  return {row, at - int64_t{row} * s.groups.divisor, static_cast<int>(s.width)};
 }
 
 /** Sums over a team, the same bits in each of its threads. `slot` numbers the sums of one kernel. */
@@ -50,29 +52,38 @@ __device__ __forceinline__ void teamSum(float (&v)[values], int team, int slot) 
   for (int i = 0; i < values; ++i) v[i] = __shfl_sync(0xffffffffu, v[i], 0);
 }
 
-/** Weights of `width` columns; ones where there are none. */
-template <int width>
-__device__ __forceinline__ void loadWeight(const NormShape& s, int64_t group, int64_t column, float (&w)[width]) {
-  if (s.w.data == nullptr) {
-#pragma unroll
-    for (int i = 0; i < width; ++i) w[i] = 1;
-    return;
-  }
-  s.w.load(group * s.weightStride + column, w);
-  if (s.plusOne)
-#pragma unroll
-    for (int i = 0; i < width; ++i) w[i] += 1;
-}
+/**
+ * Weights or biases of one vector: loaded before the sums where they have the type of the rows, so that their latency hides
+ * behind them, else when they are used.
+ */
+template <class T, int width>
+struct Parameters {
+  Raw<T, width> raw;
 
-/** Where the launchers of norm.cu put their choice: threads of a team and of a block. */
+  __device__ __forceinline__ void begin(const AnyFloats& p, int64_t at) {
+    if (p.data != nullptr && p.dtype == dtypeOf<T>) raw = loadRaw<T, width>(static_cast<const T*>(p.data) + at);
+  }
+  __device__ __forceinline__ void get(const AnyFloats& p, int64_t at, float absent, float (&out)[width]) const {
+    if (p.data != nullptr && p.dtype == dtypeOf<T>) {
+      widenRaw<T, width>(raw, out);
+    } else if (p.data != nullptr) {
+      p.load(at, out);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) out[i] = absent;
+    }
+  }
+};
+
 struct NormLaunch {
   uint32_t blocks, threads;
 };
 
-inline NormLaunch launchOf(const NormShape& s) {
+/** Blocks for teams that have `each` rows. */
+inline NormLaunch launchOf(const NormShape& s, int each) {
   if (s.team > 32) return {static_cast<uint32_t>(s.count), static_cast<uint32_t>(s.team)};
   constexpr int threads = 128;
-  return {static_cast<uint32_t>(divideUp(s.count, threads / s.team)), threads};
+  return {static_cast<uint32_t>(divideUp(s.count, each * (threads / s.team))), threads};
 }
 
 }  // namespace unsloth::cuda

@@ -1,4 +1,5 @@
-// The norm of all gradients and AdamW over flat parameters. Bytes per parameter: sumSquares 4, adamw 28.
+// The norm of all gradients, and optimizers over flat fp32 parameters. Bytes per parameter: sumSquares 4, adamw 28, lion 20, sgd
+// 20 (12 without momentum).
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -82,6 +83,13 @@ struct AdamW : MapFunction {
 
   template <int width>
   __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[4][width], float (&out)[3][width]) const {
+    if (isnan(step.gradientScale)) {  // a spoilt step changes nothing
+#pragma unroll
+      for (int k = 0; k < 3; ++k)
+#pragma unroll
+        for (int i = 0; i < width; ++i) out[k][i] = in[k][i];
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const float g = step.gradientScale * in[3][i];
@@ -94,6 +102,83 @@ struct AdamW : MapFunction {
     }
   }
 };
+
+/** Gradient scale, learning rate and 1 − rate·decay, read once for each block. */
+struct Rates {
+  float gradientScale, rate, keep;
+};
+
+__device__ __forceinline__ Rates readRates(const double* scalars, int group, double weightDecay) {
+  __shared__ Rates shared;
+  if (threadIdx.x == 0) {
+    const double rate = scalars[3 + group];
+    shared = {static_cast<float>(scalars[0]), static_cast<float>(rate), static_cast<float>(1 - rate * weightDecay)};
+  }
+  __syncthreads();
+  return shared;
+}
+
+/** in: p, m, grad; out: p, m. Products and sums are rounded one by one, as on the CPU: the sign decides. */
+struct Lion : MapFunction {
+  const double* scalars;
+  int group;
+  float beta1, beta2;
+  double weightDecay;
+  Rates rates;
+
+  __device__ __forceinline__ void ready() { rates = readRates(scalars, group, weightDecay); }
+
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[3][width], float (&out)[2][width]) const {
+    const bool spoilt = isnan(rates.gradientScale);
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const float p = in[0][i], m = in[1][i], g = __fmul_rn(rates.gradientScale, in[2][i]);
+      const auto mixed = [&](float a) { return __fadd_rn(__fmul_rn(m, a), __fmul_rn(1.0f - a, g)); };
+      const float way = mixed(beta1), direction = way > 0 ? 1.0f : way < 0 ? -1.0f : 0.0f;
+      out[0][i] = spoilt ? p : __fadd_rn(__fmul_rn(p, rates.keep), -__fmul_rn(rates.rate, direction));
+      out[1][i] = spoilt ? m : mixed(beta2);
+    }
+  }
+};
+
+/** in: p, grad, and m when there is momentum; out: p, and m. */
+template <int outs>
+struct Sgd : MapFunction {
+  const double* scalars;
+  int group;
+  float momentum, decay;
+  Rates rates;
+
+  __device__ __forceinline__ void ready() { rates = readRates(scalars, group, 0); }
+
+  template <int width>
+  __device__ __forceinline__ void operator()(int64_t, int64_t, const float (&in)[1 + outs][width],
+                                             float (&out)[outs][width]) const {
+    const bool spoilt = isnan(rates.gradientScale);
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      float g = __fadd_rn(__fmul_rn(rates.gradientScale, in[1][i]), __fmul_rn(decay, in[0][i]));
+      if constexpr (outs == 2) {
+        g = __fadd_rn(__fmul_rn(momentum, in[outs][i]), g);
+        out[outs - 1][i] = spoilt ? in[outs][i] : g;
+      }
+      out[0][i] = spoilt ? in[0][i] : __fadd_rn(in[0][i], -__fmul_rn(rates.rate, g));
+    }
+  }
+};
+
+/** The scalars of an optimizer's command, and its group among them. */
+struct Scalars {
+  const double* list;
+  int group;
+};
+
+Scalars scalarsOf(const Operands& args, const Call& call, int64_t operand) {
+  const int group = call.i(0);
+  args.require(group >= 0, "group is negative");
+  return {args.list<double>(operand, "scalars", DType::F64, 4 + group), group};
+}
 
 }  // namespace
 
@@ -126,11 +211,32 @@ void adamw(const Call& call, const Context& context) {
   const View& m = args.typed(1, "m", DType::F32, p.rows, p.cols);
   const View& v = args.typed(2, "v", DType::F32, p.rows, p.cols);
   const View& grad = args.typed(3, "grad", DType::F32, p.rows, p.cols);
-  const int group = call.i(0);
-  args.require(group >= 0, "group is negative");
-  const auto* scalars = args.list<double>(4, "scalars", DType::F64, 4 + group);
+  const Scalars scalars = scalarsOf(args, call, 4);
   mapElements<float, 4, 3>(context, "adamw", {p, m, v}, {p, m, v, grad},
-                           AdamW{{}, scalars, group, call.f(0), call.f(1), call.f(2), call.f(3), {}});
+                           AdamW{{}, scalars.list, scalars.group, call.f(0), call.f(1), call.f(2), call.f(3), {}});
+}
+
+void lion(const Call& call, const Context& context) {
+  const Operands args(call, "lion", 4, 1, 3);
+  const View& p = args.typed(0, "p", DType::F32, 1);
+  const View& m = args.typed(1, "m", DType::F32, 1, p.cols);
+  const View& grad = args.typed(2, "grad", DType::F32, 1, p.cols);
+  const Scalars scalars = scalarsOf(args, call, 3);
+  const auto beta1 = static_cast<float>(call.f(0)), beta2 = static_cast<float>(call.f(1));
+  mapElements<float, 3, 2>(context, "lion", {p, m}, {p, m, grad},
+                           Lion{{}, scalars.list, scalars.group, beta1, beta2, call.f(2), {}});
+}
+
+void sgd(const Call& call, const Context& context) {
+  const Operands args(call, "sgd", 4, 1, 2);
+  const View& p = args.typed(0, "p", DType::F32, 1);
+  const View& grad = args.typed(2, "grad", DType::F32, 1, p.cols);
+  const Scalars scalars = scalarsOf(args, call, 3);
+  const auto momentum = static_cast<float>(call.f(0)), decay = static_cast<float>(call.f(1));
+  if (!args.has(1))
+    return mapElements<float, 2, 1>(context, "sgd", {p}, {p, grad}, Sgd<1>{{}, scalars.list, scalars.group, momentum, decay, {}});
+  const View& m = args.typed(1, "m", DType::F32, 1, p.cols);
+  mapElements<float, 3, 2>(context, "sgd", {p, m}, {p, grad, m}, Sgd<2>{{}, scalars.list, scalars.group, momentum, decay, {}});
 }
 
 }  // namespace unsloth::cuda::ops

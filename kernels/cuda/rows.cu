@@ -2,11 +2,12 @@
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
+#include "warp.cuh"
 
 namespace unsloth::cuda::ops {
 namespace {
 
-constexpr int threads = 128, unroll = 4;
+constexpr int threads = 128, unroll = 2;
 
 /** Row i of `rows` goes from x[from[i]] to y[to[i]]; without a list, i itself. A target that is no row is skipped. */
 struct RowCopy {
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(threads) scaleRowsGradKernel(const RowScales<T
     storeVector(dx + c, d);
   }
   if (p.dw == nullptr) return;
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  sum = warpSum(sum);
   __shared__ float warps[threads / 32];
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
   __syncthreads();

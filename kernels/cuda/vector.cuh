@@ -162,7 +162,17 @@ struct AnyFloats {
     else if (dtype == DType::F16) loadVector(static_cast<const __half*>(data) + index, out);
     else loadVector(static_cast<const float*>(data) + index, out);
   }
+  __device__ __forceinline__ float at(int64_t index) const {
+    float value[1];
+    load(index, value);
+    return value[0];
+  }
 };
+
+template <class T>
+constexpr DType dtypeOf = std::is_same_v<T, float>  ? DType::F32
+                          : std::is_same_v<T, bf16> ? DType::BF16
+                                                    : DType::F16;
 
 /** Whether rows of a view can be read `count` elements at a time, in pieces of at most 16 bytes. */
 inline bool vectorised(const View& v, int count) {

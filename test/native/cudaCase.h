@@ -1,10 +1,12 @@
 #pragma once
 // One command on the CPU and on the GPU with the same operands: what cudaOpsTest is made of.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -67,7 +69,8 @@ struct Bench {
   cpu::ThreadPool pool{8};
   std::byte* arena = nullptr;
   size_t arenaBytes = size_t{1} << 30;
-  int checks = 0, failures = 0;
+  int checks = 0;
+  std::map<std::string, int> failuresOf;  // the first few of each command are printed
 
   Bench() {
     cuda::check(cudaStreamCreate(&context.stream), "making a stream");
@@ -155,7 +158,7 @@ class Case {
     return static_cast<int>(operands_.size()) - 1;
   }
   void complain(const std::string& what) {
-    if (++bench_.failures > 60) return;
+    if (++bench_.failuresOf[name_] > 4) return;
     std::string shape;
     for (const Operand& o : operands_)
       shape += o.present ? std::string(" ") + nameOf(o.type) + "[" + std::to_string(o.rows) + "," + std::to_string(o.cols) + "]"
@@ -274,7 +277,8 @@ inline void Case::compare(size_t index, const std::vector<std::byte>& after) {
       if (std::isinf(wanted) && wanted == got) continue;
       // Half a unit in the last place of a number is between half/2 and half of it: the bound of its binade.
       const double unit = wanted == 0 ? 0 : std::exp2(std::floor(std::log2(std::abs(wanted)))) * half;
-      const double allowed = std::max(unit, least) + o.relative * std::abs(wanted) + o.absolute * size;
+      const double allowed =
+          std::max({unit, least, o.relative > 0 ? 0x1p-126 : 0.0}) + o.relative * std::abs(wanted) + o.absolute * size;
       if (std::abs(got - wanted) <= allowed) continue;
       char text[160];
       std::snprintf(text, sizeof text, "operand %zu (%lld,%lld) is %.9g, expected %.9g (allowed %.3g)", index,
@@ -313,7 +317,7 @@ void over(const char* name, std::initializer_list<Shape> shapes, Test&& test) {
         if (!small || s.rows * s.cols <= 20000) test(type, layout, s.rows, s.cols);
 }
 
-inline constexpr std::initializer_list<Shape> mapShapes = {{1, 1}, {3, 7}, {5, 16}, {130, 33}, {9, 896}, {33, 4096}, {5, 14336}};
+inline constexpr std::initializer_list<Shape> mapShapes = {{1, 1}, {3, 7}, {5, 16}, {130, 33}, {9, 896}, {9, 4096}, {2, 14336}};
 
 inline std::vector<double> whole(int64_t count, const std::function<int64_t(int64_t)>& value) {
   std::vector<double> values(static_cast<size_t>(count));
@@ -325,6 +329,7 @@ inline std::vector<double> whole(int64_t count, const std::function<int64_t(int6
 void rotary();
 void rows();
 void optimizer();
+void flatOptimizers();
 void mixture();
 
 }  // namespace unsloth::test

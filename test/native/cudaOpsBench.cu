@@ -101,6 +101,13 @@ void benchModel(const Model& m) {
                           {static_cast<int32_t>(qHeads), 0},
                           {1e-5}};
         });
+  bench("rmsNormGrad", (shape + std::to_string(qHeads) + " heads").c_str(), cuda::ops::rmsNormGrad,
+        6 * N * static_cast<double>(all), [&] {
+          return Operands{{take(t, m.rows, all), View{}, take(t, m.rows, all), take(t, m.rows, all), take(t, 1, m.headDim),
+                           take(f, m.rows, qHeads)},
+                          {static_cast<int32_t>(qHeads), 0, 0},
+                          {}};
+        });
   bench("layerNorm", thin.c_str(), cuda::ops::layerNorm, 4 * N * H, [&] {
     return Operands{{hidden(), take(f, m.rows, 2), hidden(), take(t, 1, m.hidden), take(t, 1, m.hidden)}, {1}, {1e-5}};
   });
