@@ -110,20 +110,24 @@ export async function examineTokenizer(folder: string, { fix = true } = {}): Pro
 /** How many samples at each end are searched for tokens. */
 const looked = 250
 
-/** Warnings about a tokenizer together with what it is used on: tokens of the data whose rows were never trained. */
-export async function tokenizerWarnings(
-  tokenizer: Tokenizer, samples: readonly { readonly ids: Int32Array }[], trainsEmbeddings: boolean,
-): Promise<string[]> {
-  const warnings: string[] = tokenizer.repairs.map(({ found, changed }) => `Tokenizer: ${found}; ${changed}.`)
-  const ids = new Set<number>()
+/** Tokens of the data whose rows were never trained, other than those of roles, with how often the data use them. */
+export async function untrainedInUse(tokenizer: Tokenizer, samples: readonly { readonly ids: Int32Array }[]): Promise<Map<number, number>> {
+  const counts = new Map<number, number>()
+  const added = new Set(tokenizer.files.definition.added_tokens.map(({ id }) => id))
+  const roles = new Set([tokenizer.bosId, tokenizer.eosId, tokenizer.padId])
   const ends = samples.length <= 2 * looked ? samples : [...samples.slice(0, looked), ...samples.slice(-looked)]
-  for (const sample of ends) for (const id of sample.ids) if (tokenizer.specialIds.has(id)) ids.add(id)
-  const named = new Set([tokenizer.bosId, tokenizer.eosId, tokenizer.padId])
-  const untrained = trainsEmbeddings ? [] : await untrainedTokens(tokenizer.folder, [...ids].filter((id) => !named.has(id)))
-  if (untrained.length > 0) {
-    const names = untrained.map((id) => quote(tokenizer.tokenOf(id) ?? String(id)))
-    warnings.push(`The data use ${names.slice(0, 4).join(', ')}${names.length > 4 ? ', …' : ''}, whose embeddings were never trained, and which stay as they are: `
-      + 'add embed_tokens and lm_head to lora.modules_to_save.')
-  }
-  return warnings
+  for (const sample of ends) for (const id of sample.ids) if (added.has(id) && !roles.has(id)) counts.set(id, (counts.get(id) ?? 0) + 1)
+  const untrained = await untrainedTokens(tokenizer.options.modelFolder ?? tokenizer.folder, [...counts.keys()])
+  return new Map(untrained.map((id) => [id, counts.get(id)!]))
+}
+
+/** Warnings about a tokenizer together with what it is used on. `untrained`: see untrainedInUse. */
+export function tokenizerWarnings(tokenizer: Tokenizer, untrained: ReadonlyMap<number, number>, trainsEmbeddings: boolean): string[] {
+  const warnings: string[] = tokenizer.repairs.map(({ found, changed }) => `Tokenizer: ${found}; ${changed}.`)
+  if (untrained.size === 0) return warnings
+  const names = [...untrained.keys()].map((id) => quote(tokenizer.tokenOf(id) ?? String(id)))
+  const used = `The data use ${names.slice(0, 4).join(', ')}${names.length > 4 ? ', …' : ''}, whose embeddings were never trained`
+  return [...warnings, trainsEmbeddings
+    ? `${used}: their rows of embed_tokens and lm_head begin as the mean of the trained rows.`
+    : `${used}, and which stay as they are: add embed_tokens and lm_head to lora.modules_to_save.`]
 }

@@ -80,8 +80,11 @@ function stageOf(part: PreTokenizer, definition: unknown): Stage[] {
     return [patternStage(part.pattern)]
   // The library knows only ASCII digits; the native engine takes every numeric character.
   if (isJsonObject(definition) && definition.type === 'Digits') return [patternStage(definition.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)]
-  if (isJsonObject(definition) && definition.type === 'Punctuation' && /^(?:contiguous|isolated)$/i.test(String(definition.behavior ?? 'isolated')))
-    return [patternStage(/^contiguous$/i.test(String(definition.behavior)) ? new RegExp(`(?:${punctuation})+`, 'gu') : new RegExp(punctuation, 'gu'))]
+  if (isJsonObject(definition) && definition.type === 'Punctuation') {
+    const behavior = typeof definition.behavior === 'string' ? definition.behavior.toLowerCase() : 'isolated'
+    if (behavior === 'contiguous') return [patternStage(new RegExp(`(?:${punctuation})+`, 'gu'))]
+    if (behavior === 'isolated') return [patternStage(new RegExp(punctuation, 'gu'))]
+  }
   const own: Stage = (words, section) => part.pre_tokenize([...words], { section_index: section })
   const splits = isJsonObject(definition) && definition.type === 'Metaspace' && definition.split !== false
   return splits ? [own, splitAtSpaces] : [own]

@@ -5,7 +5,7 @@ import { formatCompact, formatCount } from '#shared/units.ts'
 import type { Dataset } from '../data/dataset.ts'
 import { readRecipeData, tokenizerOptions } from '../data/recipeData.ts'
 import { lengthOf, type Sample } from '../data/sample.ts'
-import { tokenizerWarnings } from '../data/tokenizerDoctor.ts'
+import { tokenizerWarnings, untrainedInUse } from '../data/tokenizerDoctor.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
 import type { HubOptions } from '../hub/snapshot.ts'
 import type { HubProgress } from '../hub/transferProgress.ts'
@@ -42,6 +42,8 @@ export interface PreparedRun {
   readonly resumeFrom: CheckpointInfo | undefined
   /** Repositories of the Hub that it uses. */
   readonly sources: HubSources
+  /** Tokens of the data whose rows were never trained and are to be filled, with how often the data use them. */
+  readonly untrained: ReadonlyMap<number, number>
   /** For people: model, data, steps, what is trained, memory. */
   readonly summaryLines: readonly string[]
   readonly warnings: readonly string[]
@@ -83,11 +85,12 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   const plan = planTraining(patched, {
     checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
-    optimizer: optimizerKinds[training.optim]!, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
+    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
   })
   const capacity = plan.training.capacity
+  const untrained = recipe.model.fix_tokenizer ? await untrainedInUse(model.tokenizer, train.samples) : new Map<number, number>()
   return {
-    model, plan, samples: train.samples, totalSteps: steps, batches: (step) => batches.microSteps(step, [capacity]),
+    untrained: trainsEmbeddings(recipe) ? untrained : new Map(), model, plan, samples: train.samples, totalSteps: steps, batches: (step) => batches.microSteps(step, [capacity]),
     tokensOf: (done) => sum(Array.from({ length: done }, (_, step) => sum(batches.samplesOf(step).map(({ ids }) => ids.length)))),
     epochOf: (done) => (done === 0 ? 0 : batches.order.step(done - 1).epochAfter),
     evaluation: evaluation === undefined ? undefined : evaluationBatches(evaluation.samples, [capacity]),
@@ -95,7 +98,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
     resumeFrom: await checkpointToResume(recipe),
     summaryLines: summary(recipe, { model: model.hub, dataset: source }, patched, train, steps, batches, [...model.patchReport, plan.summary]),
     sources: { model: model.hub, dataset: source },
-    warnings: [...model.warnings, ...notices, ...(await tokenizerWarnings(model.tokenizer, train.samples, trainsEmbeddings(recipe))), ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+    warnings: [...model.warnings, ...notices, ...tokenizerWarnings(model.tokenizer, untrained, trainsEmbeddings(recipe)), ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
 

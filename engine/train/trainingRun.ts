@@ -13,6 +13,7 @@ import { restoreCheckpoint, writeCheckpoint } from './checkpoint.ts'
 import { readSources, writeSources } from './hubSources.ts'
 import { optimizerKinds } from './optimizerState.ts'
 import { prepareRun, type PreparedRun } from './prepareRun.ts'
+import { fillUntrainedRows } from './fillUntrainedRows.ts'
 import type { RunControl } from './runControl.ts'
 import { saveOutputs } from './saveOutputs.ts'
 import { learningRate } from './schedule.ts'
@@ -137,7 +138,7 @@ export class TrainingRun {
     const { training } = recipe
     this.state('loading', null, { plannedBytes: prepared.plan.totalBytes, totalSteps: prepared.totalSteps })
     this.residentBefore = process.memoryUsage.rss()
-    await prepared.model.load({ runtime, adapter: prepared.initAdapter })
+    fillUntrainedRows(await prepared.model.load({ runtime, adapter: prepared.initAdapter }), prepared.untrained)
     const trainer = prepared.model.trainer(prepared.plan, {
       maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
       eps: training.adam_epsilon, weightDecay: training.weight_decay, kind: optimizerKinds[training.optim]!,
@@ -169,7 +170,7 @@ export class TrainingRun {
         const share = learningRate(next, scheduleOf(recipe, prepared.totalSteps))
         const rate = training.learning_rate * share
         const embedding = (training.embedding_learning_rate ?? training.learning_rate) * share
-        const { outcome } = await trainer.start(next, prepared.batches(next), { default: rate, embedding })
+        const { outcome } = await trainer.start(next, prepared.batches(next), { default: rate, embedding, loraB: rate * (recipe.lora.loraplus_lr_ratio ?? 1) })
         outcome.catch(() => undefined) // It is awaited below; until then nobody is told.
         started.push({ rate, outcome })
         if (started.length <= ahead) continue

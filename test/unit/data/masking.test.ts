@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict'
 import { buildDataset, type DatasetOptions } from '../../../engine/data/dataset.ts'
 import { fileWith, fixtureTokenizer, folderWith, jsonl, rejects, removeFolders } from './support.ts'
-import { examineTokenizer, tokenizerWarnings } from '../../../engine/data/tokenizerDoctor.ts'
+import { untrainedTokens } from '../../../engine/data/embeddingRows.ts'
+import { fillRows } from '../../../engine/train/fillUntrainedRows.ts'
+import { examineTokenizer, tokenizerWarnings, untrainedInUse } from '../../../engine/data/tokenizerDoctor.ts'
 import { writeSafetensors } from '../../../engine/io/safetensorsWriter.ts'
 import { loadTokenizer } from '../../../engine/data/tokenizer.ts'
 import { readFileSync } from 'node:fs'
@@ -126,8 +128,25 @@ describe('tokenizer doctor', () => {
     assert.deepEqual([found.get('template')!.level, found.get('template')!.changed], ['warning', '"<|reserved_1|>" is written for it'])
     const tokenizer = await loadTokenizer(path)
     assert.equal((await loadTokenizer(path, { fix: false })).chatTemplates.get('default'), template)
-    const samples = [{ ids: Int32Array.of(1, 512, 5) }]
-    assert.match((await tokenizerWarnings(tokenizer, samples, false)).join('\n'), /ignores add_generation_prompt[^]*The data use "<\|reserved_1\|>", whose embeddings were never trained/)
-    assert.equal((await tokenizerWarnings(tokenizer, samples, true)).filter((warning) => warning.includes('never trained')).length, 0)
+    const untrained = await untrainedInUse(tokenizer, [{ ids: Int32Array.of(1, 512, 5, 512) }])
+    assert.deepEqual([...untrained], [[512, 2]])
+    assert.match(tokenizerWarnings(tokenizer, untrained, false).join('\n'), /ignores add_generation_prompt[^]*The data use "<\|reserved_1\|>", whose embeddings were never trained, and which stay/)
+    assert.match(tokenizerWarnings(tokenizer, untrained, true).join('\n'), /begin as the mean of the trained rows/)
+  })
+
+  it('fills rows that were never trained with the mean of the others, by how often they are used', () => {
+    const values = Float32Array.of(1, -2, 3, 4, 0, 0, 0, 0)
+    fillRows(values, 2, new Map([[2, 4], [3, 1]]))
+    assert.deepEqual([...values], [1, -2, 3, 4, 2, 1, 0.5, 0.25])
+  })
+
+  it('takes output rows that are the same as others for untrained, and rows of small negatives for trained', async () => {
+    const path = folderWith({ 'config.json': '{"model_type": "llama"}' })
+    const matrix = (rows: readonly (readonly number[])[]) => ({ dtype: 'F32' as const, shape: [rows.length, 2], data: new Uint8Array(Float32Array.from(rows.flat()).buffer) })
+    await writeSafetensors(join(path, 'model.safetensors'), [
+      { name: 'model.embed_tokens.weight', ...matrix([[1, 1], [0, 0], [0, 0], [-1e-3, 0], [0, 0]]) },
+      { name: 'lm_head.weight', ...matrix([[1, 1], [0.5, 0.5], [0.5, 0.50001], [0, 0], [0.1, 0.2]]) },
+    ])
+    assert.deepEqual(await untrainedTokens(path, [0, 1, 2, 3, 4]), [1, 2])
   })
 })
