@@ -118,7 +118,7 @@ export class FastLanguageModel {
   getPeftModel(options: PeftOptions = {}): this {
     if (this.loaded !== undefined) throw new UnslothError('INTERNAL', 'getPeftModel comes before load')
     if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
-    this.patchedModel = patchModel(this.description, loraTraining(options), this.target, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true })
+    this.patchedModel = patchModel(this.description, loraTraining(options), this.target, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true, loraPlus: options.loraPlus === true })
     return this
   }
 

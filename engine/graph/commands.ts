@@ -89,6 +89,11 @@ export const commandSignatures = {
    */
   dropout: signature('y', 'x tokenKeys random', 'site accumulate', 'p'),
   /**
+   * y[i] = x[i] + alpha·scale[i]·u, u uniform in [−1, 1) from the words of `dropout`: 2·(word >> 8)/2²⁴ − 1. y may be x.
+   * NEFTune (arXiv 2310.05914) with scale = 1/√(tokens of the sequence · width).
+   */
+  noise: signature('y', 'x scale tokenKeys random', 'site', 'alpha'),
+  /**
    * The head and its cross entropy, a few rows at a time: z = softcap(logitScale·h·wᵀ) [+ bias, not with a softcap]; nll[i] = lse(z_i) − z_i[label_i];
    * when dH is present also dH = Σ weight_i·∂nll_i/∂h_i, dW += … and dBias += …, in the same visit. m rows; labels are all ≥ 0.
    * logits[chunk, V] is scratch. 2hV FLOPs per row, 4hV with dH, 6hV with dW.

@@ -1,6 +1,6 @@
 import { slice, type Graph, type Tensor } from '../graph/graph.ts'
 import { attention, rope, ropeTable, splitHeads, type SequenceLayout } from '../graph/ops/attention.ts'
-import { activate, addRows, embed, gatherRows, glu } from '../graph/ops/elementwise.ts'
+import { activate, addRows, embed, gatherRows, glu, noise } from '../graph/ops/elementwise.ts'
 import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
 import type { PrecisionCode } from '../graph/target.ts'
 import { balanceLoss, newBalance, type Balance } from '../graph/ops/moe.ts'
@@ -26,6 +26,8 @@ export interface DecoderInputs {
   readonly layout: SequenceLayout
   readonly labelIndex: Tensor
   readonly randomness?: { readonly tokenKeys: Tensor; readonly random: Tensor }
+  /** NEFTune: 1/√(tokens · width) of each token's sequence, and the factor on it. Needs `randomness`. */
+  readonly noise?: { readonly scale: Tensor; readonly alpha: number }
   /** Where the routers' balance loss goes, and its factor in this micro-step. */
   readonly balance?: { readonly loss: Tensor; readonly weight: Tensor }
   /** Keys and values of earlier tokens, one pair of matrices per layer, and the rows where this step's tokens go. */
@@ -38,6 +40,7 @@ export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, i
   const { embedding, embeddingRounds } = spec.multiplier
   let x = embed(graph, inputs.ids, weights.weight('embedding'), embeddingRounds && precision === 1 ? roundToBf16(embedding) : embedding)
   if (spec.learnedPositions === true) x = addRows(graph, 'positioned', x, embed(graph, inputs.positions, weights.weight('positions'), 1, 'position'), 1, 'residual')
+  if (inputs.noise !== undefined) x = noise(graph, x, inputs.noise, inputs.randomness!)
   const tables = new Map<AttentionKind, Tensor>()
   for (const kind of ['full', 'window'] as const) {
     const shared = kind === 'window' && spec.rope.window === spec.rope.full ? tables.get('full') : undefined

@@ -47,7 +47,7 @@ class IoBuilder {
   }
 }
 
-function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; cache?: CacheShape & { dtype: DType } }): DecoderInputs {
+function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; neftune?: number; cache?: CacheShape & { dtype: DType } }): DecoderInputs {
   const { tokens, labelled, sequences } = capacity
   const ids = io.add('ids', 'tokens', tokens, 1, 'i32')
   const positions = io.add('positions', 'tokens', tokens, 1, 'i32')
@@ -69,7 +69,11 @@ function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dr
   }
   const labelIndex = io.add('labelIndex', 'labelled', labelled, 1, 'i32')
   const base = { ids, positions, rope: { full, window }, layout, labelIndex }
-  if (options.dropout) return { ...base, randomness: { tokenKeys: io.add('tokenKeys', 'tokens', tokens, 2, 'i32'), random: io.add('random', 'fixed', 1, 2, 'i32') } }
+  const { neftune = 0 } = options
+  if (options.dropout || neftune > 0) {
+    const randomness = { tokenKeys: io.add('tokenKeys', 'tokens', tokens, 2, 'i32'), random: io.add('random', 'fixed', 1, 2, 'i32') }
+    return { ...base, randomness, ...(neftune > 0 ? { noise: { scale: io.add('noiseScale', 'tokens', tokens, 1, 'f32'), alpha: neftune } } : {}) }
+  }
   if (options.cache !== undefined) {
     const slots = io.add('slots', 'tokens', tokens, 1, 'i32')
     return { ...base, cache: { slots, layers: cacheLayers(spec, options.cache) } }
@@ -111,6 +115,8 @@ export interface StepOptions {
 
 export interface TrainingOptions extends StepOptions {
   readonly dropout: boolean
+  /** Alpha of NEFTune; 0 or absent: no noise. */
+  readonly neftune?: number
   /** What each layer replays in the backward pass. */
   readonly recompute: (layer: number) => Recompute
 }
@@ -134,7 +140,7 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
   const graph = graphFor(capacity, target)
-  const wired = inputs(io, spec, capacity, { dropout: options.dropout })
+  const wired = inputs(io, spec, capacity, { dropout: options.dropout, neftune: options.neftune ?? 0 })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
   const balance = balanceInput(io, hasBalanceLoss(spec))
   const inputBytes = io.bytes

@@ -64,12 +64,12 @@ interface Block {
  * stretches. Biases and norms are not decayed, as in transformers.
  */
 export function parameterLayout(
-  full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean, type: Target['parameters'] = 'f32',
+  full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean, type: Target['parameters'] = 'f32', loraPlus = false,
 ): ParameterLayout {
   const trained = trainedAs(type)
   const weights = new Map<string, Weight>()
   const lora = new Map<string, LoraGroup>()
-  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup, trained)), ...loraBlocks(modules, lora, trained)]
+  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup, trained)), ...loraBlocks(modules, lora, trained, loraPlus ? 'loraB' : 'default')]
   const parameters: Parameter[] = []
   const ranges: ParameterRange[] = []
   let elements = 0
@@ -124,7 +124,7 @@ function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGr
 /** Rows of A and columns of B: those of all experts together. */
 const ranksOf = ({ rank, experts }: LoraModule): number => rank * (experts ?? 1)
 
-function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>, trained: MakeTrained): Block[] {
+function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGroup>, trained: MakeTrained, groupOfB: ParameterGroup): Block[] {
   const byWeight = new Map<string, LoraModule[]>()
   for (const module of modules) byWeight.set(module.weightId, [...(byWeight.get(module.weightId) ?? []), module])
   const site = new Map(modules.map((module, index) => [module, index]))
@@ -157,7 +157,7 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
     })
     members.forEach((module, index) => {
       blocks.push({
-        group: 'default', decay: true,
+        group: groupOfB, decay: true,
         pieces: [{ name: `${module.module}.lora_B.weight`, rows: module.width, cols: ranksOf(module), shape: [module.width, ranksOf(module)], form: module.form }],
         place: (offset) => {
           offsets.b[index] = offset

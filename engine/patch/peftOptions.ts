@@ -17,6 +17,8 @@ export interface PeftOptions {
   readonly alphaPattern?: Readonly<Record<string, number>>
   /** `embed_tokens` and `lm_head` get a learning rate of their own. */
   readonly embeddingLearningRate?: boolean
+  /** The B matrices get a learning rate of their own (LoRA+). */
+  readonly loraPlus?: boolean
 }
 
 const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']

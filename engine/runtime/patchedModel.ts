@@ -74,6 +74,8 @@ export interface PatchOptions {
   /** Type of frozen 16- and 32-bit weights, when it is not the target's. */
   readonly weightType?: DType
   readonly embeddingRate?: boolean
+  /** LoRA+ (arXiv 2402.12354): B matrices have a learning rate of their own. */
+  readonly loraPlus?: boolean
   /** Default: matrices that are stored in 4 bits stay so. */
   readonly quantisation?: Quantisation
 }
@@ -90,7 +92,7 @@ export function patchModel(model: ModelDescription, training: Training, target: 
   return {
     target, model, training, modules, full,
     arena: layoutWeights(frozen, model, options.weightType ?? target.weights, options.quantisation ?? { kind: 'stored' }),
-    layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters),
+    layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters, options.loraPlus === true),
     report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
   }
 }

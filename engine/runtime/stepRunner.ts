@@ -117,6 +117,7 @@ export class StepRunner {
     put('weights', tokens.weights)
     put('balanceWeight', Float32Array.of(this.balanceWeight(given)))
     put('tokenKeys', tokens.tokenKeys)
+    if (io.noiseScale !== undefined) put('noiseScale', noiseScales(tokens, this.spec.hidden))
     put('slots', tokens.slots)
     if (random !== undefined) put('random', Int32Array.of(random.seed, random.step))
     for (const kind of ['full', 'window'] as const) if (io[`ropeTable.${kind}`] !== undefined) this.feedRope(kind, tokens, put)
@@ -147,4 +148,11 @@ export class StepRunner {
     put(`ropeInverse.${kind}`, Float32Array.from(inverse))
     put(`ropeFactor.${kind}`, Float32Array.from(factors))
   }
+}
+
+/** 1/√(tokens · width) of each token's sequence; see `noise` in commands.ts. Padding has none. */
+function noiseScales({ ids, qStart, kvLength }: PackedTokens, width: number): Float32Array {
+  const scales = new Float32Array(ids.length)
+  kvLength.forEach((length, sequence) => scales.fill(1 / Math.sqrt(Math.max(1, length) * width), qStart[sequence], qStart[sequence + 1]))
+  return scales
 }

@@ -29,8 +29,8 @@ export function adapterConfig(model: LoadedModel): LoraConfig {
     targetModules: training.targets === 'all-linear' ? [...named] : training.targets.filter((target) => named.has(lastName(target))),
     targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],
     modulesToSave: training.modulesToSave, rslora: training.rslora,
-    rankPattern: Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])),
-    alphaPattern: Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])),
+    rankPattern: { ...training.rankPattern, ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
+    alphaPattern: { ...training.alphaPattern, ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
     initLoraWeights: training.init ?? true,
   }
 }

@@ -10,6 +10,7 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
     initLoraWeights: lora.init_lora_weights === 'gaussian' ? 'gaussian' : lora.init_lora_weights !== false,
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
+    rankPattern: lora.rank_pattern, alphaPattern: lora.alpha_pattern, loraPlus: lora.loraplus_lr_ratio !== null,
     embeddingLearningRate: training.embedding_learning_rate !== null, ...chosenLayers(recipe, layers),
   }
 }

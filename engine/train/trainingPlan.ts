@@ -22,6 +22,8 @@ export interface TrainingPlanOptions {
   readonly evaluates: boolean
   /** Default AdamW with moments of 32 bits. */
   readonly optimizer?: OptimizerKind
+  /** Alpha of NEFTune; default 0, none. */
+  readonly neftune?: number
   /** Bytes that the whole plan may take; a plan that does not fit at any setting is an error. */
   readonly availableBytes: number
   /** Of the processor's kernels. */
@@ -70,7 +72,7 @@ function build(patched: PatchedModel, capacity: Capacity, recompute: Recompute, 
   const { spec } = patched.model
   const { target } = patched
   const dropout = patched.modules.some((module) => module.dropout > 0)
-  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, recompute: () => recompute })
+  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: () => recompute })
   const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
   const state = patched.layout.elements * 4
   const moments = planOptimizer(patched.layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })

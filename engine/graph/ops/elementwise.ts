@@ -108,3 +108,16 @@ export function gatherRows(graph: Graph, x: Tensor, index: Tensor): Tensor {
   )
   return y
 }
+
+/** A place of its own among those that dropout masks are keyed by: sites of adapters count from 0. */
+const noiseSite = 2 ** 30
+
+/** x + alpha·scale·u on each row (arXiv 2310.05914); the gradient passes through. */
+export function noise(graph: Graph, x: Tensor, { scale, alpha }: { scale: Tensor; alpha: number }, { tokenKeys, random }: { tokenKeys: Tensor; random: Tensor }): Tensor {
+  const y = graph.activation('noisy', x.cols, { keep: 'residual' })
+  graph.record(
+    { commands: [{ name: 'noise', tensors: [y, x, scale, tokenKeys, random], ints: [noiseSite], floats: [alpha], inPlace: [[0, 1]] }], outputs: [y], backward: (b) => b.passThrough(x, y) },
+    graph.needsGradient(x),
+  )
+  return y
+}

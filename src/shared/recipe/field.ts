@@ -251,6 +251,25 @@ export function mapping<Name extends string>(spec: FieldSpec & { readonly names:
   })
 }
 
+/** A number for each of some names, which are regular expressions for the ends of layers' names. */
+export function patterns(spec: FieldSpec & { readonly min: number; readonly max: number; readonly whole: boolean }) {
+  const { whole, ...rest } = spec
+  const isExpression = (text: string): boolean => {
+    try {
+      new RegExp(text)
+      return text.trim() !== ''
+    } catch {
+      return false
+    }
+  }
+  const plain = z.number().gte(spec.min).lte(spec.max)
+  const type = z.record(z.string().max(256).refine(isExpression, 'the end of a layer\'s name, or a regular expression for it'), z.preprocess(readNumber, whole ? plain.int() : plain))
+  return z.preprocess(readMapping, type).default({}).register(fieldRegistry, {
+    ...rest, kind: 'mapping', nullable: false, default: {},
+    input: { anyOf: [{ type: 'object', additionalProperties: { type: whole ? 'integer' : 'number', minimum: spec.min, maximum: spec.max } }, { type: 'string' }, { type: 'null' }] },
+  })
+}
+
 /** Registers a field of any other shape. */
 export function special<Type extends z.ZodType>(type: Type, meta: FieldMeta): Type {
   fieldRegistry.add(type, meta)

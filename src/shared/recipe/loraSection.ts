@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { notYet, runsAs } from './availability.ts'
-import { boolean, choice, integer, number, optionalInteger, optionalText, readList, special, textList } from './field.ts'
+import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, patterns, readList, special, textList } from './field.ts'
 
 /** The linear layers of a decoder block that the Python tools adapt when nothing is said. */
 export const defaultTargetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
@@ -48,6 +48,25 @@ export const loraSection = z.strictObject({
     min: 0,
     below: 1,
     default: 0,
+  }),
+  rank_pattern: patterns({
+    doc: 'Other ranks for some layers, by the end of their name: `q_proj: 8`, `layers.0.mlp.down_proj: 32`. Regular expressions as in PEFT.',
+    min: 1,
+    max: 16384,
+    whole: true,
+  }),
+  alpha_pattern: patterns({
+    doc: 'Other alphas for some layers, by the end of their name.',
+    min: 0.001,
+    max: 32768,
+    whole: false,
+  }),
+  loraplus_lr_ratio: optionalNumber({
+    doc: 'LoRA+: the learning rate of the B matrices as a multiple of `learning_rate`. Empty: the same for A and B.',
+    effect: '16 with a smaller `learning_rate` often learns faster.',
+    above: 0,
+    max: 1024,
+    examples: [16],
   }),
   target_modules: special(
     z.preprocess(readList, z.array(z.string().trim().regex(moduleName, 'the name of a layer')).max(1024))

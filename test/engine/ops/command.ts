@@ -182,7 +182,8 @@ async function runOnce(
     device.write(buffer, 0, new Uint8Array(image.buffer))
     const plan = device.createPlan(Float64Array.from(tensors), commands, Float64Array.from(floats), Int32Array.of(buffer))
     try {
-      const result = await device.run(plan, Int32Array.from(numbers.dims ?? [0, 0, 0]), 0, 1, false)
+      const dims = numbers.dims ?? [0, 0, 0]
+      const result = await device.run(plan, Int32Array.of(...dims, ...dims), 0, 1, false)
       assert.equal(result.executed, 1)
     } finally {
       device.freePlan(plan)

@@ -1,6 +1,6 @@
 import { strict as assert } from 'node:assert'
 import { dtypeCode } from '../../../engine/graph/dtype.ts'
-import { at, close, matrix, plus, random } from '../../reference/matrix.ts'
+import { at, close, equal, matrix, plus, random, type Matrix } from '../../reference/matrix.ts'
 import { dropout, philox } from '../../reference/random.ts'
 import { blank, compute, deviceOf, f32, refuses, typed } from './command.ts'
 
@@ -91,5 +91,35 @@ describe('dropout', () => {
       { ints: [0, 0], floats: [1] },
       /dropout: p must be at least 0 and below 1/,
     )
+  })
+})
+
+describe('noise', () => {
+  const places = (rows: number) => matrix(rows, 2, (row, col) => (col === 0 ? row >> 1 : row))
+  const noisy = (x: Matrix, scale: number) => [
+    blank(x.rows, x.cols), f32(x), f32(matrix(x.rows, 1, (row) => scale * (row + 1))), typed(places(x.rows), 'i32'), typed(matrix(1, 2, (_, col) => 3 + col), 'i32'),
+  ]
+
+  it('is uniform, of the size of its row, and the same for the same token', async () => {
+    const x = random(4, 4001, 1)
+    const [y] = await compute('noise', noisy(x, 0.1), { ints: [7], floats: [2] })
+    for (let row = 0; row < 4; ++row) {
+      const size = 0.2 * (row + 1)
+      const values = Array.from({ length: x.cols }, (_, col) => (at(y!, row, col) - at(x, row, col)) / size)
+      assert.ok(values.every((value) => value >= -1.0001 && value <= 1.0001))
+      assert.ok(Math.abs(values.reduce((a, b) => a + b) / x.cols) < 0.05)
+      assert.ok(Math.abs(values.reduce((a, b) => a + b * b, 0) / x.cols - 1 / 3) < 0.03)
+    }
+    const [again] = await compute('noise', noisy(x, 0.1), { ints: [7], floats: [2] })
+    equal(again!, y!, 'y')
+    const [other] = await compute('noise', noisy(x, 0.1), { ints: [8], floats: [2] })
+    assert.notDeepEqual(other!.data, y!.data)
+  })
+
+  it('has the words of Philox', async () => {
+    const [y] = await compute('noise', noisy(matrix(1, 4), 1), { ints: [0], floats: [1] })
+    const word = (value: number) => Math.round((value + 1) * 2 ** 23)
+    const expected = philox([0, 0, 0, 0], [3, 4]).map((value) => value >>> 8)
+    assert.deepEqual([0, 1, 2, 3].map((col) => word(at(y!, 0, col))), expected)
   })
 })
