@@ -3,7 +3,7 @@
 namespace unsloth::cuda {
 namespace {
 
-constexpr int tileRows = 16, leastKeys = 256;
+constexpr int tileRows = 16, leastKeys = 256, joinThreads = tileRows * 32;
 
 template <int D>
 struct DecodeShape {
@@ -13,8 +13,8 @@ struct DecodeShape {
 };
 
 /**
- * How the work is cut: the rows of a sequence and kv head, queries × heads of the group, into tiles of 16, and the keys of each tile
- * into `splits` of about `chunk` keys, so that about as many items arise for all kv heads as blocks run at once.
+ * How the work is cut: the rows of a sequence and kv head, queries × heads of the group, into tiles of 16, and the keys of each
+ * tile into `splits` of about `chunk` keys, so that about as many items arise for all kv heads as blocks run at once.
  */
 struct Cut {
   const AttentionArgs& a;
@@ -49,7 +49,8 @@ __device__ int64_t sumSequences(int first, int last, Value value) {
 template <int threads>
 __device__ Cut cutOf(const AttentionArgs& a, int blocks) {
   Cut cut{a, 1};
-  const int64_t work = sumSequences<threads>(0, a.sequences, [&](int j) { return static_cast<int64_t>(cut.tiles(j)) * cut.span(j); });
+  const int64_t work =
+      sumSequences<threads>(0, a.sequences, [&](int j) { return static_cast<int64_t>(cut.tiles(j)) * cut.span(j); });
   cut.chunk = max(static_cast<int64_t>(leastKeys), (work * a.kvHeads + blocks - 1) / blocks);
   return cut;
 }
@@ -60,14 +61,16 @@ struct Partials {
 };
 
 /**
- * Attention of a few queries to many keys: an item is a tile of rows and a part of its keys; its warps take 16 keys in turn, each with
- * a ring of copies of its own, and join in the end. Bound by reading k and v once.
+ * Attention of a few queries to many keys: an item is a tile of rows and a part of its keys; its warps take 16 keys in turn, each
+ * with a ring of copies of its own, and join in the end. Bound by reading k and v once.
  */
 template <class T, int D>
-__global__ void __launch_bounds__(DecodeShape<D>::threads) decodeKernel(const __grid_constant__ AttentionArgs a, const Partials partials) {
+__global__ void __launch_bounds__(DecodeShape<D>::threads)
+    decodeKernel(const __grid_constant__ AttentionArgs a, const Partials partials) {
   using Shape = DecodeShape<D>;
   using Tile = SharedTile<D>;
   constexpr int threads = Shape::threads, warps = Shape::warps, keys = Shape::keys, stages = Shape::stages;
+  if (!multiplies<T>()) return;
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ float tops[warps][tileRows], totals[warps][tileRows];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -80,7 +83,8 @@ __global__ void __launch_bounds__(DecodeShape<D>::threads) decodeKernel(const __
     const int kvHead = static_cast<int>(item / itemsPerHead);
     AttentionTile found;
     locateTile<threads>(a.sequences, 1, static_cast<int>(item % itemsPerHead), [&](int j) { return cut.items(j); }, found);
-    const int j = found.sequence, splits = cut.splits(j), split = found.first % splits, firstRow = found.first / splits * tileRows;
+    const int j = found.sequence, splits = cut.splits(j), split = found.first % splits,
+              firstRow = found.first / splits * tileRows;
     const AttentionSequence s(a, j);
     const int rows = min(tileRows, s.queries * a.group - firstRow), offset = s.offset();
     int end = offset + (firstRow + rows - 1) / a.group + 1;
@@ -218,41 +222,49 @@ __global__ void __launch_bounds__(DecodeShape<D>::threads) decodeKernel(const __
   }
 }
 
-/** Joins the parts of each split tile: o = Σ 2^(lse_i − lse)·o_i. `blocks`: those of decodeKernel. */
+/** Joins the parts of each split tile, a warp for each row: o = Σ 2^(lse_i − lse)·o_i. `blocks`: those of decodeKernel. */
 template <class T, int D>
-__global__ void __launch_bounds__(128) decodeJoinKernel(const __grid_constant__ AttentionArgs a, const Partials partials, int blocks) {
-  const Cut cut = cutOf<128>(a, blocks);
+__global__ void __launch_bounds__(joinThreads)
+    decodeJoinKernel(const __grid_constant__ AttentionArgs a, const Partials partials, int blocks) {
+  const Cut cut = cutOf<joinThreads>(a, blocks);
   AttentionTile tile;
-  if (!locateTile<128>(a.sequences, 1, blockIdx.x, [&](int j) { return cut.tiles(j); }, tile)) return;
+  if (!locateTile<joinThreads>(a.sequences, 1, blockIdx.x, [&](int j) { return cut.tiles(j); }, tile)) return;
   const int j = tile.sequence, splits = cut.splits(j), kvHead = blockIdx.y;
   if (splits == 1) return;
   const auto items = [&](int i) { return static_cast<int64_t>(cut.items(i)); };
-  const int64_t before = sumSequences<128>(j + 1, a.sequences, items), perHead = sumSequences<128>(0, a.sequences, items);
+  const int64_t before = sumSequences<joinThreads>(j + 1, a.sequences, items),
+                perHead = sumSequences<joinThreads>(0, a.sequences, items);
   // Items of a sequence are numbered from its end: part p of this tile has number `last` − p.
   const int64_t last = kvHead * perHead + before + items(j) - 1 - static_cast<int64_t>(tile.first) * splits;
   const AttentionSequence s(a, j);
-  const int firstRow = tile.first * tileRows, rows = min(tileRows, s.queries * a.group - firstRow);
-  for (int i = threadIdx.x; i < rows * D; i += 128) {
-    const int row = i / D, c = i % D;
-    if (c >= a.headDim) continue;
-    float most = -INFINITY, sum = 0, value = 0;
-    for (int p = 0; p < splits; ++p) most = fmaxf(most, partials.lse[(last - p) * tileRows + row]);
-    for (int p = 0; p < splits; ++p) {
-      const int64_t at = (last - p) * tileRows + row;
-      const float share = exp2Fast(partials.lse[at] - most);
-      sum += share, value += share * partials.o[at * D + c];
-    }
-    const int64_t query = s.qStart + (firstRow + row) / a.group, head = kvHead * a.group + (firstRow + row) % a.group;
-    *element<T>(a.o, query, head * a.headDim + c) = narrow<T>(value / sum);
-    if (c == 0) *element<float>(a.lse, query, head) = (most + log2f(sum)) * ln2;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32, tileRow = tile.first * tileRows + row;
+  if (tileRow >= s.queries * a.group) return;
+  const float* lse = partials.lse + last * tileRows + row;
+  const float* parts = partials.o + (last * tileRows + row) * D;
+  float most = -INFINITY, sum = 0, out[D / 32] = {};
+  for (int p = lane; p < splits; p += 32) most = fmaxf(most, lse[-p * tileRows]);
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+#pragma unroll 8
+  for (int p = 0; p < splits; ++p) {
+    const float share = exp2Fast(lse[-p * tileRows] - most);
+    sum += share;
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) out[i] += share * parts[-static_cast<int64_t>(p) * tileRows * D + i * 32 + lane];
   }
+  const int64_t query = s.qStart + tileRow / a.group, head = kvHead * a.group + tileRow % a.group;
+#pragma unroll
+  for (int i = 0; i < D / 32; ++i)
+    if (i * 32 + lane < a.headDim) *element<T>(a.o, query, head * a.headDim + i * 32 + lane) = narrow<T>(out[i] / sum);
+  if (lane == 0) *element<float>(a.lse, query, head) = (most + log2f(sum)) * ln2;
 }
 
 template <class T, int D>
 bool launch(const AttentionArgs& args, const Context& context) {
   using Shape = DecodeShape<D>;
   if (Shape::sharedBytes > context.gpu->sharedPerBlock) return false;
-  const unsigned blocks = static_cast<unsigned>(context.gpu->multiprocessors) * (2 * (Shape::sharedBytes + 1024) <= context.gpu->sharedPerBlock + 1024 ? 2 : 1);
+  const unsigned blocks = static_cast<unsigned>(context.gpu->multiprocessors) *
+                          (2 * (Shape::sharedBytes + 1024) <= context.gpu->sharedPerBlock + 1024 ? 2 : 1);
   const int64_t tiles = args.rows() * args.group / tileRows + args.sequences, items = tiles * args.kvHeads + blocks;
   const size_t bytes = static_cast<size_t>(items) * tileRows * (D + 1) * sizeof(float);
   if (bytes > context.workspaceBytes) return false;
@@ -263,7 +275,7 @@ bool launch(const AttentionArgs& args, const Context& context) {
   kernel<<<blocks, Shape::threads, Shape::sharedBytes, context.stream>>>(args, partials);
   checkLaunch("running attention");
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(args.kvHeads));
-  decodeJoinKernel<T, D><<<grid, 128, 0, context.stream>>>(args, partials, static_cast<int>(blocks));
+  decodeJoinKernel<T, D><<<grid, joinThreads, 0, context.stream>>>(args, partials, static_cast<int>(blocks));
   checkLaunch("running attention");
   return true;
 }

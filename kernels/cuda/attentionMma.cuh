@@ -14,6 +14,16 @@ __device__ __forceinline__ void copyAsync4(uint32_t shared, const void* global, 
 #endif
 }
 
+/** Whether the code being compiled multiplies matrices of T: none of bf16 before sm_80, where launchers refuse it. */
+template <class T>
+__device__ constexpr bool multiplies() {
+#if __CUDA_ARCH__ < 800
+  return !std::is_same_v<T, bf16>;
+#else
+  return true;
+#endif
+}
+
 /** Two values rounded into one register, the first in the lower half. */
 template <class T>
 __device__ __forceinline__ uint32_t packPair(float low, float high) {
@@ -35,7 +45,8 @@ __device__ __forceinline__ void packOperand(uint32_t (&a)[4], const float (&left
 
 /** left[16, 8] += a·b and right[16, 8] += a·b' for the two operands b that one load of four matrices brings. */
 template <class T>
-__device__ __forceinline__ void multiplyAddPair(float (&left)[4], float (&right)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+__device__ __forceinline__ void multiplyAddPair(float (&left)[4], float (&right)[4], const uint32_t (&a)[4],
+                                                const uint32_t (&b)[4]) {
   multiplyAdd<T>(left, a, b[0], b[1]);
   multiplyAdd<T>(right, a, b[2], b[3]);
 }

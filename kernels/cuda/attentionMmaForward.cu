@@ -3,7 +3,9 @@
 namespace unsloth::cuda {
 namespace {
 
-/** 32 keys let two blocks of head dimension 128 share the 100 KB of a consumer GPU's multiprocessor; elsewhere 64 are no faster. */
+/**
+ * 32 keys let two blocks of head dimension 128 share the 100 KB of a consumer GPU's multiprocessor; elsewhere 64 are no faster.
+ */
 template <int D>
 struct ForwardShape {
   static constexpr int warps = 4, queries = D > 128 ? 64 : 128, keys = D == 128 ? 32 : 64, threads = warps * 32;
@@ -12,15 +14,16 @@ struct ForwardShape {
 
 /**
  * o = softmax(scale·q·kᵀ)·v over tiles, arXiv 2307.08691: a block owns a tile of queries of one head, each warp 16 or 32 of its
- * rows, and visits the visible keys from the last tile to the first. Scores stay in registers and become the next product's operand.
- * 4·d FLOPs for each visible pair and head; reads k and v once for each tile of queries (from L2 mostly).
- * `general`: with a window or a softcap.
+ * rows, and visits the visible keys from the last tile to the first. Scores stay in registers and become the next product's
+ * operand. 4·d FLOPs for each visible pair and head; reads k and v once for each tile of queries (from L2 mostly). `general`:
+ * with a window or a softcap.
  */
 template <class T, int D, bool general>
 __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKernel(const __grid_constant__ AttentionArgs a) {
   using Shape = ForwardShape<D>;
   using Tile = SharedTile<D>;
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8, DT = D / 8;
+  if (!multiplies<T>()) return;
   AttentionTile tile;
   if (!locateQueries<Shape::threads>(a, BM, blockIdx.x / a.group, tile)) return;
   const int kvHead = blockIdx.y, head = kvHead * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -64,9 +67,7 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
         uint32_t keys[4];
         loadMatrices(keys, columnsFirst.at(kTile, t * 8, c));
 #pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          multiplyAddPair<T>(score[m][t], score[m][t + 1], rows[m], keys);
-        }
+        for (int m = 0; m < MT; ++m) { multiplyAddPair<T>(score[m][t], score[m][t + 1], rows[m], keys); }
       }
     }
     waitCopies<0>();
@@ -133,9 +134,7 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
         uint32_t values[4];
         loadMatricesTransposed(values, rowsFirst.at(vTile, t * 8, c * 8));
 #pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          multiplyAddPair<T>(out[m][c], out[m][c + 1], weights[m], values);
-        }
+        for (int m = 0; m < MT; ++m) { multiplyAddPair<T>(out[m][c], out[m][c + 1], weights[m], values); }
       }
     }
   }
@@ -162,7 +161,8 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
   for (int i = lane; i < warpRows * Tile::pieces; i += 32) {
     const int row = warp * warpRows + i / Tile::pieces, piece = i % Tile::pieces;
     if (row < queries && piece * 8 < a.headDim)
-      *reinterpret_cast<uint4*>(o + row * a.o.ld + piece * 8) = *reinterpret_cast<const uint4*>(memory + Tile::offset(row, piece));
+      *reinterpret_cast<uint4*>(o + row * a.o.ld + piece * 8) =
+          *reinterpret_cast<const uint4*>(memory + Tile::offset(row, piece));
   }
 }
 
@@ -181,7 +181,8 @@ bool launch(const AttentionArgs& args, const Context& context) {
 template <class T>
 bool launchType(const AttentionArgs& args, const Context& context) {
   return withHeadDim(args.headDim, [&](auto width) {
-    return args.window > 0 || args.softcap > 0 ? launch<T, width.value, true>(args, context) : launch<T, width.value, false>(args, context);
+    return args.window > 0 || args.softcap > 0 ? launch<T, width.value, true>(args, context)
+                                               : launch<T, width.value, false>(args, context);
   });
 }
 

@@ -4,16 +4,18 @@ namespace unsloth::cuda {
 namespace {
 
 /**
- * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. Scores are computed transposed, keys by
- * queries, so that probabilities and their gradients come out of one product as the operand of the next, in registers.
- * 8·d FLOPs for each visible pair and head; reads q and dO once for each tile of keys.
+ * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. Scores are computed transposed, keys
+ * by queries, so that probabilities and their gradients come out of one product as the operand of the next, in registers. 8·d
+ * FLOPs for each visible pair and head; reads q and dO once for each tile of keys.
  */
-template <class T, int D, bool general>
-__global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const int stages) {
-  using Shape = GradKeysShape<D>;
+template <class T, int D, bool general, bool small>
+__global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
+    attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const int stages) {
+  using Shape = GradKeysShape<D, small>;
   using Tile = SharedTile<D>;
   using Exchange = SharedTile<Shape::queries>;
   constexpr int BN = Shape::keys, BM = Shape::queries, KT = Shape::keyTiles, QC = Shape::chunk, threads = Shape::threads;
+  if (!multiplies<T>()) return;
   AttentionTile tile;
   if (!locateKeys<threads>(a, BN, blockIdx.x, tile)) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = Shape::halves > 1 ? warp % 2 : 0;
@@ -27,15 +29,18 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t kTile = sharedAddress(memory), vTile = kTile + BN * D * 2, exchange = vTile + BN * D * 2;
   const uint32_t firstStage = kTile + Shape::fixedBytes;
-  Tile::template copy<BN, threads>(kTile, element<const T>(a.k, s.kvStart + firstKey, kvHead * a.headDim), a.k.ld, keys, a.headDim);
-  Tile::template copy<BN, threads>(vTile, element<const T>(a.v, s.kvStart + firstKey, kvHead * a.headDim), a.v.ld, keys, a.headDim);
+  Tile::template copy<BN, threads>(kTile, element<const T>(a.k, s.kvStart + firstKey, kvHead * a.headDim), a.k.ld, keys,
+                                   a.headDim);
+  Tile::template copy<BN, threads>(vTile, element<const T>(a.v, s.kvStart + firstKey, kvHead * a.headDim), a.v.ld, keys,
+                                   a.headDim);
   commitCopies();
 
   const auto copyStep = [&](int step, uint32_t stage) {
     const int head = kvHead * a.group + step / tiles, first = begin + step % tiles * BM, count = end - first;
     const int64_t row = s.qStart + first;
     Tile::template copy<BM, threads>(stage, element<const T>(a.q, row, head * a.headDim), a.q.ld, count, a.headDim);
-    Tile::template copy<BM, threads>(stage + BM * D * 2, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, count, a.headDim);
+    Tile::template copy<BM, threads>(stage + BM * D * 2, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, count,
+                                     a.headDim);
     if (threadIdx.x < 2 * BM) {
       const int i = threadIdx.x % BM;
       const View& v = threadIdx.x < BM ? a.lse : a.delta;
@@ -54,9 +59,11 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
     const float* numbers = reinterpret_cast<const float*>(memory + (stage - kTile) + 2 * BM * D * 2);
     waitCopies<0>();
     __syncthreads();
-    if (stages > 1 && step + 1 < steps) copyStep(step + 1, firstStage + (step + 1) % 2 * static_cast<uint32_t>(Shape::stageBytes));
+    if (stages > 1 && step + 1 < steps)
+      copyStep(step + 1, firstStage + (step + 1) % 2 * static_cast<uint32_t>(Shape::stageBytes));
     const int first = begin + step % tiles * BM;
-    const bool edge = firstKey + BN - 1 > offset + first || (general && a.window > 0 && offset + first + BM - 1 - firstKey >= a.window);
+    const bool edge =
+        firstKey + BN - 1 > offset + first || (general && a.window > 0 && offset + first + BM - 1 - firstKey >= a.window);
 
 #pragma unroll
     for (int part = 0; part < (Shape::halves > 1 ? 1 : BM / QC); ++part) {
@@ -92,7 +99,8 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
 #pragma unroll
       for (int t = 0; t < QC / 8; ++t) {
         const int query = chunk + t * 8 + lane % 4 * 2;
-        const float2 lse = *reinterpret_cast<const float2*>(numbers + query), delta = *reinterpret_cast<const float2*>(numbers + BM + query);
+        const float2 lse = *reinterpret_cast<const float2*>(numbers + query),
+                     delta = *reinterpret_cast<const float2*>(numbers + BM + query);
 #pragma unroll
         for (int m = 0; m < KT; ++m)
 #pragma unroll
@@ -119,7 +127,8 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
         for (int t = 0; t < QC / 8; t += 2) {
           uint32_t p[KT][4], ds[KT][4];
 #pragma unroll
-          for (int m = 0; m < KT; ++m) packOperand<T>(p[m], score[m][t], score[m][t + 1]), packOperand<T>(ds[m], slope[m][t], slope[m][t + 1]);
+          for (int m = 0; m < KT; ++m)
+            packOperand<T>(p[m], score[m][t], score[m][t + 1]), packOperand<T>(ds[m], slope[m][t], slope[m][t + 1]);
 #pragma unroll
           for (int c = 0; c < D / 8; c += 2) {
             uint32_t other[4];
@@ -139,7 +148,8 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
           for (int t = 0; t < QC / 8; ++t)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              unsigned char* at = memory + (exchange - kTile) + Exchange::offset(warpKey + m * 16 + i * 8 + lane / 4, chunk / 8 + t) + lane % 4 * 4;
+              unsigned char* at = memory + (exchange - kTile) +
+                                  Exchange::offset(warpKey + m * 16 + i * 8 + lane / 4, chunk / 8 + t) + lane % 4 * 4;
               *reinterpret_cast<uint32_t*>(at) = packPair<T>(score[m][t][i * 2], score[m][t][i * 2 + 1]);
               *reinterpret_cast<uint32_t*>(at + dsBytes) = packPair<T>(slope[m][t][i * 2], slope[m][t][i * 2 + 1]);
             }
@@ -178,22 +188,25 @@ __global__ void __launch_bounds__(GradKeysShape<D>::threads, 1) attentionGradKey
     for (int c = 0; c < Shape::columns / 8; ++c)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        unsigned char* at = memory + Tile::offset(warpKey + m * 16 + i * 8 + lane / 4, half * Shape::columns / 8 + c) + lane % 4 * 4;
+        unsigned char* at =
+            memory + Tile::offset(warpKey + m * 16 + i * 8 + lane / 4, half * Shape::columns / 8 + c) + lane % 4 * 4;
         *reinterpret_cast<uint32_t*>(at) = packPair<T>(dk[m][c][i * 2] * a.scale, dk[m][c][i * 2 + 1] * a.scale);
         *reinterpret_cast<uint32_t*>(at + BN * D * 2) = packPair<T>(dv[m][c][i * 2], dv[m][c][i * 2 + 1]);
       }
   __syncthreads();
   Tile::template store<BN, threads>(memory, element<T>(a.dk, s.kvStart + firstKey, kvHead * a.headDim), a.dk.ld, keys, a.headDim);
-  Tile::template store<BN, threads>(memory + BN * D * 2, element<T>(a.dv, s.kvStart + firstKey, kvHead * a.headDim), a.dv.ld, keys, a.headDim);
+  Tile::template store<BN, threads>(memory + BN * D * 2, element<T>(a.dv, s.kvStart + firstKey, kvHead * a.headDim), a.dv.ld,
+                                    keys, a.headDim);
 }
 
-template <class T, int D, bool general>
+template <class T, int D, bool general, bool small>
 void launch(const AttentionArgs& args, const Context& context) {
-  using Shape = GradKeysShape<D>;
+  using Shape = GradKeysShape<D, small>;
   const int stages = stagesOf<Shape>(context);
   const size_t bytes = Shape::fixedBytes + static_cast<size_t>(stages) * Shape::stageBytes;
-  const auto kernel = attentionGradKeysKernel<T, D, general>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "preparing attentionGrad");
+  const auto kernel = attentionGradKeysKernel<T, D, general, small>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "preparing attentionGrad");
   const dim3 grid(static_cast<unsigned>(args.keyTiles(Shape::keys)), static_cast<unsigned>(args.kvHeads));
   kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, stages);
   checkLaunch("running attentionGrad");
@@ -203,7 +216,10 @@ void launch(const AttentionArgs& args, const Context& context) {
 
 void attentionGradKeysMma(const AttentionArgs& args, const Context& context) {
   withInstance(args, [&](auto tag, auto width, auto general) {
-    launch<typename decltype(tag)::type, width.value, general.value>(args, context);
+    using T = typename decltype(tag)::type;
+    constexpr int D = width.value;
+    if (D == 256 && hasSmallShared(context)) launch<T, D, general.value, D == 256>(args, context);
+    else launch<T, D, general.value, false>(args, context);
   });
 }
 

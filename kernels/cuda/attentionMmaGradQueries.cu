@@ -4,14 +4,16 @@ namespace unsloth::cuda {
 namespace {
 
 /**
- * dq of a tile of queries of one head: scores and their gradients are computed again by tiles of keys and stay in registers as the
- * operand of dq += dS·k. 6·d FLOPs for each visible pair and head; reads k and v once for each tile of queries.
+ * dq of a tile of queries of one head: scores and their gradients are computed again by tiles of keys and stay in registers as
+ * the operand of dq += dS·k. 6·d FLOPs for each visible pair and head; reads k and v once for each tile of queries.
  */
-template <class T, int D, bool general>
+template <class T, int D, bool general, bool small>
 __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __grid_constant__ AttentionArgs a, const int stages) {
-  using Shape = GradQueriesShape<D>;
+  using Shape = GradQueriesShape<D, small>;
   using Tile = SharedTile<D>;
-  constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8, threads = Shape::threads;
+  constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8,
+                threads = Shape::threads;
+  if (!multiplies<T>()) return;
   AttentionTile tile;
   if (!locateQueries<threads>(a, BM, blockIdx.x / a.group, tile)) return;
   const int kvHead = blockIdx.y, head = kvHead * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -28,7 +30,8 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
   Tile::template copy<BM, threads>(gTile, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, queries, a.headDim);
   const auto copyKeys = [&](int n, uint32_t stage) {
     Tile::template copy<BN, threads>(stage, k + static_cast<int64_t>(n) * BN * a.k.ld, a.k.ld, s.keys - n * BN, a.headDim);
-    Tile::template copy<BN, threads>(stage + BN * D * 2, v + static_cast<int64_t>(n) * BN * a.v.ld, a.v.ld, s.keys - n * BN, a.headDim);
+    Tile::template copy<BN, threads>(stage + BN * D * 2, v + static_cast<int64_t>(n) * BN * a.v.ld, a.v.ld, s.keys - n * BN,
+                                     a.headDim);
     commitCopies();
   };
 
@@ -89,7 +92,8 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
             p = exp2Fast(score[m][t][i] * scale - shift[m][i / 2]);
           }
           if (edge) {
-            const int distance = firstPosition + warp * warpRows + m * 16 + lane / 4 + i / 2 * 8 - (first + t * 8 + lane % 4 * 2 + i % 2);
+            const int distance =
+                firstPosition + warp * warpRows + m * 16 + lane / 4 + i / 2 * 8 - (first + t * 8 + lane % 4 * 2 + i % 2);
             if (distance < 0 || (general && a.window > 0 && distance >= a.window)) p = 0;
           }
           slope[m][t][i] = general ? p * bend * (slope[m][t][i] - mean[m][i / 2]) : p * (slope[m][t][i] - mean[m][i / 2]);
@@ -127,13 +131,14 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
   Tile::template store<BM, threads>(memory, element<T>(a.dq, row, head * a.headDim), a.dq.ld, queries, a.headDim);
 }
 
-template <class T, int D, bool general>
+template <class T, int D, bool general, bool small>
 void launch(const AttentionArgs& args, const Context& context) {
-  using Shape = GradQueriesShape<D>;
+  using Shape = GradQueriesShape<D, small>;
   const int stages = stagesOf<Shape>(context);
   const size_t bytes = Shape::fixedBytes + static_cast<size_t>(stages) * Shape::stageBytes;
-  const auto kernel = attentionGradQueriesKernel<T, D, general>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "preparing attentionGrad");
+  const auto kernel = attentionGradQueriesKernel<T, D, general, small>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "preparing attentionGrad");
   const dim3 grid(static_cast<unsigned>(args.queryTiles(Shape::queries) * args.group), static_cast<unsigned>(args.kvHeads));
   kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, stages);
   checkLaunch("running attentionGrad");
@@ -143,7 +148,10 @@ void launch(const AttentionArgs& args, const Context& context) {
 
 void attentionGradQueriesMma(const AttentionArgs& args, const Context& context) {
   withInstance(args, [&](auto tag, auto width, auto general) {
-    launch<typename decltype(tag)::type, width.value, general.value>(args, context);
+    using T = typename decltype(tag)::type;
+    constexpr int D = width.value;
+    if (D == 128 && hasSmallShared(context)) launch<T, D, general.value, D == 128>(args, context);
+    else launch<T, D, general.value, false>(args, context);
   });
 }
 

@@ -7,13 +7,14 @@ namespace {
 constexpr int threads = 256;
 
 /**
- * How 256 threads share tiles of R rows and D columns of fp32 in shared memory. Scores, R×R: a square of threads with `rows` × `rows`
- * values each. Sums over keys or queries, R×D: `columns` columns of `rows` rows each, in groups of four.
+ * How 256 threads share tiles of R rows and D columns of fp32 in shared memory. Scores, R×R: a square of threads with `rows` ×
+ * `rows` values each. Sums over keys or queries, R×D: `columns` columns of `rows` rows each, in groups of four.
  */
 template <int D, int R>
 struct Shape {
   static constexpr int rows = R >= 16 ? R / 16 : 1, side = R / rows, stride = D + 4, weightStride = R + 1;
-  static constexpr int columns = R * D / threads / rows, across = D / columns, tileFloats = R * stride, weightFloats = R * weightStride;
+  static constexpr int columns = R * D / threads / rows, across = D / columns, tileFloats = R * stride,
+                       weightFloats = R * weightStride;
   static_assert(columns % 4 == 0 && side * rows == R && R / rows * across == threads);
 };
 
@@ -127,9 +128,11 @@ __global__ void __launch_bounds__(threads) simpleForwardKernel(const __grid_cons
   AttentionTile tile;
   if (!locateQueries<threads>(a, R, blockIdx.x, tile)) return;
   const AttentionSequence s(a, tile.sequence);
-  const int head = blockIdx.y, kvHead = head / a.group, queries = min(R, s.queries - tile.first), firstPosition = s.offset() + tile.first;
+  const int head = blockIdx.y, kvHead = head / a.group, queries = min(R, s.queries - tile.first),
+            firstPosition = s.offset() + tile.first;
   extern __shared__ __align__(16) float shared[];
-  float *q = shared, *k = q + S::tileFloats, *v = k + S::tileFloats, *weights = v + S::tileFloats, *rescale = weights + S::weightFloats;
+  float *q = shared, *k = q + S::tileFloats, *v = k + S::tileFloats, *weights = v + S::tileFloats,
+        *rescale = weights + S::weightFloats;
   loadTile<D, R>(q, a.q, s.qStart + tile.first, head * a.headDim, queries, a.headDim);
   float top[S::rows], total[S::rows];
 #pragma unroll
@@ -149,7 +152,8 @@ __global__ void __launch_bounds__(threads) simpleForwardKernel(const __grid_cons
         float most = top[i], part = 0;
 #pragma unroll
         for (int j = 0; j < S::rows; ++j) {
-          dot[i][j] = visible(a, firstPosition + Q::row(i), first + Q::column(j)) ? scoreOf(a, dot[i][j], bend) * log2e : -INFINITY;
+          dot[i][j] =
+              visible(a, firstPosition + Q::row(i), first + Q::column(j)) ? scoreOf(a, dot[i][j], bend) * log2e : -INFINITY;
           most = fmaxf(most, dot[i][j]);
         }
 #pragma unroll
@@ -199,8 +203,8 @@ __global__ void __launch_bounds__(threads) simpleForwardKernel(const __grid_cons
 }
 
 /**
- * Probabilities P and their gradient dS (without the scale) of a tile of queries and one of keys, handed to take(query, key, P, dS).
- * `numbers`: lse and delta of the queries.
+ * Probabilities P and their gradient dS (without the scale) of a tile of queries and one of keys, handed to take(query, key, P,
+ * dS). `numbers`: lse and delta of the queries.
  */
 template <int D, int R, class Take>
 __device__ void gradientOfTile(const AttentionArgs& a, const float* q, const float* dO, const float* k, const float* v,
@@ -256,9 +260,10 @@ __global__ void __launch_bounds__(threads) simpleGradKeysKernel(const __grid_con
       loadTile<D, R>(dO, a.dO, s.qStart + first, head * a.headDim, queries, a.headDim);
       loadNumbers<R>(numbers, a, s.qStart + first, head, queries);
       __syncthreads();
-      gradientOfTile<D, R>(a, q, dO, k, v, numbers, offset + first, queries, tile.first, [&](int query, int key, float p, float ds) {
-        weights[key * S::weightStride + query] = p, slopes[key * S::weightStride + query] = ds;
-      });
+      gradientOfTile<D, R>(a, q, dO, k, v, numbers, offset + first, queries, tile.first,
+                           [&](int query, int key, float p, float ds) {
+                             weights[key * S::weightStride + query] = p, slopes[key * S::weightStride + query] = ds;
+                           });
       __syncthreads();
       dv.add(weights, dO);
       dk.add(slopes, q);
@@ -274,7 +279,8 @@ __global__ void __launch_bounds__(threads) simpleGradQueriesKernel(const __grid_
   AttentionTile tile;
   if (!locateQueries<threads>(a, R, blockIdx.x, tile)) return;
   const AttentionSequence s(a, tile.sequence);
-  const int head = blockIdx.y, kvHead = head / a.group, queries = min(R, s.queries - tile.first), firstPosition = s.offset() + tile.first;
+  const int head = blockIdx.y, kvHead = head / a.group, queries = min(R, s.queries - tile.first),
+            firstPosition = s.offset() + tile.first;
   extern __shared__ __align__(16) float shared[];
   float *k = shared, *v = k + S::tileFloats, *q = v + S::tileFloats, *dO = q + S::tileFloats;
   float *slopes = dO + S::tileFloats, *numbers = slopes + S::weightFloats;
@@ -288,9 +294,8 @@ __global__ void __launch_bounds__(threads) simpleGradQueriesKernel(const __grid_
     loadTile<D, R>(k, a.k, s.kvStart + first, kvHead * a.headDim, s.keys - first, a.headDim);
     loadTile<D, R>(v, a.v, s.kvStart + first, kvHead * a.headDim, s.keys - first, a.headDim);
     __syncthreads();
-    gradientOfTile<D, R>(a, q, dO, k, v, numbers, firstPosition, queries, first, [&](int query, int key, float, float ds) {
-      slopes[query * S::weightStride + key] = ds;
-    });
+    gradientOfTile<D, R>(a, q, dO, k, v, numbers, firstPosition, queries, first,
+                         [&](int query, int key, float, float ds) { slopes[query * S::weightStride + key] = ds; });
     __syncthreads();
     dq.add(slopes, k);
   }
@@ -300,7 +305,8 @@ __global__ void __launch_bounds__(threads) simpleGradQueriesKernel(const __grid_
 template <int D, int R>
 constexpr size_t gradientBytes = (4 * Shape<D, R>::tileFloats + 2 * Shape<D, R>::weightFloats + 2 * R) * sizeof(float);
 
-void launch(void (*kernel)(AttentionArgs), dim3 grid, size_t bytes, const AttentionArgs& args, const Context& context, const char* doing) {
+void launch(void (*kernel)(AttentionArgs), dim3 grid, size_t bytes, const AttentionArgs& args, const Context& context,
+            const char* doing) {
   if (bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), doing);
   kernel<<<grid, threads, bytes, context.stream>>>(args);

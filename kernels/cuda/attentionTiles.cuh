@@ -19,8 +19,9 @@ struct AttentionSequence {
 };
 
 /**
- * Tile number `index` when all sequences, from the last to the first, are cut into tiles of `size` rows and those of a sequence are
- * numbered from its end; false when there are fewer. length(j): rows of sequence j. All threads of a block of `threads` call it.
+ * Tile number `index` when all sequences, from the last to the first, are cut into tiles of `size` rows and those of a sequence
+ * are numbered from its end; false when there are fewer. length(j): rows of sequence j. All threads of a block of `threads` call
+ * it.
  */
 template <int threads, class Length>
 __device__ bool locateTile(int sequences, int size, int index, Length length, AttentionTile& tile) {
@@ -80,9 +81,7 @@ __device__ __forceinline__ float exp2Fast(float x) {
 }
 
 /** tanh with an absolute error of some 1e-7, which is what matters for a capped score. */
-__device__ __forceinline__ float tanhFast(float x) {
-  return 1.0f - __fdividef(2.0f, exp2Fast(2.0f * log2e * x) + 1.0f);
-}
+__device__ __forceinline__ float tanhFast(float x) { return 1.0f - __fdividef(2.0f, exp2Fast(2.0f * log2e * x) + 1.0f); }
 
 /**
  * delta = rowsum(dO⊙o) of every row and head, and zeros in rows of dq, dk and dv that belong to no sequence. Reads 2·n·heads·d
