@@ -1,8 +1,8 @@
 // Uniform noise by Philox4x32-10 on the embeddings: a few microseconds of a step.
-#include "../cpu/random.h"
 #include "element.cuh"
 #include "operands.h"
 #include "ops.h"
+#include "philox.cuh"
 
 namespace unsloth::cuda::ops {
 namespace {
@@ -22,19 +22,9 @@ __global__ void noiseKernel(T* y, const T* x, const Noise p) {
   const int64_t perRow = (p.cols + 3) / 4;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.rows * perRow; i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t row = i / perRow, block = i - row * perRow;
-    uint32_t w[4] = {static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys]), static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys + 1]), p.site,
-                     static_cast<uint32_t>(block)};
-    uint32_t key0 = static_cast<uint32_t>(p.random[0]), key1 = static_cast<uint32_t>(p.random[1]);
-#pragma unroll
-    for (int round = 0; round < cpu::philoxRounds; ++round) {
-      const uint64_t product0 = uint64_t{cpu::philoxMultiplier0} * w[0], product1 = uint64_t{cpu::philoxMultiplier1} * w[2];
-      w[0] = static_cast<uint32_t>(product1 >> 32) ^ w[1] ^ key0;
-      w[2] = static_cast<uint32_t>(product0 >> 32) ^ w[3] ^ key1;
-      w[1] = static_cast<uint32_t>(product1);
-      w[3] = static_cast<uint32_t>(product0);
-      key0 += cpu::philoxWeyl0;
-      key1 += cpu::philoxWeyl1;
-    }
+    uint32_t w[4];
+    philox<1>(w, static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys]), static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys + 1]), p.site,
+              static_cast<uint32_t>(block), static_cast<uint32_t>(p.random[0]), static_cast<uint32_t>(p.random[1]));
     const float size = p.alpha * p.scale[row * p.ldScale];
     for (int k = 0; k < 4 && block * 4 + k < p.cols; ++k) {
       const int64_t c = block * 4 + k;
