@@ -61,10 +61,18 @@ export const commands = {
       'unsloth data --model ./models/llama --local_dataset train.csv --columns prompt=question,completion=answer'],
   },
   tokenizer: {
-    summary: 'examine the tokenizer of a model: what is wrong with it, and what is changed',
+    summary: 'examine the tokenizer of a model: what is wrong with it, and what is changed; or add tokens',
     positionals: [{ name: 'DIR', summary: 'model folder', required: true }],
-    flags: { json },
-    examples: ['unsloth tokenizer ./models/llama'],
+    flags: {
+      add_tokens: { type: 'text', summary: 'tokens to add, separated by spaces; the resized model is written to --output', value: 'TOKENS' },
+      output: { type: 'text', summary: 'new folder for the model with the added tokens', value: 'DIR' },
+      interpolation: { type: 'number', summary: 'begin each new row between the mean of the trained rows (0; the default) and that of the pieces '
+        + 'the token had so far (1)', min: 0, max: 1, value: 'X' },
+      multiple_of: { type: 'integer', summary: 'make the number of rows a multiple of this', default: 1, min: 1, max: 65536, value: 'N' },
+      json,
+    },
+    examples: ['unsloth tokenizer ./models/llama',
+      'unsloth tokenizer ./models/llama --add_tokens "<think> </think>" --output ./models/llama-thinking'],
   },
   generate: {
     summary: 'write text with a model, an adapter or a run',

@@ -65,7 +65,7 @@ export async function tokenMatrices(folder: string): Promise<{ embedding: RowMat
 }
 
 /** A row at or below this was never trained: it is zero, or as good as that. */
-const untrainedBelow = 1e-16
+export const untrainedBelow = 1e-16
 
 /** A row as text, to three decimals: rows that are equal to that were never told apart. */
 const rounded = (values: Float32Array): string => Array.from(values, (value) => value.toFixed(3)).join()
