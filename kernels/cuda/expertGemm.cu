@@ -225,7 +225,7 @@ void expertGemm(const Call& call, const Context& context) {
     operands.require(g.lowB.rows == lowRows * height && g.lowB.cols == lowCols * width, "lowA and lowB do not fit");
   }
   if (g.m == 0 || g.n == 0) return;
-  expertGemmSimple(g, context);
+  if (!expertGemmWgmma(g, context)) expertGemmSimple(g, context);
 }
 
 void expertDelta(const Call& call, const Context& context) {

@@ -20,6 +20,9 @@ struct ExpertGemmArgs {
   float alpha = 1, lowAlpha = 1;
 };
 
+/** sm_90a: wgmma and TMA. Returns false, without having enqueued anything, for what it does not take. */
+bool expertGemmWgmma(const ExpertGemmArgs& args, const Context& context);
+
 /** In fp32 arithmetic, for every type and shape. */
 void expertGemmSimple(const ExpertGemmArgs& args, const Context& context);
 

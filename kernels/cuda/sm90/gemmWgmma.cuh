@@ -107,14 +107,14 @@ __device__ __forceinline__ void loadBias(const WgmmaParams& p, int column, float
 #pragma unroll
   for (int j = 0; j < pairs; ++j) bias[j] = make_float2(0, 0);
   if (p.bias == nullptr) return;
+  const auto load = [&](const auto* list, const auto& widenPair) {
 #pragma unroll
-  for (int j = 0; j < pairs; ++j) {
-    const int c = column + 8 * j;
-    if (c >= p.n) continue;
-    if (p.biasType == DType::F32) bias[j] = *reinterpret_cast<const float2*>(static_cast<const float*>(p.bias) + c);
-    else if (p.biasType == DType::F16) bias[j] = __half22float2(*reinterpret_cast<const __half2*>(static_cast<const __half*>(p.bias) + c));
-    else bias[j] = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(p.bias) + c));
-  }
+    for (int j = 0; j < pairs; ++j)
+      if (column + 8 * j < p.n) bias[j] = widenPair(list[(column + 8 * j) / 2]);
+  };
+  if (p.biasType == DType::F32) load(static_cast<const float2*>(p.bias), [](float2 x) { return x; });
+  else if (p.biasType == DType::F16) load(static_cast<const __half2*>(p.bias), [](__half2 x) { return __half22float2(x); });
+  else load(static_cast<const __nv_bfloat162*>(p.bias), [](__nv_bfloat162 x) { return __bfloat1622float2(x); });
 }
 
 /** One chunk of 64 rows × 64 columns of T, from registers d to shared memory, added to what lies there if `adds`. */
