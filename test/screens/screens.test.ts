@@ -10,6 +10,16 @@ import { fillWorkspace } from '../host/workspace.ts'
 
 const images = fileURLToPath(new URL('../../docs/images/', import.meta.url))
 
+/** Questions and answers with a recipe, of which the answers are trained. */
+function fillQuestions(folder: string): void {
+  const rows = [
+    ['Who called the grapes sour?', 'The fox, because he could not reach them.'], ['Who won the race?', 'The tortoise: she never stopped.'],
+    ['What did the crow drop?', 'Her cheese, when the fox praised her voice.'], ['Why did the boy cry wolf?', 'To see the villagers run.'],
+  ] as const
+  writeFileSync(join(folder, 'questions.jsonl'), rows.map(([prompt, completion]) => JSON.stringify({ prompt: `${prompt}\n`, completion })).join('\n'))
+  writeFileSync(join(folder, 'questions.finetune.yaml'), 'version: 1\nmodel: stories260k\ndata:\n  local_dataset: ./questions.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 20\n')
+}
+
 /** With UNSLOTH_IMAGES=1 the pictures of the README are made anew. */
 const keepImages = process.env.UNSLOTH_IMAGES === '1'
 
@@ -25,6 +35,7 @@ describe('the packed extension in a browser', function () {
     host = await Host.start({ vsix: packed, viewport: { width: 1500, height: 900 }, settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
     workspace = host.makeFolder('fables')
     fillWorkspace(workspace)
+    fillQuestions(workspace)
     page = await host.open(workspace)
     // Before the extension's contributions are there, the palette does not know them.
     await page.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor({ timeout: 60_000 })
@@ -62,13 +73,28 @@ describe('the packed extension in a browser', function () {
     await choose(name, name)
     await page.locator(`.tab.active[data-resource-name="${name}"]`).waitFor()
   }
-  /** The panel's page: a frame inside frames. */
-  const panel = async (): Promise<Frame> => {
+  /** A page of ours: a frame inside frames. */
+  const frameWith = async (selector: string): Promise<Frame> => {
     for (const end = Date.now() + 60_000; Date.now() < end;) {
-      for (const frame of page.frames()) if ((await frame.$('header.run-header').catch(() => null)) !== null) return frame
+      for (const frame of page.frames()) if ((await frame.$(selector).catch(() => null)) !== null) return frame
       await page.waitForTimeout(100)
     }
-    throw new Error('the panel did not open')
+    throw new Error(`no page with ${selector} opened`)
+  }
+  const panel = (): Promise<Frame> => frameWith('header.run-header')
+  /** Whether the palette offers a command of ours now. */
+  const offers = async (command: string, window = page): Promise<boolean> => {
+    await window.locator('.quick-input-widget').waitFor({ state: 'hidden' })
+    await window.keyboard.press('F1')
+    const line = window.locator('.quick-input-widget:not([inert]) input[type=text]').first()
+    await line.waitFor()
+    await line.fill(`>Unsloth: ${command}`)
+    const list = window.locator('.quick-input-list .monaco-list-row')
+    await list.first().waitFor()
+    await window.waitForTimeout(400)
+    const found = (await list.allTextContents()).some((text) => text.startsWith(`Unsloth: ${command}`))
+    await window.keyboard.press('Escape')
+    return found
   }
   const theme = async (name: string, kind: string): Promise<void> => {
     await openInput('Control+K', 'Control+T')
@@ -110,16 +136,30 @@ describe('the packed extension in a browser', function () {
     await palette('File: Revert File')
   })
 
+  it('offers what can be done now, and nothing else', async () => {
+    for (const [command, now] of [['Fine-tune', true], ['Convert to Recipe', true], ['Stop…', false], ['Pause', false], ['Compare Runs', false], ['Copy Path', false]] as const) {
+      assert.equal(await offers(command), now, command)
+    }
+    const play = page.locator('.editor-actions .action-label[aria-label^="Fine-tune"]')
+    await play.waitFor()
+    await openFile('questions.jsonl')
+    await play.waitFor({ state: 'detached' })
+  })
+
   it('fine-tunes from the palette; the panel shows a falling curve', async () => {
     await openFile('finetune.yaml')
     await palette('Unsloth: Fine-tune')
     const frame = await panel()
     await frame.locator('header.run-header[data-state="training"]').waitFor({ timeout: 60_000 })
+    for (const command of ['Stop…', 'Pause', 'Open Training Panel']) assert.equal(await offers(command), true, command)
     await frame.locator('header.run-header[data-state="finished"]').waitFor({ timeout: 120_000 })
     await palette('Notifications: Show Notifications')
     await page.locator('.notifications-center .notification-list-item').filter({ hasText: 'has finished' }).waitFor({ timeout: 20_000 })
     await shot('finished')
     await palette('Notifications: Clear All Notifications')
+    for (const [command, now] of [['Stop…', false], ['Pause', false], ['Compare Runs', true], ['Delete Run', true]] as const) {
+      assert.equal(await offers(command), now, command)
+    }
     const label = (await frame.locator('[data-chart="loss"] .plot').first().getAttribute('aria-label')) ?? ''
     const [, last, , highest] = /: ([\d.]+) at .*lowest ([\d.]+), highest ([\d.]*\d)/.exec(label)?.map(Number) ?? []
     assert.ok(last !== undefined && highest !== undefined && last < 0.95 * highest, label)
@@ -157,5 +197,29 @@ describe('the packed extension in a browser', function () {
     await page.locator('.monaco-list-row').filter({ hasText: 'Architecture' }).first().waitFor({ timeout: 20_000 })
     await page.waitForTimeout(300)
     await shot('trees')
+  })
+
+  it('shows data token by token', async () => {
+    await openFile('questions.finetune.yaml')
+    await palette('Unsloth: Preview Data')
+    const frame = await frameWith('.sample')
+    assert.match((await frame.locator('.sample').first().locator('.token.trained').allTextContents()).join(''), /The fox, because he could not reach them\./)
+    await page.waitForTimeout(300)
+    await shot('preview')
+  })
+
+  it('offers no command that runs something in a workspace that is not trusted', async () => {
+    const strict = await Host.start({ vsix: packed, trust: true })
+    try {
+      const folder = strict.makeFolder('strange')
+      fillWorkspace(folder)
+      const window = await strict.open(folder)
+      await window.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor({ timeout: 60_000 })
+      for (const [command, now] of [['New Recipe…', true], ['Preview Data', true], ['Fine-tune', false], ['Generate…', false], ['Doctor', false]] as const) {
+        assert.equal(await offers(command, window), now, command)
+      }
+    } finally {
+      await strict.stop()
+    }
   })
 })
