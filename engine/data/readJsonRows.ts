@@ -1,6 +1,7 @@
 import { decodeUtf8, isJsonObject } from '../io/jsonText.ts'
 import { ArrayScanner, ScanFailure } from './arrayScanner.ts'
 import { chunksOf } from './fileChunks.ts'
+import type { RowPlace } from './rowIndex.ts'
 import { dataError, rowLimit, utf8Hint, type SourceRow } from './row.ts'
 
 /** Puts back what was taken from an iterator to look at it. */
@@ -13,8 +14,8 @@ const byteOrderMark = Buffer.of(0xef, 0xbb, 0xbf)
 const blankLine = /^\s*$/
 
 /** Rows of one JSON object per line; blank lines count but hold no row. */
-async function* readLines(file: string, chunks: AsyncIterable<Buffer>): AsyncGenerator<SourceRow> {
-  let line = 0
+async function* readLines(file: string, chunks: AsyncIterable<Buffer>, before = 0): AsyncGenerator<SourceRow> {
+  let line = before
   let open: Buffer[] = []
   let openBytes = 0
   const finish = (last: Buffer): SourceRow | undefined => {
@@ -96,14 +97,14 @@ function shapeOf(file: string, head: string, whole: boolean): Shape {
 const enoughToTell = (head: string): boolean =>
   /^\s*[^\s{]/.test(head) || /^\s*\{[^\n]*\n\s*\S/.test(head) || head.length > 1 << 22
 
-/** Rows of a JSONL or JSON file, told apart by their content. */
-export async function* readJsonRows(file: string): AsyncGenerator<SourceRow> {
-  const chunks = chunksOf(file)
+/** The beginning of a file, as much of it as tells its shape, and the rest. */
+async function begin(file: string): Promise<{ readonly shape: Shape; readonly head: readonly Buffer[]; readonly rest: AsyncGenerator<Buffer> }> {
+  const rest = chunksOf(file)
   const head: Buffer[] = []
   let text = ''
   let whole = true
   for (;;) {
-    const next = await chunks.next()
+    const next = await rest.next()
     if (next.done === true) break
     const chunk = head.length === 0 && next.value.subarray(0, 3).equals(byteOrderMark) ? next.value.subarray(3) : next.value
     head.push(chunk)
@@ -113,7 +114,24 @@ export async function* readJsonRows(file: string): AsyncGenerator<SourceRow> {
       break
     }
   }
-  const shape = shapeOf(file, text, whole)
-  const all = chain(head, chunks)
+  return { shape: shapeOf(file, text, whole), head, rest }
+}
+
+/** Whether each line of a file is a row, so that any of them can be read without those before it. */
+export async function isOfLines(file: string): Promise<boolean> {
+  if (/\.gz$/i.test(file)) return false
+  const { shape, rest } = await begin(file)
+  await rest.return(undefined)
+  return shape === 'lines'
+}
+
+/** Rows of a JSONL or JSON file, told apart by their content. */
+export async function* readJsonRows(file: string): AsyncGenerator<SourceRow> {
+  const { shape, head, rest } = await begin(file)
+  const all = chain(head, rest)
   yield* shape === 'lines' ? readLines(file, all) : readArray(file, shape === 'wrapped', all)
 }
+
+/** Rows of a JSONL file from a place on. */
+export const readJsonRowsFrom = (file: string, { line, offset }: RowPlace): AsyncGenerator<SourceRow> =>
+  offset === 0 ? readJsonRows(file) : readLines(file, chunksOf(file, offset), line)

@@ -1,7 +1,8 @@
 import { UnslothError } from '#shared/errors.ts'
 import { parquetRowCount, readParquet } from './readParquet.ts'
 import { readDelimited } from './readDelimited.ts'
-import { readJsonRows } from './readJsonRows.ts'
+import { isOfLines, readJsonRows, readJsonRowsFrom } from './readJsonRows.ts'
+import { placeOfRow } from './rowIndex.ts'
 import { readText } from './readText.ts'
 import { parseRow, type Row, type SourceRow } from './row.ts'
 import type { RowRange } from './splits.ts'
@@ -39,7 +40,14 @@ export async function* readSourceRows(files: readonly string[], { from, to }: Ro
   let at = 0
   if (to <= from) return
   for (const file of files) {
-    for await (const row of readFileRows(file)) {
+    let rows = readFileRows(file)
+    if (at < from && fileKind(file) === 'json' && (await isOfLines(file))) {
+      const place = await placeOfRow(file, from - at)
+      at += place.row
+      if (at < from) continue
+      rows = readJsonRowsFrom(file, place)
+    }
+    for await (const row of rows) {
       if (at >= from) yield row
       if (++at >= to) return
     }
@@ -56,6 +64,7 @@ export async function countRows(files: readonly string[]): Promise<number> {
   let rows = 0
   for (const file of files) {
     if (fileKind(file) === 'parquet') rows += await parquetRowCount(file)
+    else if (fileKind(file) === 'json' && (await isOfLines(file))) rows += (await placeOfRow(file, Infinity)).row
     else {
       const reading = readFileRows(file)
       while ((await reading.next()).done !== true) rows++

@@ -15,7 +15,7 @@ const [cols, trained] = [4, 512]
 const valueAt = (row: number, col: number): number => (row % 7) - 3 + col / 4
 
 /** A folder with the tokenizer of 512 tokens and matrices of so many rows, of which those beyond 512 are zero. */
-async function model(rows: number, { head = true, dtype = 'F32' as FloatDtype } = {}): Promise<string> {
+async function model(rows: number, { head = true, dtype = 'F32' }: { head?: boolean; dtype?: FloatDtype } = {}): Promise<string> {
   const folder = folderWith({
     'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')), 'tokenizer_config.json': '{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}',
     'config.json': `{"model_type": "llama", "vocab_size": ${rows}, "rope_theta": 10000.0}`,
