@@ -200,6 +200,7 @@ describe('the packed extension in a browser', function () {
   })
 
   it('shows data token by token', async () => {
+    await palette('View: Close All Editors')
     await openFile('questions.finetune.yaml')
     await palette('Unsloth: Preview Data')
     const frame = await frameWith('.sample')

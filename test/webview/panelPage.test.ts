@@ -127,6 +127,9 @@ describe('training panel in the browser', () => {
     const updates = posted.length - before
     assert.ok(updates >= 2 && updates <= Math.ceil(seconds * 4) + 1, `${updates} updates in ${seconds} s`)
     assert.equal(await page.evaluate('Number(document.querySelector("progress").value)'), step)
+    assert.equal(await panel!.text('.fact-elapsed dt'), 'Elapsed')
+    run.setInfo({ state: 'finished', alive: false })
+    await panel!.until('the end', async () => (await panel!.text('.fact-elapsed dt')) === 'Took')
   })
 
   it('sends nothing while it is hidden and everything when it is shown again', async () => {

@@ -87,7 +87,7 @@ export class Header {
 
   #showFacts(info: RunInfo, now: number): void {
     const facts = factsOfRun(info, this.#options.strings, now)
-    const keys = facts.map(({ key }) => key).join()
+    const keys = facts.map(({ key, label }) => `${key} ${label}`).join()
     if (keys !== this.#shownFacts) {
       this.#shownFacts = keys
       const places = facts.map(({ key, label }) => h('div', { class: `fact fact-${key}` }, h('dt', {}, label), h('dd')))
