@@ -1,11 +1,14 @@
 #pragma once
-// One command on the CPU and on the GPU with the same operands: what cudaOpsTest is made of.
+// One command on the CPU and on the GPU with the same operands: every type, odd shapes, slices of wider buffers, in place where
+// commands.ts allows it, nothing written beside an output, the same bits twice. The programs that include this take the name of a
+// command as argument, to test only that one, and `small`, to leave out wide rows.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <random>
 #include <string>
@@ -103,7 +106,7 @@ class Case {
 
   /** An operand that is read: fp32 on the CPU when it is an activation, of its own type otherwise. */
   int input(DType type, int64_t rows, int64_t cols, std::vector<double> values, bool activation = true) {
-    return put({type, activation ? DType::F32 : type, rows, cols, std::move(values), false, false, -1, 0, 0, false});
+    return put({type, activation ? DType::F32 : type, rows, cols, std::move(values), false, false, -1, 0, 0});
   }
   int input(DType type, int64_t rows, int64_t cols) { return input(type, rows, cols, normal(rows * cols)); }
   /** A parameter or list of its own type on both sides. */
@@ -123,7 +126,7 @@ class Case {
    */
   int output(DType type, int64_t rows, int64_t cols, double relative, double absolute, std::vector<double> start = {},
              bool activation = true) {
-    return put({type, activation ? DType::F32 : type, rows, cols, std::move(start), true, false, -1, relative, absolute, false});
+    return put({type, activation ? DType::F32 : type, rows, cols, std::move(start), true, false, -1, relative, absolute});
   }
   /** As `output`, in the memory of operand `of`, which stands later in the list. */
   int outputOver(int of, DType type, int64_t rows, int64_t cols, double relative, double absolute) {
@@ -131,6 +134,8 @@ class Case {
     operands_[static_cast<size_t>(at)].alias = of;
     return at;
   }
+  /** The least size of the last output's numbers for its absolute bound: theirs may cancel each other out. */
+  void ofSize(double size) { operands_.back().size = size; }
   void absent() { put({}); }
 
   std::vector<int32_t> ints;
@@ -145,7 +150,7 @@ class Case {
     std::vector<double> values;  // empty: an output that starts as NaN
     bool output = false, dense = false;
     int alias = -1;
-    double relative = 0, absolute = 0;
+    double relative = 0, absolute = 0, size = 0;
     bool present = false;
     int64_t ld = 0;
     size_t at = 0;  // in the arena, of element (0, 0)
@@ -266,7 +271,7 @@ inline void Case::compare(size_t index, const std::vector<std::byte>& after) {
   };
   for (int64_t r = 0; r < o.rows; ++r)
     for (int64_t c = 0; c < o.cols; ++c) squares += reference(r, c) * reference(r, c);
-  const double size = std::sqrt(squares / static_cast<double>(std::max<int64_t>(1, o.rows * o.cols)));
+  const double size = std::max(o.size, std::sqrt(squares / static_cast<double>(std::max<int64_t>(1, o.rows * o.cols))));
   const bool rounds = o.cpuType == DType::F32 && o.type != DType::F32;
   const double half = !rounds ? 0 : o.type == DType::BF16 ? 1.0 / 256 : 1.0 / 2048;
   const double least = !rounds ? 0 : o.type == DType::BF16 ? 0 : 0x1p-25;
@@ -325,11 +330,23 @@ inline std::vector<double> whole(int64_t count, const std::function<int64_t(int6
   return values;
 }
 
-/** The cases of cudaRowOpsTest.cu: rope, rows, optimizer, mixture of experts. */
-void rotary();
-void rows();
-void optimizer();
-void flatOptimizers();
-void mixture();
+/** The program: runs all cases and prints how many failed; exit status 1 when any did. */
+inline int runCases(const char* program, int count, char** arguments, std::initializer_list<void (*)()> groups) {
+  for (int i = 1; i < count; ++i) {
+    if (std::string(arguments[i]) == "small") small = true;
+    else only = arguments[i];
+  }
+  Bench all;
+  bench = &all;
+  for (const auto& group : groups) group();
+  int failures = 0;
+  for (const auto& [op, failed] : all.failuresOf) failures += failed, std::printf("%s: %d failures\n", op.c_str(), failed);
+  std::printf("%s: %d checks on %s, %d failures\n", program, all.checks, all.gpu.name.c_str(), failures);
+  return failures == 0 ? 0 : 1;
+}
 
 }  // namespace unsloth::test
+
+void unsloth::cuda::check(cudaError_t status, const char* doing) {
+  if (status != cudaSuccess) fail(std::string(doing) + ": " + cudaGetErrorString(status));
+}

@@ -1,6 +1,4 @@
-// Checks the small commands of the GPU against those of the CPU: every type, odd shapes, slices of wider buffers, in place where
-// commands.ts allows it, nothing written beside an output, the same bits twice. With a command's name as argument only
-// that one; `small` leaves out wide rows. Prints one line; exit status 1 on a failure.
+// Checks elementwise commands, activations and norms of the GPU against those of the CPU; see cudaCase.h.
 #include "cudaCase.h"
 
 using namespace unsloth;
@@ -32,7 +30,7 @@ void elementwise() {
   over("columnSum", {{1, 1}, {3, 7}, {700, 130}, {257, 896}, {1030, 4096}},
        [](DType t, Layout layout, int64_t rows, int64_t cols) {
          Case c = CASE(columnSum);
-         c.output(DType::F32, 1, cols, fp32, fp32, c.normal(cols));
+         c.output(DType::F32, 1, cols, fp32, 4 * fp32, c.normal(cols));
          c.input(t, rows, cols);
          c.floats = {-0.5};
          c.run();
@@ -198,27 +196,4 @@ void norms() {
 
 }  // namespace
 
-void unsloth::cuda::check(cudaError_t status, const char* doing) {
-  if (status != cudaSuccess) fail(std::string(doing) + ": " + cudaGetErrorString(status));
-}
-
-int main(int count, char** arguments) {
-  for (int i = 1; i < count; ++i) {
-    if (std::string(arguments[i]) == "small") small = true;
-    else only = arguments[i];
-  }
-  Bench all;
-  bench = &all;
-  elementwise();
-  activations();
-  norms();
-  rotary();
-  rows();
-  optimizer();
-  flatOptimizers();
-  mixture();
-  int failures = 0;
-  for (const auto& [op, count] : all.failuresOf) failures += count, std::printf("%s: %d failures\n", op.c_str(), count);
-  std::printf("cudaOpsTest: %d checks on %s, %d failures\n", all.checks, all.gpu.name.c_str(), failures);
-  return failures == 0 ? 0 : 1;
-}
+int main(int count, char** arguments) { return runCases("cudaOpsTest", count, arguments, {elementwise, activations, norms}); }
