@@ -19,12 +19,13 @@ export async function newRecipe(services: Services, start: unknown): Promise<str
   const dataset = given?.kind === 'dataset' ? given.path : await pickDataset(services, `${title} (2/3)`)
   const method = (await choose([
     { label: 'LoRA', description: vscode.l10n.t('trains an adapter of a few megabytes; the model stays as it is'), method: 'lora' as const },
+    { label: 'QLoRA', description: vscode.l10n.t('the same over 4-bit weights: a quarter of their memory, a little slower and less exact'), method: 'qlora' as const },
     { label: vscode.l10n.t('Full fine-tuning'), description: vscode.l10n.t('trains every weight; about 16 bytes of memory for each'), method: 'full' as const },
   ], { title: `${title} (3/3)`, placeHolder: vscode.l10n.t('Which method?') })).method
   const starter = model.name === 'stories260k'
   const text = recipeText({
     model: modelInRecipe(model, folder), dataset: pathInRecipe(await ownData(services, dataset, folder), folder), method,
-    ...(starter ? { maxSteps: 80, learningRate: method === 'lora' ? '1e-2' : '1e-3' } : {}),
+    ...(starter ? { maxSteps: 80, learningRate: method === 'full' ? '1e-3' : '1e-2' } : {}),
   })
   return openNew(folder, text)
 }
@@ -38,13 +39,13 @@ export async function openStarter({ library }: Services): Promise<string> {
 }
 
 async function pickDataset({ library }: Services, title: string): Promise<string> {
-  const items = (await library.datasets()).filter(({ path }) => /\.(jsonl?|ndjson)(\.gz)?$/i.test(path)).map(({ name, path, origin }) => ({
+  const items = (await library.datasets()).map(({ name, path, origin }) => ({
     label: name, description: origin === 'bundled' ? vscode.l10n.t('starter: fables') : '', path: path, iconPath: new vscode.ThemeIcon('database'),
   }))
   const browse = { label: vscode.l10n.t('Browse…'), path: undefined, iconPath: new vscode.ThemeIcon('folder-opened') }
   const { path } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Which data set?') })
   if (path !== undefined) return path
-  const [file] = await vscode.window.showOpenDialog({ title, filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'gz'] } }) ?? []
+  const [file] = await vscode.window.showOpenDialog({ title, filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'csv', 'tsv', 'parquet', 'txt', 'md', 'gz'] } }) ?? []
   if (file === undefined) throw cancelled()
   return file.fsPath
 }

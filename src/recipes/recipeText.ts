@@ -5,7 +5,7 @@ export interface RecipeChoices {
   /** A folder, a bundled name or a Hub id. */
   readonly model: string
   readonly dataset: string
-  readonly method: 'lora' | 'full'
+  readonly method: 'lora' | 'qlora' | 'full'
   readonly maxSteps?: number
   readonly learningRate?: string
 }
@@ -22,7 +22,7 @@ const scalar = (value: string): string => stringify(value, { lineWidth: 0 }).tri
 
 /** A recipe of what was chosen: short, with a word on each line that people change first. */
 export function recipeText({ model, dataset, method, maxSteps, learningRate }: RecipeChoices): string {
-  const rate = learningRate ?? (method === 'lora' ? '2e-4' : '2e-5')
+  const rate = learningRate ?? (method === 'full' ? '2e-5' : '2e-4')
   const lora = method === 'full' ? [] : ['', 'lora:', '  lora_r: 16', '  lora_alpha: 16']
   return [
     'version: 1',
@@ -35,6 +35,7 @@ export function recipeText({ model, dataset, method, maxSteps, learningRate }: R
     '',
     'training:',
     ...(method === 'full' ? ['  training_type: full'] : []),
+    ...(method === 'qlora' ? ['  load_in_4bit: true # the frozen weights take a quarter of the memory'] : []),
     '  max_seq_length: 512',
     '  batch_size: 2',
     '  gradient_accumulation_steps: 4',
@@ -44,7 +45,7 @@ export function recipeText({ model, dataset, method, maxSteps, learningRate }: R
     ...lora,
     '',
     'save:',
-    `  method: [${method === 'lora' ? 'lora' : 'merged_16bit'}]`,
+    `  method: [${method === 'full' ? 'merged_16bit' : 'lora'}]`,
     '',
   ].join('\n')
 }

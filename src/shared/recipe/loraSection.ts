@@ -17,8 +17,8 @@ export const initMethods = {
   true: 'A from a uniform distribution, B zero: the first step starts from the base model',
   false: 'A and B both random, for tests: the first step does not start from the base model',
   gaussian: 'A from a normal distribution with deviation 1/r, B zero',
-  loftq: 'from the error of quantisation',
-  pissa: 'from the principal singular vectors',
+  loftq: 'from the error of 4-bit quantisation, so that model and adapter together start close to the 16-bit model',
+  pissa: 'from the principal singular vectors of the weights, which keep the rest; saved as an adapter of twice the rank for the original model',
   olora: 'from a QR decomposition',
   corda: 'from the covariance of sample data',
 } as const
@@ -120,8 +120,7 @@ export const loraSection = z.strictObject({
       default: true,
       nullable: false,
       input: { enum: [true, false, ...initNames] },
-      availability: notYet('only true, false and gaussian are available yet', (value) =>
-        typeof value === 'string' && value !== 'gaussian'),
+      availability: notYet('olora and corda are not available yet; use pissa', (value) => value === 'olora' || value === 'corda'),
     },
   ),
   init_adapter: optionalText({
@@ -166,9 +165,8 @@ export const loraSection = z.strictObject({
     availability: notYet('DoRA is not available yet; set it to false for plain LoRA'),
   }),
   use_loftq: boolean({
-    doc: 'Start the adapter from the error of 4-bit quantisation.',
+    doc: 'The same as `init_lora_weights: loftq`: start the adapter from the error of 4-bit quantisation. Needs `load_in_4bit` and a 16-bit model.',
     default: false,
-    availability: notYet('LoftQ is not available yet; set it to false'),
   }),
   vision_all_linear: boolean({
     doc: 'Adapt every linear layer of a vision model. Text models ignore it.',

@@ -69,12 +69,12 @@ describe('small parts of the extension', () => {
   })
 
   it('recipes made of choices are valid', () => {
-    for (const method of ['lora', 'full'] as const) {
+    for (const method of ['lora', 'qlora', 'full'] as const) {
       const { recipe, warnings } = parseRecipe(recipeText({ model: './my model', dataset: '../data: all.jsonl', method }), '/w/finetune.yaml')
       assert.deepEqual(warnings, [])
       assert.equal(recipe.model.name, './my model')
       assert.deepEqual(recipe.data.local_dataset, ['../data: all.jsonl'])
-      assert.equal(recipe.training.training_type, method)
+      assert.deepEqual([recipe.training.training_type, recipe.training.load_in_4bit], [method === 'full' ? 'full' : 'lora', method === 'qlora'])
     }
     assert.deepEqual(parseRecipe(starterRecipe('./fables.jsonl'), '/w/finetune.yaml').warnings, [])
   })
