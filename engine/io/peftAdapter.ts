@@ -85,9 +85,9 @@ function completeModule(module: string, { a, b, embedding }: Halves, config: Lor
 }
 
 /** Opens a PEFT LoRA adapter: configuration and tensor descriptions, no data. */
-export async function openPeftAdapter(path: string): Promise<PeftAdapter> {
+export async function openPeftAdapter(path: string, changedBase = false): Promise<PeftAdapter> {
   const folder = await readModelFolder(path, 'adapter')
-  const { lora, warnings } = readLoraConfig(folder.adapterConfig!)
+  const { lora, warnings } = readLoraConfig(folder.adapterConfig!, changedBase)
   const names = await readdir(path)
   const where = join(path, adapterWeightsFile)
   if (!names.includes(adapterWeightsFile))

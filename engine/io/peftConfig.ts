@@ -112,14 +112,14 @@ function readPattern(config: Config, key: string): Record<string, number> {
   return Object.fromEntries(Object.keys(section.values).map((pattern) => [pattern, section.number(0, pattern)]))
 }
 
-function refuseFeatures({ values, where }: ConfigFile, config: Config): void {
+function refuseFeatures({ values, where }: ConfigFile, config: Config, changedBase: boolean): void {
   const type = config.string('peft_type') ?? 'LORA'
   if (type.toUpperCase() !== 'LORA') throw unsupported(where, `the adapter is of type ${quote(type)}, not LORA`)
   for (const [key, why] of Object.entries(refused)) if (!isOff(values[key])) throw unsupported(where, `"${key}" is set: ${why}`)
   const bias = config.string('bias') ?? 'none'
   if (bias !== 'none') throw unsupported(where, `"bias" is ${quote(bias)}: the biases of the base model are trained, too`)
   const init = values.init_lora_weights
-  if (typeof init === 'string' && changesBase.test(init)) throw unsupported(
+  if (!changedBase && typeof init === 'string' && changesBase.test(init)) throw unsupported(
     where,
     `"init_lora_weights" is ${quote(init)}: this initialisation changes the base weights`,
   )
@@ -130,11 +130,14 @@ function refuseFeatures({ values, where }: ConfigFile, config: Config): void {
     )
 }
 
-/** Reads an adapter_config.json; features that would compute something else are refused with the reason. */
-export function readLoraConfig(file: ConfigFile): { readonly lora: LoraConfig; readonly warnings: readonly string[] } {
+/**
+ * Reads an adapter_config.json; features that would compute something else are refused with the reason. `changedBase`: the base
+ * weights are those that the adapter's initialisation left.
+ */
+export function readLoraConfig(file: ConfigFile, changedBase = false): { readonly lora: LoraConfig; readonly warnings: readonly string[] } {
   const { values, where } = file
   const config = new Config(values, where)
-  refuseFeatures(file, config)
+  refuseFeatures(file, config, changedBase)
   const alpha = config.optionalNumber('lora_alpha')
   if (alpha === undefined) throw new UnslothError('MODEL_INVALID', `${where}: "lora_alpha" is missing.`, {
     hint: 'Fetch or save the adapter again.',

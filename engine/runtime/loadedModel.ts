@@ -9,6 +9,7 @@ import { toFileForm, toGraphForm } from '../model/storedForm.ts'
 import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { CompiledPlan, Runtime } from './runtime.ts'
+import { PrincipalInit, type Principal } from './principalInit.ts'
 import { loadInto, parameterParts } from './weightArena.ts'
 
 export interface LoadOptions {
@@ -30,6 +31,8 @@ export class LoadedModel {
   readonly runtime: Runtime
   private readonly shadow: CompiledPlan | undefined
   private shadowIsStale = true
+  /** What adapters of `pissa` started with, which the weights have lost: an adapter for the model's own files has it taken off. */
+  readonly starts = new Map<string, Principal>()
 
   private constructor(patched: PatchedModel, runtime: Runtime) {
     this.patched = patched
@@ -72,15 +75,18 @@ export class LoadedModel {
   /** Starts adapters over weights that stand in the arenas. */
   static async initialise(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
     const model = new LoadedModel(patched, runtime)
-    for (const [index, module] of patched.modules.entries()) await model.initialiseAdapter(module, index, options.seed)
+    const principal = new PrincipalInit(patched, runtime, options.seed)
+    for (const [index, module] of patched.modules.entries()) await model.initialiseAdapter(module, index, options.seed, principal)
+    principal.release()
     return model
   }
 
   /**
    * As PEFT does: A uniform in ±1/√in (kaiming, a = √5) and B zero; `gaussian`: A normal with deviation 1/r; `false`: both are
-   * uniform, so that the adapter does something from the start.
+   * uniform, so that the adapter does something from the start. `pissa` and `loftq`: see PrincipalInit.
    */
-  private async initialiseAdapter({ module, inputs, rank }: LoraModule, index: number, seed: number): Promise<void> {
+  private async initialiseAdapter(target: LoraModule, index: number, seed: number, principal: PrincipalInit): Promise<void> {
+    const { module, inputs, rank, form } = target
     const { training } = this.patched
     const init = training.kind === 'lora' ? (training.init ?? true) : true
     const fill = async (name: string, low: number, high: number, stream: number) => {
@@ -94,6 +100,14 @@ export class LoadedModel {
       const radius = this.readParameter(await fill(a, 0, 1, index))
       const angle = this.readParameter(await fill(a, 0, 1, index + secondStream))
       this.writeParameter(a, radius.map((u, i) => (Math.sqrt(-2 * Math.log(1 - u)) * Math.cos(2 * Math.PI * angle[i]!)) / rank))
+      return
+    }
+    if (init === 'pissa' || init === 'loftq') {
+      const start = await principal[init](target, index)
+      const stored = form === undefined ? start.b : toFileForm(start.b, form, target.width, rank)
+      if (init === 'pissa') this.starts.set(module, { a: start.a, b: stored })
+      this.writeParameter(a, start.a)
+      this.writeParameter(b, stored)
       return
     }
     await fill(a, -1 / Math.sqrt(inputs), 1 / Math.sqrt(inputs), index)

@@ -33,7 +33,7 @@ export async function describeModel(folder: string): Promise<ModelDescription> {
 }
 
 /** How new adapters start, as PEFT's init_lora_weights; B is zero but with `false`. */
-export type LoraInit = boolean | 'gaussian'
+export type LoraInit = boolean | 'gaussian' | 'pissa' | 'loftq'
 
 /** What is trained. */
 export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[]; readonly init?: LoraInit } & LoraOptions)

@@ -158,6 +158,13 @@ export function parameterParts(entries: readonly WeightEntry[], source: WeightSo
   )
 }
 
+/** Reads one 16- or 32-bit tensor as fp32. */
+export async function loadPlain(runtime: Runtime, arena: Arena, { source }: WeightSource, name: string, offset: number): Promise<void> {
+  const tensor = requireTensor(source, name)
+  const elements = tensor.shape.reduce((product, size) => product * size, 1)
+  await loadInto(runtime, arena, [{ name, path: tensor.path, fileOffset: tensor.offset, elements, source: dtypeCode(typesOf(tensor).source), target: dtypeCode('f32'), offset }])
+}
+
 /** Reads tensors into an arena; a NaN or infinity in one of them is an error that names it. */
 export async function loadInto(runtime: Runtime, arena: Arena, items: readonly LoadItem[], progress?: (done: number, total: number) => void): Promise<void> {
   const total = items.reduce((sum, item) => sum + item.elements, 0)

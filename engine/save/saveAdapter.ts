@@ -10,8 +10,20 @@ import { copyTokenizer, writeTokenizer } from './writeTokenizer.ts'
 /** Little-endian bytes of fp32 values. */
 export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
 
-/** How PEFT describes what is trained here. */
-export function adapterConfig(model: LoadedModel): LoraConfig {
+/**
+ * How PEFT describes what is trained here. `forBase`: as an adapter for the model's own files. One that started from principal parts
+ * of the weights (pissa) has these taken off then: B·A − B₀·A₀ is an adapter of twice the rank (arXiv 2404.02948, appendix C).
+ */
+export function adapterConfig(model: LoadedModel, forBase = false): LoraConfig {
+  const config = plainAdapterConfig(model)
+  if (model.starts.size === 0) return config
+  if (!forBase) return { ...config, initLoraWeights: 'pissa' }
+  const twice = (values: Readonly<Record<string, number>>, factor: number) => Object.fromEntries(Object.entries(values).map(([pattern, value]) => [pattern, value * factor]))
+  const growth = config.rslora ? Math.SQRT2 : 2
+  return { ...config, r: 2 * config.r, alpha: growth * config.alpha, rankPattern: twice(config.rankPattern, 2), alphaPattern: twice(config.alphaPattern, growth) }
+}
+
+function plainAdapterConfig(model: LoadedModel): LoraConfig {
   const { training, modules } = model.patched
   if (training.kind !== 'lora') throw new Error('only a LoRA run has an adapter')
   const { folder } = model.patched.model
@@ -31,22 +43,45 @@ export function adapterConfig(model: LoadedModel): LoraConfig {
     modulesToSave: training.modulesToSave, rslora: training.rslora,
     rankPattern: { ...training.rankPattern, ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
     alphaPattern: { ...training.alphaPattern, ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
-    initLoraWeights: training.init ?? true,
+    // Neither pissa nor loftq leaves anything behind that a reader would have to repeat.
+    initLoraWeights: typeof training.init === 'string' && training.init !== 'gaussian' ? true : (training.init ?? true),
   }
 }
 
 /** Every trained matrix under PEFT's names, in fp32. */
-function adapterTensors(model: LoadedModel): AdapterTensor[] {
+function adapterTensors(model: LoadedModel, forBase: boolean): AdapterTensor[] {
   return model.patched.layout.parameters.map(({ name, shape }) => {
     const lora = /^(.*)\.(lora_[AB])\.weight$/.exec(name)
     const [module, part] = lora === null ? [name.replace(/\.weight$/, ''), 'weight' as const] : [lora[1]!, lora[2] as 'lora_A' | 'lora_B']
+    const start = forBase ? model.starts.get(module) : undefined
+    if (start !== undefined && part !== 'weight') {
+      const [rows, cols] = shape as [number, number]
+      const grown = part === 'lora_A' ? [2 * rows, cols] : [rows, 2 * cols]
+      return { module, part, dtype: 'F32', shape: grown, data: () => floatBytes(part === 'lora_A' ? below(model.readParameter(name), start.a) : beside(model.readParameter(name), start.b, rows)) }
+    }
     return { module, part, dtype: 'F32', shape, data: () => floatBytes(model.readParameter(name)) }
   })
 }
 
-/** The adapter's two files into an existing folder; PEFT loads them unchanged. */
-export async function writeAdapterFiles(model: LoadedModel, folder: string, fs?: FileSystem): Promise<void> {
-  await writePeftAdapter(folder, adapterConfig(model), adapterTensors(model), fs === undefined ? {} : { fs })
+function below(upper: Float32Array, lower: Float32Array): Float32Array {
+  const both = new Float32Array(upper.length + lower.length)
+  both.set(upper)
+  both.set(lower, upper.length)
+  return both
+}
+
+/** [left, −right] of two matrices with so many rows. */
+function beside(left: Float32Array, right: Float32Array, rows: number): Float32Array {
+  const cols = left.length / rows
+  return Float32Array.from({ length: 2 * left.length }, (_, i) => {
+    const [row, col] = [Math.floor(i / (2 * cols)), i % (2 * cols)]
+    return col < cols ? left[row * cols + col]! : -right[row * cols + col - cols]!
+  })
+}
+
+/** The adapter's two files into an existing folder; PEFT loads them unchanged. `forBase`: see adapterConfig. */
+export async function writeAdapterFiles(model: LoadedModel, folder: string, fs?: FileSystem, forBase = false): Promise<void> {
+  await writePeftAdapter(folder, adapterConfig(model, forBase), adapterTensors(model, forBase), fs === undefined ? {} : { fs })
 }
 
 export interface AdapterOptions {
@@ -60,7 +95,7 @@ export async function saveAdapter(model: LoadedModel, folder: string, { fs, toke
   await writeFolderAtomic(
     folder,
     async (draft) => {
-      await writeAdapterFiles(model, draft, fs)
+      await writeAdapterFiles(model, draft, fs, true)
       if (tokenizer === undefined) await copyTokenizer(model.patched.model.folder, draft)
       else await writeTokenizer(tokenizer, draft)
     },

@@ -52,7 +52,7 @@ export async function restoreCheckpoint(trainer: Trainer, folder: string): Promi
 
 /** Loads trained matrices from an adapter folder, or from a checkpoint of a full fine-tune. */
 export async function restoreParameters(model: LoadedModel, folder: string): Promise<void> {
-  const find = model.patched.training.kind === 'lora' ? await adapterTensors(folder) : (await openTensorSource(folder)).tensors
+  const find = model.patched.training.kind === 'lora' ? await adapterTensors(folder, model) : (await openTensorSource(folder)).tensors
   for (const { name, shape } of model.patched.layout.parameters) {
     const tensor = find.get(name)
     if (tensor === undefined)
@@ -63,8 +63,9 @@ export async function restoreParameters(model: LoadedModel, folder: string): Pro
   }
 }
 
-async function adapterTensors(folder: string): Promise<Map<string, TensorLocation>> {
-  const adapter = await openPeftAdapter(folder)
+/** Of a checkpoint of `pissa` only on weights that have started so, too. */
+async function adapterTensors(folder: string, { starts }: LoadedModel): Promise<Map<string, TensorLocation>> {
+  const adapter = await openPeftAdapter(folder, starts.size > 0)
   const tensors = new Map(adapter.saved)
   for (const { module, a, b } of adapter.modules.values()) {
     tensors.set(`${module}.lora_A.weight`, a)

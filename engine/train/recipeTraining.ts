@@ -1,13 +1,19 @@
 import { targetModules, type Recipe } from '#shared/recipe.ts'
 import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
-import type { PatchOptions, Training } from '../runtime/patchedModel.ts'
+import type { LoraInit, PatchOptions, Training } from '../runtime/patchedModel.ts'
+
+/** Methods that are refused before have no meaning here. */
+function initOf({ init_lora_weights: init, use_loftq: loftq }: Recipe['lora']): LoraInit {
+  if (loftq) return 'loftq'
+  return init === 'gaussian' || init === 'pissa' || init === 'loftq' ? init : init !== false
+}
 
 /** The adapters that a recipe asks for, on a model of so many layers. */
 export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
   const { training, lora } = recipe
   return {
     r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora,
-    initLoraWeights: lora.init_lora_weights === 'gaussian' ? 'gaussian' : lora.init_lora_weights !== false,
+    initLoraWeights: initOf(lora),
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
     rankPattern: lora.rank_pattern, alphaPattern: lora.alpha_pattern, loraPlus: lora.loraplus_lr_ratio !== null,

@@ -1,8 +1,16 @@
 import { strict as assert } from 'node:assert'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { cpuTarget } from '../../engine/graph/target.ts'
 import { openTensorSource, readFloat32, requireTensor } from '../../engine/io/tensorSource.ts'
-import { fables, assertClose, losses, makeRecipe, temporaryFolder, train, writeJsonl } from './support.ts'
+import { loraTraining } from '../../engine/patch/peftOptions.ts'
+import { symmetricEigen } from '../../engine/patch/symmetricEigen.ts'
+import { listCheckpoints } from '../../engine/run/checkpoints.ts'
+import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
+import { describeModel, patchModel } from '../../engine/runtime/patchedModel.ts'
+import { Runtime } from '../../engine/runtime/runtime.ts'
+import { mergedTensor } from '../../engine/save/merge.ts'
+import { adapterBytes, fables, assertClose, losses, makeRecipe, starter, temporaryFolder, train, writeJsonl } from './support.ts'
 
 /** A matrix of a run's adapter. */
 async function matrixOf(run: string, name: string): Promise<{ shape: readonly number[]; values: Float32Array }> {
@@ -44,5 +52,64 @@ describe('options of adapters', () => {
     assert.ok(Math.abs(losses(noisy)[0]! - losses(quiet)[0]!) < 0.5)
     assert.deepEqual(losses(again), losses(noisy))
     assertClose(evaluated(noisy), evaluated(quiet), 1e-6, 'evaluation')
+  })
+
+  it('PiSSA: starts from the model itself, moves its principal part, and is saved for the original model', async () => {
+    const start = (init: unknown) => makeRecipe(join(folder, `pissa-${String(init)}`), { training: { max_steps: 3, learning_rate: 1e-3, save_steps: 2 }, lora: { init_lora_weights: init } })
+    const [plain, pissa] = [await train(start(true)), await train(start('pissa'))]
+    assert.ok(Math.abs(losses(pissa)[0]! - losses(plain)[0]!) < 2e-3, 'weights and adapter together are the model')
+    const a = await matrixOf(pissa, 'layers.0.mlp.up_proj.lora_A')
+    assert.equal(a.shape[0], 8)
+    const config = JSON.parse(readFileSync(join(pissa, 'adapter', 'adapter_config.json'), 'utf8')) as Record<string, unknown>
+    assert.deepEqual([config.r, config.lora_alpha, config.init_lora_weights], [8, 16, true])
+    // The same model from the adapter on the original weights: a run that begins with it and hardly moves.
+    const again = await train(makeRecipe(join(folder, 'pissa-again'), { training: { max_steps: 1 }, lora: { lora_r: 8, lora_alpha: 16, init_adapter: join(pissa, 'adapter') } }))
+    const resumed = await train(makeRecipe(join(folder, 'pissa-true'), { training: { max_steps: 1 }, lora: { lora_r: 8, lora_alpha: 16 } }))
+    assert.ok(losses(again)[0]! < losses(resumed)[0]!, 'what was learned is in the saved adapter')
+  })
+
+  it('PiSSA: goes on from a checkpoint bit by bit', async () => {
+    const recipe = (extra: object) => makeRecipe(join(folder, 'pissa-resume'), { training: { max_steps: 4, save_steps: 2, ...extra }, lora: { init_lora_weights: 'pissa' } })
+    const whole = await train(recipe({}))
+    const resumed = await train(recipe({ resume_from: listCheckpoints(join(whole, 'checkpoints'))[0]!.path }))
+    assert.deepEqual(adapterBytes(resumed), adapterBytes(whole))
+  })
+
+  it('PiSSA and LoftQ: the principal part is that of the exact decomposition', async () => {
+    const model = async (init: 'pissa' | 'loftq', quantised: boolean) => {
+      const runtime = new Runtime({ kind: 'cpu', threads: 2 })
+      const training = loraTraining({ r: 5, loraAlpha: 10, initLoraWeights: init })
+      const patched = patchModel(await describeModel(starter), training, cpuTarget(), quantised ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {})
+      return LoadedModel.load(patched, runtime, { seed: 1 })
+    }
+    for (const init of ['pissa', 'loftq'] as const) {
+      const loaded = await model(init, init === 'loftq')
+      const { module, width, inputs, rank, scale, weightId, column } = loaded.patched.modules.find((candidate) => candidate.module.endsWith('layers.1.mlp.down_proj'))!
+      const source = await readFloat32(requireTensor(loaded.patched.model.source, `${module}.weight`))
+      const [a, b] = [loaded.readParameter(`${module}.lora_A.weight`), loaded.readParameter(`${module}.lora_B.weight`)]
+      const entry = loaded.patched.model.entries.find(({ id }) => id === weightId)!
+      const kept = await mergedTensor({ ...loaded, trained: loaded.base, runtime: loaded.runtime, patched: loaded.patched } as unknown as LoadedModel, entry, entry.pieces.find(({ row }) => row === column)!, 'f32')
+      const rest = new Float32Array(kept.slice().buffer)
+      const target = init === 'pissa' ? source : source.map((value, i) => value - rest[i]!)
+      const factor = init === 'pissa' ? scale : 1
+      const product = Float32Array.from({ length: width * inputs }, (_, i) => {
+        let sum = 0
+        for (let k = 0; k < rank; ++k) sum += b[Math.floor(i / inputs) * rank + k]! * a[k * inputs + (i % inputs)]!
+        return factor * sum
+      })
+      // The best approximation of rank r leaves Σ σ² of the rest, σ² the eigenvalues of T·Tᵀ.
+      const gram = Float64Array.from({ length: width * width }, (_, i) => {
+        let sum = 0
+        for (let k = 0; k < inputs; ++k) sum += target[Math.floor(i / width) * inputs + k]! * target[(i % width) * inputs + k]!
+        return sum
+      })
+      const best = symmetricEigen(gram, width).values.slice(rank).reduce((sum, value) => sum + value, 0)
+      const left = target.reduce((sum, value, i) => sum + (value - product[i]!) ** 2, 0)
+      assert.ok(left <= best * 1.02 && left >= best * 0.999, `${init}: ${left}, best ${best}`)
+      if (init === 'pissa') assertClose(rest.map((value, i) => value + product[i]!), source, 4e-3, 'what is kept and what is trained')
+      loaded.runtime.dispose()
+    }
+    await assert.rejects(model('pissa', true), /pissa changes the weights/)
+    await assert.rejects(model('loftq', false), /loftq starts from what quantisation takes/)
   })
 })
