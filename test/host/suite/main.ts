@@ -192,8 +192,9 @@ describe('fine-tuning', () => {
       return report !== undefined && (report.match(/tokens\/s|\d+ tokens/g) ?? []).length >= 2 && report
     })
     changes.dispose()
-    assert.ok([...seen].some((shown) => /base \(writing\) +│ tuned: .*\(waiting\)/.test(shown)) && [...seen].some((shown) => /│ tuned: .*\(writing\)/.test(shown)),
-      `not streamed: ${[...seen].map((shown) => shown.split('\n')[3]).join('\n')}`)
+    // Texts with a part of what came in the end: it was seen while it was written.
+    const partial = [...seen].filter((shown) => /\(writing\)/.test(shown))
+    assert.ok(partial.length >= 2 && new Set(partial.map(({ length }) => length)).size >= 2, partial.join('\n'))
     assert.match(text, /base \(\d+ tokens.*│ tuned: /)
     assert.match(text, /A fox.* │ A fox/)
   })
