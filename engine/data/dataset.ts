@@ -1,10 +1,11 @@
 import { UnslothError } from '#shared/errors.ts'
 import { formatCount } from '#shared/units.ts'
+import { chatTemplateFor } from './chatTemplate.ts'
 import { cacheKey, cachePath } from './dataCache.ts'
 import type { EncodedBatch } from './encodedBatch.ts'
 import { encodeRows } from './encodeRows.ts'
 import { extendConversations, extendedFormat } from './extendConversations.ts'
-import { recogniseFormat, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
+import { mapped, recogniseFormat, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
 import { knownMarkers, type TurnMarkers } from './markers.ts'
 import { permutation } from './random.ts'
 import { countRows, fileKind, readSourceRows } from './readRows.ts'
@@ -161,7 +162,7 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   // Not all of the data is no use to another run.
   const path = cacheFolder === undefined || options.enough !== undefined ? undefined : cachePath(cacheFolder, await cacheKey({ files, range, skipBadRows, plan, tokenizer, extension: turns > 1 ? [turns, seed, own] : [] }))
   const warnings = (notes: RowNotes, samples: number): string[] => [
-    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, own), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan),
+    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, own), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan), ...toolWarnings(rows, own, tokenizer, plan),
     ...(tokenizer.eosId === undefined ? ['The tokenizer has no EOS token: the model will not learn where an answer ends.'] : []),
   ]
   const finished = (samples: readonly Sample[], notes: RowNotes, fromCache: boolean): Dataset => ({
@@ -181,6 +182,19 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   } catch (error) {
     await writer.discard()
     throw error
+  }
+}
+
+/** Tools that the data have and the template does not show. */
+function toolWarnings(rows: readonly Row[], format: FormatChoice, tokenizer: Tokenizer, { chatTemplate }: EncodePlan): string[] {
+  const column = mapped(format.columns, 'tools')
+  const has = rows.some(({ value }) => value[column] !== undefined && value[column] !== null && value[column] !== '' && value[column] !== '[]')
+  if (!has || !['chatml', 'sharegpt'].includes(format.format)) return []
+  try {
+    const { source, name } = chatTemplateFor(tokenizer, { tools: true, ...(chatTemplate !== undefined && { template: chatTemplate }) })
+    return /\btools\b/.test(source) ? [] : [`The data have tools (the column ${JSON.stringify(column)}), and ${name} does not show them to the model.`]
+  } catch {
+    return []
   }
 }
 

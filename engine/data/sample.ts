@@ -75,8 +75,12 @@ const whole = (ids: Int32Array): TokenSpan[] => [{ from: 0, to: ids.length }]
 
 const isAnswer = ({ role }: { readonly role: string }): boolean => role === 'assistant' || role === 'model'
 
-/** OpenAI's `weight: 0`, and `train: false` of other tools: an answer that is read but not learned. */
-const isUnweighted = (message: Readonly<Record<string, unknown>>): boolean => message.weight === 0 || message.train === false
+/** OpenAI's `weight: 0`, and `train: false` of other tools: an answer that is read but not learned. Other weights are refused. */
+function isUnweighted({ weight, train }: Readonly<Record<string, unknown>>): boolean {
+  if (weight !== undefined && weight !== null && ![0, 1, true, false].includes(weight as number))
+    throw new UnslothError('DATA', `an answer has the weight ${JSON.stringify(weight)}; a weight is 0 (read only) or 1 (learned).`, { hint: 'Write 0 or 1, or remove it.' })
+  return weight === 0 || weight === false || train === false
+}
 
 /** Turns rows into samples. */
 export class SampleEncoder {

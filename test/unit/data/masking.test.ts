@@ -74,6 +74,21 @@ describe('masking', () => {
   })
 })
 
+describe('tools and weights of messages', () => {
+  after(removeFolders)
+
+  it('tell when the template shows no tools, and refuse weights between 0 and 1', async () => {
+    const tools = [{ type: 'function', function: { name: 'f' } }]
+    const rows = [{ messages: [{ role: 'user', content: 'a' }, { role: 'assistant', content: 'b' }], tools }]
+    const build = async (options: Partial<DatasetOptions> = {}, given: readonly unknown[] = rows) =>
+      buildDataset({ files: [fileWith('d.jsonl', jsonl(given))], maxSeqLength: 512, ...options }, await fixtureTokenizer('qwen2.5'))
+    assert.deepEqual((await build()).warnings, [])
+    assert.match((await build({ chatTemplate: 'chatml' })).warnings.join('\n'), /The data have tools \(the column "tools"\), and the chat template "chatml" does not show them/)
+    const weighted = [{ messages: [{ role: 'user', content: 'a' }, { role: 'assistant', content: 'b', weight: 0.5 }] }]
+    await rejects(build({ trainOnCompletions: true }, weighted), 'DATA', /d\.jsonl:1: an answer has the weight 0\.5; a weight is 0 \(read only\) or 1 \(learned\)/)
+  })
+})
+
 describe('bad rows', () => {
   after(removeFolders)
 
