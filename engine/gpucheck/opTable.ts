@@ -14,17 +14,17 @@ function gemms(): OpCase[] {
     [0, 1, 2].map((mode) => {
       const a = mode === 2 ? x(k, m) : x(m, k)
       const b = mode === 0 ? x(n, k) : x(k, n)
-      return c('gemm', `${['XWᵀ', 'dYW', 'dYᵀX'][mode]} ${m}x${n}x${k}`, [y(m, n), a, b, undefined, undefined], [mode, 0, 1], [1])
+      return c('gemm', `${['XWᵀ', 'dYW', 'dYᵀX'][mode]} ${m}x${n}x${k}`, [y(m, n), a, b, undefined, undefined], [mode, 0, 0], [1])
     }))
   const [m, n, k, r] = [256, 384, 256, 16]
   return [
     ...cases,
-    c('gemm', 'bias and residual', [y(m, n), x(m, k), x(n, k), x(1, n), x(m, n)], [0, 0, 1], [0.5]),
-    c('gemm', 'low-rank terms', [y(m, n), x(m, k), x(n, k), undefined, undefined, x(m, r), x(128, r), x(m, r), x(256, r)], [0, 0, 1, 0, 128], [1, 1, 1]),
-    c('gemm', 'low-rank term of the gradient', [x(m, n), x(m, k), x(k, n), undefined, undefined, x(m, r), x(r, n)], [1, 1, 1, 0], [1, 1]),
-    c('gemm', 'a factor on the term', [y(m, n), x(m, k), x(n, k), undefined, undefined, x(m, r), x(n, r)], [0, 0, 1, 0], [1, 2]),
-    c('gemm', 'gradient of a parameter', [f32(16, 512), x(384, 16), x(384, 512)], [2, 1, 1], [1]),
-    c('gemm', 'fp32 result', [stat(130, 256), x(130, 64), x(256, 64)], [0, 0, 1], [1]),
+    c('gemm', 'bias and residual', [y(m, n), x(m, k), x(n, k), x(1, n), x(m, n)], [0, 0, 0], [0.5]),
+    c('gemm', 'low-rank terms', [y(m, n), x(m, k), x(n, k), undefined, undefined, x(m, r), x(128, r), x(m, r), x(256, r)], [0, 0, 0, 0, 128], [1, 1, 1]),
+    c('gemm', 'low-rank term of the gradient', [x(m, n), x(m, k), x(k, n), undefined, undefined, x(m, r), x(r, n)], [1, 1, 0, 0], [1, 1]),
+    c('gemm', 'a factor on the term', [y(m, n), x(m, k), x(n, k), undefined, undefined, x(m, r), x(n, r)], [0, 0, 0, 0], [1, 2]),
+    c('gemm', 'gradient of a parameter', [f32(16, 512), x(384, 16), x(384, 512), undefined, undefined], [2, 1, 0], [1]),
+    c('gemm', 'fp32 result', [stat(130, 256), x(130, 64), x(256, 64), undefined, undefined], [0, 0, 0], [1]),
   ]
 }
 
@@ -113,7 +113,7 @@ function heads(): OpCase[] {
   const weights = numbers('f32', range(m, (i) => (i % 7 === 0 ? 0 : 1 / m)))
   const small = (operand: OpOperand): OpOperand => ({ ...operand, fill: { kind: 'normal', scale: 0.3 } })
   return [0, 20].map((cap) =>
-    c('headLoss', cap === 0 ? 'plain' : `softcap ${cap}`, [stat(m, 1), y(m, h), undefined, y(128, vocabulary), undefined, small(x(m, h)), small(x(vocabulary, h)), labels, weights, undefined], [1], [1, cap], { ignore: [3] }))
+    c('headLoss', cap === 0 ? 'plain' : `softcap ${cap}`, [stat(m, 1), y(m, h), undefined, y(128, vocabulary), undefined, small(x(m, h)), small(x(vocabulary, h)), labels, weights, undefined], [0], [1, cap], { ignore: [3] }))
 }
 
 function experts(): OpCase[] {
@@ -121,9 +121,9 @@ function experts(): OpCase[] {
   const first = column([0, 40, 40, 90, 130, 131, 200, 230, 260])
   return [
     c('route', 'renormalised', [stat(n * k, 1), zeros(n * k, 1, 'i32'), zeros(n, k, 'i32'), zeros(e + 1, 1, 'i32'), undefined, f32(n, e)], [1], [], { tokens: n }),
-    c('expertGemm', 'XWᵀ', [y(n * k, out), x(n * k, cols), x(e * out, cols), first], [0, 1, 0], [1, 1], { tokens: n }),
-    c('expertGemm', 'dYW', [y(n * k, cols), x(n * k, out), x(e * out, cols), first], [1, 1, 0], [1, 1], { tokens: n }),
-    c('expertGemm', 'dYᵀX', [f32(e * out, cols), x(n * k, out), x(n * k, cols), first], [2, 1, 0], [1, 1], { tokens: n }),
+    c('expertGemm', 'XWᵀ', [y(n * k, out), x(n * k, cols), x(e * out, cols), first], [0, 0, 0], [1, 1], { tokens: n }),
+    c('expertGemm', 'dYW', [y(n * k, cols), x(n * k, out), x(e * out, cols), first], [1, 0, 0], [1, 1], { tokens: n }),
+    c('expertGemm', 'dYᵀX', [f32(e * out, cols), x(n * k, out), x(n * k, cols), first], [2, 0, 0], [1, 1], { tokens: n }),
   ]
 }
 
