@@ -218,9 +218,11 @@ export class World {
     const folder = await modelFolder(recipe.model.name, base, recipe.model.revision, this.hubCache)
     if (!folder.ok) return folder
     const { data } = resolveRecipePaths(recipe, base)
-    const files = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
-    const first = files[0] === undefined ? undefined : await this.dataset(files[0], base)
+    const named = data.local_dataset.length > 0 ? data.local_dataset : data.dataset === null ? [] : [data.dataset]
+    const first = named[0] === undefined ? undefined : await this.dataset(named[0], base)
     if (!first?.ok) return first ?? { ok: false, missing: true, problem: 'the recipe names no data' }
+    // A name of the Hub stands for a file of its cache.
+    const files = [first.value.path, ...named.slice(1)]
     if (first.value.format === undefined) return { ok: false, missing: false,
       problem: first.value.problem ?? 'no format was recognised' }
     const perRow = first.value.bytes / Math.max(1, first.value.rows)
