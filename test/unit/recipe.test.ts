@@ -221,12 +221,12 @@ describe('recipe: problems', () => {
   })
 
   it('names settings that are not available yet', () => {
-    const recipe = accept({ training: { load_in_4bit: true, optim: 'paged_adamw_8bit' }, logging: { enable_wandb: true } })
+    const recipe = accept({ training: { load_in_8bit: true, optim: 'paged_adamw_8bit' }, logging: { enable_wandb: true } })
     assert.deepEqual(unsupportedSettings(recipe).map((issue) => issue.path.join('.')),
-      ['training.load_in_4bit', 'training.optim', 'logging.enable_wandb'])
+      ['training.load_in_8bit', 'logging.enable_wandb'])
     assert.deepEqual(unsupportedSettings(accept({})), [])
     const refused: readonly Document[] = [
-      { lora: { use_dora: true } }, { lora: { use_loftq: true } }, { lora: { init_lora_weights: 'pissa' } },
+      { lora: { use_dora: true } }, { lora: { init_lora_weights: 'olora' } },
         { lora: { bias: 'all' } },
       { save: { method: 'gguf' } }, { model: { name: 'x', trust_remote_code: true } },
     ]
