@@ -25,7 +25,13 @@ describe('bad things', () => {
     notifications.told.length = 0
   })
 
-  const told = (text: RegExp, timeout = 30_000): Promise<Told> => eventually(`a notification like ${text}`, () => notifications.told.find((one) => text.test(one.text)), timeout)
+  const told = async (text: RegExp, timeout = 60_000): Promise<Told> => {
+    try {
+      return await eventually(`a notification like ${text}`, () => notifications.told.find((one) => text.test(one.text)), timeout)
+    } catch (error) {
+      throw new Error(`Told was: ${notifications.told.map((one) => one.text).join('\n')}`, { cause: error })
+    }
+  }
   const fineTune = (recipe: string): Thenable<string | undefined> => vscode.commands.executeCommand<string | undefined>('unsloth.fineTune', recipe)
   const state = (dir: string): string | undefined => api.services.runs.get(dir)?.state
 
