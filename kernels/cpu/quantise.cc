@@ -75,11 +75,12 @@ float blockSum(const float* x, int64_t n) {
 }
 
 /** absmax in 8 bits, in blocks of 256, relative to its mean; scale and offset once for every 2^groupShift of them. */
-void nest(const Quant4Target& target, int64_t blocks) {
+void nest(const Quant4Target& target, int64_t blocks, ThreadPool& pool) {
   static constexpr Map8 map = dynamicMap(true);
   const float offset = blockSum(target.absmax, blocks) * (1.0f / static_cast<float>(blocks));
-  for (int64_t first = 0; first < blocks; first += Quant4Layout::nestedBlock) {
-    const int64_t last = std::min(blocks, first + Quant4Layout::nestedBlock);
+  const int64_t nestedBlocks = (blocks + Quant4Layout::nestedBlock - 1) / Quant4Layout::nestedBlock;
+  forRows(pool, nestedBlocks, 16 * Quant4Layout::nestedBlock, [&](int64_t block) {
+    const int64_t first = block * Quant4Layout::nestedBlock, last = std::min(blocks, first + Quant4Layout::nestedBlock);
     float largest = 0;
     for (int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(target.absmax[i] - offset));
     const float inverse = 1.0f / largest;
@@ -89,7 +90,7 @@ void nest(const Quant4Target& target, int64_t blocks) {
       target.nested[2 * group] = largest;
       target.nested[2 * group + 1] = offset;
     }
-  }
+  });
 }
 
 /** Calls fill(task, elements of the type) for pieces of whole blocks, in parallel, and quantises them. */
@@ -106,12 +107,14 @@ uint64_t quantisePieces(DType type, int64_t elements, bool fp4, const Quant4Targ
     for (int64_t at = 0; at < count; at += block) {
       const int64_t length = std::min(block, count - at);
       kernels.widen(wide, values + static_cast<size_t>(at) * bytesPerElement(type), type, length);
-      for (int64_t i = 0; i < length; ++i) wrong += !(std::fabs(wide[i]) <= 3.4028235e38f);
-      target.absmax[(first + at) / block] = kernels.pack4(target.codes + (first + at) / 2, wide, length, fp4);
+      const float absmax = kernels.pack4(target.codes + (first + at) / 2, wide, length, fp4);
+      target.absmax[(first + at) / block] = absmax;
+      if (absmax != absmax)
+        for (int64_t i = 0; i < length; ++i) wrong += !(std::fabs(wide[i]) <= 3.4028235e38f);
     }
     bad += wrong;
   });
-  if (target.absmaxCode != nullptr && bad == 0) nest(target, (elements + block - 1) / block);
+  if (target.absmaxCode != nullptr && bad == 0) nest(target, (elements + block - 1) / block, pool);
   return bad;
 }
 

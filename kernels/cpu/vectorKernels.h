@@ -122,7 +122,7 @@ struct VectorKernels {
 
   /** y[i] = table[q_i]·absmax for n ≤ 64 codes of 4 bits, of which the first is a high half. */
   void (*unpack4)(float* y, const uint8_t* codes, const float* table, float absmax, int64_t n);
-  /** Codes of one block of n ≤ 64 elements (NF4 or FP4); returns its absmax. */
+  /** Codes of one block of n ≤ 64 elements (NF4 or FP4); returns its absmax, NaN when an element is not finite. */
   float (*pack4)(uint8_t* codes, const float* x, int64_t n, bool fp4);
 
   /** One block of n ≤ 256 parameters; m and v are their codes, absmaxM and absmaxV what these are relative to. */
