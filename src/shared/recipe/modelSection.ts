@@ -22,8 +22,10 @@ export const modelSection = z.strictObject({
     default: false,
   }),
   fix_tokenizer: boolean({
-    doc: 'Repair what is known to go wrong with tokenizers, and say so: a chat template that never introduces an answer. '
-      + '`unsloth tokenizer DIR` shows what is found. `false` takes the files as they are.',
+    doc: 'Repair what is known to go wrong with tokenizers, and say so: a padding token that is missing or ends texts, tokens under '
+      + 'other names than their ids have, ids beyond the embedding, a tokenizer.json that differs from tokenizer.model, a chat template '
+      + 'that never introduces an answer, rows that were never trained. What is saved has the repairs. `unsloth tokenizer DIR` shows '
+      + 'what is found. `false` takes the files as they are.',
     default: true,
   }),
   dtype: choice({

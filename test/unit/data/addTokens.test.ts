@@ -2,6 +2,8 @@ import assert from 'node:assert/strict'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Tokenizer as NativeTokenizer } from 'tokenizers'
+import { parseArgs } from '../../../engine/cli/args.ts'
+import { tokenizerCommand } from '../../../engine/cli/commands/tokenizer.ts'
 import { tokenMatrices, type RowMatrix } from '../../../engine/data/embeddingRows.ts'
 import { loadTokenizer } from '../../../engine/data/tokenizer.ts'
 import { writeSafetensors } from '../../../engine/io/safetensorsWriter.ts'
@@ -83,6 +85,21 @@ describe('adding tokens', () => {
     const { rows } = await addTokens(bundled, target, { tokens: ['<think>'] })
     const { spec } = await describeModel(target)
     assert.equal(spec.vocabulary, rows)
+  })
+
+  it('is a command', async () => {
+    const target = join(folderWith({}), 'grown')
+    const args = parseArgs(['tokenizer', bundled, '--add_tokens', '<think> </think>', '--output', target, '--interpolation', '0.5', '--json'])
+    const lines: string[] = []
+    const log = console.log
+    console.log = (line: string) => lines.push(line)
+    try {
+      assert.equal(args.command === 'tokenizer' && (await tokenizerCommand(args)), 0)
+    } finally {
+      console.log = log
+    }
+    assert.deepEqual((JSON.parse(lines.join('\n')) as { added: unknown[] }).added.length, 2)
+    assert.ok((await loadTokenizer(target)).idOf('</think>') !== undefined)
   })
 
   it('refuses what is there already, and leaves nothing of a failure', async () => {

@@ -78,6 +78,7 @@ describe('readers of other formats', () => {
   it('stops at what unpacks to more than anyone can want', async () => {
     const bomb = gzipSync(Buffer.alloc(300 * 2 ** 20, 0x20))
     await rejects(read('d.jsonl.gz', bomb), 'DATA', /unpack to more than 200 times as much/)
+    await rejects(read('d.parquet', readFileSync(join(fixtures, 'bomb.parquet'))), 'DATA', /a page of 12831 bytes unpacks to 419430410; reading it was stopped/)
   })
 
   it('cuts running text into windows that overlap, with EOS after each', async () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { Tokenizer as NativeTokenizer } from 'tokenizers'
 import { chatTemplateFor, encodeRendered } from '../../../engine/data/chatTemplate.ts'
 import { loadTokenizer, type Tokenizer, type TokenizerOptions } from '../../../engine/data/tokenizer.ts'
+import { examineTokenizer } from '../../../engine/data/tokenizerDoctor.ts'
 import { tokenizerOptions } from '../../../engine/data/recipeData.ts'
 import { diagnoseRecipe } from '../../../engine/recipe/parseRecipe.ts'
 import { writeTokenizer } from '../../../engine/save/writeTokenizer.ts'
@@ -62,6 +63,8 @@ describe('repair of tokenizers', () => {
     assert.deepEqual([tokenizer.eosId, [...tokenizer.encode('a<|im_end|>')].at(-1), tokenizer.idOf('</s>')], [2, 2, undefined])
     const listed = await loadTokenizer(folder({ ...llama, eos_token: '<end>', added_tokens_decoder: { 2: { content: '<end>', special: true } } }, { model: {} }))
     assert.deepEqual([listed.eosId, listed.tokenOf(2)], [2, '<end>'])
+    const report = await examineTokenizer(path)
+    assert.deepEqual(report.findings.filter(({ check }) => check === 'names').map(({ level, changed }) => [level, changed]), [['warning', '"</s>" is called "<|im_end|>"']])
     const { native, names } = await saved(tokenizer)
     assert.deepEqual((await native.encode('<|im_end|>', null, { addSpecialTokens: false })).getIds(), [2])
     assert.deepEqual(names, ['tokenizer.json', 'tokenizer_config.json'])
