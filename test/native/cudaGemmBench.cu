@@ -141,7 +141,7 @@ struct Case {
   bool bias = false, add = false, accumulate = false;
   int terms = 0;
   int64_t rank = 16;
-  float alpha = 1;
+  float alpha = 1, termAlpha = 1;
 };
 
 template <class T>
@@ -177,6 +177,7 @@ GemmArgs build(Pool& pool, const Case& c, int64_t padding = 8) {
     t.column = c.n * j / c.terms / 8 * 8;
     t.width = c.n * (j + 1) / c.terms / 8 * 8 - t.column;
     t.rank = c.rank;
+    t.alpha = c.termAlpha;
     t.a = pool.matrix(c.in, c.m, c.rank, c.rank + padding, 1);
     t.b = c.mode == 0 ? pool.matrix(c.in, t.width, c.rank, c.rank, 0.25f) : pool.matrix(c.in, c.rank, t.width, t.width, 0.25f);
     g.terms.push_back(t);
@@ -255,6 +256,9 @@ int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways,
         t.rank = rank;
         t.add = terms == 3;
         cases.push_back(t);
+        t.alpha = 0.5f;
+        t.termAlpha = 2;
+        if (rank == 16) cases.push_back(t);
       }
   }
   int failures = 0;
@@ -366,6 +370,7 @@ int main(int argc, char** argv) {
   if (what == "check" || what == "all") {
     std::vector<NamedWay> ways = tilings;
     ways.push_back({"chosen", gemmWgmma});
+    ways.push_back({"runGemm", [](const GemmArgs& g, const Context& c) { return runGemm(g, c), true; }});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
     if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
     failures = check(pool, context, ways, argc > 3);

@@ -123,8 +123,8 @@ template <class T, int tileN, bool majorM, bool majorN>
 __global__ void __launch_bounds__(blockThreads, 1) expertWgmmaKernel(const __grid_constant__ ExpertParams p) {
   using Shape = TileShape<tileN>;
   constexpr bool gradient = majorM;
-  extern __shared__ uint8_t memory[];
-  const uint32_t base = (sharedAddress(memory) + 1023) & ~1023u;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = sharedAddress(memory);
   const uint32_t buffers = base + Shape::stages * Shape::stageBytes;
   const uint32_t full = buffers + 2 * Shape::chunks * chunkBytes, empty = full + 8 * Shape::stages;
   const int group = __shfl_sync(0xffffffff, threadIdx.x / warpgroup, 0);

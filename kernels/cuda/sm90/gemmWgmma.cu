@@ -21,18 +21,12 @@ bool takesTerms(const GemmArgs& args) {
   });
 }
 
-/** Pairs of neighbours are read at once. */
-bool takesBias(const GemmArgs& args) {
-  const bool list = args.bias.rows == 1 || args.bias.ld == 1;
-  return list && args.n % 2 == 0 && reinterpret_cast<uintptr_t>(args.bias.data) % (2 * bytesPerElement(args.bias.dtype)) == 0;
-}
-
 /** 16-byte aligned 16-bit operands of one type, c of that type or fp32; `add` like c and not together with accumulate. */
 bool takes(const GemmArgs& args) {
   const DType type = args.a.dtype;
   if ((type != DType::BF16 && type != DType::F16) || args.b.dtype != type) return false;
   if (args.c.dtype != DType::F32 && args.c.dtype != type) return false;
-  if (args.bias.present() && !takesBias(args)) return false;
+  if (args.bias.present() && args.bias.rows != 1 && args.bias.ld != 1) return false;
   if (args.k == 0 || !tensorMapFits(args.a) || !tensorMapFits(args.b) || !tensorMapFits(args.c)) return false;
   if (args.add.present() && (args.accumulate || args.add.dtype != args.c.dtype || !tensorMapFits(args.add))) return false;
   return takesTerms(args);

@@ -23,7 +23,7 @@ struct TileShape {
   static constexpr int chunks = tileN == 192 ? 3 : 2;  // buffers of each warpgroup for its part of c
   static constexpr int stages = tileN == 128 ? 6 : 4;
   static constexpr int barriers = 2 * stages + 2 * chunks;
-  static constexpr int sharedBytes = 1024 + stages * stageBytes + 2 * chunks * chunkBytes + barriers * 8;
+  static constexpr int sharedBytes = stages * stageBytes + 2 * chunks * chunkBytes + 2 * tileN * 4 + barriers * 8;
 };
 
 /** Walks the tiles of a cluster: bands of `band` tile rows, in each column after column, back and forth. */
@@ -101,20 +101,19 @@ __device__ __forceinline__ float2 unpackPair(uint32_t bits) {
   else return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
 }
 
-/** The bias of one thread's columns of a chunk: pair j is columns 8j and 8j + 1 from `column` on; zeros where there is none. */
+__device__ __forceinline__ float loadBias(const WgmmaParams& p, int column) {
+  if (p.bias == nullptr || column >= p.n) return 0;
+  if (p.biasType == DType::F32) return static_cast<const float*>(p.bias)[column];
+  if (p.biasType == DType::F16) return widen(static_cast<const __half*>(p.bias)[column]);
+  return widen(static_cast<const bf16*>(p.bias)[column]);
+}
+
+/** The bias of one thread's columns of a chunk, from shared memory: pair j is columns 8j and 8j + 1. */
 template <int pairs>
-__device__ __forceinline__ void loadBias(const WgmmaParams& p, int column, float2 (&bias)[pairs]) {
+__device__ __forceinline__ void readBias(uint32_t list, float2 (&bias)[pairs]) {
 #pragma unroll
-  for (int j = 0; j < pairs; ++j) bias[j] = make_float2(0, 0);
-  if (p.bias == nullptr) return;
-  const auto load = [&](const auto* list, const auto& widenPair) {
-#pragma unroll
-    for (int j = 0; j < pairs; ++j)
-      if (column + 8 * j < p.n) bias[j] = widenPair(list[(column + 8 * j) / 2]);
-  };
-  if (p.biasType == DType::F32) load(static_cast<const float2*>(p.bias), [](float2 x) { return x; });
-  else if (p.biasType == DType::F16) load(static_cast<const __half2*>(p.bias), [](__half2 x) { return __half22float2(x); });
-  else load(static_cast<const __nv_bfloat162*>(p.bias), [](__nv_bfloat162 x) { return __bfloat1622float2(x); });
+  for (int j = 0; j < pairs; ++j)
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias[j].x), "=f"(bias[j].y) : "r"(list + 32 * j + threadIdx.x % 4 * 8) : "memory");
 }
 
 /** One chunk of 64 rows × 64 columns of T, from registers d to shared memory, added to what lies there if `adds`. */
@@ -174,8 +173,8 @@ __device__ __forceinline__ void writeChunk32(const float* d, float alpha, const 
  * `round` counts how often each was filled.
  */
 template <class T, int tileN, bool wide, bool adds>
-__device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers, int row0,
-                                          int n0, int part, uint32_t& round) {
+__device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers, uint32_t biasList,
+                                          int row0, int n0, int part, uint32_t& round) {
   using Shape = TileShape<tileN>;
   constexpr int columns = wide ? 32 : 64, count = tileN / columns;
   const bool leader = threadIdx.x % warpgroup == 0;
@@ -183,8 +182,8 @@ __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)
   for (int i = 0; i < count; ++i) {
     const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes, barrier = barriers + i % Shape::chunks * 8;
     const int column = n0 + i * columns;
-    float2 bias[columns / 8];
-    loadBias(p, column + 2 * (threadIdx.x % 4), bias);
+    float2 bias[columns / 8] = {};
+    if (p.bias != nullptr) readBias(biasList + i * columns * 4, bias);
     if constexpr (adds) {
       barrierWait(barrier, round & 1);
     } else {
@@ -212,10 +211,11 @@ __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)
 template <class T, int tileN, bool majorM, bool majorN>
 __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_constant__ WgmmaParams p) {
   using Shape = TileShape<tileN>;
-  extern __shared__ uint8_t memory[];
-  const uint32_t base = (sharedAddress(memory) + 1023) & ~1023u;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = sharedAddress(memory);
   const uint32_t buffers = base + Shape::stages * Shape::stageBytes;
-  const uint32_t full = buffers + 2 * Shape::chunks * chunkBytes, empty = full + 8 * Shape::stages;
+  const uint32_t biasLists = buffers + 2 * Shape::chunks * chunkBytes;  // tileN numbers of fp32 for each warpgroup
+  const uint32_t full = biasLists + 2 * tileN * 4, empty = full + 8 * Shape::stages;
   const uint32_t sourceBarriers = empty + 8 * Shape::stages;
   const uint32_t rank = clusterRank(), cluster = clusterSize();
   const int group = __shfl_sync(0xffffffff, threadIdx.x / warpgroup, 0);  // the same in a warp, and known to be
@@ -261,6 +261,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
     const bool leader = threadIdx.x % warpgroup == 0;
     const uint32_t buffersOfGroup = buffers + part * Shape::chunks * chunkBytes;
     const uint32_t barriersOfGroup = sourceBarriers + 8 * part * Shape::chunks;
+    const uint32_t biasList = biasLists + part * tileN * 4;
     const int chunkColumns = p.outType == DType::F32 ? 32 : 64;
     constexpr uint64_t stepA = (majorM ? 16 * swizzleBytes : 32) >> 4, stepB = (majorN ? 16 * swizzleBytes : 32) >> 4;
     const uint64_t descriptorA = operandDescriptor(base + part * 64 * swizzleBytes, sliceK * swizzleBytes);
@@ -277,6 +278,9 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       walk.at(tile, row, column);
       const int row0 = (row * static_cast<int>(cluster) + static_cast<int>(rank)) * tileM + part * 64, n0 = column * tileN;
       int keep = 0, previous = -1;
+      float bias[2];  // of columns t and t + 128: asked for long before it is needed, when the way from L2 is free
+#pragma unroll
+      for (int i = 0; i < 2; ++i) bias[i] = loadBias(p, n0 + i * warpgroup + threadIdx.x % warpgroup);
       const auto release = [&](int stage) {
         if (threadIdx.x % warpgroup < cluster) barrierArriveAt(empty + 8 * stage, threadIdx.x % warpgroup);
       };
@@ -326,8 +330,16 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       }
       wgmmaWait<0>();
       release(previous);
+      if (p.bias != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = i * warpgroup + threadIdx.x % warpgroup;
+          if (column < tileN) asm volatile("st.shared.f32 [%0], %1;" ::"r"(biasList + 4 * column), "f"(bias[i]) : "memory");
+        }
+        namedBarrier(1 + part, warpgroup);
+      }
       const auto write = [&]<bool wide, bool adds>() {
-        writeTile<T, tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, row0, n0, part, round);
+        writeTile<T, tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, biasList, row0, n0, part, round);
       };
       if (p.outType == DType::F32) p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
       else p.hasSource ? write.template operator()<false, true>() : write.template operator()<false, false>();
