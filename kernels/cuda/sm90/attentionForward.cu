@@ -36,12 +36,12 @@ struct Tile {
 
 template <int headDim, int tileRows, int tileKeys>
 struct Layout {
-  static constexpr int warpgroups = tileRows / 64, panels = headDim / 64, stages = 2;
-  static constexpr int qBytes = tileRows * headDim * 2, kvBytes = tileKeys * headDim * 2;
-  static constexpr int kAt = qBytes, vAt = kAt + stages * kvBytes, barriersAt = vAt + stages * kvBytes;
+  static constexpr int warpgroups = tileRows / 64, panels = (headDim + 63) / 64, stages = 2, qStages = headDim > 128 ? 1 : 2;
+  static constexpr int qBytes = tileRows * panels * 128, kvBytes = tileKeys * panels * 128;
+  static constexpr int kAt = qStages * qBytes, vAt = kAt + stages * kvBytes, barriersAt = vAt + stages * kvBytes;
   // barriers, 8 bytes each
-  static constexpr int qFull = 0, qEmpty = 1, kFull = 2, kEmpty = kFull + stages, vFull = kEmpty + stages, vEmpty = vFull + stages,
-                       tileFull = vEmpty + stages, tileEmpty = tileFull + 2, barriers = tileEmpty + 2;
+  static constexpr int qFull = 0, qEmpty = qStages, kFull = qEmpty + qStages, kEmpty = kFull + stages, vFull = kEmpty + stages,
+                       vEmpty = vFull + stages, tileFull = vEmpty + stages, tileEmpty = tileFull + 2, barriers = tileEmpty + 2;
   static constexpr int tilesAt = barriersAt + barriers * 8, bytes = tilesAt + 2 * static_cast<int>(sizeof(Tile)) + 1024;
 };
 
@@ -49,12 +49,12 @@ struct Layout {
  * Hides scores of keys that the thread's two rows do not see. `limit`: the last visible key of the upper row, counted from the
  * thread's first column; `oldest`: the first visible one.
  */
-template <bool windowed, int count>
+template <int count>
 __device__ __forceinline__ void mask(float (&scores)[count], int limit, int oldest) {
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     const int column = i / 4 * 8 + i % 2, below = i % 4 / 2 * 8;
-    if (column > limit + below || (windowed && column < oldest + below)) scores[i] = -INFINITY;
+    if (column > limit + below || column < oldest + below) scores[i] = -INFINITY;
   }
 }
 
@@ -62,7 +62,10 @@ __device__ __forceinline__ void mask(float (&scores)[count], int limit, int olde
 struct Softmax {
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-  /** scores become exp2(scale·(score − top)); returns in `rescale` what earlier results must be multiplied by. */
+  /**
+   * scores become exp2(scale·(score − top)); returns in `rescale` what earlier results must be multiplied by. A new maximum
+   * counts only when it is 2⁸ times the old one: until then the numbers are larger than 1, which fp32 sums do not mind.
+   */
   template <int count>
   __device__ __forceinline__ void step(float (&scores)[count], float scale, float (&rescale)[2]) {
 #pragma unroll
@@ -72,8 +75,9 @@ struct Softmax {
       for (int i = 2 * half; i < count; i += 4) highest = fmaxf(highest, fmaxf(scores[i], scores[i + 1]));
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+      if ((highest - top[half]) * scale <= 8) highest = top[half];
       const float base = highest == -INFINITY ? 0.0f : highest * scale;
-      rescale[half] = exp2Approx(top[half] * scale - base);
+      rescale[half] = highest == top[half] ? 1.0f : exp2Approx(top[half] * scale - base);
       top[half] = highest;
       float total = sum[half] * rescale[half];
 #pragma unroll
@@ -98,7 +102,7 @@ __device__ __forceinline__ void toOperand(uint32_t (&p)[count / 8][4], const flo
  * shared memory, each of the other warpgroups holds 64 rows: S = QKᵀ of the next block runs while the softmax of this one does,
  * and the warpgroups take turns at the tensor cores. 4·headDim FLOPs per visible pair; K and V are read from L2 once per tile.
  */
-template <class T, int headDim, int tileRows, int tileKeys, bool softcapped, bool windowed>
+template <class T, int headDim, int tileRows, int tileKeys, bool softcapped>
 __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     forwardKernel(const __grid_constant__ CUtensorMap qMap, const __grid_constant__ CUtensorMap kMap,
                   const __grid_constant__ CUtensorMap vMap, const __grid_constant__ Params params) {
@@ -112,8 +116,10 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   if (threadIdx.x == 0) {
-    barrierInit(barrier(L::qFull), 1);
-    barrierInit(barrier(L::qEmpty), consumerWarps);
+    for (int s = 0; s < L::qStages; ++s) {
+      barrierInit(barrier(L::qFull + s), 1);
+      barrierInit(barrier(L::qEmpty + s), consumerWarps);
+    }
     for (int s = 0; s < L::stages; ++s) {
       barrierInit(barrier(L::kFull + s), 1);
       barrierInit(barrier(L::vFull + s), 1);
@@ -129,10 +135,10 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
   __syncthreads();
 
   if (warp < 4) {
-    fewerRegisters<L::warpgroups == 2 ? 24 : 32>();
+    fewerRegisters<L::warpgroups == 2 ? 40 : 32>();
     if (warp != 0) return;
     if (lane == 0) prefetchMap(&qMap), prefetchMap(&kMap), prefetchMap(&vMap);
-    TileCursor<tileRows, false> cursor(params.sequences, params.heads);
+    TileCursor<tileRows> cursor(params.sequences, params.heads);
     int stageK = 0, phaseK = 1, stageV = 0, phaseV = 1;
     for (int round = 0;; ++round) {
       int number = 0, sequence = 0, first = 0, count = 0;
@@ -154,10 +160,8 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
           tile.head = local % params.heads;
           tile.endBlock = (tile.position + tile.rows + tileKeys - 1) / tileKeys;
           tile.wholeEnd = min(tile.endBlock, (tile.position + 1) / tileKeys);
-          if (windowed) {
-            tile.firstBlock = max(0, tile.position - params.window + 1) / tileKeys;
-            tile.wholeFrom = (max(0, tile.position + tile.rows - params.window) + tileKeys - 1) / tileKeys;
-          }
+          tile.firstBlock = max(0, tile.position - params.window + 1) / tileKeys;
+          tile.wholeFrom = (max(0, tile.position + tile.rows - params.window) + tileKeys - 1) / tileKeys;
         }
         barrierWait(barrier(L::tileEmpty + slot), phase ^ 1);
         tiles[slot] = tile;
@@ -173,10 +177,12 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
             if (++stage == L::stages) stage = 0, phase ^= 1;
           };
           load(kMap, L::kAt, L::kFull, L::kEmpty, stageK, phaseK, tile.endBlock - 1);
-          barrierWait(barrier(L::qEmpty), round % 2 ^ 1);
-          barrierExpect(barrier(L::qFull), L::qBytes);
+          const int q = round % L::qStages;
+          barrierWait(barrier(L::qEmpty + q), round / L::qStages % 2 ^ 1);
+          barrierExpect(barrier(L::qFull + q), L::qBytes);
           for (int panel = 0; panel < L::panels; ++panel)
-            loadBox(shared + panel * qPanel, &qMap, tile.head * headDim + panel * 64, tile.row, barrier(L::qFull));
+            loadBox(shared + q * L::qBytes + panel * qPanel, &qMap, tile.head * headDim + panel * 64, tile.row,
+                    barrier(L::qFull + q));
           for (int block = tile.endBlock - 1; block >= tile.firstBlock; --block) {
             if (block > tile.firstBlock) load(kMap, L::kAt, L::kFull, L::kEmpty, stageK, phaseK, block - 1);
             load(vMap, L::vAt, L::vFull, L::vEmpty, stageV, phaseV, block);
@@ -187,7 +193,7 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     }
   }
 
-  moreRegisters<L::warpgroups == 2 ? 240 : 160>();
+  moreRegisters<L::warpgroups == 2 ? 232 : 160>();
   const int warpgroup = warp / 4 - 1, rowInGroup = warp % 4 * 16 + lane / 4, next = (warpgroup + 1) % L::warpgroups;
   int stageK = 0, phaseK = 0, stageV = 0, phaseV = 0;
   const auto signal = [&](int index) {
@@ -197,10 +203,11 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
   if (warpgroup == L::warpgroups - 1) namedArrive(1, 256);
 
   for (int round = 0;; ++round) {
-    barrierWait(barrier(L::tileFull + round % 2), round / 2 % 2);
-    const Tile tile = tiles[round % 2];
+    const int slot = round % 2, qSlot = round % L::qStages;
+    barrierWait(barrier(L::tileFull + slot), round / 2 % 2);
+    const Tile tile = tiles[slot];
     __syncwarp();
-    signal(L::tileEmpty + round % 2);
+    signal(L::tileEmpty + slot);
     if (tile.rows == 0) break;
 
     float scores[tileKeys / 2], out[headDim / 2], rescale[2];
@@ -211,7 +218,8 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     const int position = tile.position + warpgroup * 64 + rowInGroup;
 
     const auto multiplyQK = [&] {
-      const uint64_t q = descriptor(shared + warpgroup * 64 * 128), k = descriptor(shared + L::kAt + stageK * L::kvBytes);
+      const uint64_t q = descriptor(shared + qSlot * L::qBytes + warpgroup * 64 * 128),
+                     k = descriptor(shared + L::kAt + stageK * L::kvBytes);
 #pragma unroll
       for (int step = 0; step < headDim / 16; ++step)
         Wgmma<T, tileKeys>::template shared<0, 0>(scores, q + (step / 4 * qPanel + step % 4 * 32) / 16,
@@ -240,7 +248,7 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
       }
       if (masked) {
         const int limit = position - block * tileKeys - lane % 4 * 2;
-        mask<windowed>(scores, limit, limit - params.window + 1);
+        mask(scores, limit, limit - params.window + 1);
       }
     };
     // One further block: its scores, while the product of the block before runs.
@@ -263,11 +271,12 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
       pin(out);
       releaseV();
       toOperand<T>(p, scores);
+      if (__any_sync(0xffffffffu, rescale[0] != 1 || rescale[1] != 1))
 #pragma unroll
-      for (int i = 0; i < headDim / 2; ++i) out[i] *= rescale[i % 4 / 2];
+        for (int i = 0; i < headDim / 2; ++i) out[i] *= rescale[i % 4 / 2];
     };
 
-    barrierWait(barrier(L::qFull), round % 2);
+    barrierWait(barrier(L::qFull + qSlot), round / L::qStages % 2);
     barrierWait(barrier(L::kFull + stageK), phaseK);
     pin(scores);
     wgmmaFence();
@@ -282,9 +291,8 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     --block;
     for (; block >= tile.wholeEnd && block >= tile.firstBlock; --block) advance(block, true);
     for (; block >= tile.wholeFrom && block >= tile.firstBlock; --block) advance(block, false);
-    if constexpr (windowed)
-      for (; block >= tile.firstBlock; --block) advance(block, true);
-    signal(L::qEmpty);
+    for (; block >= tile.firstBlock; --block) advance(block, true);
+    signal(L::qEmpty + qSlot);
     barrierWait(barrier(L::vFull + stageV), phaseV);
     pin(out);
     wgmmaFence();
@@ -303,61 +311,65 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
       const int row = warpgroup * 64 + rowInGroup + half * 8;
       const bool live = row < tile.rows;
       const int64_t at = tile.row + row;
-      storeRow<T, headDim>(static_cast<T*>(params.o) + at * params.oStride + tile.head * headDim, out, half, 1 / softmax.sum[half], live);
+      T* to = static_cast<T*>(params.o) + at * params.oStride + tile.head * headDim;
+      storeRow<T, headDim>(to, out, half, 1 / softmax.sum[half], live);
       if (live && lane % 4 == 0)
         params.lse[at * params.lseStride + tile.head] = (softmax.top[half] * params.scaleLog2 + log2f(softmax.sum[half])) * ln2;
     }
   }
 }
 
-template <class T, int headDim, int tileRows, int tileKeys, bool softcapped, bool windowed>
+template <class T, int headDim, int tileRows, int tileKeys, bool softcapped>
 void launch(const AttentionArgs& args, const Context& context) {
   using L = Layout<headDim, tileRows, tileKeys>;
-  auto* kernel = forwardKernel<T, headDim, tileRows, tileKeys, softcapped, windowed>;
+  auto* kernel = forwardKernel<T, headDim, tileRows, tileKeys, softcapped>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes), "attention");
   Params params;
   params.sequences = {args.qStart, args.kvStart, args.kvLength, args.sequences};
   params.o = args.o.data;
   params.lse = args.lse.f32();
   params.oStride = args.o.ld, params.lseStride = args.lse.ld;
-  params.heads = args.heads, params.group = args.group, params.window = args.window;
+  params.heads = args.heads, params.group = args.group;
+  params.window = args.window > 0 ? args.window : 1 << 30;
   params.scaleLog2 = (softcapped ? args.softcap : args.scale) * log2e;
   params.inner = softcapped ? args.scale / args.softcap : 0;
   params.counter = scratch<int>(context, 0, 1, "attention");
   check(cudaMemsetAsync(params.counter, 0, sizeof(int), context.stream), "attention");
   const int64_t most = args.queryTiles(tileRows) * args.heads;
   const int blocks = static_cast<int>(std::min<int64_t>(context.gpu->multiprocessors, most));
-  kernel<<<blocks, tileRows * 2 + 128, L::bytes, context.stream>>>(tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64),
-                                                                   tensorMap(args.v, tileKeys, 64), params);
+  kernel<<<blocks, tileRows * 2 + 128, L::bytes, context.stream>>>(
+      tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64), tensorMap(args.v, tileKeys, 64), params);
   checkLaunch("attention");
 }
 
 template <class T, int headDim, int tileRows, int tileKeys>
-void chooseVariant(const AttentionArgs& args, const Context& context) {
-  if (args.softcap > 0) {
-    if (args.window > 0) launch<T, headDim, tileRows, tileKeys, true, true>(args, context);
-    else launch<T, headDim, tileRows, tileKeys, true, false>(args, context);
-  } else {
-    if (args.window > 0) launch<T, headDim, tileRows, tileKeys, false, true>(args, context);
-    else launch<T, headDim, tileRows, tileKeys, false, false>(args, context);
-  }
-}
-
-template <class T>
-void chooseHeadDim(const AttentionArgs& args, const Context& context) {
-  if (args.headDim == 64) chooseVariant<T, 64, 192, 128>(args, context);
-  else chooseVariant<T, 128, 128, 128>(args, context);
+bool launchEither(const AttentionArgs& args, const Context& context) {
+  if (args.softcap > 0) launch<T, headDim, tileRows, tileKeys, true>(args, context);
+  else launch<T, headDim, tileRows, tileKeys, false>(args, context);
+  return true;
 }
 
 }  // namespace
 
 bool attentionWgmma(const AttentionArgs& args, const Context& context) {
-  if (context.gpu->capability != 90 || (args.q.dtype != DType::BF16 && args.q.dtype != DType::F16)) return false;
-  if (args.headDim != 64 && args.headDim != 128) return false;
+  if (context.gpu->capability != 90) return false;
   if (!tensorMapFits(args.q) || !tensorMapFits(args.k) || !tensorMapFits(args.v) || !tensorMapFits(args.o)) return false;
-  if (args.q.dtype == DType::BF16) chooseHeadDim<bf16>(args, context);
-  else chooseHeadDim<__half>(args, context);
-  return true;
+  if (args.q.dtype == DType::BF16) {
+    switch (args.headDim) {
+      case 64: return launchEither<bf16, 64, 192, 128>(args, context);
+      case 80: return launchEither<bf16, 80, 128, 128>(args, context);
+      case 96: return launchEither<bf16, 96, 128, 128>(args, context);
+      case 128: return launchEither<bf16, 128, 128, 128>(args, context);
+      case 256: return launchEither<bf16, 256, 128, 64>(args, context);
+      default: return false;
+    }
+  }
+  if (args.q.dtype != DType::F16) return false;
+  switch (args.headDim) {
+    case 64: return launchEither<__half, 64, 192, 128>(args, context);
+    case 128: return launchEither<__half, 128, 128, 128>(args, context);
+    default: return false;
+  }
 }
 
 }  // namespace unsloth::cuda

@@ -13,11 +13,12 @@ struct GradParams {
   int64_t lseStride, deltaStride;
   void *dk, *dv;
   int64_t dkStride, dvStride;
-  float* dq;  // fp32 sums: for each 64 rows and head two halves of the columns, each in the order of wgmma's accumulators
+  float* dq;  // fp32 sums: for each 64 rows, head and 64 columns, in the order of wgmma's accumulators
   int heads, kvHeads, group, window;
   float scale, scaleLog2, inner;  // see the forward kernel's
-  int* counter;                   // tiles taken so far
-  int* turns;                     // for each block of rows, head and half: how many tiles have added to dq; null: in any order
+  int* counter;                   // tiles taken so far; entries of `tiles`
+  int2* tiles;                    // (sequence, number of the block of keys) of every tile, once for all kv heads
+  int* turns;                     // for each block of rows and head: how many tiles have added to dq; null: in any order
 };
 
 template <int stages>
@@ -28,21 +29,9 @@ struct Ring {
   }
 };
 
-/** to[i] += from[i] for bytes/4 floats, by the copy engine. */
-__device__ __forceinline__ void bulkReduceAdd(float* to, uint32_t from, int bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
-               : "memory");
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-/** Until all but `pending` of this thread's bulk groups have read their source. */
-template <int pending>
-__device__ __forceinline__ void bulkWaitRead() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
-}
-/** Until all but `pending` of this thread's bulk groups are complete. */
-template <int pending>
-__device__ __forceinline__ void bulkWait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
+/** Adds four floats in global memory, in any order with others. */
+__device__ __forceinline__ void reduceAdd(float* to, float a, float b, float c, float d) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
 __device__ __forceinline__ void awaitTurn(const int* turn, int expected) {
@@ -51,7 +40,6 @@ __device__ __forceinline__ void awaitTurn(const int* turn, int expected) {
   while (now != expected);
 }
 __device__ __forceinline__ void passTurn(int* turn) {
-  asm volatile("fence.proxy.async;" ::: "memory");
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
 }
 
@@ -62,38 +50,157 @@ __device__ __forceinline__ void storeMatrices(uint32_t address, const uint32_t (
                : "memory");
 }
 
+/** Bytes of the fp32 sums of dQ. */
+inline size_t gradSumBytes(const AttentionArgs& args) {
+  return static_cast<size_t>((args.rows() + tileRows - 1) / tileRows * tileRows) * args.heads * args.headDim * sizeof(float);
+}
+/** Counters of `turns`. */
+inline int64_t gradTurns(const AttentionArgs& args, const Context& context) {
+  return context.deterministic ? ((args.rows() + tileRows - 1) / tileRows + args.sequences) * args.heads : 0;
+}
+/** Bytes of the list of tiles, with the counter before it. */
+inline size_t gradListBytes(const AttentionArgs& args) {
+  return 256 + static_cast<size_t>(args.keyTiles(tileKeys)) * sizeof(int2);
+}
+
+inline size_t gradScratchBytes(const AttentionArgs& args, const Context& context) {
+  return gradSumBytes(args) + gradListBytes(args) + static_cast<size_t>(gradTurns(args, context)) * sizeof(int);
+}
+
 inline GradParams gradParams(const AttentionArgs& args, const Context& context) {
-  const int64_t blocks = (args.rows() + tileRows - 1) / tileRows;
   GradParams params;
   params.sequences = {args.qStart, args.kvStart, args.kvLength, args.sequences};
   params.lse = args.lse.f32(), params.delta = args.delta.f32();
   params.lseStride = args.lse.ld, params.deltaStride = args.delta.ld;
   params.dk = args.dk.data, params.dv = args.dv.data;
   params.dkStride = args.dk.ld, params.dvStride = args.dv.ld;
-  params.heads = args.heads, params.kvHeads = args.kvHeads, params.group = args.group, params.window = args.window;
+  params.heads = args.heads, params.kvHeads = args.kvHeads, params.group = args.group;
+  params.window = args.window > 0 ? args.window : 1 << 30;
   params.scale = args.scale;
-  params.dq = scratch<float>(context, 0, blocks * tileRows * args.heads * args.headDim, "attentionGrad");
-  const size_t used = static_cast<size_t>(blocks) * tileRows * args.heads * args.headDim * sizeof(float);
-  params.counter = scratch<int>(context, used, 1, "attentionGrad");
+  const size_t sums = gradSumBytes(args);
+  const int64_t turns = gradTurns(args, context);
+  params.dq = scratch<float>(context, 0, sums / sizeof(float), "attentionGrad");
+  params.counter = scratch<int>(context, sums, 64, "attentionGrad");
+  params.tiles = scratch<int2>(context, sums + 256, static_cast<size_t>(args.keyTiles(tileKeys)), "attentionGrad");
   params.turns = nullptr;
-  if (context.deterministic)
-    params.turns = scratch<int>(context, used + 256, (blocks + args.sequences) * args.heads * 2, "attentionGrad");
+  if (turns > 0) params.turns = scratch<int>(context, sums + gradListBytes(args), static_cast<size_t>(turns), "attentionGrad");
   return params;
 }
 
+/** One block of 128 keys of one kv head. */
+struct Tile {
+  int keyRow;              // first row in k and v
+  int keys;                // live ones from there on; 0: no more tiles
+  int kvHead;
+  int firstStep, steps;    // numbers of the aligned blocks of 64 rows of q that see any of the keys
+  int queryRow, queryEnd;  // the sequence's rows in q
+  int shift;               // row of q + shift − (key − first key of the tile) ≥ 0: the key is visible
+  int sequence;            // its number
+};
+
+__device__ __forceinline__ Tile describeTile(const GradParams& params, int2 entry, int kvHead) {
+  const Sequences& where = params.sequences;
+  const int sequence = entry.x, firstKey = entry.y * tileKeys, begin = where.qStart[sequence],
+            queries = where.qStart[sequence + 1] - begin, keys = where.kvLength[sequence], offset = keys - queries,
+            end = begin + min(queries, firstKey + tileKeys - 1 + params.window - offset);
+  Tile tile;
+  tile.keyRow = where.kvStart[sequence] + firstKey;
+  tile.keys = min(tileKeys, keys - firstKey);
+  tile.kvHead = kvHead;
+  tile.firstStep = (begin + max(0, firstKey - offset)) / tileRows;
+  tile.steps = queries == 0 ? 0 : max(0, (end + tileRows - 1) / tileRows - tile.firstStep);
+  tile.queryRow = begin, tile.queryEnd = begin + queries;
+  tile.shift = offset - begin - firstKey;
+  tile.sequence = sequence;
+  return tile;
+}
+
 /**
- * delta = Σ dO⊙o of each row and head; zeroes the sums of dQ, the counters, and dk and dv of rows after the last sequence.
- * One thread per 8 columns; 4 bytes read and 4 written per element of o.
+ * The tile of a number. First the heads one after another, so that what their tiles share stays in L2; of the last heads, which
+ * must keep all blocks busy to the end, each length of tile for all heads.
+ */
+__device__ __forceinline__ Tile chooseTile(const GradParams& params, int number, int total) {
+  const int last = min(params.kvHeads, (3 * static_cast<int>(gridDim.x) + total - 1) / total),
+            single = (params.kvHeads - last) * total;
+  if (number < single) return describeTile(params, params.tiles[number % total], number / total);
+  return describeTile(params, params.tiles[(number - single) / last], params.kvHeads - last + (number - single) % last);
+}
+
+constexpr int listThreads = 256, listKeys = 2048;
+
+/** Sum of `own` of this and all threads before it, of a block of listThreads. */
+__device__ __forceinline__ int scanBlock(int own) {
+  __shared__ int sums[listThreads / 32];
+  const int lane = threadIdx.x % 32;
+  int upTo = own;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, upTo, step);
+    if (lane >= step) upTo += before;
+  }
+  __syncthreads();
+  if (lane == 31) sums[threadIdx.x / 32] = upTo;
+  __syncthreads();
+  for (int w = 0; w < threadIdx.x / 32; ++w) upTo += sums[w];
+  return upTo;
+}
+
+/**
+ * Lists the tiles of all sequences, the longest first, so that the blocks of the main kernel end together; where tiles take
+ * turns, those of later keys first, so that none waits for one that has not begun. One block of listThreads.
+ */
+__device__ inline void listTiles(const GradParams& params) {
+  __shared__ int bucket[listKeys], upTo[listThreads];
+  const int thread = threadIdx.x;
+  const auto visit = [&](auto&& each) {
+    for (int chunk = 0; chunk < params.sequences.count; chunk += listThreads) {
+      const int mine = chunk + thread;
+      upTo[thread] = scanBlock(mine < params.sequences.count ? (params.sequences.kvLength[mine] + tileKeys - 1) / tileKeys : 0);
+      __syncthreads();
+      for (int slot = thread; slot < upTo[listThreads - 1]; slot += listThreads) {
+        int low = 0, high = listThreads - 1;
+        while (low < high) {
+          const int middle = (low + high) / 2;
+          if (upTo[middle] > slot) high = middle;
+          else low = middle + 1;
+        }
+        const int2 entry = make_int2(chunk + low, slot - (low > 0 ? upTo[low - 1] : 0));
+        each(min(params.turns ? entry.y : describeTile(params, entry, 0).steps, listKeys - 1), entry);
+      }
+      __syncthreads();
+    }
+  };
+  for (int i = thread; i < listKeys; i += listThreads) bucket[i] = 0;
+  __syncthreads();
+  visit([&](int key, int2) { atomicAdd(&bucket[key], 1); });
+  constexpr int each = listKeys / listThreads;
+  const int top = listKeys - 1 - thread * each;  // this thread's buckets go down from here
+  int own = 0;
+  for (int i = 0; i < each; ++i) own += bucket[top - i];
+  int at = scanBlock(own) - own;
+  if (thread == listThreads - 1) params.counter[0] = 0, params.counter[1] = at + own;
+  for (int i = 0; i < each; ++i) {
+    const int count = bucket[top - i];
+    bucket[top - i] = at;
+    at += count;
+  }
+  __syncthreads();
+  visit([&](int key, int2 entry) { params.tiles[atomicAdd(&bucket[key], 1)] = entry; });
+}
+
+/**
+ * delta = Σ dO⊙o of each row and head; zeroes the sums of dQ, the turns, and dk and dv of rows after the last sequence;
+ * the first block lists the tiles. One thread per 8 columns; 4 bytes read and 4 written per element of o.
  */
 template <class T, int headDim>
-__global__ void __launch_bounds__(256) prepareKernel(View o, View dO, View delta, View dk, View dv, GradParams params, int64_t turns,
-                                                     bool sameRows) {
+__global__ void __launch_bounds__(listThreads)
+    prepareKernel(View o, View dO, View delta, View dk, View dv, GradParams params, int64_t turns, bool sameRows) {
+  if (blockIdx.x == 0) return listTiles(params);
   constexpr int threads = headDim / 8;
-  const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x, row = i / threads / params.heads;
+  const int64_t i = (blockIdx.x - 1) * int64_t{listThreads} + threadIdx.x, row = i / threads / params.heads;
   const int head = static_cast<int>(i / threads % params.heads), column = static_cast<int>(i % threads) * 8;
   float4* sums = reinterpret_cast<float4*>(params.dq) + 2 * i;
   if (row < (o.rows + tileRows - 1) / tileRows * tileRows) sums[0] = sums[1] = make_float4(0, 0, 0, 0);
-  if (i == 0) *params.counter = 0;
   if (i < turns) params.turns[i] = 0;
   float sum = 0;
   if (row < o.rows) {
@@ -116,41 +223,41 @@ __global__ void __launch_bounds__(256) prepareKernel(View o, View dO, View delta
 template <class T, int headDim>
 void prepareGrad(const AttentionArgs& args, const GradParams& params, const Context& context) {
   const int64_t rows = (args.rows() + tileRows - 1) / tileRows * tileRows;
-  const int64_t turns = params.turns ? (rows / tileRows + args.sequences) * args.heads * 2 : 0;
+  const int64_t turns = gradTurns(args, context);
   const int64_t threads = std::max(rows * args.heads * headDim / 8, turns);
   const bool sameRows = args.k.rows == args.q.rows;
   if (!sameRows)
     for (const View* v : {&args.dk, &args.dv})
       check(cudaMemset2DAsync(v->data, v->ld * sizeof(T), 0, v->cols * sizeof(T), v->rows, context.stream), "attentionGrad");
-  prepareKernel<T, headDim><<<static_cast<unsigned>((threads + 255) / 256), 256, 0, context.stream>>>(
+  const auto blocks = static_cast<unsigned>((threads + listThreads - 1) / listThreads + 1);
+  prepareKernel<T, headDim><<<blocks, listThreads, 0, context.stream>>>(
       args.o, args.dO, args.delta, args.dk, args.dv, params, turns, sameRows);
   checkLaunch("attentionGrad");
 }
 
-/** dq = scale · the sums. A block per 64 rows and head; 4 bytes read and 2 written per element. */
+/** dq = scale · the sums. 128 threads per 64 rows, head and 64 columns; 4 bytes read and 2 written per element. */
 template <class T, int headDim>
-__global__ void __launch_bounds__(256) finishKernel(View dq, const float* sums, int heads, float scale) {
-  constexpr int columns = headDim / 2;
-  const int half = threadIdx.x / 128, thread = threadIdx.x % 128, head = blockIdx.y;
+__global__ void __launch_bounds__(headDim * 2) finishKernel(View dq, const float* sums, int heads, float scale) {
+  const int panel = threadIdx.x / 128, thread = threadIdx.x % 128, head = blockIdx.y;
   const float4* from = reinterpret_cast<const float4*>(sums) +
-                       ((static_cast<int64_t>(blockIdx.x) * heads + head) * 2 + half) * (tileRows * columns / 4);
-  float values[columns / 2];
+                       ((static_cast<int64_t>(blockIdx.x) * heads + head) * (headDim / 64) + panel) * (tileRows * 16) + thread;
+  float values[32];
 #pragma unroll
-  for (int i = 0; i < columns / 8; ++i) {
-    const float4 x = from[i * 128 + thread];
+  for (int i = 0; i < 8; ++i) {
+    const float4 x = from[i * 128];
     values[4 * i] = x.x, values[4 * i + 1] = x.y, values[4 * i + 2] = x.z, values[4 * i + 3] = x.w;
   }
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * tileRows + thread / 32 * 16 + thread % 32 / 4 + below * 8;
-    storeRow<T, columns>(static_cast<T*>(dq.data) + row * dq.ld + head * headDim + half * columns, values, below, scale, row < dq.rows);
+    storeRow<T, 64>(static_cast<T*>(dq.data) + row * dq.ld + head * headDim + panel * 64, values, below, scale, row < dq.rows);
   }
 }
 
 template <class T, int headDim>
 void finishGrad(const AttentionArgs& args, const GradParams& params, const Context& context) {
   const dim3 grid(static_cast<unsigned>((args.rows() + tileRows - 1) / tileRows), args.heads);
-  finishKernel<T, headDim><<<grid, 256, 0, context.stream>>>(args.dq, params.dq, args.heads, args.scale);
+  finishKernel<T, headDim><<<grid, headDim * 2, 0, context.stream>>>(args.dq, params.dq, args.heads, args.scale);
   checkLaunch("attentionGrad");
 }
 

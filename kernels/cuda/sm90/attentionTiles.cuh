@@ -16,10 +16,10 @@ struct Sequences {
 };
 
 /**
- * Finds the sequence of a tile, for tile numbers that only grow. Sequence j has ⌈length/tileRows⌉·perTile tiles (length: its query
- * rows, or its key rows), numbered without gaps in the order of sequences. All 32 lanes of a warp call it together.
+ * Finds the sequence of a tile, for tile numbers that only grow. Sequence j has ⌈query rows/tileRows⌉·perTile tiles, numbered
+ * without gaps in the order of sequences. All 32 lanes of a warp call it together.
  */
-template <int tileRows, bool keys>
+template <int tileRows>
 class TileCursor {
  public:
   __device__ TileCursor(const Sequences& sequences, int perTile) : sequences_(sequences), perTile_(perTile) { load(); }
@@ -46,7 +46,7 @@ class TileCursor {
   __device__ void load() {
     const int lane = threadIdx.x % 32, j = chunk_ + lane;
     int rows = 0;
-    if (j < sequences_.count) rows = keys ? sequences_.kvLength[j] : sequences_.qStart[j + 1] - sequences_.qStart[j];
+    if (j < sequences_.count) rows = sequences_.qStart[j + 1] - sequences_.qStart[j];
     own_ = (rows + tileRows - 1) / tileRows;
     upTo_ = own_ * perTile_;
 #pragma unroll
@@ -80,6 +80,14 @@ __device__ __forceinline__ uint32_t packPair(float low, float high) {
   return pair;
 }
 
+/** The lower or upper number of a pair. */
+template <class T>
+__device__ __forceinline__ float half(uint32_t pair, bool upper) {
+  if constexpr (__is_same(T, __half))
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(upper ? pair >> 16 : pair & 0xffff)));
+  else return __uint_as_float(upper ? pair & 0xffff0000u : pair << 16);
+}
+
 /** Transposes words[i] of the four lanes of a quad: lane q ends with the words that lanes 0 to 3 had at q. */
 __device__ __forceinline__ void transposeQuad(uint32_t (&words)[4], int quadLane) {
 #pragma unroll
@@ -95,21 +103,24 @@ __device__ __forceinline__ void transposeQuad(uint32_t (&words)[4], int quadLane
   }
 }
 
-/** Writes accumulators of one row (row `half` of the two that a thread holds), times `factor`, 16 bytes per store. */
+/** Writes accumulators of one row (`half` of the two that a thread holds), times `factor`, in pieces of 16 bytes where it can. */
 template <class T, int columns>
 __device__ __forceinline__ void storeRow(T* row, const float (&values)[columns / 2], int half, float factor, bool live) {
   const int quadLane = threadIdx.x % 4;
+  const auto word = [&](int block) {
+    const int at = block * 4 + half * 2;
+    return packPair<T>(values[at] * factor, values[at + 1] * factor);
+  };
+  constexpr int whole = columns / 32 * 4;
 #pragma unroll
-  for (int block = 0; block < columns / 8; block += 4) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = (block + i) * 4 + half * 2;
-      words[i] = packPair<T>(values[at] * factor, values[at + 1] * factor);
-    }
+  for (int block = 0; block < whole; block += 4) {
+    uint32_t words[4] = {word(block), word(block + 1), word(block + 2), word(block + 3)};
     transposeQuad(words, quadLane);
     if (live) *reinterpret_cast<uint4*>(row + (block + quadLane) * 8) = make_uint4(words[0], words[1], words[2], words[3]);
   }
+#pragma unroll
+  for (int block = whole; block < columns / 8; ++block)
+    if (live) *reinterpret_cast<uint32_t*>(row + block * 8 + quadLane * 2) = word(block);
 }
 
 }  // namespace unsloth::cuda::sm90::attention
