@@ -54,10 +54,11 @@ struct Functions {
   int (*preferenceCreate)(void** preference);
   int (*preferenceSet)(void* preference, int attribute, const void* value, size_t bytes);
   int (*preferenceDestroy)(void* preference);
-  int (*heuristic)(void* handle, void* desc, void* a, void* b, void* c, void* d, void* preference, int wanted, Heuristic* found, int* count);
+  int (*heuristic)(void* handle, void* desc, void* a, void* b, void* c, void* d, void* preference, int wanted, Heuristic* found,
+                   int* count);
   int (*matmul)(void* handle, void* desc, const void* alpha, const void* a, void* layoutA, const void* b, void* layoutB,
-                const void* beta, const void* c, void* layoutC, void* d, void* layoutD, const Algorithm* algorithm, void* workspace,
-                size_t workspaceBytes, cudaStream_t stream);
+                const void* beta, const void* c, void* layoutC, void* d, void* layoutD, const Algorithm* algorithm,
+                void* workspace, size_t workspaceBytes, cudaStream_t stream);
 };
 
 #ifdef _WIN32
@@ -120,7 +121,8 @@ std::vector<std::string> candidates() {
   for (const char* variable : {"CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"}) tryRoot(environment(variable));
   if (const std::string virtualEnv = environment("VIRTUAL_ENV"); !virtualEnv.empty()) {
     tryPackages(fs::path(virtualEnv) / "Lib" / "site-packages");
-    for (const auto& entry : fs::directory_iterator(fs::path(virtualEnv) / "lib", ignored)) tryPackages(entry.path() / "site-packages");
+    for (const auto& entry : fs::directory_iterator(fs::path(virtualEnv) / "lib", ignored))
+      tryPackages(entry.path() / "site-packages");
   }
   for (const char* name : names) found.push_back(name);
   tryRoot("/usr/local/cuda");
@@ -154,10 +156,11 @@ struct Library {
       return function == nullptr ? name : nullptr;
     };
     for (const char* missing :
-         {take(call.version, "cublasLtGetVersion"), take(call.create, "cublasLtCreate"), take(call.descCreate, "cublasLtMatmulDescCreate"),
-          take(call.descSet, "cublasLtMatmulDescSetAttribute"), take(call.descDestroy, "cublasLtMatmulDescDestroy"),
-          take(call.layoutCreate, "cublasLtMatrixLayoutCreate"), take(call.layoutDestroy, "cublasLtMatrixLayoutDestroy"),
-          take(call.preferenceCreate, "cublasLtMatmulPreferenceCreate"), take(call.preferenceSet, "cublasLtMatmulPreferenceSetAttribute"),
+         {take(call.version, "cublasLtGetVersion"), take(call.create, "cublasLtCreate"),
+          take(call.descCreate, "cublasLtMatmulDescCreate"), take(call.descSet, "cublasLtMatmulDescSetAttribute"),
+          take(call.descDestroy, "cublasLtMatmulDescDestroy"), take(call.layoutCreate, "cublasLtMatrixLayoutCreate"),
+          take(call.layoutDestroy, "cublasLtMatrixLayoutDestroy"), take(call.preferenceCreate, "cublasLtMatmulPreferenceCreate"),
+          take(call.preferenceSet, "cublasLtMatmulPreferenceSetAttribute"),
           take(call.preferenceDestroy, "cublasLtMatmulPreferenceDestroy"), take(call.heuristic, "cublasLtMatmulAlgoGetHeuristic"),
           take(call.matmul, "cublasLtMatmul")})
       if (missing != nullptr) return missing;
@@ -189,7 +192,8 @@ uint32_t alignmentOf(const void* pointer) {
 using Key = std::array<int64_t, 17>;
 
 Key keyOf(const GemmArgs& g, const View& source, const Context& context) {
-  const int64_t types = static_cast<int64_t>(g.a.dtype) | static_cast<int64_t>(g.b.dtype) << 4 | static_cast<int64_t>(g.c.dtype) << 8 |
+  const int64_t types = static_cast<int64_t>(g.a.dtype) | static_cast<int64_t>(g.b.dtype) << 4 |
+                        static_cast<int64_t>(g.c.dtype) << 8 |
                         static_cast<int64_t>(g.bias.present() ? static_cast<int>(g.bias.dtype) + 1 : 0) << 12 |
                         static_cast<int64_t>(source.present() ? 1 + (source.data == g.c.data) : 0) << 16;
   return {g.mode, g.m, g.n, g.k, g.a.ld, g.b.ld, g.c.ld, source.ld, types, alignmentOf(g.a.data), alignmentOf(g.b.data),
@@ -198,7 +202,8 @@ Key keyOf(const GemmArgs& g, const View& source, const Context& context) {
 }
 
 /**
- * cuBLASLt thinks in columns: cᵀ[n,m] = op(b)·op(a), where a row-major matrix is its own transpose. The bias is a column of cᵀ.
+ * cuBLASLt thinks in columns: cᵀ[n,m] = op(b)·op(a), where a row-major matrix is its own transpose. The bias is a column of
+ * cᵀ.
  */
 Prepared prepare(Library& lt, const GemmArgs& g, const View& source, const Context& context) {
   Prepared p;
@@ -208,15 +213,21 @@ Prepared prepare(Library& lt, const GemmArgs& g, const View& source, const Conte
   if (lt.call.descCreate(&p.desc, computeF32, typeF32) != 0 || !layout(&p.a, g.a) || !layout(&p.b, g.b) || !layout(&p.d, g.c) ||
       !layout(&p.c, source.present() ? source : g.c))
     return p;
-  const auto set = [&](int attribute, const auto& value) { return lt.call.descSet(p.desc, attribute, &value, sizeof value) == 0; };
+  const auto set = [&](int attribute, const auto& value) {
+    return lt.call.descSet(p.desc, attribute, &value, sizeof value) == 0;
+  };
   bool ready = set(transposeA, g.mode == 0 ? transposed : asStored) && set(transposeB, g.mode == 2 ? transposed : asStored);
-  if (g.bias.present()) ready = ready && set(epilogue, epilogueBias) && set(biasType, typeOf(g.bias.dtype)) && set(biasPointer, g.bias.data);
+  if (g.bias.present())
+    ready = ready && set(epilogue, epilogueBias) && set(biasType, typeOf(g.bias.dtype)) && set(biasPointer, g.bias.data);
   void* preference = nullptr;
   if (!ready || lt.call.preferenceCreate(&preference) != 0) return p;
-  const auto prefer = [&](int attribute, const auto& value) { return lt.call.preferenceSet(preference, attribute, &value, sizeof value) == 0; };
+  const auto prefer = [&](int attribute, const auto& value) {
+    return lt.call.preferenceSet(preference, attribute, &value, sizeof value) == 0;
+  };
   int count = 0;
   p.usable = prefer(maxWorkspace, context.workspaceBytes) && prefer(alignmentA, alignmentOf(g.b.data)) &&
-             prefer(alignmentB, alignmentOf(g.a.data)) && prefer(alignmentC, alignmentOf(source.present() ? source.data : g.c.data)) &&
+             prefer(alignmentB, alignmentOf(g.a.data)) &&
+             prefer(alignmentC, alignmentOf(source.present() ? source.data : g.c.data)) &&
              prefer(alignmentD, alignmentOf(g.c.data)) &&
              lt.call.heuristic(lt.handle, p.desc, p.b, p.a, p.c, p.d, preference, 1, &p.choice, &count) == 0 && count == 1 &&
              p.choice.status == 0;
@@ -252,8 +263,8 @@ bool gemmCublasLt(const GemmArgs& args, const Context& context) {
   if (args.bias.present()) lt.call.descSet(p.desc, biasPointer, &args.bias.data, sizeof args.bias.data);
   const float beta = source.present() ? 1.0f : 0.0f;
   return lt.call.matmul(lt.handle, p.desc, &args.alpha, args.b.data, p.b, args.a.data, p.a, &beta,
-                        source.present() ? source.data : args.c.data, p.c, args.c.data, p.d, &p.choice.algorithm, context.workspace,
-                        context.workspaceBytes, context.stream) == 0;
+                        source.present() ? source.data : args.c.data, p.c, args.c.data, p.d, &p.choice.algorithm,
+                        context.workspace, context.workspaceBytes, context.stream) == 0;
 }
 
 }  // namespace unsloth::cuda

@@ -77,7 +77,7 @@ __device__ __forceinline__ void multiply(const Slices& s, float (&sum)[perThread
   }
 }
 
-/** Fills one side of a slice: `at(x, k)` for x < extent and k < left, zeros beyond. `alongK`: neighbours of k are neighbours in memory. */
+/** One side of a slice: `at(x, k)` for x < extent and k < left, zeros beyond. `alongK`: neighbours of k lie side by side. */
 template <class At>
 __device__ __forceinline__ void fill(float (&side)[depth][tile + 4], bool alongK, int64_t extent, int64_t left, const At& at) {
   for (int i = threadIdx.x; i < tile * depth; i += threads) {
@@ -87,14 +87,15 @@ __device__ __forceinline__ void fill(float (&side)[depth][tile + 4], bool alongK
 }
 
 /**
- * c[S_e] = Σ alpha·a[S_e]·op(b_e), every expert's slots in tiles of 64 × 64: 2·slots·n·k FLOPs in fp32. The grid has as many tiles as
- * slots may need at worst.
+ * c[S_e] = Σ alpha·a[S_e]·op(b_e), every expert's slots in tiles of 64 × 64: 2·slots·n·k FLOPs in fp32. The grid has as many
+ * tiles as slots may need at worst.
  */
 __global__ void __launch_bounds__(threads) expertRows(ExpertArgs args) {
   __shared__ Slices slices;
   int e = 0, row0 = 0;
   if (!findTile(args.first, args.experts, blockIdx.x, e, row0)) return;
-  const int64_t rows = min(tile, args.first[e + 1] - row0), column0 = int64_t{blockIdx.y} * tile, columns = min(int64_t{tile}, args.n - column0);
+  const int64_t rows = min(tile, args.first[e + 1] - row0), column0 = int64_t{blockIdx.y} * tile,
+                columns = min(int64_t{tile}, args.n - column0);
   float total[perThread][perThread] = {};
   for (int p = 0; p < args.products; ++p) {
     const Product& product = args.product[p];
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(threads) expertColumns(ExpertArgs args) {
     for (int j = 0; j < perThread; ++j)
       if (row + i < args.m && column + j < args.n) {
         const int64_t at = args.c.at(e, row + i, column + j);
-        storeAny(const_cast<void*>(args.c.data), args.c.dtype, at, loadAny(args.c.data, args.c.dtype, at) + product.alpha * sum[i][j]);
+        storeAny(const_cast<void*>(args.c.data), args.c.dtype, at,
+                 loadAny(args.c.data, args.c.dtype, at) + product.alpha * sum[i][j]);
       }
 }
 
@@ -174,9 +176,11 @@ void expertGemmSimple(const ExpertGemmArgs& g, const Context& context) {
   args.n = g.n;
   const bool gradient = g.mode == 2;
   args.c = gradient ? stackOf(g.c, g.experts, g.columns == ExpertColumns::main) : plain(g.c);
-  args.product[args.products++] = {plain(g.a), gradient ? plain(g.b) : stackOf(g.b, g.experts, g.columns == ExpertColumns::main), g.k, g.alpha};
+  args.product[args.products++] = {plain(g.a), gradient ? plain(g.b) : stackOf(g.b, g.experts, g.columns == ExpertColumns::main),
+                                   g.k, g.alpha};
   if (g.lowA.present())
-    args.product[args.products++] = {plain(g.lowA), stackOf(g.lowB, g.experts, g.columns == ExpertColumns::low), g.lowA.cols, g.lowAlpha};
+    args.product[args.products++] = {plain(g.lowA), stackOf(g.lowB, g.experts, g.columns == ExpertColumns::low), g.lowA.cols,
+                                     g.lowAlpha};
   if (gradient) {
     expertColumns<<<dim3(tilesOf(g.m), tilesOf(g.n), static_cast<unsigned>(g.experts)), threads, 0, context.stream>>>(args);
   } else {
@@ -220,7 +224,8 @@ void expertGemm(const Call& call, const Context& context) {
     operands.require(!gradient, "low-rank terms need mode 0 or 1");
     g.lowA = operands.matrix(4, "lowA", g.m);
     g.lowB = operands.matrix(5, "lowB");
-    const int64_t rank = g.lowA.cols, width = g.columns == ExpertColumns::low ? g.experts : 1, height = g.columns == ExpertColumns::low ? 1 : g.experts;
+    const int64_t rank = g.lowA.cols, width = g.columns == ExpertColumns::low ? g.experts : 1,
+                  height = g.columns == ExpertColumns::low ? 1 : g.experts;
     const int64_t lowRows = g.mode == 0 ? g.n : rank, lowCols = g.mode == 0 ? rank : g.n;
     operands.require(g.lowB.rows == lowRows * height && g.lowB.cols == lowCols * width, "lowA and lowB do not fit");
   }

@@ -8,8 +8,8 @@ namespace unsloth::cuda {
 enum class ExpertColumns { none = 0, main = 1, low = 2 };
 
 /**
- * The `expertGemm` command of engine/graph/commands.ts, decoded. Mode 0 and 1: m slots, every expert's b is [n,k] or [k,n]. Mode 2:
- * c_e[m,n] += alpha·a[S_e]ᵀ·b[S_e], k slots.
+ * The `expertGemm` command of engine/graph/commands.ts, decoded. Mode 0 and 1: m slots, every expert's b is [n,k] or [k,n].
+ * Mode 2: c_e[m,n] += alpha·a[S_e]ᵀ·b[S_e], k slots.
  */
 struct ExpertGemmArgs {
   int mode = 0;

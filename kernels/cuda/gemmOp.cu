@@ -20,7 +20,8 @@ Preference preference() {
     if (value.empty() || value == "fastest") return Preference::fastest;
     if (value == "own") return Preference::own;
     if (value != "cublaslt") fail("UNSLOTH_GEMM is '" + value + "', expected own, cublaslt or fastest");
-    if (!cublasLtStatus().found) fail("UNSLOTH_GEMM=cublaslt, but " + cublasLtStatus().problem + "; set UNSLOTH_CUBLASLT to its path");
+    if (!cublasLtStatus().found)
+      fail("UNSLOTH_GEMM=cublaslt, but " + cublasLtStatus().problem + "; set UNSLOTH_CUBLASLT to its path");
     return Preference::cublasLt;
   }();
   return chosen;
@@ -87,8 +88,9 @@ namespace {
 
 void requireTerm(const Operands& operands, const GemmArgs& g, const GemmTerm& term, int64_t rankOfB, size_t index) {
   if (term.a.rows == g.m && term.a.cols == rankOfB && term.column >= 0 && term.column + term.width <= g.n) return;
-  operands.refuse("low-rank term " + std::to_string(index) + " a " + Operands::describe(term.a) + ", b " + Operands::describe(term.b) +
-                  " at column " + std::to_string(term.column) + " does not fit c " + Operands::describe(g.c));
+  operands.refuse("low-rank term " + std::to_string(index) + " a " + Operands::describe(term.a) + ", b " +
+                  Operands::describe(term.b) + " at column " + std::to_string(term.column) + " does not fit c " +
+                  Operands::describe(g.c));
 }
 
 }  // namespace

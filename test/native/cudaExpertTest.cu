@@ -48,7 +48,8 @@ __global__ void plain(ExpertGemmArgs g, float* out) {
   int e = 0;
   while (row >= g.first[e + 1]) ++e;
   for (int64_t i = 0; i < g.k; ++i)
-    sum += double(load(g.a, row, i)) * (g.mode == 0 ? loadOf(g.b, experts, main, e, column, i) : loadOf(g.b, experts, main, e, i, column));
+    sum += double(load(g.a, row, i)) *
+           (g.mode == 0 ? loadOf(g.b, experts, main, e, column, i) : loadOf(g.b, experts, main, e, i, column));
   sum *= g.alpha;
   double part = 0;
   for (int64_t i = 0; i < g.lowA.cols; ++i)
@@ -71,7 +72,8 @@ __global__ void fill(T* out, int64_t count, uint64_t seed, float scale) {
 
 __global__ void compare(View got, const float* wanted, double* sums) {
   double error = 0, size = 0;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < got.rows * got.cols; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < got.rows * got.cols;
+       i += int64_t{gridDim.x} * blockDim.x) {
     const double w = wanted[i], d = load(got, i / got.cols, i % got.cols) - w;
     error += d == d ? d * d : 1e30;
     size += w * w;
@@ -190,9 +192,9 @@ double microseconds(Memory& memory, const Case& c, const Context& context, bool 
 
 std::string nameOf(const Case& c) {
   static const char* const columns[] = {"", " main by columns", " low by columns"};
-  return std::string(c.bf ? "bf16" : "fp32") + " mode " + std::to_string(c.mode) + " slots " + std::to_string(c.slots) + " experts " +
-         std::to_string(c.experts) + " n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " rank " + std::to_string(c.rank) +
-         columns[static_cast<int>(c.columns)];
+  return std::string(c.bf ? "bf16" : "fp32") + " mode " + std::to_string(c.mode) + " slots " + std::to_string(c.slots) +
+         " experts " + std::to_string(c.experts) + " n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " rank " +
+         std::to_string(c.rank) + columns[static_cast<int>(c.columns)];
 }
 
 }  // namespace
@@ -213,8 +215,12 @@ int main() {
 
   std::vector<Case> cases;
   for (const bool bf : {true, false})
-    for (const auto& [slots, experts, n, k] : std::vector<std::array<int64_t, 4>>{
-             {64, 4, 64, 64}, {1000, 8, 200, 72}, {300, 4, 512, 256}, {2048, 32, 384, 128}, {17, 2, 16, 2048}, {4096, 16, 768, 512}}) {
+    for (const auto& [slots, experts, n, k] : std::vector<std::array<int64_t, 4>>{{64, 4, 64, 64},
+                                                                                  {1000, 8, 200, 72},
+                                                                                  {300, 4, 512, 256},
+                                                                                  {2048, 32, 384, 128},
+                                                                                  {17, 2, 16, 2048},
+                                                                                  {4096, 16, 768, 512}}) {
       for (const int mode : {0, 1})
         for (const auto columns : {ExpertColumns::none, ExpertColumns::main, ExpertColumns::low})
           for (const int64_t rank : {0, 16, 72}) {
@@ -240,19 +246,25 @@ int main() {
       if (!(error < (rounded ? 4e-3 : 2e-5)) && ++failures <= 12)
         std::printf("WRONG %s %s: %.3g\n", simple ? "simple" : "wgmma", nameOf(c).c_str(), error);
     }
-    std::printf("%-7s %d products, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", simple ? "simple" : "wgmma", done, refused, worst16,
-                worst32);
+    std::printf("%-7s %d products, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", simple ? "simple" : "wgmma", done,
+                refused, worst16, worst32);
   }
   // Qwen3-30B-A3B: 128 experts, 8 of them for a token, hidden 2048, intermediate 768; Mixtral-like: 8 experts, 2 for a token.
   const ExpertColumns low = ExpertColumns::low, main = ExpertColumns::main, none = ExpertColumns::none;
-  for (const Case& c : std::vector<Case>{{0, 65536, 128, 1536, 2048, 16, low}, {1, 65536, 128, 2048, 1536, 16, none},
-                                         {0, 65536, 128, 2048, 768, 16, low}, {0, 65536, 128, 16, 2048}, {1, 65536, 128, 16, 1536, 0, main},
-                                         {2, 65536, 128, 16, 2048}, {2, 65536, 128, 1536, 16, 0, main}, {2, 65536, 128, 1536, 2048},
-                                         {0, 16384, 8, 28672, 4096, 16, low}, {1, 16384, 8, 4096, 28672, 16, none}}) {
+  for (const Case& c : std::vector<Case>{{0, 65536, 128, 1536, 2048, 16, low},
+                                         {1, 65536, 128, 2048, 1536, 16, none},
+                                         {0, 65536, 128, 2048, 768, 16, low},
+                                         {0, 65536, 128, 16, 2048},
+                                         {1, 65536, 128, 16, 1536, 0, main},
+                                         {2, 65536, 128, 16, 2048},
+                                         {2, 65536, 128, 1536, 16, 0, main},
+                                         {2, 65536, 128, 1536, 2048},
+                                         {0, 16384, 8, 28672, 4096, 16, low},
+                                         {1, 16384, 8, 4096, 28672, 16, none}}) {
     const double fast = microseconds(memory, c, context, false), flops = 2.0 * c.slots * c.n * c.k;
     const double slow = flops > 5e11 ? 0 : microseconds(memory, c, context, true);
-    std::printf("%-80s %9.1f us %6.0f TFLOP/s; simple %9.1f us %6.1f TFLOP/s\n", nameOf(c).c_str(), fast, flops / fast / 1e6, slow,
-                slow > 0 ? flops / slow / 1e6 : 0.0);
+    std::printf("%-80s %9.1f us %6.0f TFLOP/s; simple %9.1f us %6.1f TFLOP/s\n", nameOf(c).c_str(), fast, flops / fast / 1e6,
+                slow, slow > 0 ? flops / slow / 1e6 : 0.0);
   }
   std::printf("%s\n", failures == 0 ? "all right" : "FAILED");
   return failures == 0 ? 0 : 1;

@@ -11,7 +11,8 @@ namespace {
 
 /** stack[e·rows + r, c] = columns[r, c·experts + e]: matrices that lie by columns, one below the other. 4 bytes an element. */
 template <class T>
-__global__ void stackColumns(const T* columns, int64_t ldColumns, T* stack, int64_t ldStack, int64_t rows, int64_t cols, int experts) {
+__global__ void stackColumns(const T* columns, int64_t ldColumns, T* stack, int64_t ldStack, int64_t rows, int64_t cols,
+                             int experts) {
   const int64_t r = blockIdx.x;
   for (int64_t i = threadIdx.x; i < cols * experts; i += blockDim.x)
     stack[(i % experts * rows + r) * ldStack + i / experts] = columns[r * ldColumns + i];
@@ -21,8 +22,8 @@ __global__ void stackColumns(const T* columns, int64_t ldColumns, T* stack, int6
 View stacked(const View& v, int64_t experts, const Context& context) {
   const int64_t cols = v.cols / experts, ld = (cols + 7) / 8 * 8;
   auto* const target = scratch<uint16_t>(context, 0, static_cast<size_t>(v.rows * experts * ld), "expertGemm");
-  stackColumns<<<static_cast<unsigned>(v.rows), 256, 0, context.stream>>>(static_cast<const uint16_t*>(v.data), v.ld, target, ld, v.rows,
-                                                                       cols, static_cast<int>(experts));
+  stackColumns<<<static_cast<unsigned>(v.rows), 256, 0, context.stream>>>(static_cast<const uint16_t*>(v.data), v.ld, target, ld,
+                                                                          v.rows, cols, static_cast<int>(experts));
   checkLaunch("expertGemm: stack of columns");
   return {target, v.dtype, v.rows * experts, cols, ld};
 }
@@ -32,7 +33,8 @@ void launchExpert(const ExpertParams& params, const Context& context) {
   using Shape = TileShape<tileN>;
   const auto kernel = expertWgmmaKernel<T, tileN, majorM, majorN>;
   static const bool ready = [&] {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::sharedBytes), "expertGemm: shared memory");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::sharedBytes),
+          "expertGemm: shared memory");
     return true;
   }();
   static_cast<void>(ready);
@@ -56,7 +58,8 @@ bool takes(const ExpertGemmArgs& g, const Context& context) {
   if (g.mode == 2) return g.c.dtype == DType::F32 && tensorMapFits(g.b);
   const auto fits = [&](const View& v, bool byColumns) {
     const int64_t cols = v.cols / g.experts;
-    return byColumns ? static_cast<size_t>(v.rows * g.experts * ((cols + 7) / 8 * 8) * 2) <= context.workspaceBytes : tensorMapFits(v);
+    return byColumns ? static_cast<size_t>(v.rows * g.experts * ((cols + 7) / 8 * 8) * 2) <= context.workspaceBytes
+                     : tensorMapFits(v);
   };
   if (g.c.dtype != type || !tensorMapFits(g.c) || g.n % 8 != 0 || !fits(g.b, g.columns == ExpertColumns::main)) return false;
   return !g.lowA.present() || (g.lowA.dtype == type && g.lowB.dtype == type && tensorMapFits(g.lowA) && g.lowA.cols > 0 &&

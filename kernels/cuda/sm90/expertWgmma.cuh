@@ -2,10 +2,10 @@
 #include "gemmWgmma.cuh"
 
 /**
- * expertGemm for 16-bit operands in tiles of 128 × tileN, with the pipeline of gemmWgmma.cuh. The blocks walk through the experts'
- * tiles on the device, so that nothing but `first` says how many slots an expert has. Mode 0 and 1: an expert's last tile may reach
- * into the next one's slots, whose rows are computed and not written. Mode 2: the rows of a beyond the expert's are set to zero in
- * shared memory. 2·slots·n·k FLOPs.
+ * expertGemm for 16-bit operands in tiles of 128 × tileN, with the pipeline of gemmWgmma.cuh. The blocks walk through the
+ * experts' tiles on the device, so that nothing but `first` says how many slots an expert has. Mode 0 and 1: an expert's last
+ * tile may reach into the next one's slots, whose rows are computed and not written. Mode 2: the rows of a beyond the expert's
+ * are set to zero in shared memory. 2·slots·n·k FLOPs.
  */
 namespace unsloth::cuda::sm90 {
 
@@ -28,7 +28,8 @@ struct ExpertTile {
 template <int tileN, bool gradient>
 class ExpertWalk {
  public:
-  __device__ __forceinline__ explicit ExpertWalk(const ExpertParams& p) : p_(p), columns_((p.n + tileN - 1) / tileN), index_(blockIdx.x) {
+  __device__ __forceinline__ explicit ExpertWalk(const ExpertParams& p)
+      : p_(p), columns_((p.n + tileN - 1) / tileN), index_(blockIdx.x) {
     if (p.experts > 0) count();
   }
   __device__ __forceinline__ bool next(ExpertTile& tile) {
@@ -78,8 +79,8 @@ __device__ __forceinline__ void copyChunk(const ExpertParams& p, uint32_t buffer
 
 /** A warpgroup's 64 rows of c from row0 on, of which `rows` are the expert's. */
 template <class T, int tileN>
-__device__ __forceinline__ void writeSlots(const ExpertParams& p, const float (&d)[tileN / 2], uint32_t buffers, int row0, int rows,
-                                           int n0, int part) {
+__device__ __forceinline__ void writeSlots(const ExpertParams& p, const float (&d)[tileN / 2], uint32_t buffers, int row0,
+                                           int rows, int n0, int part) {
   using Shape = TileShape<tileN>;
   const bool leader = threadIdx.x % warpgroup == 0;
   const float2 noBias[8] = {};

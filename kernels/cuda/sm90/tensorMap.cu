@@ -16,7 +16,8 @@ Encode encoder() {
     void* symbol = nullptr;
     cudaDriverEntryPointQueryResult result{};
     constexpr unsigned int since = 12000;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, since, cudaEnableDefault, &result);
+    const cudaError_t status =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, since, cudaEnableDefault, &result);
     if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) return static_cast<Encode>(nullptr);
     return reinterpret_cast<Encode>(symbol);
   }();
@@ -37,8 +38,8 @@ CUtensorMapDataType elementType(DType type) {
 
 bool tensorMapFits(const View& v) {
   const auto stride = static_cast<size_t>(v.ld) * bytesPerElement(v.dtype);
-  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && stride % 16 == 0 && v.rows > 0 && v.cols > 0 && v.rows < (int64_t{1} << 31) &&
-         v.cols < (int64_t{1} << 31);
+  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && stride % 16 == 0 && v.rows > 0 && v.cols > 0 &&
+         v.rows < (int64_t{1} << 31) && v.cols < (int64_t{1} << 31);
 }
 
 CUtensorMap tensorMap(const View& v, int boxRows, int boxCols) {
@@ -47,12 +48,12 @@ CUtensorMap tensorMap(const View& v, int boxRows, int boxCols) {
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(v.ld) * bytesPerElement(v.dtype)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(boxCols), static_cast<cuuint32_t>(boxRows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encoder()(&map, elementType(v.dtype), 2, v.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encoder()(&map, elementType(v.dtype), 2, v.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
-    fail("the driver refused a tensor map of a " + std::to_string(v.rows) + "x" + std::to_string(v.cols) + " matrix (CUDA error " +
-         std::to_string(static_cast<int>(status)) + ")");
+    fail("the driver refused a tensor map of a " + std::to_string(v.rows) + "x" + std::to_string(v.cols) +
+         " matrix (CUDA error " + std::to_string(static_cast<int>(status)) + ")");
   return map;
 }
 

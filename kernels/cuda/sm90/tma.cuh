@@ -28,10 +28,11 @@ __device__ __forceinline__ void barrierExpect(uint32_t barrier, uint32_t bytes) 
 
 /** Arrives at the barrier that has the same place in block `rank` of the cluster. */
 __device__ __forceinline__ void barrierArriveAt(uint32_t barrier, uint32_t rank) {
-  asm volatile("{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
-                   barrier),
-               "r"(rank)
-               : "memory");
+  asm volatile(
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
+          barrier),
+      "r"(rank)
+      : "memory");
 }
 
 /** Waits until the phase of this parity is complete; a fresh barrier counts as having completed parity 1. */
@@ -58,7 +59,8 @@ __device__ __forceinline__ void loadBox(uint32_t target, const CUtensorMap* map,
 }
 
 /** The same to the same place, and for the same barrier, of every block of the cluster in `blocks`. */
-__device__ __forceinline__ void loadBoxToAll(uint32_t target, const CUtensorMap* map, int x, int y, uint32_t barrier, uint16_t blocks) {
+__device__ __forceinline__ void loadBoxToAll(uint32_t target, const CUtensorMap* map, int x, int y, uint32_t barrier,
+                                             uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
       "[%4], %5;" ::"r"(target),
@@ -73,7 +75,8 @@ __device__ __forceinline__ void prefetchBox(const CUtensorMap* map, int x, int y
 
 /** Copies a box from shared memory to (x, y); what lies outside the matrix is not written. */
 __device__ __forceinline__ void storeBox(const CUtensorMap* map, int x, int y, uint32_t source) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y), "r"(source)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y),
+               "r"(source)
                : "memory");
 }
 
