@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(joinThreads)
   for (int p = lane; p < splits; p += 32) most = fmaxf(most, lse[-p * tileRows]);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-#pragma unroll 8
+#pragma unroll 16
   for (int p = 0; p < splits; ++p) {
     const float share = exp2Fast(lse[-p * tileRows] - most);
     sum += share;

@@ -3,6 +3,17 @@
 namespace unsloth::cuda {
 namespace {
 
+constexpr int joinThreads = 256, joinKeys = 32;
+
+/**
+ * Where few blocks would otherwise run: the heads of a group are divided among gridDim.z blocks, each of which writes its sums here,
+ * [part][dk, dv][kvRows, kvHeads·d], to be added afterwards in order. Absent when there is one part.
+ */
+struct Parts {
+  float* sums;
+  int64_t stride;  // kvRows · kvHeads · d
+};
+
 /**
  * dk and dv of a tile of keys of one kv head, over the queries of all its heads that see it. Scores are computed transposed, keys
  * by queries, so that probabilities and their gradients come out of one product as the operand of the next, in registers. 8·d
@@ -10,7 +21,7 @@ namespace {
  */
 template <class T, int D, bool general, bool small>
 __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
-    attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const int stages) {
+    attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const Parts parts, const int stages) {
   using Shape = GradKeysShape<D, small>;
   using Tile = SharedTile<D>;
   using Exchange = SharedTile<Shape::queries>;
@@ -20,11 +31,14 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
   if (!locateKeys<threads>(a, BN, blockIdx.x, tile)) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = Shape::halves > 1 ? warp % 2 : 0;
   const int warpKey = warp / Shape::halves * KT * 16, kvHead = blockIdx.y;
+  const int part = blockIdx.z, partCount = gridDim.z;
+  const int firstHead = kvHead * a.group + a.group * part / partCount,
+            lastHead = kvHead * a.group + a.group * (part + 1) / partCount;
   const AttentionSequence s(a, tile.sequence);
   const int firstKey = tile.first, keys = min(BN, s.keys - firstKey), offset = s.offset();
   const int begin = max(0, firstKey - offset);
   const int end = general && a.window > 0 ? min(s.queries, firstKey + keys - 1 + a.window - offset) : s.queries;
-  const int tiles = max(0, (end - begin + BM - 1) / BM), steps = tiles * a.group;
+  const int tiles = max(0, (end - begin + BM - 1) / BM), steps = tiles * (lastHead - firstHead);
 
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t kTile = sharedAddress(memory), vTile = kTile + BN * D * 2, exchange = vTile + BN * D * 2;
@@ -36,7 +50,7 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
   commitCopies();
 
   const auto copyStep = [&](int step, uint32_t stage) {
-    const int head = kvHead * a.group + step / tiles, first = begin + step % tiles * BM, count = end - first;
+    const int head = firstHead + step / tiles, first = begin + step % tiles * BM, count = end - first;
     const int64_t row = s.qStart + first;
     Tile::template copy<BM, threads>(stage, element<const T>(a.q, row, head * a.headDim), a.q.ld, count, a.headDim);
     Tile::template copy<BM, threads>(stage + BM * D * 2, element<const T>(a.dO, row, head * a.headDim), a.dO.ld, count,
@@ -179,6 +193,23 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
     }
   }
 
+  if (partCount > 1) {
+    float* to = parts.sums + 2 * parts.stride * part + (s.kvStart + firstKey) * a.k.cols + kvHead * a.headDim;
+#pragma unroll
+    for (int m = 0; m < KT; ++m)
+#pragma unroll
+      for (int c = 0; c < Shape::columns / 8; ++c)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = warpKey + m * 16 + i * 8 + lane / 4, column = half * Shape::columns + c * 8 + lane % 4 * 2;
+          if (row >= keys || column >= a.headDim) continue;
+          float* at = to + row * a.k.cols + column;
+          *reinterpret_cast<float2*>(at) = make_float2(dk[m][c][i * 2] * a.scale, dk[m][c][i * 2 + 1] * a.scale);
+          *reinterpret_cast<float2*>(at + parts.stride) = make_float2(dv[m][c][i * 2], dv[m][c][i * 2 + 1]);
+        }
+    return;
+  }
+
   // The results go through the tiles of k and v, to be stored in 16-byte pieces.
   waitCopies<0>();
   __syncthreads();
@@ -199,6 +230,38 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
                                     keys, a.headDim);
 }
 
+/** dk and dv of a tile of keys of one kv head from `count` parts. */
+template <class T>
+__global__ void __launch_bounds__(joinThreads) joinKernel(const __grid_constant__ AttentionArgs a, const Parts parts, int count) {
+  AttentionTile tile;
+  if (!locateKeys<joinThreads>(a, joinKeys, blockIdx.x, tile)) return;
+  const AttentionSequence s(a, tile.sequence);
+  const int keys = min(joinKeys, s.keys - tile.first), pieces = a.headDim / 4;
+  for (int i = threadIdx.x; i < 2 * keys * pieces; i += joinThreads) {
+    const int which = i / (keys * pieces), row = s.kvStart + tile.first + i / pieces % keys;
+    const int column = static_cast<int>(blockIdx.y) * a.headDim + i % pieces * 4;
+    const float* from = parts.sums + which * parts.stride + row * a.k.cols + column;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int part = 0; part < count; ++part) {
+      const float4 x = *reinterpret_cast<const float4*>(from + 2 * parts.stride * part);
+      sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    *reinterpret_cast<uint2*>(element<T>(which == 0 ? a.dk : a.dv, row, column)) =
+        make_uint2(packPair<T>(sum.x, sum.y), packPair<T>(sum.z, sum.w));
+  }
+}
+
+/** The fewest parts of a group with which three times as many blocks arise as run at once; at most what scratch memory allows. */
+int partsOf(const AttentionArgs& args, const Context& context, int64_t keys, int64_t blocks) {
+  const int64_t whole = std::max<int64_t>(1, args.k.rows / keys) * args.kvHeads,
+                wanted = 3 * blocks * context.gpu->multiprocessors;
+  const int64_t bytes = 2 * args.k.rows * args.k.cols * static_cast<int64_t>(sizeof(float));
+  const int64_t allowed = static_cast<int64_t>(context.workspaceBytes) / std::max<int64_t>(1, bytes);
+  return static_cast<int>(
+      std::max<int64_t>(1, std::min({static_cast<int64_t>(args.group), (wanted + whole - 1) / whole, allowed})));
+}
+
 template <class T, int D, bool general, bool small>
 void launch(const AttentionArgs& args, const Context& context) {
   using Shape = GradKeysShape<D, small>;
@@ -207,8 +270,15 @@ void launch(const AttentionArgs& args, const Context& context) {
   const auto kernel = attentionGradKeysKernel<T, D, general, small>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "preparing attentionGrad");
-  const dim3 grid(static_cast<unsigned>(args.keyTiles(Shape::keys)), static_cast<unsigned>(args.kvHeads));
-  kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, stages);
+  const int count = partsOf(args, context, Shape::keys, Shape::blocks);
+  const Parts parts{static_cast<float*>(context.workspace), args.k.rows * args.k.cols};
+  const auto kvHeads = static_cast<unsigned>(args.kvHeads);
+  const dim3 grid(static_cast<unsigned>(args.keyTiles(Shape::keys)), kvHeads, static_cast<unsigned>(count));
+  kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, parts, stages);
+  checkLaunch("running attentionGrad");
+  if (count == 1) return;
+  joinKernel<T>
+      <<<dim3(static_cast<unsigned>(args.keyTiles(joinKeys)), kvHeads), joinThreads, 0, context.stream>>>(args, parts, count);
   checkLaunch("running attentionGrad");
 }
 
