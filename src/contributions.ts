@@ -27,6 +27,8 @@ export interface CommandSignatures {
   'unsloth.verify': (folder?: unknown) => Promise<void>
   'unsloth.doctor': () => Promise<void>
   'unsloth.selectDevice': () => Promise<void>
+  /** Measures how fast this machine trains, for the time that recipes tell. */
+  'unsloth.measureSpeed': () => Promise<void>
   /** Writes a file of another program as a recipe; resolves to its path. */
   'unsloth.migrateRecipe': (file?: unknown) => Promise<string | undefined>
   /** Asks for the Hugging Face token and keeps it as a secret. */
@@ -53,7 +55,7 @@ const all: Readonly<Record<CommandId, true>> = {
   'unsloth.showMemoryPlan': true, 'unsloth.stopRun': true,
   'unsloth.pauseRun': true, 'unsloth.continueRun': true, 'unsloth.resumeRun': true, 'unsloth.openTrainingPanel': true,
   'unsloth.compareRuns': true, 'unsloth.merge': true, 'unsloth.generate': true, 'unsloth.inspectModel': true, 'unsloth.verify': true,
-  'unsloth.doctor': true, 'unsloth.selectDevice': true, 'unsloth.migrateRecipe': true, 'unsloth.setHubToken': true, 'unsloth.showEngineLog': true, 'unsloth.restartEngine': true,
+  'unsloth.doctor': true, 'unsloth.selectDevice': true, 'unsloth.measureSpeed': true, 'unsloth.migrateRecipe': true, 'unsloth.setHubToken': true, 'unsloth.showEngineLog': true, 'unsloth.restartEngine': true,
   'unsloth.openStarter': true, 'unsloth.openWalkthrough': true, 'unsloth.refresh': true, 'unsloth.addDataset': true,
   'unsloth.addModelFolder': true, 'unsloth.openRunRecipe': true, 'unsloth.openRunLog': true, 'unsloth.revealRun': true,
   'unsloth.deleteRun': true, 'unsloth.openDataset': true, 'unsloth.copyPath': true,

@@ -22,6 +22,7 @@ const handlers: Handlers = {
   'unsloth.verify': async (services, folder) => (await import('./engineReports.ts')).verify(services, folder),
   'unsloth.doctor': async (services) => (await import('./engineReports.ts')).doctor(services),
   'unsloth.selectDevice': async (services) => (await import('./selectDevice.ts')).selectDevice(services),
+  'unsloth.measureSpeed': async (services) => (await import('./measureSpeed.ts')).measureSpeed(services),
   'unsloth.migrateRecipe': async (services, file) => (await import('./migrateRecipe.ts')).migrateRecipe(services, file),
   'unsloth.setHubToken': async (services) => (await import('./hubToken.ts')).setHubToken(services),
   'unsloth.generate': async (services, source, prompt) => (await import('./generate.ts')).generate(services, source, prompt),

@@ -142,6 +142,8 @@ export class RunRegistry {
     }
     if (this.#disposed) return
     const before = known?.view.state ?? (this.#wereLive.has(dir) ? 'training' : undefined)
+    // A process may come and go between two looks.
+    const again = known !== undefined && view.status.attempt > known.view.status.attempt
     this.#wereLive.delete(dir)
     const entry = known ?? { view, watcher: undefined }
     entry.view = view
@@ -154,7 +156,7 @@ export class RunRegistry {
     }
     this.#options.onLive?.([...this.#runs.values()].filter((run) => !isOver(run.view.state)).map((run) => run.view.dir))
     if (tell || known === undefined) this.#changed(known === undefined ? undefined : dir)
-    if (before !== undefined && !isOver(before) && isOver(view.state)) for (const listener of this.#endListeners) listener({ view, before })
+    if (before !== undefined && isOver(view.state) && (!isOver(before) || again)) for (const listener of this.#endListeners) listener({ view, before })
   }
 
   #changed(dir: string | undefined): void {

@@ -4,7 +4,7 @@ import type { EngineLocation } from './location.ts'
 
 /** A task of type `unsloth`, as tasks.json has it. */
 interface UnslothTask extends vscode.TaskDefinition {
-  readonly task: 'finetune' | 'dry-run' | 'doctor'
+  readonly task: 'finetune' | 'dry-run' | 'doctor' | 'bench'
   readonly recipe?: string
   /** Keys of the recipe as flags. */
   readonly args?: readonly string[]
@@ -36,6 +36,11 @@ export class UnslothTasks implements vscode.TaskProvider {
     return this.#task(definition as UnslothTask, folder)
   }
 
+  /** A task that measures how fast this machine trains, on a small and a usual model. */
+  benchTask(folder: vscode.WorkspaceFolder): vscode.Task | undefined {
+    return this.#task({ type: taskType, task: 'bench', args: ['--shape', 'stories15m,qwen2.5-0.5b', '--tokens', '256', '--steps', '3', '--no-profile'] }, folder)
+  }
+
   #task(definition: UnslothTask, folder: vscode.WorkspaceFolder | undefined): vscode.Task | undefined {
     if (folder === undefined) return undefined
     let location: EngineLocation
@@ -45,9 +50,10 @@ export class UnslothTasks implements vscode.TaskProvider {
       return undefined
     }
     const { recipe = 'finetune.yaml', args = [] } = definition
-    const words = definition.task === 'doctor' ? ['doctor'] : ['finetune', recipe, ...(definition.task === 'dry-run' ? ['--dry-run'] : []), ...args]
+    const alone = definition.task === 'doctor' || definition.task === 'bench'
+    const words = alone ? [definition.task, ...args] : ['finetune', recipe, ...(definition.task === 'dry-run' ? ['--dry-run'] : []), ...args]
     const execution = new vscode.ProcessExecution(location.execPath, [location.entry, ...words], { cwd: folder.uri.fsPath, env: { ...location.env } })
-    const name = definition.task === 'doctor' ? 'doctor' : `${definition.task} ${recipe}`
+    const name = alone ? definition.task : `${definition.task} ${recipe}`
     return new vscode.Task(definition, folder, name, taskType, execution, [problemMatcher])
   }
 }
