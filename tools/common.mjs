@@ -46,6 +46,12 @@ export function run(program, args, { show = false, what = program, ...options } 
   return result.stdout ?? ''
 }
 
+/** What a program prints, or undefined when it fails. */
+export function tryRun(program, args) {
+  const { status, stdout } = spawnSync(program, args, { encoding: 'utf8' })
+  return status === 0 ? stdout : undefined
+}
+
 /** All files below a folder, sorted, as paths from the root. */
 export function filesBelow(folder) {
   const files = []

@@ -27,8 +27,9 @@ export interface OpCase {
   readonly operands: readonly (OpOperand | undefined)[]
   readonly ints: readonly number[]
   readonly floats: readonly number[]
-  /** Tokens, for commands whose work depends on the count of the run. */
+  /** Tokens and sequences, for commands whose work depends on the counts of the run. */
   readonly tokens?: number
+  readonly sequences?: number
   /** Operands that are compared although they are not outputs by the signature, and outputs that are only scratch. */
   readonly ignore?: readonly number[]
 }

@@ -42,7 +42,13 @@ function attentions(): OpCase[] {
     const label = `head ${d}, ${heads}/${kv}${window > 0 ? `, window ${window}` : ''}${cap > 0 ? `, softcap ${cap}` : ''}`
     const [ints, floats] = [[heads, kv, window], [1 / Math.sqrt(d), cap]] as const
     const [q, k, v] = [x(rows, heads * d), x(rows, kv * d), x(rows, kv * d)]
-    return [c('attention', label, [y(rows, heads * d), stat(rows, heads), q, k, v, ...where], ints, floats)]
+    const counts = { tokens: rows, sequences: lengths.length }
+    const o = x(rows, heads * d)
+    const lse: OpOperand = { rows, cols: heads, type: 'f32', fill: { kind: 'value', value: 5 } }
+    return [
+      c('attention', label, [y(rows, heads * d), stat(rows, heads), q, k, v, ...where], ints, floats, counts),
+      c('attentionGrad', label, [y(rows, heads * d), y(rows, kv * d), y(rows, kv * d), stat(rows, heads), o, o, lse, q, k, v, ...where], ints, floats, { ...counts, ignore: [3] }),
+    ]
   })
 }
 

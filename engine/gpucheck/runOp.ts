@@ -76,7 +76,7 @@ export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbe
     if (tensor !== undefined) runtime.write(arena, tensor.storage.offset, encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
   })
   const command: Command = { name: op.command, tensors, ints: op.ints, floats: op.floats }
-  const rows = { tokens: op.tokens ?? 0, labelled: 0, sequences: 0 }
+  const rows = { tokens: op.tokens ?? 0, labelled: 0, sequences: op.sequences ?? 0 }
   await runtime.compile(planMemory([command])).run({ padded: rows, live: rows })
   const { outputs } = commandSignatures[op.command]
   return tensors.slice(0, outputs).flatMap((tensor, index) => {

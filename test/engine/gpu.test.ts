@@ -1,0 +1,100 @@
+import { strict as assert } from 'node:assert'
+import { UnslothError } from '#shared/errors.ts'
+import { opTable } from '../../engine/gpucheck/opTable.ts'
+import { runOp } from '../../engine/gpucheck/runOp.ts'
+import { commandNames } from '../../engine/graph/commands.ts'
+import { paddedCapacity } from '../../engine/graph/padding.ts'
+import { cpuTarget, cudaTarget } from '../../engine/graph/target.ts'
+import { native } from '../../engine/native.ts'
+import { chooseDevice, targetOf, usableGpus } from '../../engine/runtime/chooseDevice.ts'
+import { padStep } from '../../engine/runtime/padStep.ts'
+import { Runtime } from '../../engine/runtime/runtime.ts'
+import { packMicroSteps } from '../../engine/train/batches.ts'
+import { decidable } from '../../engine/verify/sixteenBits.ts'
+
+const sample = (key: number, tokens: number) => {
+  const ids = Int32Array.from({ length: tokens }, (_, i) => key * 100 + i + 1)
+  return { ids, labels: ids, key }
+}
+
+describe('devices', () => {
+  it('are named by settings; an unknown one is refused', () => {
+    assert.deepEqual(chooseDevice('cpu', 3), { kind: 'cpu', threads: 3 })
+    assert.throws(() => chooseDevice('tpu'), (error) => UnslothError.is(error, 'USAGE') && /no device "tpu"/.test(error.message))
+    assert.throws(() => chooseDevice('cuda:99'), (error) => UnslothError.is(error, 'GPU'))
+  })
+
+  it('without a usable GPU say why in one sentence, and auto takes the processor', () => {
+    const { gpus, problem } = usableGpus()
+    if (gpus.length > 0) {
+      assert.deepEqual(chooseDevice('auto'), { kind: 'cuda', index: gpus[0]!.index })
+      return
+    }
+    assert.match(problem, /^[A-Z][^\n]*\.$/)
+    assert.equal(chooseDevice('auto').kind, 'cpu')
+    assert.throws(() => chooseDevice('cuda'), (error) => UnslothError.is(error, 'GPU') && error.message === problem && error.hint !== undefined)
+    assert.throws(() => new Runtime({ kind: 'cuda', index: 0 }), (error) => UnslothError.is(error, 'GPU'))
+    assert.equal(native().gpuStatus(0), undefined)
+  })
+
+  it('have number formats of their own; float16 is for GPUs', () => {
+    assert.deepEqual(targetOf({ kind: 'cpu', threads: 1 }, 'auto'), cpuTarget())
+    assert.equal(cudaTarget().activation, 'bf16')
+    assert.equal(cudaTarget('float32').weights, undefined)
+    assert.throws(() => targetOf({ kind: 'cpu', threads: 1 }, 'float16'), (error) => UnslothError.is(error, 'RECIPE'))
+  })
+})
+
+describe('padding of a micro-step', () => {
+  const batch = packMicroSteps([sample(1, 5), sample(2, 3)], [16])[0]!
+
+  it('adds a sequence of token 0, rows without a label, and nothing else', () => {
+    const padded = padStep(batch, 16)
+    assert.deepEqual([...padded.ids], [...batch.ids, ...new Array<number>(8).fill(0)])
+    assert.deepEqual([...padded.positions.subarray(8)], [0, 1, 2, 3, 4, 5, 6, 7])
+    assert.deepEqual([...padded.qStart].slice(0, 5), [0, 5, 8, 16, 16])
+    assert.deepEqual([...padded.kvLength].slice(0, 4), [5, 3, 8, 0])
+    assert.equal(padded.kvLength.length, 16)
+    assert.deepEqual([...padded.labelIndex.subarray(6)], new Array(10).fill(-1))
+    assert.ok(padded.weights!.subarray(6).every((weight) => weight === 0))
+  })
+
+  it('fits the capacity that plans are built for', () => {
+    const capacity = paddedCapacity({ tokens: 8, labelled: 6, sequences: 2 }, 16)
+    assert.deepEqual(capacity, { tokens: 16, labelled: 16, sequences: 16 })
+    assert.equal(padStep(batch, 16).ids.length, capacity.tokens)
+    assert.equal(padStep(batch, 1), batch)
+  })
+})
+
+describe('the table that a GPU is checked by', () => {
+  it('runs on the processor and leaves no output unwritten', async () => {
+    const runtime = new Runtime({ kind: 'cpu', threads: 2 })
+    try {
+      for (const op of opTable()) {
+        const outputs = await runOp({ runtime, activation: 'f32' }, op, 'bf16')
+        for (const output of outputs) assert.ok(output.every(Number.isFinite) && output.some((value) => value !== 77), `${op.command} (${op.label})`)
+      }
+    } finally {
+      runtime.dispose()
+    }
+  })
+
+  it('has nearly every command', () => {
+    const covered = new Set(opTable().map(({ command }) => command))
+    const elsewhere = ['routeGrad', 'balanceLoss', 'expertDelta']
+    const optimizers = ['adamw8', 'lion', 'lion8', 'sgd', 'adafactor', 'dequantise', 'noise']
+    assert.deepEqual(commandNames.filter((name) => !covered.has(name) && !elsewhere.includes(name) && !optimizers.includes(name)), [])
+  })
+})
+
+describe('greedy tokens in 16 bits', () => {
+  it('are judged up to where rounding could decide', () => {
+    const reference = Int32Array.of(0, 1, 1, 0)
+    // Rows of two logits; row i decides token i + 1. The third token is a near-tie.
+    const exact = Float32Array.of(0, 5, 0, 0.01, 4, 0, 0, 0)
+    const rounded = exact.map((value, i) => value + (i % 2 === 0 ? 0.02 : -0.02))
+    assert.deepEqual([...decidable(Int32Array.of(0, 1, 0, 1), reference, 1, { exact, rounded })], [0, 1, 1, 0])
+    assert.deepEqual([...decidable(Int32Array.of(0, 0, 0, 1), reference, 1, { exact, rounded })], [0, 0, 1, 0])
+  })
+})
