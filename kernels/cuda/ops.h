@@ -4,7 +4,7 @@
 
 /** One function per command; engine/graph/commands.ts says what each computes and which operands it takes. */
 namespace unsloth::cuda::ops {
-#define UNSLOTH_OP(name) __attribute__((weak)) void name(const Call& call, const Context& context);
+#define UNSLOTH_OP(name) void name(const Call& call, const Context& context);
 #include "../core/ops.def"
 #undef UNSLOTH_OP
 }  // namespace unsloth::cuda::ops
