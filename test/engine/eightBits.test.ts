@@ -5,7 +5,7 @@ import { UnslothError } from '#shared/errors.ts'
 import { roundToBf16 } from '../../engine/graph/dtype.ts'
 import { cpuTarget } from '../../engine/graph/target.ts'
 import { openTensorSource, readFloat32, readTensorBytes } from '../../engine/io/tensorSource.ts'
-import { writeSafetensors, type NamedTensor } from '../../engine/io/safetensorsWriter.ts'
+import { writeSafetensors, type TensorDeclaration } from '../../engine/io/safetensorsWriter.ts'
 import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
 import { describeModel, patchModel } from '../../engine/runtime/patchedModel.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
@@ -47,12 +47,12 @@ const schemes: readonly Scheme[] = [
 /** The starter with its linear layers in 8 bits, and the values that they stand for. */
 async function inEightBits(folder: string, { suffix, int8, block, shape }: Scheme): Promise<Map<string, Float32Array>> {
   cpSync(starter, folder, { recursive: true })
-  const tensors: NamedTensor[] = []
+  const tensors: (TensorDeclaration & { readonly data: Uint8Array })[] = []
   const values = new Map<string, Float32Array>()
   for (const tensor of (await openTensorSource(starter)).tensors.values()) {
     if (!tensor.name.endsWith("_proj.weight")) {
       const bytes = await readTensorBytes(tensor)
-      tensors.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: () => Promise.resolve(bytes) })
+      tensors.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: bytes })
       continue
     }
     const source = await readFloat32(tensor)
@@ -71,10 +71,10 @@ async function inEightBits(folder: string, { suffix, int8, block, shape }: Schem
       const scale = scales[place(i)]!
       return roundToBf16(int8 === true ? Math.fround(Math.fround(((code << 24) >> 24) * scale) / 127) : Math.fround(e4m3[code]! * scale))
     }))
-    tensors.push({ name: tensor.name, dtype: int8 === true ? 'I8' : 'F8_E4M3', shape: tensor.shape, data: () => Promise.resolve(codes) })
-    tensors.push({ name: tensor.name.replace('.weight', suffix), dtype: 'F32', shape: shape(rows, cols), data: () => Promise.resolve(new Uint8Array(scales.buffer)) })
+    tensors.push({ name: tensor.name, dtype: int8 === true ? 'I8' : 'F8_E4M3', shape: tensor.shape, data: codes })
+    tensors.push({ name: tensor.name.replace('.weight', suffix), dtype: 'F32', shape: shape(rows, cols), data: new Uint8Array(scales.buffer) })
   }
-  await writeSafetensors(join(folder, 'model.safetensors'), await Promise.all(tensors.map(async ({ data, ...tensor }) => ({ ...tensor, data: (await data()) as Uint8Array }))))
+  await writeSafetensors(join(folder, 'model.safetensors'), tensors)
   return values
 }
 
