@@ -70,7 +70,11 @@ export class BpeModel {
   readonly joinedBeforeSpace: ReadonlySet<string>
 
   private constructor(
-    definition: Readonly<Record<string, unknown>>, ids: ReadonlyMap<string, number>, pairs: PairTable, bytes: Int32Array | undefined, byteLevel: boolean,
+    definition: Readonly<Record<string, unknown>>,
+    ids: ReadonlyMap<string, number>,
+    pairs: PairTable,
+    bytes: Int32Array | undefined,
+    byteLevel: boolean,
   ) {
     this.ids = ids
     this.pairs = pairs
@@ -81,15 +85,23 @@ export class BpeModel {
     this.fuseUnknown = definition.fuse_unk === true
     const joined = new Set<string>()
     if (!byteLevel)
-      for (const token of ids.keys()) for (let at = token.indexOf('▁', 1); at >= 0; at = token.indexOf('▁', at + 1)) joined.add(token[at - 1]!)
+      for (const token of ids.keys())
+        for (let at = token.indexOf('▁', 1); at >= 0; at = token.indexOf('▁', at + 1)) joined.add(token[at - 1]!)
     this.joinedBeforeSpace = joined
   }
 
-  /** `byteLevel`: words come as text and are cut into bytes here. Undefined when the definition asks for what this does not do. */
+  /** `byteLevel`: words come as text and are cut into bytes here. Undefined when the definition asks for more than this does. */
   static create(definition: unknown, byteLevel: boolean): BpeModel | undefined {
-    if (!isJsonObject(definition) || definition.type !== 'BPE' || !isJsonObject(definition.vocab) || !Array.isArray(definition.merges)) return undefined
+    if (
+      !isJsonObject(definition) ||
+      definition.type !== 'BPE' ||
+      !isJsonObject(definition.vocab) ||
+      !Array.isArray(definition.merges)
+    )
+      return undefined
     const { dropout, continuing_subword_prefix: prefix, end_of_word_suffix: suffix } = definition
-    if ((dropout !== null && dropout !== undefined && dropout !== 0) || (prefix ?? '') !== '' || (suffix ?? '') !== '') return undefined
+    if ((dropout !== null && dropout !== undefined && dropout !== 0) || (prefix ?? '') !== '' || (suffix ?? '') !== '')
+      return undefined
     const ids = new Map(Object.entries(definition.vocab as Record<string, number>))
     const merges = definition.merges as unknown[]
     const pairs = new PairTable(merges.length)
@@ -109,7 +121,9 @@ export class BpeModel {
   /** Ids of a word. */
   encode(word: string): Int32Array {
     if (this.ignoreMerges) {
-      const whole = this.ids.get(this.byteLevel ? Array.from(this.encoder.encode(word), (byte) => byteCharacters[byte]!).join('') : word)
+      const whole = this.ids.get(
+        this.byteLevel ? Array.from(this.encoder.encode(word), (byte) => byteCharacters[byte]!).join('') : word,
+      )
       if (whole !== undefined) return Int32Array.of(whole)
     }
     const symbols = this.byteLevel ? this.byteSymbols(word) : this.characters(word)

@@ -10,23 +10,34 @@ const windowRows = 4096
 
 /** Conversations whose rows are joined are messages from then on. */
 export const extendedFormat = (format: FormatChoice, turns: number): FormatChoice => ({
-  format: 'chatml', columns: {}, reason: `${format.reason}; ${turns} rows at a time are one conversation`,
+  format: 'chatml',
+  columns: {},
+  reason: `${format.reason}; ${turns} rows at a time are one conversation`,
 })
 
 function messagesOf(example: Example, row: Row): readonly ChatMessage[] {
   if (example.kind === 'chat') return example.messages
-  if (example.kind === 'pair') return [{ role: 'user', content: example.prompt }, { role: 'assistant', content: example.completion }]
+  if (example.kind === 'pair')
+    return [
+      { role: 'user', content: example.prompt },
+      { role: 'assistant', content: example.completion },
+    ]
   throw new UnslothError('DATA', `${place(row)}: running text cannot be joined to conversations.`, {
     hint: 'data.conversation_extension is for questions with answers; remove it, or choose another data.format_type.',
   })
 }
 
 /**
- * Makes conversations of `turns` rows each, as `to_sharegpt` does with `conversation_extension`: each row, then others chosen by the
- * seed, so that a model trained on single questions learns to go on. There are as many conversations as rows. A system message
+ * Makes conversations of `turns` rows each, as `to_sharegpt` does with `conversation_extension`: each row, then others chosen by
+ * the seed, so that a model trained on single questions learns to go on. There are as many conversations as rows. A system message
  * stays only at the beginning. Rows that cannot be read stay what they are.
  */
-export async function* extendConversations(rows: AsyncIterable<SourceRow>, format: FormatChoice, turns: number, seed: number): AsyncGenerator<SourceRow> {
+export async function* extendConversations(
+  rows: AsyncIterable<SourceRow>,
+  format: FormatChoice,
+  turns: number,
+  seed: number,
+): AsyncGenerator<SourceRow> {
   let window: SourceRow[] = []
   let stream = 0
   const flush = function* (): Generator<SourceRow> {
@@ -42,9 +53,20 @@ export async function* extendConversations(rows: AsyncIterable<SourceRow>, forma
     const good = read.flatMap((row) => (row.messages === undefined ? [] : [row.messages]))
     const orders = Array.from({ length: turns - 1 }, () => permutation(good.length, seed, stream++))
     let index = 0
-    for (const { source: { file, line }, messages, error } of read) {
+    for (const {
+      source: { file, line },
+      messages,
+      error,
+    } of read) {
       if (messages === undefined) {
-        yield { file, line, problem: { message: error.message.replace(`${place({ file, line })}: `, '').replace(/\.$/, ''), hint: error.hint ?? '' } }
+        yield {
+          file,
+          line,
+          problem: {
+            message: error.message.replace(`${place({ file, line })}: `, '').replace(/\.$/, ''),
+            hint: error.hint ?? '',
+          },
+        }
         continue
       }
       const more = orders.flatMap((order) => good[order[index]!]!.filter(({ role }) => role !== 'system'))

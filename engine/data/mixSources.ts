@@ -41,23 +41,40 @@ function* draws(sizes: readonly number[], weights: readonly number[], until: Mix
 /** One data set of several, in the shares of their weights; which samples are taken of each is decided by the seed. */
 export function mixDatasets(sources: readonly MixSource[], until: MixUntil, seed: number): Dataset {
   const empty = sources.find(({ dataset }) => dataset.samples.length === 0)
-  if (empty !== undefined) throw new UnslothError('DATA', `${empty.name}: there is nothing to mix in.`, { hint: 'Remove it from the sources, with its weight.' })
+  if (empty !== undefined)
+    throw new UnslothError('DATA', `${empty.name}: there is nothing to mix in.`, {
+      hint: 'Remove it from the sources, with its weight.',
+    })
   const orders = sources.map(({ dataset }, index) => permutation(dataset.samples.length, seed, firstStream + index))
   const sizes = sources.map(({ dataset }) => dataset.samples.length)
   const taken = sources.map(() => 0)
   const samples: Sample[] = []
-  for (const source of draws(sizes, sources.map(({ weight }) => weight), until)) {
+  for (const source of draws(
+    sizes,
+    sources.map(({ weight }) => weight),
+    until,
+  )) {
     const order = orders[source]!
     samples.push(sources[source]!.dataset.samples[order[taken[source]!++ % order.length]!]!)
   }
-  const shares = sources.map(({ name }, index) =>
-    `${name} ${formatCount(taken[index]!)} of ${formatCount(sizes[index]!)}${taken[index]! > sizes[index]! ? ' (repeated)' : ''}`)
+  const shares = sources.map(
+    ({ name }, index) =>
+      `${name} ${formatCount(taken[index]!)} of ${formatCount(sizes[index]!)}` + (taken[index]! > sizes[index]! ? ' (repeated)' : ''),
+  )
   const first = sources[0]!.dataset
   const formats = [...new Set(sources.map(({ dataset }) => dataset.format.format))]
   return {
-    samples, format: { ...first.format, reason: `${sources.length} sources mixed: ${shares.join(', ')}${formats.length > 1 ? `; formats ${formats.join(', ')}` : `; ${first.format.reason}`}` },
-    rows: addedCounts(sources.map(({ dataset }) => dataset.rows)), statistics: datasetStatistics(samples),
-    warnings: sources.flatMap(({ dataset }) => dataset.warnings), fromCache: sources.every(({ dataset }) => dataset.fromCache),
+    samples,
+    format: {
+      ...first.format,
+      reason:
+        `${sources.length} sources mixed: ${shares.join(', ')}; ` +
+        (formats.length > 1 ? `formats ${formats.join(', ')}` : first.format.reason),
+    },
+    rows: addedCounts(sources.map(({ dataset }) => dataset.rows)),
+    statistics: datasetStatistics(samples),
+    warnings: sources.flatMap(({ dataset }) => dataset.warnings),
+    fromCache: sources.every(({ dataset }) => dataset.fromCache),
   }
 }
 
@@ -65,8 +82,12 @@ export function mixDatasets(sources: readonly MixSource[], until: MixUntil, seed
 export function joinDatasets(parts: readonly Dataset[]): Dataset {
   const samples = parts.flatMap((part) => part.samples)
   return {
-    ...parts[0]!, samples, rows: addedCounts(parts.map(({ rows }) => rows)), statistics: datasetStatistics(samples),
-    warnings: parts.flatMap(({ warnings }) => warnings), fromCache: parts.every(({ fromCache }) => fromCache),
+    ...parts[0]!,
+    samples,
+    rows: addedCounts(parts.map(({ rows }) => rows)),
+    statistics: datasetStatistics(samples),
+    warnings: parts.flatMap(({ warnings }) => warnings),
+    fromCache: parts.every(({ fromCache }) => fromCache),
   }
 }
 

@@ -12,13 +12,19 @@ const makerOf = <T>(name: string, sample: unknown): Make<T> => probe.set(name, s
 
 /** The library's classes of values, which it does not export. */
 export const values = {
-  Text: makerOf<string>('text', ''), Integer: makerOf<number>('integer', 1), Float: makerOf<number>('float', 0.5), Truth: makerOf<boolean>('truth', true),
-  List: makerOf<RuntimeValue[]>('list', []), Dict: makerOf<Map<string, RuntimeValue>>('dict', {}), None: makerOf<null>('none', null),
+  Text: makerOf<string>('text', ''),
+  Integer: makerOf<number>('integer', 1),
+  Float: makerOf<number>('float', 0.5),
+  Truth: makerOf<boolean>('truth', true),
+  List: makerOf<RuntimeValue[]>('list', []),
+  Dict: makerOf<Map<string, RuntimeValue>>('dict', {}),
+  None: makerOf<null>('none', null),
   Undefined: makerOf<undefined>('undefined', undefined),
 }
 
 export const isList = (value: RuntimeValue): value is RuntimeValue & { value: RuntimeValue[] } => value instanceof values.List
-export const isDict = (value: RuntimeValue): value is RuntimeValue & { value: Map<string | number, RuntimeValue> } => value instanceof values.Dict
+export const isDict = (value: RuntimeValue): value is RuntimeValue & { value: Map<string | number, RuntimeValue> } =>
+  value instanceof values.Dict
 export const isText = (value: RuntimeValue): value is RuntimeValue & { value: string } => value instanceof values.Text
 
 /** Lists that a template wrote in round brackets. */
@@ -32,13 +38,18 @@ export function tuple(items: RuntimeValue[]): RuntimeValue {
 
 const escapes: Readonly<Record<string, string>> = { '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t' }
 const hex = (code: number): string =>
-  code < 0x100 ? `\\x${code.toString(16).padStart(2, '0')}` : code < 0x1_0000 ? `\\u${code.toString(16).padStart(4, '0')}` : `\\U${code.toString(16).padStart(8, '0')}`
+  code < 0x100
+    ? `\\x${code.toString(16).padStart(2, '0')}`
+    : code < 0x1_0000
+      ? `\\u${code.toString(16).padStart(4, '0')}`
+      : `\\U${code.toString(16).padStart(8, '0')}`
 
 /** Python's repr of a text: single quotes unless only those stand in it; what cannot be printed is escaped. */
 function quoted(text: string): string {
   const quote = text.includes("'") && !text.includes('"') ? '"' : "'"
   const body = text.replace(/[\\\n\r\t']|[^\P{C}]|[^\P{Z} ]/gu, (character) =>
-    character === "'" ? (quote === "'" ? "\\'" : "'") : escapes[character] ?? hex(character.codePointAt(0)!))
+    character === "'" ? (quote === "'" ? "\\'" : "'") : (escapes[character] ?? hex(character.codePointAt(0)!)),
+  )
   return quote + body + quote
 }
 
@@ -91,10 +102,18 @@ export function pythonEqual(a: RuntimeValue, b: RuntimeValue): boolean {
   if (a === b) return true
   if (isText(a) || isText(b)) return isText(a) && isText(b) && a.value === b.value
   if (isList(a) && isList(b))
-    return a.value === b.value || (tuples.has(a) === tuples.has(b) && a.value.length === b.value.length && a.value.every((item, index) => pythonEqual(item, b.value[index]!)))
+    return (
+      a.value === b.value ||
+      (tuples.has(a) === tuples.has(b) &&
+        a.value.length === b.value.length &&
+        a.value.every((item, index) => pythonEqual(item, b.value[index]!)))
+    )
   if (isDict(a) && isDict(b)) {
     const other = b.value
-    return a.value === other || (a.value.size === other.size && [...a.value].every(([key, item]) => other.has(key) && pythonEqual(item, other.get(key)!)))
+    return (
+      a.value === other ||
+      (a.value.size === other.size && [...a.value].every(([key, item]) => other.has(key) && pythonEqual(item, other.get(key)!)))
+    )
   }
   const [left, right] = [numberOf(a), numberOf(b)]
   if (left !== undefined || right !== undefined) return left === right
@@ -115,6 +134,7 @@ export const isSafe = (value: RuntimeValue): boolean => markup.has(value)
 
 /** Two texts of which at least one is marked as safe, joined. */
 export function joinSafe(a: RuntimeValue, b: RuntimeValue): RuntimeValue {
-  const part = (value: RuntimeValue): string => (isSafe(value) ? pythonText(value) : pythonText(value).replace(/[&<>"']/g, (character) => entities[character]!))
+  const part = (value: RuntimeValue): string =>
+    isSafe(value) ? pythonText(value) : pythonText(value).replace(/[&<>"']/g, (character) => entities[character]!)
   return safeText(part(a) + part(b))
 }

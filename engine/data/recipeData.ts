@@ -47,17 +47,20 @@ async function chatTemplate({ data }: Recipe): Promise<string | undefined> {
     throw readError(error, given, 'chat template')
   })
   const text = decodeUtf8(bytes)
-  if (text === undefined) throw new UnslothError('DATA', `${given}: not UTF-8 text.`, { hint: 'Save the chat template as UTF-8.' })
+  if (text === undefined)
+    throw new UnslothError('DATA', `${given}: not UTF-8 text.`, { hint: 'Save the chat template as UTF-8.' })
   return text
 }
 
 /** How the tokenizer differs from its files by what a recipe says. */
 export async function tokenizerOptions(recipe: Recipe): Promise<TokenizerOptions> {
   const given = await chatTemplate(recipe)
-  const source = given === undefined ? undefined : namedTemplate(given) ?? (isTemplateText(given) ? given : undefined)
+  const source = given === undefined ? undefined : (namedTemplate(given) ?? (isTemplateText(given) ? given : undefined))
   const stop = given !== undefined && recipe.data.map_eos_token ? stopTokenOf(given) : undefined
   return {
-    ...(!recipe.model.fix_tokenizer && { fix: false }), ...(source !== undefined && { chatTemplate: source }), ...(stop !== undefined && { stopToken: stop }),
+    ...(!recipe.model.fix_tokenizer && { fix: false }),
+    ...(source !== undefined && { chatTemplate: source }),
+    ...(stop !== undefined && { stopToken: stop }),
   }
 }
 
@@ -67,12 +70,22 @@ export async function datasetOptions(recipe: Recipe): Promise<Omit<DatasetOption
   const template = await chatTemplate(recipe)
   const { instruction_part: instruction, response_part: response } = data
   return {
-    maxSeqLength: training.max_seq_length, format: data.format_type, columns: columnsOf(recipe), trainOnCompletions: training.train_on_completions,
-    trainOnPrompt: data.train_on_prompt, lastResponseOnly: data.last_response_only, tooLong: data.too_long, skipBadRows: data.skip_bad_rows,
-    chunkSize: data.chunk_size, stride: data.stride, conversationExtension: data.conversation_extension, seed: training.random_seed,
+    maxSeqLength: training.max_seq_length,
+    format: data.format_type,
+    columns: columnsOf(recipe),
+    trainOnCompletions: training.train_on_completions,
+    trainOnPrompt: data.train_on_prompt,
+    lastResponseOnly: data.last_response_only,
+    tooLong: data.too_long,
+    skipBadRows: data.skip_bad_rows,
+    chunkSize: data.chunk_size,
+    stride: data.stride,
+    conversationExtension: data.conversation_extension,
+    seed: training.random_seed,
     ...(template !== undefined && { chatTemplate: template }),
     ...(data.merged_prompt !== null && { mergedPrompt: partText(data.merged_prompt) }),
-    ...(instruction !== null && response !== null && { markers: { instruction: partText(instruction), response: partText(response), end: '' } }),
+    ...(instruction !== null &&
+      response !== null && { markers: { instruction: partText(instruction), response: partText(response), end: '' } }),
   }
 }
 
@@ -101,7 +114,8 @@ export async function trainingSource(recipe: Recipe): Promise<Pick<DatasetOption
   const { max_samples: most } = recipe.data
   return {
     files: await datasetFiles(trainingPaths(recipe), name),
-    ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}), ...(most === null ? {} : { maxSamples: most }),
+    ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}),
+    ...(most === null ? {} : { maxSamples: most }),
   }
 }
 
@@ -122,7 +136,11 @@ function enoughOf({ data, training }: Recipe): DatasetOptions['enough'] {
 type Read = (source: Pick<DatasetOptions, 'files'> & Partial<DatasetOptions>) => Promise<Dataset>
 
 /** Reads what a recipe trains and evaluates on. */
-export async function readRecipeData(recipe: Recipe, tokenizer: Tokenizer, { groups, rowsEach, ...options }: RecipeDataOptions = {}): Promise<RecipeData> {
+export async function readRecipeData(
+  recipe: Recipe,
+  tokenizer: Tokenizer,
+  { groups, rowsEach, ...options }: RecipeDataOptions = {},
+): Promise<RecipeData> {
   const { data, training } = recipe
   const common = { ...(await datasetOptions(recipe)), ...options }
   const read: Read = async (source) => buildDataset({ ...common, ...source, ...(await effort(source.files)) }, tokenizer)
@@ -143,28 +161,41 @@ async function heldOut(recipe: Recipe, groups: RecipeDataOptions['groups'], read
   const sliced = slice !== undefined && (slice.from ?? slice.to) !== undefined ? { slice } : {}
   if (files.length > 0) return read({ files: await datasetFiles(files, 'train'), ...sliced })
   if (slice === undefined) return undefined
-  if (recipe.data.mix_weights.length === 0) return read({ files: await datasetFiles(trainingPaths(recipe), slice.name), ...sliced })
+  if (recipe.data.mix_weights.length === 0)
+    return read({ files: await datasetFiles(trainingPaths(recipe), slice.name), ...sliced })
   const parts: Dataset[] = []
-  for (const paths of groups ?? mixedPaths(recipe)) parts.push(await read({ files: await datasetFiles(paths, slice.name), ...sliced }))
+  for (const paths of groups ?? mixedPaths(recipe))
+    parts.push(await read({ files: await datasetFiles(paths, slice.name), ...sliced }))
   return joinDatasets(parts)
 }
 
 /** Each source is read by itself, in its own format; what is held out of it is not mixed in. */
 async function readMixture(
-  recipe: Recipe, groups: readonly (readonly string[])[], rowsEach: number | undefined, read: Read, held: Dataset | undefined,
+  recipe: Recipe,
+  groups: readonly (readonly string[])[],
+  rowsEach: number | undefined,
+  read: Read,
+  held: Dataset | undefined,
 ): Promise<RecipeData> {
-  const { data, training: { random_seed: seed } } = recipe
+  const {
+    data,
+    training: { random_seed: seed },
+  } = recipe
   const { name, ...slice } = parseSplit(data.split)
   const share = data.mix_weights.reduce((sum, weight) => sum + weight, 0)
   const parts: { name: string; dataset: Dataset; weight: number; evaluation: Dataset | undefined }[] = []
   for (const [index, paths] of groups.entries()) {
     const weight = data.mix_weights[index]!
     const dataset = await read({
-      files: await datasetFiles(paths, name), ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}), ...(rowsEach !== undefined && { maxSamples: rowsEach }),
+      files: await datasetFiles(paths, name),
+      ...('from' in slice || 'to' in slice ? { slice: { name, ...slice } } : {}),
+      ...(rowsEach !== undefined && { maxSamples: rowsEach }),
     })
     const { eval_split: split } = data
-    const cut = held !== undefined || typeof split !== 'number' ? undefined
-      : splitDataset(dataset, split < 1 ? split : Math.max(1, Math.round((split * weight) / share)), seed)
+    const cut =
+      held !== undefined || typeof split !== 'number'
+        ? undefined
+        : splitDataset(dataset, split < 1 ? split : Math.max(1, Math.round((split * weight) / share)), seed)
     parts.push({ name: paths.join(', '), dataset: cut?.train ?? dataset, weight, evaluation: cut?.evaluation })
   }
   const mixed = mixDatasets(parts, data.mix_until, seed)

@@ -78,7 +78,11 @@ const isAnswer = ({ role }: { readonly role: string }): boolean => role === 'ass
 /** OpenAI's `weight: 0`, and `train: false` of other tools: an answer that is read but not learned. Other weights are refused. */
 function isUnweighted({ weight, train }: Readonly<Record<string, unknown>>): boolean {
   if (weight !== undefined && weight !== null && ![0, 1, true, false].includes(weight as number))
-    throw new UnslothError('DATA', `an answer has the weight ${JSON.stringify(weight)}; a weight is 0 (read only) or 1 (learned).`, { hint: 'Write 0 or 1, or remove it.' })
+    throw new UnslothError(
+      'DATA',
+      `an answer has the weight ${JSON.stringify(weight)}; a weight is 0 (read only) or 1 (learned).`,
+      { hint: 'Write 0 or 1, or remove it.' },
+    )
   return weight === 0 || weight === false || train === false
 }
 
@@ -107,7 +111,8 @@ export class SampleEncoder {
   }
 
   /**
-   * Running text in windows of `chunkSize` tokens, each beginning `chunkSize` − `stride` tokens after the one before; EOS follows each.
+   * Running text in windows of `chunkSize` tokens, each beginning `chunkSize` − `stride` tokens after the one before; EOS follows
+   * each.
    */
   windows(text: string, { chunkSize, stride }: { readonly chunkSize: number; readonly stride: number }): Encoded[] {
     const ids = this.tokenizer.encode(text)
@@ -159,13 +164,17 @@ export class SampleEncoder {
       const renderer = this.renderer(example.tools !== undefined)
       const unweighted = messages.some((message) => isAnswer(message) && isUnweighted(message))
       if (answersOnly || unweighted) return this.answers(renderer, example, answersOnly)
-      const ids = withBos(this.tokenizer, this.tokenizer.encode(renderer.template.render(messages, example.tools && { tools: example.tools })))
+      const ids = withBos(
+        this.tokenizer,
+        this.tokenizer.encode(renderer.template.render(messages, example.tools && { tools: example.tools })),
+      )
       return { ids, spans: whole(ids) }
     } catch (error) {
       if (!UnslothError.is(error, 'DATA')) throw error
-      throw new UnslothError(
-        'DATA', `${place(row)}: ${error.message}`, { ...(error.hint !== undefined && { hint: error.hint }), cause: error },
-      )
+      throw new UnslothError('DATA', `${place(row)}: ${error.message}`, {
+        ...(error.hint !== undefined && { hint: error.hint }),
+        cause: error,
+      })
     }
   }
 
@@ -177,7 +186,9 @@ export class SampleEncoder {
     const matched = answers.length === turns.length
     if (foundBy === 'none' || (!matched && (inPrompt > 0 || turns.some(isUnweighted))))
       throw new UnslothError('DATA', `the answers of the assistant could not be found in what ${renderer.template.name} makes.`, {
-        hint: 'Set training.train_on_completions to false, give data.instruction_part and data.response_part, or give the data as prompt and completion.',
+        hint:
+          'Set training.train_on_completions to false, give data.instruction_part and data.response_part, ' +
+          'or give the data as prompt and completion.',
       })
     const bare = encodeMarked(this.tokenizer, text)
     const ids = withBos(this.tokenizer, bare.ids)

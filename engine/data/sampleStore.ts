@@ -44,7 +44,12 @@ class SampleColumns {
   private readonly starts: Float64Array
   private readonly firstSpans: Uint32Array
 
-  constructor(table: Int32Array, spans: Int32Array, files: readonly string[], source: { memory: Int32Array } | { file: OpenFile }) {
+  constructor(
+    table: Int32Array,
+    spans: Int32Array,
+    files: readonly string[],
+    source: { memory: Int32Array } | { file: OpenFile },
+  ) {
     this.table = table
     this.spans = spans
     this.files = files
@@ -194,16 +199,21 @@ export class SampleWriter {
     if (this.handle !== undefined) {
       const text = Buffer.from(JSON.stringify({ ...header, files: this.files }))
       const footer = Buffer.alloc(footerBytes)
-      for (const [index, count] of [this.tokens, table.length, spans.length, text.length].entries()) footer.writeDoubleLE(count, index * 8)
+      for (const [index, count] of [this.tokens, table.length, spans.length, text.length].entries())
+        footer.writeDoubleLE(count, index * 8)
       magic.copy(footer, 32)
       for (const part of [bytesOf(table), bytesOf(spans), text, footer]) await this.write(part)
     }
     const kept = await this.publish()
     if (this.ids !== undefined) return samplesOf(table, spans, this.files, { memory: joined(this.ids) })
     if (kept === undefined)
-      throw new UnslothError('FILE_WRITE', `${this.path}: the tokens of a data set larger than the memory could not be written.`, {
-        hint: 'Free some space there, or set XDG_CACHE_HOME to a folder with more room.',
-      })
+      throw new UnslothError(
+        'FILE_WRITE',
+        `${this.path}: the tokens of a data set larger than the memory could not be written.`,
+        {
+          hint: 'Free some space there, or set XDG_CACHE_HOME to a folder with more room.',
+        },
+      )
     return samplesOf(table, spans, this.files, { file: new OpenFile(kept) })
   }
 
@@ -236,7 +246,10 @@ export class SampleWriter {
       await this.giveUp()
       if (lost)
         throw new UnslothError('FILE_WRITE', `${this.draft}: ${(error as Error).message}.`, {
-          hint: 'The data set is larger than the memory and needs room on disk: free some, or set XDG_CACHE_HOME to another folder.', cause: error,
+          hint:
+            'The data set is larger than the memory and needs room on disk: free some, ' +
+            'or set XDG_CACHE_HOME to another folder.',
+          cause: error,
         })
     }
   }
@@ -261,7 +274,12 @@ export async function openStoredSamples(path: string, limit = memoryLimit): Prom
     const { size } = await handle.stat()
     const footer = Buffer.alloc(footerBytes)
     await handle.read(footer, 0, footerBytes, Math.max(0, size - footerBytes))
-    const [tokens, tableLength, spanLength, headerBytes] = [0, 8, 16, 24].map((at) => footer.readDoubleLE(at)) as [number, number, number, number]
+    const [tokens, tableLength, spanLength, headerBytes] = [0, 8, 16, 24].map((at) => footer.readDoubleLE(at)) as [
+      number,
+      number,
+      number,
+      number,
+    ]
     const tableAt = magic.length + tokens * 4
     const headerAt = tableAt + (tableLength + spanLength) * 4
     if (!footer.subarray(32).equals(magic) || headerAt + headerBytes + footerBytes !== size) return undefined
@@ -291,7 +309,10 @@ export async function pruneStoredSamples(folder: string, days = 30): Promise<voi
   const names = await readdir(folder).catch(() => [])
   for (const name of names) {
     const path = join(folder, name)
-    const age = await stat(path).then(({ mtimeMs }) => (Date.now() - mtimeMs) / 86_400_000, () => 0)
+    const age = await stat(path).then(
+      ({ mtimeMs }) => (Date.now() - mtimeMs) / 86_400_000,
+      () => 0,
+    )
     if (age > (name.endsWith('.part') ? 1 : days)) await rm(path, { force: true }).catch(() => undefined)
   }
 }

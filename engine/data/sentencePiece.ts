@@ -91,7 +91,8 @@ export async function readSentencePiece(path: string): Promise<SentencePieceMode
     return parseSentencePiece(await readFile(path))
   } catch (error) {
     throw new UnslothError('TOKENIZER', `${path}: not a SentencePiece model: ${(error as Error).message}.`, {
-      hint: 'Fetch the file again, or take tokenizer.json from a newer upload of the model.', cause: error,
+      hint: 'Fetch the file again, or take tokenizer.json from a newer upload of the model.',
+      cause: error,
     })
   }
 }
@@ -112,33 +113,65 @@ function mergesOf(pieces: readonly Piece[], ids: ReadonlyMap<string, number>): [
     for (const pair of own) merges.push({ pair, score })
   }
   const size = (text: string): number => Array.from(text).length
-  return merges.sort((a, b) => b.score - a.score || size(b.pair[0]) - size(a.pair[0]) || size(b.pair[1]) - size(a.pair[1])).map(({ pair }) => pair)
+  return merges
+    .sort((a, b) => b.score - a.score || size(b.pair[0]) - size(a.pair[0]) || size(b.pair[1]) - size(a.pair[1]))
+    .map(({ pair }) => pair)
 }
 
 /** The same tokenizer as a tokenizer.json; undefined when it does what only SentencePiece can. */
-export function fastForm({ pieces, type, byteFallback, dummyPrefix, normalises }: SentencePieceModel): Readonly<Record<string, unknown>> & {
-  readonly added_tokens: readonly AddedTokenSpec[]
-} | undefined {
+export function fastForm({ pieces, type, byteFallback, dummyPrefix, normalises }: SentencePieceModel):
+  | (Readonly<Record<string, unknown>> & {
+      readonly added_tokens: readonly AddedTokenSpec[]
+    })
+  | undefined {
   // The tokenizer library has no bytes for unknown characters of unigram models.
   if (normalises || (type === 'unigram' && byteFallback)) return undefined
   const ids = new Map(pieces.map(({ text }, id) => [text, id]))
   const unknown = pieces.findIndex(({ kind }) => kind === kinds.unknown)
   const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false }
   const added = pieces.flatMap(({ text, kind }, id) =>
-    kind === kinds.control || kind === kinds.unknown || kind === kinds.userDefined ? [{ id, content: text, ...flags, special: kind !== kinds.userDefined }] : [])
+    kind === kinds.control || kind === kinds.unknown || kind === kinds.userDefined
+      ? [{ id, content: text, ...flags, special: kind !== kinds.userDefined }]
+      : [],
+  )
   const toSpace = { type: 'Replace', pattern: { String: '▁' }, content: ' ' }
   const space = { type: 'Replace', pattern: { String: ' ' }, content: '▁' }
-  const model = type === 'bpe'
-    ? {
-        type: 'BPE', dropout: null, unk_token: pieces[unknown]?.text ?? null, continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: true,
-        byte_fallback: byteFallback, vocab: Object.fromEntries(ids), merges: mergesOf(pieces, ids),
-      }
-    : { type: 'Unigram', unk_id: unknown < 0 ? null : unknown, byte_fallback: byteFallback, vocab: pieces.map(({ text, score }) => [text, score]) }
+  const model =
+    type === 'bpe'
+      ? {
+          type: 'BPE',
+          dropout: null,
+          unk_token: pieces[unknown]?.text ?? null,
+          continuing_subword_prefix: null,
+          end_of_word_suffix: null,
+          fuse_unk: true,
+          byte_fallback: byteFallback,
+          vocab: Object.fromEntries(ids),
+          merges: mergesOf(pieces, ids),
+        }
+      : {
+          type: 'Unigram',
+          unk_id: unknown < 0 ? null : unknown,
+          byte_fallback: byteFallback,
+          vocab: pieces.map(({ text, score }) => [text, score]),
+        }
   return {
-    version: '1.0', truncation: null, padding: null, added_tokens: added,
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: added,
     normalizer: dummyPrefix ? { type: 'Sequence', normalizers: [{ type: 'Prepend', prepend: '▁' }, space] } : space,
-    pre_tokenizer: null, post_processor: null,
-    decoder: { type: 'Sequence', decoders: [toSpace, { type: 'ByteFallback' }, { type: 'Fuse' }, ...(dummyPrefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : [])] },
+    pre_tokenizer: null,
+    post_processor: null,
+    decoder: {
+      type: 'Sequence',
+      decoders: [
+        toSpace,
+        { type: 'ByteFallback' },
+        { type: 'Fuse' },
+        ...(dummyPrefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
+      ],
+    },
     model,
   }
 }

@@ -1,6 +1,16 @@
 import { Interpreter, type Environment } from '@huggingface/jinja'
 import {
-  isDict, isList, isSafe, isText, joinSafe, pythonEqual, pythonText, safeText, tuple, values, type RuntimeValue,
+  isDict,
+  isList,
+  isSafe,
+  isText,
+  joinSafe,
+  pythonEqual,
+  pythonText,
+  safeText,
+  tuple,
+  values,
+  type RuntimeValue,
 } from './pythonText.ts'
 
 /** A node of a parsed template. */
@@ -33,9 +43,11 @@ const Base = Interpreter as unknown as new (environment: Environment) => Interna
 const silent: ReadonlySet<string> = new Set(['Set', 'Macro', 'Comment', 'Break', 'Continue'])
 
 type KeyedDict = RuntimeValue & { value: Map<string | number, RuntimeValue> }
-const keyValue = (key: string | number): RuntimeValue => (typeof key === 'number' ? new values.Integer(key) : new values.Text(key))
+const keyValue = (key: string | number): RuntimeValue =>
+  typeof key === 'number' ? new values.Integer(key) : new values.Text(key)
 const pair = (key: string | number, value: RuntimeValue): RuntimeValue => tuple([keyValue(key), value])
-const byKey = ([a]: readonly [string | number, unknown], [b]: readonly [string | number, unknown]): number => (a < b ? -1 : a > b ? 1 : 0)
+const byKey = ([a]: readonly [string | number, unknown], [b]: readonly [string | number, unknown]): number =>
+  a < b ? -1 : a > b ? 1 : 0
 
 /** A dictionary with numbers among its keys, which the library does not have. */
 class NumberedDict extends (values.Dict as unknown as new (value: Map<string | number, RuntimeValue>) => KeyedDict) {
@@ -73,7 +85,8 @@ export class TemplateInterpreter extends Base {
   override evaluate(node: TemplateNode | undefined, environment: Environment): RuntimeValue {
     this.checkTime()
     if (node?.type === 'Known') return node.known as RuntimeValue
-    if (node?.type === 'TupleLiteral') return tuple((node.value as TemplateNode[]).map((item) => this.evaluate(item, environment)))
+    if (node?.type === 'TupleLiteral')
+      return tuple((node.value as TemplateNode[]).map((item) => this.evaluate(item, environment)))
     if (node?.type === 'ObjectLiteral') return this.dict(node.value as ReadonlyMap<TemplateNode, TemplateNode>, environment)
     return super.evaluate(node, environment)
   }
@@ -104,8 +117,10 @@ export class TemplateInterpreter extends Base {
       case '~':
         return this.text(pythonText(left) + pythonText(right))
       case '+':
-        if (isText(left) && isText(right)) return isSafe(left) || isSafe(right) ? joinSafe(left, right) : this.text(left.value + right.value)
-        if (isText(left) || isText(right)) throw new Error(`text can only be joined with text by "+", not with ${kindOf(isText(left) ? right : left)}`)
+        if (isText(left) && isText(right))
+          return isSafe(left) || isSafe(right) ? joinSafe(left, right) : this.text(left.value + right.value)
+        if (isText(left) || isText(right))
+          throw new Error(`text can only be joined with text by "+", not with ${kindOf(isText(left) ? right : left)}`)
         break
       case 'in':
       case 'not in': {
@@ -140,9 +155,12 @@ export class TemplateInterpreter extends Base {
     if (operand instanceof NumberedDict && name === 'dictsort' && !call) return operand.sorted()
     if (operand instanceof NumberedDict && name === 'items') return operand.items()
     if (name === 'list' && isDict(operand)) return new values.List([...operand.value.keys()].map(keyValue))
-    if (name === 'list' && isText(operand)) return new values.List(Array.from(operand.value, (character) => new values.Text(character)))
+    if (name === 'list' && isText(operand))
+      return new values.List(Array.from(operand.value, (character) => new values.Text(character)))
     if (name === 'join' && isList(operand)) {
-      const [args, named] = call ? this.evaluateArguments(filter.args as TemplateNode[], environment) : [[], new Map<string, RuntimeValue>()]
+      const [args, named] = call
+        ? this.evaluateArguments(filter.args as TemplateNode[], environment)
+        : [[], new Map<string, RuntimeValue>()]
       const separator = args[0] ?? named.get('d')
       if (args.length < 2 && !named.has('attribute'))
         return this.text(operand.value.map(pythonText).join(separator === undefined ? '' : pythonText(separator)))
@@ -157,7 +175,8 @@ export class TemplateInterpreter extends Base {
     let numbered = false
     for (const [key, value] of entries) {
       const made = this.evaluate(key, environment)
-      if (!isText(made) && made.type !== 'IntegerValue') throw new Error(`a key of a dictionary is neither text nor a whole number: ${pythonText(made)}`)
+      if (!isText(made) && made.type !== 'IntegerValue')
+        throw new Error(`a key of a dictionary is neither text nor a whole number: ${pythonText(made)}`)
       numbered ||= !isText(made)
       map.set(made.value as string | number, this.evaluate(value, environment))
     }
@@ -181,15 +200,21 @@ export class TemplateInterpreter extends Base {
 }
 
 const kinds: Readonly<Record<string, string>> = {
-  ObjectValue: 'a dictionary', ArrayValue: 'a list', IntegerValue: 'a number', FloatValue: 'a number', BooleanValue: 'true or false',
-  NullValue: 'None', UndefinedValue: 'something that is not there',
+  ObjectValue: 'a dictionary',
+  ArrayValue: 'a list',
+  IntegerValue: 'a number',
+  FloatValue: 'a number',
+  BooleanValue: 'true or false',
+  NullValue: 'None',
+  UndefinedValue: 'something that is not there',
 }
 const kindOf = ({ type }: RuntimeValue): string => kinds[type] ?? type
 
 /** Python's `in`; undefined where the library knows best. */
 function contains(container: RuntimeValue, item: RuntimeValue): boolean | undefined {
   if (isList(container)) return container.value.some((other) => pythonEqual(other, item))
-  if (isDict(container) && (isText(item) || item.type === 'IntegerValue')) return container.value.has(item.value as string | number)
+  if (isDict(container) && (isText(item) || item.type === 'IntegerValue'))
+    return container.value.has(item.value as string | number)
   if (isText(container) && isText(item)) return container.value.includes(item.value)
   return undefined
 }

@@ -19,9 +19,27 @@ export interface RepairedFiles {
 
 /** Tokens that pad well, best first; those ending in … match by their beginning. */
 const padCandidates = [
-  '<|finetune_right_pad_id|>', '<|finetune_right_pad|>', '<pad>', '[PAD]', '<PAD>', '<|endoftext|>', '<fim_pad>', '<｜▁pad▁｜>', '[MASK]',
-  '<|reserved…', '<|placeholder…', '<|dummy_…', '[control…', '|<EXTRA_TOKENS_…', '<SPECIAL_…', '<unused…', '<|EOT|>', '<|reject-unknown|>',
-  '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>',
+  '<|finetune_right_pad_id|>',
+  '<|finetune_right_pad|>',
+  '<pad>',
+  '[PAD]',
+  '<PAD>',
+  '<|endoftext|>',
+  '<fim_pad>',
+  '<｜▁pad▁｜>',
+  '[MASK]',
+  '<|reserved…',
+  '<|placeholder…',
+  '<|dummy_…',
+  '[control…',
+  '|<EXTRA_TOKENS_…',
+  '<SPECIAL_…',
+  '<unused…',
+  '<|EOT|>',
+  '<|reject-unknown|>',
+  '<|vision_pad|>',
+  '<|image_pad|>',
+  '<|video_pad|>',
 ]
 /** Made when nothing else can pad. */
 export const newPadToken = '<｜PAD▁TOKEN｜>'
@@ -37,7 +55,11 @@ export interface TokenNames {
  * A token to pad with instead of one that is missing, ends texts, or lies beyond the embedding; none that the chat template uses.
  * `configured`: config.json's id.
  */
-export function choosePadToken(names: TokenNames, added: readonly string[], { rows, configured, template = '' }: PadChoice): string {
+export function choosePadToken(
+  names: TokenNames,
+  added: readonly string[],
+  { rows, configured, template = '' }: PadChoice,
+): string {
   const usable = (token: string | undefined): token is string => {
     const id = token === undefined ? undefined : names.idOf(token)
     return id !== undefined && id < rows && !names.eosIds.includes(id) && !template.includes(token!)
@@ -59,10 +81,17 @@ export interface PadChoice {
 }
 
 /** What is wrong with the token that pads; undefined when nothing is. */
-export function padProblem(pad: { readonly id: number | undefined; readonly token: string | undefined }, eosId: number | undefined, rows: number): string | undefined {
+export function padProblem(
+  pad: { readonly id: number | undefined; readonly token: string | undefined },
+  eosId: number | undefined,
+  rows: number,
+): string | undefined {
   if (pad.id === undefined) return 'there is no padding token'
-  if (pad.id === eosId) return `the padding token is the EOS token ${quote(pad.token ?? '')}: where padding is masked, the model would not learn to stop`
-  return pad.id >= rows ? `the padding token ${quote(pad.token ?? '')} has the id ${pad.id}, beyond the ${rows} rows of the embedding` : undefined
+  if (pad.id === eosId)
+    return `the padding token is the EOS token ${quote(pad.token ?? '')}: with masked padding the model would not learn to stop`
+  return pad.id >= rows
+    ? `the padding token ${quote(pad.token ?? '')} has the id ${pad.id}, beyond the ${rows} rows of the embedding`
+    : undefined
 }
 
 /** Ids of the vocabulary and of added tokens, both ways. */
@@ -72,9 +101,15 @@ class Vocabulary {
 
   constructor({ definition }: TokenizerFiles) {
     const vocab = isJsonObject(definition.model) ? definition.model.vocab : undefined
-    const entries: [string, number][] = isJsonObject(vocab) ? (Object.entries(vocab) as [string, number][])
-      : Array.isArray(vocab) ? (vocab as unknown[]).map((entry, id): [string, number] => [String(Array.isArray(entry) ? entry[0] : entry), id]) : []
-    for (const [token, id] of [...entries, ...definition.added_tokens.map(({ content, id }): [string, number] => [content, id])]) {
+    const entries: [string, number][] = isJsonObject(vocab)
+      ? (Object.entries(vocab) as [string, number][])
+      : Array.isArray(vocab)
+        ? (vocab as unknown[]).map((entry, id): [string, number] => [String(Array.isArray(entry) ? entry[0] : entry), id])
+        : []
+    for (const [token, id] of [
+      ...entries,
+      ...definition.added_tokens.map(({ content, id }): [string, number] => [content, id]),
+    ]) {
       this.ids.set(token, id)
       this.tokens.set(id, token)
     }
@@ -102,18 +137,25 @@ export function renameTokens(files: TokenizerFiles, names: ReadonlyMap<string, s
   const deep = (value: unknown): unknown => {
     if (typeof value === 'string') return renamed(value)
     if (Array.isArray(value)) return value.map(deep)
-    return isJsonObject(value) ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [renamed(key), deep(inner)])) : value
+    return isJsonObject(value)
+      ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [renamed(key), deep(inner)]))
+      : value
   }
   const { definition } = files
   const model = isJsonObject(definition.model) ? definition.model : {}
   const vocab = Array.isArray(model.vocab)
-    ? (model.vocab as unknown[]).map((entry) => (Array.isArray(entry) ? [renamed(String(entry[0])), ...(entry.slice(1) as unknown[])] : entry))
-    : isJsonObject(model.vocab) ? Object.fromEntries(Object.entries(model.vocab).map(([token, id]) => [renamed(token), id])) : model.vocab
+    ? (model.vocab as unknown[]).map((entry) =>
+        Array.isArray(entry) ? [renamed(String(entry[0])), ...(entry.slice(1) as unknown[])] : entry,
+      )
+    : isJsonObject(model.vocab)
+      ? Object.fromEntries(Object.entries(model.vocab).map(([token, id]) => [renamed(token), id]))
+      : model.vocab
   const decoder = files.config.added_tokens_decoder
   return {
     ...files,
     definition: {
-      ...definition, model: { ...model, vocab, ...(typeof model.unk_token === 'string' && { unk_token: renamed(model.unk_token) }) },
+      ...definition,
+      model: { ...model, vocab, ...(typeof model.unk_token === 'string' && { unk_token: renamed(model.unk_token) }) },
       added_tokens: definition.added_tokens.map((token) => ({ ...token, content: renamed(token.content) })),
       ...(definition.post_processor !== undefined && { post_processor: deep(definition.post_processor) }),
     },
@@ -125,7 +167,13 @@ const roles = ['bos', 'eos', 'pad', 'unk'] as const
 
 /** Where another token has the id that a role's token should have, it gets that token's name (unsloth's try_fix_tokenizer). */
 function repairNames(files: TokenizerFiles): RepairedFiles {
-  const vocabulary = new Vocabulary({ ...files, definition: { ...files.definition, added_tokens: files.definition.added_tokens.filter(({ content }) => !onlyInConfig(files, content)) } })
+  const vocabulary = new Vocabulary({
+    ...files,
+    definition: {
+      ...files.definition,
+      added_tokens: files.definition.added_tokens.filter(({ content }) => !onlyInConfig(files, content)),
+    },
+  })
   const wanted: Readonly<Record<string, number | undefined>> = { bos: files.bosId, eos: files.eosIds[0], pad: files.padId }
   const names = new Map<string, string>()
   const repairs: TokenizerRepair[] = []
@@ -136,7 +184,11 @@ function repairNames(files: TokenizerFiles): RepairedFiles {
     const other = id === undefined ? undefined : vocabulary.tokenOf(id)
     if (id === undefined || other === undefined || names.has(other)) continue
     names.set(other, token)
-    repairs.push({ check: 'names', found: `the ${role} token ${quote(token)} is not in the vocabulary, and its id ${id} is called ${quote(other)}`, changed: `${quote(other)} is called ${quote(token)}` })
+    repairs.push({
+      check: 'names',
+      found: `the ${role} token ${quote(token)} is not in the vocabulary, and its id ${id} is called ${quote(other)}`,
+      changed: `${quote(other)} is called ${quote(token)}`,
+    })
   }
   if (names.size === 0) return { files, repairs }
   const added = files.definition.added_tokens.filter(({ content }) => ![...names.values()].includes(content))
@@ -167,10 +219,20 @@ function repairBeyond(files: TokenizerFiles): RepairedFiles {
   const isBad = ({ id, content }: AddedTokenSpec): boolean => id >= rows && !needed.has(content) && !Object.hasOwn(vocab, content)
   const bad = definition.added_tokens.filter(isBad)
   if (bad.length === 0) return { files, repairs: [] }
-  const shown = bad.slice(0, 4).map(({ content }) => quote(content)).join(', ')
+  const shown = bad
+    .slice(0, 4)
+    .map(({ content }) => quote(content))
+    .join(', ')
   return {
     files: { ...files, definition: { ...definition, added_tokens: definition.added_tokens.filter((token) => !isBad(token)) } },
-    repairs: [{ check: 'vocabulary', found: `${bad.length} added tokens have ids beyond the ${rows} rows of the embedding: ${shown}${bad.length > 4 ? ', …' : ''}`, changed: 'they are left out' }],
+    repairs: [
+      {
+        check: 'vocabulary',
+        found:
+          `${bad.length} added tokens have ids beyond the ${rows} rows of the embedding: ` + shown + (bad.length > 4 ? ', …' : ''),
+        changed: 'they are left out',
+      },
+    ],
   }
 }
 
@@ -182,18 +244,41 @@ function repairPad(files: TokenizerFiles): RepairedFiles {
   const found = padProblem({ id, token: tokens.pad }, eosId, rows)
   if (found === undefined) return { files, repairs: [] }
   const names: TokenNames = {
-    idOf: (token) => vocabulary.idOf(token), tokenOf: (other) => vocabulary.tokenOf(other), eosIds: [...files.eosIds, ...(eosId === undefined ? [] : [eosId])],
+    idOf: (token) => vocabulary.idOf(token),
+    tokenOf: (other) => vocabulary.tokenOf(other),
+    eosIds: [...files.eosIds, ...(eosId === undefined ? [] : [eosId])],
   }
-  const added = definition.added_tokens.filter(({ special }) => special).sort((a, b) => a.id - b.id).map(({ content }) => content)
+  const added = definition.added_tokens
+    .filter(({ special }) => special)
+    .sort((a, b) => a.id - b.id)
+    .map(({ content }) => content)
   const pad = choosePadToken(names, added, { rows, configured: files.padId, template: files.chatTemplates.get('default') })
   const known = vocabulary.idOf(pad)
   // A new token needs a row of its own, which only an embedding with room to spare has.
   const next = vocabulary.size
   if (known === undefined && !(next < rows && rows < Infinity)) return { files, repairs: [] }
-  const made: AddedTokenSpec = { id: next, content: pad, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
+  const made: AddedTokenSpec = {
+    id: next,
+    content: pad,
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special: true,
+  }
   return {
-    files: { ...files, tokens: { ...tokens, pad }, ...(known === undefined && { definition: { ...definition, added_tokens: [...definition.added_tokens, made] } }) },
-    repairs: [{ check: 'pad', found, changed: known === undefined ? `${quote(pad)} (${next}) is added` : `${quote(pad)} (${known}) is taken` }],
+    files: {
+      ...files,
+      tokens: { ...tokens, pad },
+      ...(known === undefined && { definition: { ...definition, added_tokens: [...definition.added_tokens, made] } }),
+    },
+    repairs: [
+      {
+        check: 'pad',
+        found,
+        changed: known === undefined ? `${quote(pad)} (${next}) is added` : `${quote(pad)} (${known}) is taken`,
+      },
+    ],
   }
 }
 
@@ -217,15 +302,28 @@ async function repairSlowForm(files: TokenizerFiles, encode: Encode): Promise<Re
   const slow = await readSentencePiece(path).then(fastForm, () => undefined)
   if (slow === undefined) return { files, repairs: [] }
   const known = new Set(slow.added_tokens.map(({ content }) => content))
-  const more = files.definition.added_tokens.filter(({ content, id }) => !known.has(content) && id >= Object.keys((slow.model as { vocab: object }).vocab).length)
-  const legacy: TokenizerFiles = { ...files, definition: { ...slow, added_tokens: [...slow.added_tokens, ...more], post_processor: files.definition.post_processor ?? null } }
+  const more = files.definition.added_tokens.filter(
+    ({ content, id }) => !known.has(content) && id >= Object.keys((slow.model as { vocab: object }).vocab).length,
+  )
+  const legacy: TokenizerFiles = {
+    ...files,
+    definition: {
+      ...slow,
+      added_tokens: [...slow.added_tokens, ...more],
+      post_processor: files.definition.post_processor ?? null,
+    },
+  }
   const text = comparison(files.definition.added_tokens.filter(({ special }) => special).map(({ content }) => content))
   const expected = encode(legacy, text)?.join()
   const same = (other: TokenizerFiles): boolean => encode(other, text)?.join() === expected
   if (expected === undefined || same(files)) return { files, repairs: [] }
   const found = `tokenizer.json and tokenizer.model of ${basename(files.folder)} cut text differently`
   const bare = withoutPrepend(files)
-  if (bare !== undefined && same(bare)) return { files: bare, repairs: [{ check: 'slow form', found, changed: 'the space that tokenizer.json puts before every text is left out' }] }
+  if (bare !== undefined && same(bare))
+    return {
+      files: bare,
+      repairs: [{ check: 'slow form', found, changed: 'the space that tokenizer.json puts before every text is left out' }],
+    }
   return { files: legacy, repairs: [{ check: 'slow form', found, changed: 'tokenizer.model is taken' }] }
 }
 
@@ -264,9 +362,22 @@ export function mapEosToken(files: TokenizerFiles, stop: string): RepairedFiles 
   const mapped = (token: string | undefined): string | undefined => (token === old ? stop : token)
   const [bos, unk] = [mapped(tokens.bos), mapped(tokens.unk)]
   const pad = there || tokens.pad !== old ? tokens.pad : undefined
-  const kept: SpecialTokens = { eos: stop, ...(bos !== undefined && { bos }), ...(unk !== undefined && { unk }), ...(pad !== undefined && { pad }) }
+  const kept: SpecialTokens = {
+    eos: stop,
+    ...(bos !== undefined && { bos }),
+    ...(unk !== undefined && { unk }),
+    ...(pad !== undefined && { pad }),
+  }
   return {
     files: { ...renamed, tokens: kept },
-    repairs: [{ check: 'eos', found: `the chat template ends turns with ${quote(stop)}, texts end with ${quote(old)}`, changed: `${quote(stop)} is the EOS token${there ? `, and its name is swapped with that of ${quote(old)}` : ` in the place of ${quote(old)}`}` }],
+    repairs: [
+      {
+        check: 'eos',
+        found: `the chat template ends turns with ${quote(stop)}, texts end with ${quote(old)}`,
+        changed:
+          `${quote(stop)} is the EOS token` +
+          (there ? `, and its name is swapped with that of ${quote(old)}` : ` in the place of ${quote(old)}`),
+      },
+    ],
   }
 }

@@ -1,5 +1,9 @@
 import {
-  ByteLevelPreTokenizer, SequencePreTokenizer, SplitPreTokenizer, type PreTokenizer, type Tokenizer as HubTokenizer,
+  ByteLevelPreTokenizer,
+  SequencePreTokenizer,
+  SplitPreTokenizer,
+  type PreTokenizer,
+  type Tokenizer as HubTokenizer,
 } from '@huggingface/tokenizers'
 import { isJsonObject } from '../io/jsonText.ts'
 import { BpeModel, byteCharacters } from './bpe.ts'
@@ -30,7 +34,9 @@ const trailingSpace = new RegExp(`[${space}]+$`)
 const leadingSpace = new RegExp(`^[${space}]+`)
 
 /** Punctuation as the native engine knows it: its table is older than that of JavaScript, and models were trained with it. */
-const punctuation = '(?![\\u061d\\u09fd\\u0a76\\u0c77\\u0c84\\u1b4e\\u1b4f\\u1b7d-\\u1b7f\\u2e43-\\u2e4f\\u2e52-\\u2e5d])[\\p{P}\\u166d!-/:-@[-`{-~]'
+const punctuation =
+  '(?![\\u061d\\u09fd\\u0a76\\u0c77\\u0c84\\u1b4e\\u1b4f\\u1b7d-\\u1b7f\\u2e43-\\u2e4f\\u2e52-\\u2e5d])' +
+  '[\\p{P}\\u166d!-/:-@[-`{-~]'
 
 /** The pattern with \s and \S as Unicode has them. */
 function withUnicodeSpace(pattern: RegExp): RegExp {
@@ -69,17 +75,24 @@ function cutByPattern(text: string, pattern: RegExp): readonly string[] {
 
 const patternStage = (pattern: RegExp): Stage => {
   const corrected = withUnicodeSpace(pattern)
-  return (words) => (words.length === 1 ? cutByPattern(words[0]!, corrected) : words.flatMap((word) => cutByPattern(word, corrected)))
+  return (words) =>
+    words.length === 1 ? cutByPattern(words[0]!, corrected) : words.flatMap((word) => cutByPattern(word, corrected))
 }
 
 /** Metaspace that also splits: each `▁` begins a word. */
 const splitAtSpaces: Stage = (words) => words.flatMap((word) => word.match(/▁[^▁]*|[^▁]+/gu) ?? [])
 
 function stageOf(part: PreTokenizer, definition: unknown): Stage[] {
-  if (part instanceof SplitPreTokenizer && part.pattern !== null && part.config.invert !== true && /^isolated$/i.test(String(part.config.behavior)))
+  if (
+    part instanceof SplitPreTokenizer &&
+    part.pattern !== null &&
+    part.config.invert !== true &&
+    /^isolated$/i.test(String(part.config.behavior))
+  )
     return [patternStage(part.pattern)]
   // The library knows only ASCII digits; the native engine takes every numeric character.
-  if (isJsonObject(definition) && definition.type === 'Digits') return [patternStage(definition.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)]
+  if (isJsonObject(definition) && definition.type === 'Digits')
+    return [patternStage(definition.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)]
   if (isJsonObject(definition) && definition.type === 'Punctuation') {
     const behavior = typeof definition.behavior === 'string' ? definition.behavior.toLowerCase() : 'isolated'
     if (behavior === 'contiguous') return [patternStage(new RegExp(`(?:${punctuation})+`, 'gu'))]
@@ -95,8 +108,13 @@ function stagesOf(hub: HubTokenizer, definition: unknown): { stages: Stage[]; by
   const pre = hub.pre_tokenizer
   if (pre === null) return { stages: [], byteLevel: false }
   const sequence = pre instanceof SequencePreTokenizer
-  const described = sequence && isJsonObject(definition) && Array.isArray(definition.pretokenizers) ? (definition.pretokenizers as unknown[]) : [definition]
-  const parts = (sequence ? pre.tokenizers : [pre]).flatMap((part, index) => (part === null ? [] : [{ part, described: described[index] }]))
+  const described =
+    sequence && isJsonObject(definition) && Array.isArray(definition.pretokenizers)
+      ? (definition.pretokenizers as unknown[])
+      : [definition]
+  const parts = (sequence ? pre.tokenizers : [pre]).flatMap((part, index) =>
+    part === null ? [] : [{ part, described: described[index] }],
+  )
   const at = parts.findIndex(({ part }) => part instanceof ByteLevelPreTokenizer)
   if (parts.slice(at + 1).some(({ part }) => part instanceof ByteLevelPreTokenizer)) return undefined
   const stages = (at < 0 ? parts : parts.slice(0, at)).flatMap(({ part, described: own }) => stageOf(part, own))
@@ -107,15 +125,25 @@ function stagesOf(hub: HubTokenizer, definition: unknown): { stages: Stage[]; by
   // What comes after it sees the characters that stand for bytes.
   const encoder = new TextEncoder()
   stages.push((words) => words.map((word) => Array.from(encoder.encode(word), (byte) => byteCharacters[byte]!).join('')))
-  return { stages: [...stages, ...parts.slice(at + 1).flatMap(({ part, described: own }) => stageOf(part, own))], byteLevel: false }
+  return {
+    stages: [...stages, ...parts.slice(at + 1).flatMap(({ part, described: own }) => stageOf(part, own))],
+    byteLevel: false,
+  }
 }
 
 const escaped = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')
 
 /** Finds added tokens, the longest where several begin. */
-const finder = (contents: readonly string[]): RegExp | undefined => (
-  contents.length === 0 ? undefined : new RegExp([...contents].sort((a, b) => b.length - a.length).map(escaped).join('|'), 'g')
-)
+const finder = (contents: readonly string[]): RegExp | undefined =>
+  contents.length === 0
+    ? undefined
+    : new RegExp(
+        [...contents]
+          .sort((a, b) => b.length - a.length)
+          .map(escaped)
+          .join('|'),
+        'g',
+      )
 
 /** Text in which every form of normalising that a tokenizer uses by itself changes nothing. */
 const plainForNfc = /^[\0-\u02ff]*$/
@@ -139,8 +167,11 @@ export class WordEncoder {
   private length = 0
 
   private constructor(
-    hub: HubTokenizer, model: BpeModel, { stages, byteLevel }: { stages: readonly Stage[]; byteLevel: boolean },
-    { plain, normalized, added }: { plain: string[]; normalized: string[]; added: Map<string, AddedToken> }, onlyNfc: boolean,
+    hub: HubTokenizer,
+    model: BpeModel,
+    { stages, byteLevel }: { stages: readonly Stage[]; byteLevel: boolean },
+    { plain, normalized, added }: { plain: string[]; normalized: string[]; added: Map<string, AddedToken> },
+    onlyNfc: boolean,
   ) {
     this.hub = hub
     this.model = model
@@ -181,7 +212,11 @@ export class WordEncoder {
 
   /** Added tokens become their ids at once; `each` gets what stands between them, with its place and its number. */
   private sections(
-    text: string, pattern: RegExp | undefined, offset: number, each: (section: string, at: number, index: number) => void, marks: TokenMarks | undefined,
+    text: string,
+    pattern: RegExp | undefined,
+    offset: number,
+    each: (section: string, at: number, index: number) => void,
+    marks: TokenMarks | undefined,
   ): void {
     let index = 0
     let from = 0
@@ -222,13 +257,16 @@ export class WordEncoder {
   private words(text: string, at: number, section: number, marks: TokenMarks | undefined): void {
     let words: readonly string[] = [text]
     for (const stage of this.stages) words = stage(words, section)
-    if (!this.byteLevel) words = words.length === 1 ? this.cutBeforeSpaces(words[0]!) : words.flatMap((word) => this.cutBeforeSpaces(word))
+    if (!this.byteLevel)
+      words = words.length === 1 ? this.cutBeforeSpaces(words[0]!) : words.flatMap((word) => this.cutBeforeSpaces(word))
     let total = 0
     if (marks !== undefined) for (const word of words) total += word.length
     // Pre-tokenizers keep the length of the text, or put one character before it.
     const shift = total - text.length
     let place = at - shift
-    const marked = marks !== undefined && (shift === 0 || (shift === 1 && words[0]?.endsWith(text.slice(0, words[0].length - 1).replaceAll(' ', '▁')) === true))
+    const marked =
+      marks !== undefined &&
+      (shift === 0 || (shift === 1 && words[0]?.endsWith(text.slice(0, words[0].length - 1).replaceAll(' ', '▁')) === true))
     if (marks !== undefined) this.mark(marks, at)
     for (const word of words) {
       if (marked && place > at) this.mark(marks, place)

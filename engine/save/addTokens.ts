@@ -17,7 +17,7 @@ import { writeTokenizer } from './writeTokenizer.ts'
 
 export interface NewTokens {
   readonly tokens: readonly string[]
-  /** `mean`: of the trained rows; `interpolation`: between that and the mean of the pieces that the token had so far. Default `mean`. */
+  /** `mean` (default): of the trained rows; `interpolation`: between that and the mean of the pieces that the token had so far. */
   readonly method?: 'mean' | 'interpolation'
   /** 0 is the mean alone, 1 the pieces alone. Default 0.5. */
   readonly interpolation?: number
@@ -45,11 +45,14 @@ async function meanOfTrained(matrix: RowMatrix): Promise<Float64Array> {
   const sum = new Float64Array(matrix.cols)
   let trained = 0
   for (let from = 0; from < matrix.rows; from += chunk) {
-    await matrix.each(Array.from({ length: Math.min(chunk, matrix.rows - from) }, (_, index) => from + index), (row) => {
-      if (row.every((value) => Math.abs(value) <= untrainedBelow)) return
-      trained++
-      for (let col = 0; col < row.length; col++) sum[col]! += row[col]!
-    })
+    await matrix.each(
+      Array.from({ length: Math.min(chunk, matrix.rows - from) }, (_, index) => from + index),
+      (row) => {
+        if (row.every((value) => Math.abs(value) <= untrainedBelow)) return
+        trained++
+        for (let col = 0; col < row.length; col++) sum[col]! += row[col]!
+      },
+    )
   }
   return sum.map((value) => value / Math.max(1, trained))
 }
@@ -63,21 +66,33 @@ async function meanOf(matrix: RowMatrix, ids: readonly number[]): Promise<Float6
 }
 
 /** Values of the new rows of a matrix, one for each token. */
-async function newRows(matrix: RowMatrix, pieces: readonly (readonly number[])[], { method = 'mean', interpolation = 0.5 }: NewTokens): Promise<Float64Array[]> {
+async function newRows(
+  matrix: RowMatrix,
+  pieces: readonly (readonly number[])[],
+  { method = 'mean', interpolation = 0.5 }: NewTokens,
+): Promise<Float64Array[]> {
   const mean = await meanOfTrained(matrix)
   if (method === 'mean') return pieces.map(() => mean)
-  return Promise.all(pieces.map(async (ids) => {
-    const own = await meanOf(matrix, ids)
-    return mean.map((value, col) => (1 - interpolation) * value + interpolation * own[col]!)
-  }))
+  return Promise.all(
+    pieces.map(async (ids) => {
+      const own = await meanOf(matrix, ids)
+      return mean.map((value, col) => (1 - interpolation) * value + interpolation * own[col]!)
+    }),
+  )
 }
 
 async function* bytesOf({ path, offset, bytes }: TensorLocation, to = bytes): AsyncGenerator<Uint8Array> {
-  if (to > 0) yield* createReadStream(path, { start: offset, end: offset + to - 1, highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>
+  if (to > 0)
+    yield* createReadStream(path, { start: offset, end: offset + to - 1, highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>
 }
 
 /** The stored rows up to `from`, the new ones, the stored ones behind them, and rows of zeros to the end. */
-async function* resizedBytes(tensor: TensorLocation, rows: number, from: number, added: readonly Float64Array[]): AsyncGenerator<Uint8Array> {
+async function* resizedBytes(
+  tensor: TensorLocation,
+  rows: number,
+  from: number,
+  added: readonly Float64Array[],
+): AsyncGenerator<Uint8Array> {
   const [before, cols] = tensor.shape as [number, number]
   const rowBytes = tensor.bytes / before
   yield* bytesOf(tensor, from * rowBytes)
@@ -91,11 +106,19 @@ async function* resizedBytes(tensor: TensorLocation, rows: number, from: number,
 function checkTokens(tokenizer: Tokenizer, { tokens, interpolation = 0.5 }: NewTokens): string[] {
   const wanted = [...new Set(tokens)]
   const empty = wanted.find((token) => token.trim() === '')
-  if (empty !== undefined) throw new UnslothError('USAGE', `${JSON.stringify(empty)} is no token: it is empty.`, { hint: 'Give the texts of the tokens, such as <think>.' })
-  if (!(interpolation >= 0 && interpolation <= 1)) throw new UnslothError('USAGE', `An interpolation of ${interpolation} is not between 0 and 1.`)
+  if (empty !== undefined)
+    throw new UnslothError('USAGE', `${JSON.stringify(empty)} is no token: it is empty.`, {
+      hint: 'Give the texts of the tokens, such as <think>.',
+    })
+  if (!(interpolation >= 0 && interpolation <= 1))
+    throw new UnslothError('USAGE', `An interpolation of ${interpolation} is not between 0 and 1.`)
   const fresh = wanted.filter((token) => tokenizer.idOf(token) === undefined)
   if (fresh.length === 0)
-    throw new UnslothError('USAGE', `${wanted.length === 0 ? 'No token is given' : `The tokenizer has ${wanted.map((token) => quote(token)).join(', ')} already`}; there is nothing to add.`)
+    throw new UnslothError(
+      'USAGE',
+      (wanted.length === 0 ? 'No token is given' : `The tokenizer has ${wanted.map((token) => quote(token)).join(', ')} already`) +
+        '; there is nothing to add.',
+    )
   return fresh
 }
 
@@ -110,7 +133,9 @@ export async function addTokens(folder: string, target: string, request: NewToke
   if (existsSync(target)) throw new UnslothError('FILE_WRITE', `${target} is there already.`, { hint: 'Name a new folder.' })
   const { embedding, head } = await tokenMatrices(folder)
   if (embedding === undefined)
-    throw new UnslothError('MODEL_INVALID', `${folder}: no embedding matrix in 16 or 32 bits was found.`, { hint: 'Take the model in 16 bits.' })
+    throw new UnslothError('MODEL_INVALID', `${folder}: no embedding matrix in 16 or 32 bits was found.`, {
+      hint: 'Take the model in 16 bits.',
+    })
   const first = tokenizer.vocabSize
   const { multipleOf = 1 } = request
   const rows = Math.ceil(Math.max(embedding.rows, first + fresh.length) / multipleOf) * multipleOf
@@ -123,7 +148,9 @@ export async function addTokens(folder: string, target: string, request: NewToke
     const tensors: NamedTensor[] = [...source.tensors.values()].map((tensor) => {
       const added = made.get(tensor.name)
       return {
-        name: tensor.name, dtype: tensor.dtype, shape: added === undefined ? tensor.shape : [rows, tensor.shape[1]!],
+        name: tensor.name,
+        dtype: tensor.dtype,
+        shape: added === undefined ? tensor.shape : [rows, tensor.shape[1]!],
         data: () => (added === undefined ? bytesOf(tensor) : resizedBytes(tensor, rows, first, added)),
       }
     })
@@ -132,14 +159,22 @@ export async function addTokens(folder: string, target: string, request: NewToke
     await writeTokenizer(tokenizer, draft)
     await writeNewTokens(draft, fresh, first)
   })
-  return { added: fresh.map((token, index) => ({ token, id: first + index })), rowsBefore: embedding.rows, rows, matrices: matrices.map(({ name }) => name) }
+  return {
+    added: fresh.map((token, index) => ({ token, id: first + index })),
+    rowsBefore: embedding.rows,
+    rows,
+    matrices: matrices.map(({ name }) => name),
+  }
 }
 
 async function writeConfig(from: string, to: string, rows: number): Promise<void> {
   const config = await readJsonObject(join(from, 'config.json'), { keepNumbers: true })
-  const text = isJsonObject(config.text_config) ? { text_config: { ...config.text_config, vocab_size: rows } } : { vocab_size: rows }
+  const text = isJsonObject(config.text_config)
+    ? { text_config: { ...config.text_config, vocab_size: rows } }
+    : { vocab_size: rows }
   await writeFileAtomic(join(to, 'config.json'), `${pythonJson({ ...config, ...text })}\n`)
-  if (existsSync(join(from, 'generation_config.json'))) await copyFile(join(from, 'generation_config.json'), join(to, 'generation_config.json'))
+  if (existsSync(join(from, 'generation_config.json')))
+    await copyFile(join(from, 'generation_config.json'), join(to, 'generation_config.json'))
 }
 
 /** Adds the tokens to the files of the tokenizer. */
@@ -147,12 +182,18 @@ async function writeNewTokens(folder: string, tokens: readonly string[], first: 
   const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: false }
   const path = join(folder, 'tokenizer.json')
   const definition = await readJsonObject(path)
-  const added = [...(definition.added_tokens as unknown[]), ...tokens.map((content, index) => ({ id: first + index, content, ...flags }))]
+  const added = [
+    ...(definition.added_tokens as unknown[]),
+    ...tokens.map((content, index) => ({ id: first + index, content, ...flags })),
+  ]
   await writeFileAtomic(path, JSON.stringify({ ...definition, added_tokens: added }, null, 2))
   const configPath = join(folder, 'tokenizer_config.json')
   if (!existsSync(configPath)) return
   const config = await readJsonObject(configPath, { keepNumbers: true })
   if (!isJsonObject(config.added_tokens_decoder)) return
   const more = Object.fromEntries(tokens.map((content, index) => [String(first + index), { content, ...flags }]))
-  await writeFileAtomic(configPath, `${pythonJson({ ...config, added_tokens_decoder: { ...config.added_tokens_decoder, ...more } })}\n`)
+  await writeFileAtomic(
+    configPath,
+    `${pythonJson({ ...config, added_tokens_decoder: { ...config.added_tokens_decoder, ...more } })}\n`,
+  )
 }

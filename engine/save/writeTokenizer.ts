@@ -17,10 +17,12 @@ const roles = ['bos', 'eos', 'pad', 'unk'] as const
 
 /** Tokens of roles that are others than the files say, under the keys of tokenizer_config.json. */
 function changedRoles(files: TokenizerFiles, original: TokenizerFiles): Record<string, string> {
-  return Object.fromEntries(roles.flatMap((role) => {
-    const token = files.tokens[role]
-    return token === undefined || token === original.tokens[role] ? [] : [[`${role}_token`, token]]
-  }))
+  return Object.fromEntries(
+    roles.flatMap((role) => {
+      const token = files.tokens[role]
+      return token === undefined || token === original.tokens[role] ? [] : [[`${role}_token`, token]]
+    }),
+  )
 }
 
 const hasPieces = (name: string): boolean => name === 'tokenizer.model'
@@ -35,34 +37,46 @@ export async function writeTokenizer(tokenizer: Tokenizer, to: string): Promise<
   const original = await readTokenizerFiles(folder)
   const redefined = files.converted || JSON.stringify(files.definition) !== JSON.stringify(original.definition)
   // The pieces of SentencePiece would say something else than tokenizer.json.
-  for (const name of tokenizerFiles) if (!(redefined && !files.converted && hasPieces(name))) await copyFile(join(folder, name), join(to, name))
+  for (const name of tokenizerFiles)
+    if (!(redefined && !files.converted && hasPieces(name))) await copyFile(join(folder, name), join(to, name))
   if (redefined) await writeFileAtomic(join(to, 'tokenizer.json'), JSON.stringify(files.definition, null, 2))
   const template = chatTemplates.get('default')
   const newTemplate = template !== undefined && template !== original.chatTemplates.get('default')
   const changed = changedRoles(files, original)
   if (options.fix === false && !redefined && !newTemplate && Object.keys(changed).length === 0) return
   const read = async (name: string): Promise<Record<string, unknown> | undefined> =>
-    (existsSync(join(to, name)) ? readJsonObject(join(to, name), { keepNumbers: true }) : undefined)
+    existsSync(join(to, name)) ? readJsonObject(join(to, name), { keepNumbers: true }) : undefined
   const config = await read('tokenizer_config.json')
-  if (newTemplate && tokenizerFiles.some((name) => name.startsWith('chat_template.'))) await writeFileAtomic(join(to, 'chat_template.jinja'), template)
+  if (newTemplate && tokenizerFiles.some((name) => name.startsWith('chat_template.')))
+    await writeFileAtomic(join(to, 'chat_template.jinja'), template)
   const inConfig = newTemplate && !tokenizerFiles.some((name) => name.startsWith('chat_template.'))
   if (config !== undefined || inConfig || Object.keys(changed).length > 0) {
     const decoder = redefined && isJsonObject(config?.added_tokens_decoder) ? { added_tokens_decoder: decoderOf(files) } : {}
     const templates = inConfig ? { chat_template: allTemplates(config?.chat_template, template) } : {}
-    await writeFileAtomic(join(to, 'tokenizer_config.json'), `${pythonJson({ ...config, ...changed, ...decoder, ...templates, padding_side: 'left' })}\n`)
+    await writeFileAtomic(
+      join(to, 'tokenizer_config.json'),
+      `${pythonJson({ ...config, ...changed, ...decoder, ...templates, padding_side: 'left' })}\n`,
+    )
   }
   const map = await read('special_tokens_map.json')
-  if (map !== undefined && Object.keys(changed).length > 0) await writeFileAtomic(join(to, 'special_tokens_map.json'), `${pythonJson({ ...map, ...changed })}\n`)
+  if (map !== undefined && Object.keys(changed).length > 0)
+    await writeFileAtomic(join(to, 'special_tokens_map.json'), `${pythonJson({ ...map, ...changed })}\n`)
 }
 
 /** Several named templates stay several. */
-const allTemplates = (given: unknown, template: string): unknown => (
-  !Array.isArray(given) ? template
-    : [{ name: 'default', template }, ...(given as unknown[]).filter((entry) => !(isJsonObject(entry) && entry.name === 'default'))]
-)
+const allTemplates = (given: unknown, template: string): unknown =>
+  !Array.isArray(given)
+    ? template
+    : [
+        { name: 'default', template },
+        ...(given as unknown[]).filter((entry) => !(isJsonObject(entry) && entry.name === 'default')),
+      ]
 
 /** Added tokens as tokenizer_config.json lists them. */
 const decoderOf = ({ definition }: TokenizerFiles): Record<string, unknown> =>
-  Object.fromEntries(definition.added_tokens.map(({ id, ...token }) => [
-    String(id), { lstrip: false, normalized: false, rstrip: false, single_word: false, ...token },
-  ]))
+  Object.fromEntries(
+    definition.added_tokens.map(({ id, ...token }) => [
+      String(id),
+      { lstrip: false, normalized: false, rstrip: false, single_word: false, ...token },
+    ]),
+  )

@@ -10,12 +10,24 @@ const json = (...path: string[]): Json => JSON.parse(readFileSync(join(...path),
 
 describe('tokenizer of what was trained', () => {
   const folder = temporaryFolder()
-  const rows = [{ messages: [{ role: 'user', content: 'Who?' }, { role: 'assistant', content: 'Lily.' }] }]
+  const rows = [
+    {
+      messages: [
+        { role: 'user', content: 'Who?' },
+        { role: 'assistant', content: 'Lily.' },
+      ],
+    },
+  ]
 
   it('is saved with the template of the recipe and what ends its turns, and generates with them', async () => {
-    const recipe = makeRecipe(join(folder, 'run'), { data: { local_dataset: writeJsonl(join(folder, 'd.jsonl'), rows), chat_template: 'chatml' } })
+    const recipe = makeRecipe(join(folder, 'run'), {
+      data: { local_dataset: writeJsonl(join(folder, 'd.jsonl'), rows), chat_template: 'chatml' },
+    })
     const prepared = await prepareRun({ ...recipe, training: { ...recipe.training, train_on_completions: true } })
-    assert.match(prepared.warnings.join('\n'), /Tokenizer: the chat template ends turns with "<\|im_end\|>", texts end with "<\/s>"/)
+    assert.match(
+      prepared.warnings.join('\n'),
+      /Tokenizer: the chat template ends turns with "<\|im_end\|>", texts end with "<\/s>"/,
+    )
     const { tokenizer } = prepared.model
     const [sample] = prepared.samples
     // The row that always ended texts is trained to end the answer.

@@ -35,10 +35,13 @@ describe('rows of tokens that were never trained', () => {
     writeFileSync(embedding.path, bytes)
   })
 
-  const recipe = (modulesToSave: readonly string[]) => makeRecipe(join(folder, 'run'), {
-    model, data: { local_dataset: writeJsonl(join(folder, 'd.jsonl'), [{ text: `Once ${text} upon` }, { text: `${text}${text}` }]) },
-    training: { max_steps: 1, batch_size: 2 }, lora: { modules_to_save: modulesToSave },
-  })
+  const recipe = (modulesToSave: readonly string[]) =>
+    makeRecipe(join(folder, 'run'), {
+      model,
+      data: { local_dataset: writeJsonl(join(folder, 'd.jsonl'), [{ text: `Once ${text} upon` }, { text: `${text}${text}` }]) },
+      training: { max_steps: 1, batch_size: 2 },
+      lora: { modules_to_save: modulesToSave },
+    })
 
   it('are found in the data; frozen ones are told, trained ones are filled with the mean', async () => {
     const frozen = await prepareRun(recipe([]))
@@ -60,7 +63,10 @@ describe('rows of tokens that were never trained', () => {
     } finally {
       prepared.model.dispose()
     }
-    assert.equal((await prepareRun({ ...recipe(['embed_tokens']), model: { ...recipe([]).model, fix_tokenizer: false } })).untrained.size, 0)
+    assert.equal(
+      (await prepareRun({ ...recipe(['embed_tokens']), model: { ...recipe([]).model, fix_tokenizer: false } })).untrained.size,
+      0,
+    )
     assert.ok((await FastLanguageModel.fromPretrained({ modelName: model })).tokenizer.specialIds.has(token))
   })
 })

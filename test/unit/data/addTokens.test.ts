@@ -19,20 +19,38 @@ const valueAt = (row: number, col: number): number => (row % 7) - 3 + col / 4
 /** A folder with the tokenizer of 512 tokens and matrices of so many rows, of which those beyond 512 are zero. */
 async function model(rows: number, { head = true, dtype = 'F32' }: { head?: boolean; dtype?: FloatDtype } = {}): Promise<string> {
   const folder = folderWith({
-    'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')), 'tokenizer_config.json': '{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}',
+    'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')),
+    'tokenizer_config.json': '{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}',
     'config.json': `{"model_type": "llama", "vocab_size": ${rows}, "rope_theta": 10000.0}`,
   })
   const matrix = (name: string, sign: number) => ({
-    name, dtype, shape: [rows, cols], data: encodeFloats(dtype, Float64Array.from({ length: rows * cols }, (_, at) => (at < trained * cols ? sign * valueAt(Math.floor(at / cols), at % cols) : 0))),
+    name,
+    dtype,
+    shape: [rows, cols],
+    data: encodeFloats(
+      dtype,
+      Float64Array.from({ length: rows * cols }, (_, at) =>
+        at < trained * cols ? sign * valueAt(Math.floor(at / cols), at % cols) : 0,
+      ),
+    ),
   })
   const norm = { name: 'model.norm.weight', dtype, shape: [cols], data: encodeFloats(dtype, Float64Array.of(1, 2, 3, 4)) }
-  await writeSafetensors(join(folder, 'model.safetensors'), [matrix('model.embed_tokens.weight', 1), ...(head ? [matrix('lm_head.weight', -1)] : []), norm])
+  await writeSafetensors(join(folder, 'model.safetensors'), [
+    matrix('model.embed_tokens.weight', 1),
+    ...(head ? [matrix('lm_head.weight', -1)] : []),
+    norm,
+  ])
   return folder
 }
-const rowOf = async (matrix: RowMatrix, row: number): Promise<number[]> => [...(await matrix.each([row], (values) => [...values])).get(row)!]
+const rowOf = async (matrix: RowMatrix, row: number): Promise<number[]> => [
+  ...(await matrix.each([row], (values) => [...values])).get(row)!,
+]
 const mean = (sign: number, rows = Array.from({ length: trained }, (_, row) => row)): number[] =>
   Array.from({ length: cols }, (_, col) => (sign * rows.reduce((sum, row) => sum + valueAt(row, col), 0)) / rows.length)
-const close = (got: readonly number[], expected: readonly number[]): void => got.forEach((value, index) => assert.ok(Math.abs(value - expected[index]!) < 1e-5, `${got.join()} instead of ${expected.join()}`))
+const close = (got: readonly number[], expected: readonly number[]): void =>
+  got.forEach((value, index) =>
+    assert.ok(Math.abs(value - expected[index]!) < 1e-5, `${got.join()} instead of ${expected.join()}`),
+  )
 
 describe('adding tokens', () => {
   after(removeFolders)
@@ -41,15 +59,24 @@ describe('adding tokens', () => {
     const folder = await model(512)
     const target = join(folderWith({}), 'grown')
     const result = await addTokens(folder, target, { tokens: ['<think>', '</think>', '<think>', 'Once'], multipleOf: 8 })
-    const added = [{ token: '<think>', id: 512 }, { token: '</think>', id: 513 }]
+    const added = [
+      { token: '<think>', id: 512 },
+      { token: '</think>', id: 513 },
+    ]
     const known = (await loadTokenizer(folder)).idOf('Once') !== undefined
     assert.deepEqual(result.added.slice(0, 2), added)
-    assert.deepEqual([result.rowsBefore, result.rows, result.matrices, result.added.length], [512, 520, ['model.embed_tokens.weight', 'lm_head.weight'], known ? 2 : 3])
+    assert.deepEqual(
+      [result.rowsBefore, result.rows, result.matrices, result.added.length],
+      [512, 520, ['model.embed_tokens.weight', 'lm_head.weight'], known ? 2 : 3],
+    )
     const { embedding, head } = await tokenMatrices(target)
     assert.deepEqual([embedding!.rows, head!.rows], [520, 520])
     close(await rowOf(embedding!, 513), mean(1))
     close(await rowOf(head!, 512), mean(-1))
-    close(await rowOf(embedding!, 100), Array.from({ length: cols }, (_, col) => valueAt(100, col)))
+    close(
+      await rowOf(embedding!, 100),
+      Array.from({ length: cols }, (_, col) => valueAt(100, col)),
+    )
     close(await rowOf(embedding!, 519), [0, 0, 0, 0])
     assert.match(readFileSync(join(target, 'config.json'), 'utf8'), /"rope_theta": 10000\.0,\n {2}"vocab_size": 520/)
     const native = NativeTokenizer.fromFile(join(target, 'tokenizer.json'))
@@ -67,7 +94,10 @@ describe('adding tokens', () => {
     const { embedding, head } = await tokenMatrices(target)
     assert.equal(head, undefined)
     const [all, own] = [mean(1), mean(1, pieces)]
-    close(await rowOf(embedding!, 512), all.map((value, col) => 0.75 * value + 0.25 * own[col]!))
+    close(
+      await rowOf(embedding!, 512),
+      all.map((value, col) => 0.75 * value + 0.25 * own[col]!),
+    )
   })
 
   it('uses rows that are free, and never makes a matrix smaller', async () => {
@@ -76,7 +106,9 @@ describe('adding tokens', () => {
     assert.deepEqual((await addTokens(folder, target, { tokens: ['<x>'] })).rows, 600)
     const { embedding } = await tokenMatrices(target)
     // 8 bits of precision.
-    ;(await rowOf(embedding!, 512)).forEach((value, col) => assert.ok(Math.abs(value - mean(1)[col]!) <= 2 ** -8 * Math.abs(value)))
+    ;(await rowOf(embedding!, 512)).forEach((value, col) =>
+      assert.ok(Math.abs(value - mean(1)[col]!) <= 2 ** -8 * Math.abs(value)),
+    )
     assert.deepEqual(await rowOf(embedding!, 513), [0, 0, 0, 0])
   })
 
@@ -89,7 +121,17 @@ describe('adding tokens', () => {
 
   it('is a command', async () => {
     const target = join(folderWith({}), 'grown')
-    const args = parseArgs(['tokenizer', bundled, '--add_tokens', '<think> </think>', '--output', target, '--interpolation', '0.5', '--json'])
+    const args = parseArgs([
+      'tokenizer',
+      bundled,
+      '--add_tokens',
+      '<think> </think>',
+      '--output',
+      target,
+      '--interpolation',
+      '0.5',
+      '--json',
+    ])
     const lines: string[] = []
     const log = console.log
     console.log = (line: string) => lines.push(line)
@@ -105,7 +147,11 @@ describe('adding tokens', () => {
   it('refuses what is there already, and leaves nothing of a failure', async () => {
     const folder = await model(512)
     const target = join(folderWith({}), 'grown')
-    await rejects(addTokens(folder, target, { tokens: ['<s>'] }), 'USAGE', /The tokenizer has "<s>" already; there is nothing to add/)
+    await rejects(
+      addTokens(folder, target, { tokens: ['<s>'] }),
+      'USAGE',
+      /The tokenizer has "<s>" already; there is nothing to add/,
+    )
     await rejects(addTokens(folder, target, { tokens: [' '] }), 'USAGE', /is no token/)
     await rejects(addTokens(folder, folder, { tokens: ['<x>'] }), 'FILE_WRITE', /is there already/)
     await rejects(addTokens(folder, target, { tokens: ['<x>'], interpolation: 2 }), 'USAGE', /not between 0 and 1/)

@@ -20,16 +20,29 @@ describe('index of rows', () => {
     const random = new Xoshiro128(3)
     const lines: string[] = ['\ufeff{"n":0}']
     const expected: [number, number][] = [[1, 0]]
-    for (let n = 1; n < 12_000; ) {
+    for (let n = 1; n < 12_000;) {
       if (random.below(9) === 0) lines.push(['', ' ', '\t \r'][random.below(3)]!)
       else {
         expected.push([lines.length + 1, n])
-        lines.push(JSON.stringify({ n: n++, ...(random.below(700) === 0 && { long: 'x'.repeat(random.below(600_000)) }) }) + (random.below(2) === 0 ? '\r' : ''))
+        lines.push(
+          JSON.stringify({ n: n++, ...(random.below(700) === 0 && { long: 'x'.repeat(random.below(600_000)) }) }) +
+            (random.below(2) === 0 ? '\r' : ''),
+        )
       }
     }
     for (const end of ['', '\n', '\n\n \n']) {
       const file = fileWith('d.jsonl', lines.join('\n') + end)
-      for (const from of [11_999, 5000, 4095, 4096, 0, 1, 11_000, 8193, ...Array.from({ length: 20 }, () => random.below(12_000))])
+      for (const from of [
+        11_999,
+        5000,
+        4095,
+        4096,
+        0,
+        1,
+        11_000,
+        8193,
+        ...Array.from({ length: 20 }, () => random.below(12_000)),
+      ])
         assert.deepEqual(await take(file, from), expected.slice(from, from + 3), String(from))
       assert.deepEqual(await take(file, 12_000), [])
       assert.equal(await countRows([file]), 12_000)
@@ -63,7 +76,10 @@ describe('index of rows', () => {
     const timed = async (firstRow: number): Promise<number> => {
       const since = performance.now()
       const { preview } = await cache.preview({ recipe, rows: 200, firstRow, count: 2 }, context)
-      assert.deepEqual(preview?.shown.map(({ line }) => line), [firstRow + 1, firstRow + 2])
+      assert.deepEqual(
+        preview?.shown.map(({ line }) => line),
+        [firstRow + 1, firstRow + 2],
+      )
       return performance.now() - since
     }
     const [first, last] = [0, blocks * 4096 - 500]

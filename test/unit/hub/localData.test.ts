@@ -23,7 +23,8 @@ describe('data of a recipe on the Hub', () => {
     const local = await localData(recipe, undefined, { settings: hub.settings(), ...options })
     return readRecipeData({ ...recipe, data: local.data }, await fixtureTokenizer('stories260k'), { groups: local.groups })
   }
-  const lines = ({ samples }: { samples: readonly { file: string; line: number }[] } = { samples: [] }) => samples.map(({ file, line }) => `${basename(file)}:${line}`)
+  const lines = ({ samples }: { samples: readonly { file: string; line: number }[] } = { samples: [] }) =>
+    samples.map(({ file, line }) => `${basename(file)}:${line}`)
 
   beforeEach(() => {
     hub.server.push('datasets/tiny/data', { 'README.md': '# Data', 'train.jsonl': texts(20), 'test.jsonl': texts(10, 'test') })
@@ -35,7 +36,10 @@ describe('data of a recipe on the Hub', () => {
     const other = await read('  dataset: tiny/data\n  eval_split: test[2:4]\n')
     assert.deepEqual([other.train.samples.length, lines(other.evaluation)], [20, ['test.jsonl:3', 'test.jsonl:4']])
     assert.equal((await read('  dataset: tiny/data\n  eval_split: test\n')).evaluation?.samples.length, 10)
-    await assert.rejects(read('  dataset: tiny/data\n  eval_split: "test[5"\n'), failure('DATA', /data\.eval_split: "test\[5" is no split/))
+    await assert.rejects(
+      read('  dataset: tiny/data\n  eval_split: "test[5"\n'),
+      failure('DATA', /data\.eval_split: "test\[5" is no split/),
+    )
   })
 
   it('are mixed with files of this machine', async () => {
@@ -55,9 +59,25 @@ describe('data of a recipe on the Hub', () => {
   it('that are gated say what to do, without a token and with one that has no access', async () => {
     hub.server.push('datasets/tiny/gated', { 'README.md': '# Data', 'train.jsonl': texts(2) }, { gated: true })
     const gated = '  dataset: tiny/gated\n'
-    await assert.rejects(read(gated), failure('HUB', /tiny\/gated is gated/, /Accept its licence at \S+datasets\/tiny\/gated while logged in\. Then: Set HF_TOKEN/))
+    await assert.rejects(
+      read(gated),
+      failure(
+        'HUB',
+        /tiny\/gated is gated/,
+        /Accept its licence at \S+datasets\/tiny\/gated while logged in\. Then: Set HF_TOKEN/,
+      ),
+    )
     // The Hub answers 403 to an account that has not accepted the terms.
-    hub.server.faults.push({ path: 'tiny/gated/resolve', host: 'hub', status: 403, headers: { 'x-error-code': 'GatedRepo', 'x-error-message': 'Access to dataset tiny/gated is restricted' }, times: 99 })
-    await assert.rejects(read(gated, { settings: hub.settings({ token: 'hf_loopbackTokenForTests0123456789' }) }), failure('HUB', /tiny\/gated is gated/, /The token .* has to belong to the same account/))
+    hub.server.faults.push({
+      path: 'tiny/gated/resolve',
+      host: 'hub',
+      status: 403,
+      headers: { 'x-error-code': 'GatedRepo', 'x-error-message': 'Access to dataset tiny/gated is restricted' },
+      times: 99,
+    })
+    await assert.rejects(
+      read(gated, { settings: hub.settings({ token: 'hf_loopbackTokenForTests0123456789' }) }),
+      failure('HUB', /tiny\/gated is gated/, /The token .* has to belong to the same account/),
+    )
   })
 })
