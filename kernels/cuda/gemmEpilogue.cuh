@@ -64,7 +64,14 @@ struct Epilogue {
     if (!vectors || column + 8 > n) {
 #pragma unroll 1
       for (int i = 0; i < 8; i += 2) {  // chosen, not indexed: v stays in registers
-        const float first = i == 0 ? v[0] : i == 2 ? v[2] : i == 4 ? v[4] : v[6], second = i == 0 ? v[1] : i == 2 ? v[3] : i == 4 ? v[5] : v[7];
+        const float first = i == 0   ? v[0]
+                            : i == 2 ? v[2]
+                            : i == 4 ? v[4]
+                                     : v[6],
+                    second = i == 0   ? v[1]
+                             : i == 2 ? v[3]
+                             : i == 4 ? v[5]
+                                      : v[7];
         storePair(row, column + i, first, second);
       }
       return;
@@ -114,7 +121,8 @@ struct Epilogue {
   static __device__ __forceinline__ void addPair(const void* data, DType dtype, int64_t at, float& first, float& second) {
     float2 v;
     if (dtype == DType::F32) v = *reinterpret_cast<const float2*>(static_cast<const float*>(data) + at);
-    else if (dtype == DType::BF16) v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(data) + at));
+    else if (dtype == DType::BF16)
+      v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(data) + at));
     else v = __half22float2(*reinterpret_cast<const __half2*>(static_cast<const __half*>(data) + at));
     first += v.x;
     second += v.y;
@@ -123,15 +131,20 @@ struct Epilogue {
 
 /** Whether pieces of so many bytes of a row can be moved at once. */
 inline bool movesInPieces(const View& v, size_t bytes) {
-  return !v.present() || (reinterpret_cast<uintptr_t>(v.data) % bytes == 0 && static_cast<size_t>(v.ld) * bytesPerElement(v.dtype) % bytes == 0);
+  return !v.present() ||
+         (reinterpret_cast<uintptr_t>(v.data) % bytes == 0 && static_cast<size_t>(v.ld) * bytesPerElement(v.dtype) % bytes == 0);
 }
 
 inline Epilogue epilogueOf(const GemmArgs& args) {
   const View &c = args.c, &add = args.add;
   const bool pairs = movesInPieces(c, 2 * bytesPerElement(c.dtype)) && movesInPieces(add, 2 * bytesPerElement(add.dtype));
-  return {c.data,  args.bias.data,   add.data,  args.m,          args.n, c.ld,
-          add.ld,  args.bias.rows == 1 ? 1 : args.bias.ld, c.dtype, args.bias.dtype, add.dtype, args.accumulate,
-          pairs,   movesInPieces(c, 16) && movesInPieces(add, 16)};
+  return {c.data,    args.bias.data,
+          add.data,  args.m,
+          args.n,    c.ld,
+          add.ld,    args.bias.rows == 1 ? 1 : args.bias.ld,
+          c.dtype,   args.bias.dtype,
+          add.dtype, args.accumulate,
+          pairs,     movesInPieces(c, 16) && movesInPieces(add, 16)};
 }
 
 /**

@@ -42,8 +42,8 @@ __device__ __forceinline__ float4 loadFour(const void* data, DType dtype, int64_
 }
 
 /** Elements i … i+3 of row r, zero from column `columns` on and beyond row `rows`. */
-__device__ __forceinline__ float4 loadGuarded(const void* data, DType dtype, bool vector, int64_t ld, int64_t r, int64_t i, int64_t rows,
-                                              int64_t columns) {
+__device__ __forceinline__ float4 loadGuarded(const void* data, DType dtype, bool vector, int64_t ld, int64_t r, int64_t i,
+                                              int64_t rows, int64_t columns) {
   float4 v = make_float4(0, 0, 0, 0);
   if (r < 0 || r >= rows) return v;
   const int64_t at = r * ld + i;
@@ -63,12 +63,14 @@ struct Side {
   float4 held[perThread];
 
   /** `first`: the first row (column) of the operand in this tile, may be negative; `count` of them exist; k from k0 below k. */
-  __device__ __forceinline__ void load(const void* data, DType dtype, bool vector, int64_t ld, int64_t first, int64_t count, int64_t k0, int64_t k) {
+  __device__ __forceinline__ void load(const void* data, DType dtype, bool vector, int64_t ld, int64_t first, int64_t count,
+                                       int64_t k0, int64_t k) {
 #pragma unroll
     for (int i = 0; i < perThread; ++i) {
       const int piece = static_cast<int>(threadIdx.x) + i * threads;
       if (pieces % threads != 0 && piece >= pieces) break;
-      if (alongK) held[i] = loadGuarded(data, dtype, vector, ld, first + piece / (depth / 4), k0 + piece % (depth / 4) * 4, count, k);
+      if (alongK)
+        held[i] = loadGuarded(data, dtype, vector, ld, first + piece / (depth / 4), k0 + piece % (depth / 4) * 4, count, k);
       else held[i] = loadGuarded(data, dtype, vector, ld, k0 + piece / (extent / 4), first + piece % (extent / 4) * 4, k, count);
     }
   }
@@ -171,8 +173,8 @@ __global__ void __launch_bounds__(threads) simpleKernel(const __grid_constant__ 
   for (int i = 0; i < rows; ++i)
 #pragma unroll
     for (int j = 0; j < columns; j += 2)
-      out.storePair(m0 + i / 4 * (tileM / (rows / 4)) + ty * 4 + i % 4, n0 + j / 4 * (tileN / (columns / 4)) + tx * 4 + j % 4, sum[i][j],
-                    sum[i][j + 1]);
+      out.storePair(m0 + i / 4 * (tileM / (rows / 4)) + ty * 4 + i % 4, n0 + j / 4 * (tileN / (columns / 4)) + tx * 4 + j % 4,
+                    sum[i][j], sum[i][j + 1]);
 }
 
 /** Whether four neighbours of any row can be read at once where they exist. */
@@ -186,7 +188,8 @@ void launch(SimpleArgs args, int mode, const Context& context) {
   const int64_t depths = std::max<int64_t>(1, (args.sources[0].k + depth - 1) / depth);
   const int64_t wanted = 2 * context.gpu->multiprocessors / std::max<int64_t>(1, tiles);
   const size_t bytesPerSplit = static_cast<size_t>(tiles) * tileM * tileN * sizeof(float);
-  int64_t splits = tiles > maxSplitTiles ? 1 : std::min({wanted, depths / 8, static_cast<int64_t>(context.workspaceBytes / bytesPerSplit)});
+  int64_t splits =
+      tiles > maxSplitTiles ? 1 : std::min({wanted, depths / 8, static_cast<int64_t>(context.workspaceBytes / bytesPerSplit)});
   splits = std::clamp<int64_t>(splits, 1, 64);
   args.depthsPerSplit = (depths + splits - 1) / splits;
   args.splits = static_cast<int>((depths + args.depthsPerSplit - 1) / args.depthsPerSplit);
@@ -219,7 +222,8 @@ bool gemmSimple(const GemmArgs& args, const Context& context) {
     }
     if (args.n <= 32) launch<128, 32, 4, 4>(call, args.mode, context);
     else if (args.m <= 32) launch<32, 128, 4, 4>(call, args.mode, context);
-    else if ((args.m + 127) / 128 * ((args.n + 127) / 128) < context.gpu->multiprocessors) launch<64, 64, 4, 4>(call, args.mode, context);
+    else if ((args.m + 127) / 128 * ((args.n + 127) / 128) < context.gpu->multiprocessors)
+      launch<64, 64, 4, 4>(call, args.mode, context);
     else launch<128, 128, 8, 8>(call, args.mode, context);
     // More terms than a launch takes: the rest is added by further ones.
     call.sources[0].k = 0;

@@ -1,25 +1,27 @@
 #include <algorithm>
 
 #include "gemmEpilogue.cuh"
-#include "mma.cuh"
+#include "gemmFeed.cuh"
 
 namespace unsloth::cuda {
 namespace {
 
-constexpr int threads = 256, warps = 8;
-constexpr int gap = 8;  // elements between rows in shared memory: no bank conflicts, rows stay 16-byte aligned
-constexpr int maxStages = 5, largestCluster = 8;
+constexpr int largestCluster = 8;  // that every GPU with clusters takes
 
-#ifndef SKINNY_ROWS
-#define SKINNY_ROWS 128
-#define SKINNY_DEPTH 64
-#endif
+template <int rows_, int depth_>
+struct Tile {
+  static constexpr int rows = rows_;    // (columns) of the big side for each block
+  static constexpr int depth = depth_;  // of k, for each stage
+  static constexpr int warps = 8, threads = 32 * warps;
+};
 
-/** Rows (columns) of the big side for each block, and k for each stage. */
+/** Stages of shared memory, where there is room for them. */
+template <int width>
+constexpr int stagesOf = width > 64 ? 3 : 4;
+
+/** Measured on an H200: 128 bytes of each row where k runs along them, else 256 bytes of twice as many. */
 template <bool bigAlongK>
-constexpr int tileRowsOf = bigAlongK ? 128 : SKINNY_ROWS;
-template <bool bigAlongK>
-constexpr int depthOf = bigAlongK ? 64 : SKINNY_DEPTH;
+using TileOf = std::conditional_t<bigAlongK, Tile<128, 64>, Tile<128, 128>>;
 
 /**
  * The big matrix times the small one. Either is stored with k along its rows ([side, k]) or down its columns ([k, side]);
@@ -27,63 +29,20 @@ constexpr int depthOf = bigAlongK ? 64 : SKINNY_DEPTH;
  */
 struct SkinnyArgs {
   const void *big, *small;
-  int64_t bigLd, smallLd, bigCount, k;
-  int smallCount;
+  int64_t bigLd, smallLd;
+  int bigCount, smallCount, k;
   bool smallAligned;  // rows of the small matrix can be copied in 16-byte pieces
   bool transposed;
   float alpha;
   int stages;
-  int splits;              // blocks that share a tile's k
-  bool clustered;          // they form a cluster and add up through each other's shared memory, else through scratch
-  int64_t chunksPerSplit;  // of a stage's depth
-  float4* partial;         // [tile][split][sums / 4][thread]
+  int splits;          // blocks that share a tile's k
+  bool clustered;      // they form a cluster and add up through each other's shared memory, else through scratch
+  int chunksPerSplit;  // of a stage's depth
+  float4* partial;     // [tile][split][sums / 4][thread]
   Epilogue out;
 };
 
 __device__ unsigned arrived[maxSplitTiles];
-
-__device__ __forceinline__ int bytesLeft(int64_t elements) {
-  return static_cast<int>(elements >= 8 ? 16 : elements <= 0 ? 0 : elements * 2);
-}
-
-/** Copies a stage of one side to shared memory: alongK [extent][depth + gap], else [depth][extent + gap]; zeros beyond its ends. */
-template <class T, int extent, int depth, bool alongK>
-struct Stage {
-  static constexpr int stride = (alongK ? depth : extent) + gap;
-  static constexpr int bytes = (alongK ? extent : depth) * stride * 2;
-  static constexpr int perRow = (alongK ? depth : extent) / 8, pieces = extent * depth / 8;
-
-  /** `first`: the side's first row or column of the tile, of `count`. */
-  static __device__ __forceinline__ void copy(uint32_t shared, const T* data, int64_t ld, int64_t first, int64_t count, int64_t k0, int64_t k) {
-#pragma unroll
-    for (int i = 0; i < (pieces + threads - 1) / threads; ++i) {
-      const int piece = static_cast<int>(threadIdx.x) + i * threads;
-      if (pieces % threads != 0 && piece >= pieces) break;
-      const int row = piece / perRow, column = piece % perRow * 8;
-      const int64_t r = (alongK ? first : k0) + row, c = (alongK ? k0 : first) + column;
-      const int left = r < (alongK ? count : k) ? bytesLeft((alongK ? k : count) - c) : 0;
-      copyAsync16(shared + (row * stride + column) * 2, left > 0 ? data + r * ld + c : data, left);
-    }
-  }
-
-  /** The same for any alignment, element by element. */
-  static __device__ void copySlowly(T* shared, const T* data, int64_t ld, int64_t first, int64_t count, int64_t k0, int64_t k) {
-    for (int i = threadIdx.x; i < extent * depth; i += threads) {
-      const int row = i / (perRow * 8), column = i % (perRow * 8);
-      const int64_t r = (alongK ? first : k0) + row, c = (alongK ? k0 : first) + column;
-      shared[row * stride + column] = r < (alongK ? count : k) && c < (alongK ? k : count) ? data[r * ld + c] : narrow<T>(0.f);
-    }
-  }
-};
-
-__device__ __forceinline__ void waitPending(int groups) {
-  switch (groups) {
-    case 0: return waitCopies<0>();
-    case 1: return waitCopies<1>();
-    case 2: return waitCopies<2>();
-    default: return waitCopies<3>();
-  }
-}
 
 /** Piece of 16 bytes from the shared memory of block `rank` of this cluster. */
 __device__ __forceinline__ float4 loadFromCluster(uint32_t shared, int rank) {
@@ -91,7 +50,10 @@ __device__ __forceinline__ float4 loadFromCluster(uint32_t shared, int rank) {
 #if __CUDA_ARCH__ >= 900
   uint32_t there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there) : "memory");
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(there)
+               : "memory");
 #endif
   return v;
 }
@@ -103,68 +65,77 @@ __device__ __forceinline__ void syncCluster() {
 }
 
 /**
- * c = [c +] alpha·big·small + bias + add, in one pass over the big matrix: bound by reading it. A block owns some rows (columns) of
- * it and a part of k; the small matrix comes from L2, once for each block. 2·big·small·k FLOPs on the tensor cores.
+ * c = [c +] alpha·big·small + bias + add, in one pass over the big matrix: bound by reading it. A block owns some rows (columns)
+ * of it and a part of k; the small matrix comes from L2, once for each block. 2·big·small·k FLOPs on the tensor cores.
  */
 template <class T, int width, bool bigAlongK, bool smallAlongK>
-__global__ void __launch_bounds__(threads, width > 64 ? 1 : 2) skinnyKernel(const __grid_constant__ SkinnyArgs args) {
-  constexpr int tileRows = tileRowsOf<bigAlongK>, depth = depthOf<bigAlongK>;
-  using Big = Stage<T, tileRows, depth, bigAlongK>;
-  using Small = Stage<T, width, depth, smallAlongK>;
+__global__ void __launch_bounds__(TileOf<bigAlongK>::threads, width > 64 ? 1 : 2)
+    skinnyKernel(const __grid_constant__ SkinnyArgs args) {
+#if __CUDA_ARCH__ < 800
+  if constexpr (std::is_same_v<T, bf16>) return;  // never launched there
+#endif
+  using TileHere = TileOf<bigAlongK>;
+  constexpr int tileRows = TileHere::rows, depth = TileHere::depth, warps = TileHere::warps, threads = TileHere::threads;
+  using Big = Feed<T, tileRows, depth, bigAlongK, threads, false>;
+  using Small = Feed<T, width, depth, smallAlongK, threads, false>;
   constexpr int stageBytes = Big::bytes + Small::bytes;
-  constexpr int warpsAcross = width > 64 ? 2 : 1, rowTiles = tileRows / (warps / warpsAcross) / 16, columnTiles = width / warpsAcross / 8;
+  constexpr int warpsAcross = width > 64 ? 2 : 1, rowTiles = tileRows / (warps / warpsAcross) / 16,
+                columnTiles = width / warpsAcross / 8;
   static_assert(columnTiles % 2 == 0);
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   __shared__ int flag;
   const uint32_t shared = sharedAddress(sharedBytes);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warpRow = warp / warpsAcross * (rowTiles * 16), warpColumn = warp % warpsAcross * (columnTiles * 8);
-  const int64_t tile = blockIdx.x, first = tile * tileRows;
-  const auto* big = static_cast<const T*>(args.big);
-  const auto* small = static_cast<const T*>(args.small);
-
-  const int64_t begin = blockIdx.y * args.chunksPerSplit;
-  const int chunks = static_cast<int>(min((args.k + depth - 1) / depth, begin + args.chunksPerSplit) - begin);
-  auto copyStage = [&](int chunk, int slot) {
-    if (chunk < chunks) {
-      const int64_t k0 = (begin + chunk) * depth;
-      Big::copy(shared + slot * stageBytes, big, args.bigLd, first, args.bigCount, k0, args.k);
-      const int offset = slot * stageBytes + Big::bytes;
-      if (args.smallAligned) Small::copy(shared + offset, small, args.smallLd, 0, args.smallCount, k0, args.k);
-      else Small::copySlowly(reinterpret_cast<T*>(sharedBytes + offset), small, args.smallLd, 0, args.smallCount, k0, args.k);
+  const int first = blockIdx.x * tileRows;
+  const int64_t tile = blockIdx.x;
+  const int begin = blockIdx.y * args.chunksPerSplit,
+            chunks = min((args.k + depth - 1) / depth, begin + args.chunksPerSplit) - begin;
+  Big big;
+  Small small;
+  big.begin(args.big, args.bigLd, first, args.bigCount, begin * depth);
+  small.begin(args.small, args.smallLd, 0, args.smallCount, begin * depth);
+  int toCopy = chunks;
+  int k0 = begin * depth;
+  const auto copyStage = [&](int slot) {
+    if (toCopy-- > 0) {
+      const int left = args.k - k0;
+#pragma unroll
+      for (int i = 0; i < Big::pieces; ++i) big.copy(shared + slot * stageBytes, i, left);
+      if (args.smallAligned) {
+#pragma unroll
+        for (int i = 0; i < Small::pieces; ++i) small.copy(shared + slot * stageBytes + Big::bytes, i, left);
+      } else {
+        Small::copySlowly(sharedBytes + slot * stageBytes + Big::bytes, static_cast<const T*>(args.small), args.smallLd, 0,
+                          args.smallCount, k0, args.k);
+      }
+      big.next();
+      small.next();
+      k0 += depth;
     }
     commitCopies();
   };
 
-  // Rows of 8×8 matrices that this lane addresses, for each of the four layouts; see multiplyAdd for the order of the four.
-  const int low = lane % 8, half = lane / 8 % 2 * 8, upper = lane / 16 * 8;
-  const uint32_t bigLane = bigAlongK ? ((warpRow + low + half) * Big::stride + upper) * 2 : ((low + upper) * Big::stride + warpRow + half) * 2;
-  const uint32_t smallLane = Big::bytes + (smallAlongK ? ((warpColumn + low + upper) * Small::stride + half) * 2
-                                                       : ((low + half) * Small::stride + warpColumn + upper) * 2);
+  const Fragments<Big, bigAlongK, false, false> bigFragments(warpRow);
+  const Fragments<Small, smallAlongK, false, true> smallFragments(warpColumn);
   float sum[rowTiles][columnTiles][4] = {};
   const int ahead = args.stages - 1;
-  for (int s = 0; s < ahead; ++s) copyStage(s, s);
+  for (int s = 0; s < ahead; ++s) copyStage(s);
   int slot = 0, freeSlot = ahead;
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    waitPending(ahead - 1);
+    waitCopies(args.stages - 2);
     __syncthreads();
-    copyStage(chunk + ahead, freeSlot);
+    copyStage(freeSlot);
     const uint32_t stage = shared + slot * stageBytes;
     freeSlot = slot;
     slot = slot == ahead ? 0 : slot + 1;
 #pragma unroll
-    for (int k = 0; k < depth; k += 16) {
+    for (int step = 0; step < depth / 16; ++step) {
       uint32_t a[rowTiles][4], b[columnTiles / 2][4];
 #pragma unroll
-      for (int i = 0; i < rowTiles; ++i) {
-        if (bigAlongK) loadMatrices(a[i], stage + bigLane + (i * 16 * Big::stride + k) * 2);
-        else loadMatricesTransposed(a[i], stage + bigLane + (k * Big::stride + i * 16) * 2);
-      }
+      for (int i = 0; i < rowTiles; ++i) bigFragments.load(a[i], stage, i, step);
 #pragma unroll
-      for (int j = 0; j < columnTiles / 2; ++j) {
-        if (smallAlongK) loadMatrices(b[j], stage + smallLane + (j * 16 * Small::stride + k) * 2);
-        else loadMatricesTransposed(b[j], stage + smallLane + (k * Small::stride + j * 16) * 2);
-      }
+      for (int j = 0; j < columnTiles / 2; ++j) smallFragments.load(b[j], stage + Big::bytes, j, step);
 #pragma unroll
       for (int i = 0; i < rowTiles; ++i)
 #pragma unroll
@@ -177,7 +148,7 @@ __global__ void __launch_bounds__(threads, width > 64 ? 1 : 2) skinnyKernel(cons
     float4* partial = args.partial + tile * args.splits * quads * threads + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < quads; ++i) {
-      const float(&s)[4] = sum[i / columnTiles][i % columnTiles];
+      const float (&s)[4] = sum[i / columnTiles][i % columnTiles];
       __stcg(partial + (blockIdx.y * quads + i) * threads, make_float4(s[0], s[1], s[2], s[3]));
     }
     if (!lastOfSplits(&arrived[tile], args.splits, &flag)) return;
@@ -190,7 +161,7 @@ __global__ void __launch_bounds__(threads, width > 64 ? 1 : 2) skinnyKernel(cons
 #pragma unroll
       for (int i = 0; i < quads; ++i) {
         const float4 v = __ldcg(partial + (split * quads + i) * threads);
-        float(&s)[4] = sum[i / columnTiles][i % columnTiles];
+        float (&s)[4] = sum[i / columnTiles][i % columnTiles];
         s[0] += v.x, s[1] += v.y, s[2] += v.z, s[3] += v.w;
       }
   }
@@ -243,27 +214,33 @@ __global__ void __launch_bounds__(threads, width > 64 ? 1 : 2) skinnyKernel(cons
   if (args.clustered) syncCluster();  // others may still read this block's sums
 }
 
-#ifndef SKINNY_WAVES
-#define SKINNY_WAVES 1
-#endif
-
 template <class T, int width, bool bigAlongK, bool smallAlongK>
-void launch(SkinnyArgs args, const Context& context) {
-  constexpr int tileRows = tileRowsOf<bigAlongK>, depth = depthOf<bigAlongK>;
-  constexpr int stageBytes = Stage<T, tileRows, depth, bigAlongK>::bytes + Stage<T, width, depth, smallAlongK>::bytes;
+bool launch(SkinnyArgs args, const Context& context) {
+  using TileHere = TileOf<bigAlongK>;
+  constexpr int tileRows = TileHere::rows, depth = TileHere::depth, threads = TileHere::threads;
+  constexpr int stageBytes =
+      Feed<T, tileRows, depth, bigAlongK, threads, false>::bytes + Feed<T, width, depth, smallAlongK, threads, false>::bytes;
   constexpr int sumBytes = 4 * std::max(tileRows * (width + 8), (tileRows + 4) * width);
   constexpr size_t tileBytes = sizeof(float) * tileRows * width;
-  // Two blocks share a multiprocessor; the system takes 1 KB of each.
-  args.stages = std::clamp(static_cast<int>((context.gpu->sharedPerBlock / 2 - 1024) / stageBytes), 2, maxStages);
-  const int64_t tiles = (args.bigCount + tileRows - 1) / tileRows, chunks = (args.k + depth - 1) / depth;
-  const bool hasClusters = context.gpu->capability >= 90;
-  int64_t splits = std::min(2 * SKINNY_WAVES * context.gpu->multiprocessors / tiles, chunks / 2);
-  if (hasClusters) splits = std::min<int64_t>(splits, largestCluster);
-  else splits = tiles > maxSplitTiles ? 1 : std::min({splits, int64_t{64}, static_cast<int64_t>(context.workspaceBytes / (tileBytes * tiles))});
-  splits = std::max<int64_t>(splits, 1);
-  args.chunksPerSplit = std::max<int64_t>(1, (chunks + splits - 1) / splits);
+  const auto fitting = static_cast<int>(context.gpu->sharedPerBlock) / stageBytes;
+  if (fitting < 2 || sumBytes > static_cast<int>(context.gpu->sharedPerBlock)) return false;
+  args.stages = std::min(stagesOf<width>, fitting);
+  // About one block for each multiprocessor: that many read at full speed. Rows of 128 bytes leave room for a second one.
+  constexpr int64_t least = 256, most = 16;  // k of a split; splits, whose sums cost time of their own
+  const int64_t tiles = (args.bigCount + tileRows - 1) / tileRows, chunks = (int64_t{args.k} + depth - 1) / depth;
+  int64_t splits = (context.gpu->multiprocessors + (bigAlongK ? tiles / 2 : 0)) / tiles;
+  splits = std::clamp<int64_t>(std::min({splits, args.k / least, most}), 1, std::max<int64_t>(chunks, 1));
+  // A cluster must find its blocks close to each other: with many large ones that leaves multiprocessors idle.
+  const bool hasClusters = context.gpu->capability == 90 || context.gpu->capability / 10 == 10;
+  args.clustered = hasClusters && splits > 1 && splits <= largestCluster &&
+                   (splits == 2 || tiles * splits <= context.gpu->multiprocessors / 2);
+  if (!args.clustered)
+    splits = tiles > maxSplitTiles
+                 ? 1
+                 : std::clamp<int64_t>(static_cast<int64_t>(context.workspaceBytes / (tileBytes * tiles)), 1, splits);
+  args.chunksPerSplit = static_cast<int>(std::max<int64_t>(1, (chunks + splits - 1) / splits));
   args.splits = static_cast<int>(std::max<int64_t>(1, (chunks + args.chunksPerSplit - 1) / args.chunksPerSplit));
-  args.clustered = hasClusters && args.splits > 1;
+  args.clustered = args.clustered && args.splits > 1;
   args.partial = static_cast<float4*>(context.workspace);
   const auto kernel = skinnyKernel<T, width, bigAlongK, smallAlongK>;
   const int bytes = std::max(args.stages * stageBytes, sumBytes);
@@ -282,23 +259,22 @@ void launch(SkinnyArgs args, const Context& context) {
   config.numAttrs = args.clustered ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, args), "gemmSkinny");
   checkLaunch("gemmSkinny");
+  return true;
 }
 
 template <class T, bool bigAlongK, bool smallAlongK>
-void chooseWidth(const SkinnyArgs& args, const Context& context) {
-  if (args.smallCount <= 16) launch<T, 16, bigAlongK, smallAlongK>(args, context);
-  else if (args.smallCount <= 32) launch<T, 32, bigAlongK, smallAlongK>(args, context);
-  else if (args.smallCount <= 48) launch<T, 48, bigAlongK, smallAlongK>(args, context);
-  else if (args.smallCount <= 64) launch<T, 64, bigAlongK, smallAlongK>(args, context);
-  else launch<T, 128, bigAlongK, smallAlongK>(args, context);
+bool chooseWidth(const SkinnyArgs& args, const Context& context) {
+  if (args.smallCount <= 16) return launch<T, 16, bigAlongK, smallAlongK>(args, context);
+  if (args.smallCount <= 32) return launch<T, 32, bigAlongK, smallAlongK>(args, context);
+  if (args.smallCount <= 48) return launch<T, 48, bigAlongK, smallAlongK>(args, context);
+  if (args.smallCount <= 64) return launch<T, 64, bigAlongK, smallAlongK>(args, context);
+  return launch<T, 128, bigAlongK, smallAlongK>(args, context);
 }
 
 template <class T>
-void chooseLayout(const SkinnyArgs& args, bool bigAlongK, bool smallAlongK, const Context& context) {
-  if (bigAlongK && smallAlongK) chooseWidth<T, true, true>(args, context);
-  else if (bigAlongK) chooseWidth<T, true, false>(args, context);
-  else if (smallAlongK) chooseWidth<T, false, true>(args, context);
-  else chooseWidth<T, false, false>(args, context);
+bool chooseLayout(const SkinnyArgs& args, bool bigAlongK, bool smallAlongK, const Context& context) {
+  if (bigAlongK) return smallAlongK ? chooseWidth<T, true, true>(args, context) : chooseWidth<T, true, false>(args, context);
+  return smallAlongK ? chooseWidth<T, false, true>(args, context) : chooseWidth<T, false, false>(args, context);
 }
 
 /** Whether rows can be copied in 16-byte pieces; the last of a row may be shorter. */
@@ -312,22 +288,22 @@ bool gemmSkinny(const GemmArgs& args, const Context& context) {
   const bool bigIsA = args.n <= widest && (args.m > widest || args.m >= args.n);
   const View &big = bigIsA ? args.a : args.b, &small = bigIsA ? args.b : args.a;
   const int64_t smallCount = bigIsA ? args.n : args.m;
-  if (smallCount > widest || !alignedRows(big)) return false;
+  if (smallCount > widest || !alignedRows(big) || !fitsFeed(args)) return false;
   if (args.m == 0 || args.n == 0) return true;
   const bool aAlongK = args.mode != 2, bAlongK = args.mode == 0;
   SkinnyArgs call{};
   call.big = big.data, call.small = small.data;
   call.bigLd = big.ld, call.smallLd = small.ld;
-  call.bigCount = bigIsA ? args.m : args.n;
+  call.bigCount = static_cast<int>(bigIsA ? args.m : args.n);
   call.smallCount = static_cast<int>(smallCount);
-  call.k = args.k;
+  call.k = static_cast<int>(args.k);
   call.smallAligned = alignedRows(small);
   call.transposed = !bigIsA;
   call.alpha = args.alpha;
   call.out = epilogueOf(args);
-  if (args.a.dtype == DType::BF16) chooseLayout<bf16>(call, bigIsA ? aAlongK : bAlongK, bigIsA ? bAlongK : aAlongK, context);
-  else chooseLayout<__half>(call, bigIsA ? aAlongK : bAlongK, bigIsA ? bAlongK : aAlongK, context);
-  return true;
+  const bool bigAlongK = bigIsA ? aAlongK : bAlongK, smallAlongK = bigIsA ? bAlongK : aAlongK;
+  if (args.a.dtype == DType::BF16) return chooseLayout<bf16>(call, bigAlongK, smallAlongK, context);
+  return chooseLayout<__half>(call, bigAlongK, smallAlongK, context);
 }
 
 }  // namespace unsloth::cuda

@@ -18,7 +18,13 @@ namespace unsloth::cuda::test {
 inline GpuInfo readGpu() {
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, 0), "reading the GPU");
-  return {0, p.name, p.major * 10 + p.minor, p.multiProcessorCount, p.sharedMemPerBlockOptin, static_cast<size_t>(p.l2CacheSize), p.totalGlobalMem};
+  return {0,
+          p.name,
+          p.major * 10 + p.minor,
+          p.multiProcessorCount,
+          p.sharedMemPerBlockOptin,
+          static_cast<size_t>(p.l2CacheSize),
+          p.totalGlobalMem};
 }
 
 inline __host__ __device__ uint32_t hash(uint64_t x) {
@@ -41,8 +47,10 @@ __host__ __device__ inline float readAs(const void* data, DType dtype, int64_t i
 
 /** Normal numbers of the given deviation, from a hash of the position. */
 static __global__ void fillNormal(void* data, DType dtype, int64_t count, float deviation, uint64_t seed) {
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const float u = (hash(2 * i + seed * 0x9e3779b97f4a7c15ull) + 1.f) / 4294967808.f, v = hash(2 * i + 1 + seed * 0x9e3779b97f4a7c15ull) / 4294967808.f;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const float u = (hash(2 * i + seed * 0x9e3779b97f4a7c15ull) + 1.f) / 4294967808.f,
+                v = hash(2 * i + 1 + seed * 0x9e3779b97f4a7c15ull) / 4294967808.f;
     writeAs(data, dtype, i, deviation * sqrtf(-2 * logf(u)) * cosf(6.2831853f * v));
   }
 }
@@ -67,7 +75,9 @@ inline View randomMatrix(DType dtype, int64_t rows, int64_t cols, int64_t ld = 0
 }
 
 inline void release(const View& v, int64_t offset = 0) {
-  if (v.present()) check(cudaFree(static_cast<std::byte*>(v.data) - static_cast<size_t>(offset) * bytesPerElement(v.dtype)), "freeing test memory");
+  if (v.present())
+    check(cudaFree(static_cast<std::byte*>(v.data) - static_cast<size_t>(offset) * bytesPerElement(v.dtype)),
+          "freeing test memory");
 }
 
 /** A matrix on the host, widened. */
