@@ -20,7 +20,7 @@ describe('`unsloth serve` over its pipes', function () {
   it('introduces itself', async () => {
     const hello = await client.request(engineRequests.initialize, { protocolVersion, client: { name: 'test', version: '0' } })
     assert.equal(hello.pid, engine.child.pid)
-    for (const method of ['engine/plan', 'engine/inspect', 'engine/generate', 'engine/verify', 'engine/doctor']) assert.ok(hello.methods.includes(method), method)
+    for (const method of ['engine/plan', 'engine/inspect', 'engine/generate', 'engine/verify', 'engine/doctor', 'engine/devices', 'engine/preview']) assert.ok(hello.methods.includes(method), method)
   })
 
   it('plans a recipe: exact memory part by part, steps, patches', async () => {
@@ -45,6 +45,14 @@ describe('`unsloth serve` over its pipes', function () {
     assert.match(JSON.stringify(wrong), /local_dataset/)
     const missing = await client.request(engineRequests.plan, { recipe: `version: 1\nmodel: ${starter}\ndata:\n  local_dataset: nothing.jsonl\n`, path: join(folder, 'bad.yaml') })
     assert.match(missing.diagnostics.map(({ message }) => message).join('\n'), /nothing\.jsonl/)
+  })
+
+  it('tells the devices with their free memory', async () => {
+    const { devices } = await client.request(engineRequests.devices, {})
+    const cpu = devices.at(-1)!
+    assert.equal(cpu.id, 'cpu')
+    assert.ok(cpu.label !== '' && cpu.freeBytes! > 0 && cpu.freeBytes! <= cpu.totalBytes, JSON.stringify(cpu))
+    assert.ok(devices.slice(0, -1).every(({ id, totalBytes }) => /^cuda:\d+$/.test(id) && totalBytes > 0))
   })
 
   it('inspects a model folder', async () => {

@@ -80,7 +80,9 @@ export class Client {
   }
 
   static async start(folder: string, hubCache = join(folder, 'no-hub'), translations: Readonly<Record<string, string>> = {}): Promise<Client> {
-    const client = new Client(spawn(process.execPath, [await bundleServer(), '--stdio'], { stdio: ['pipe', 'pipe', 'inherit'] }))
+    const client = new Client(spawn(process.execPath, [await bundleServer(), '--stdio'],
+      // What was measured on this machine must not decide.
+      { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, XDG_CACHE_HOME: join(folder, 'no-cache') } }))
     await client.request('initialize', {
       processId: process.pid, rootUri: null, capabilities: {}, initializationOptions: { hubCache, translations },
       workspaceFolders: [{ uri: pathToFileURL(folder).href, name: 'workspace' }],
