@@ -164,7 +164,7 @@ export class FastLanguageModel {
       const { config } = await openPeftAdapter(adapter)
       const targets = config.targetModules
       model.getPeftModel({
-        r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, modulesToSave: config.modulesToSave,
+        r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, bias: config.bias, modulesToSave: config.modulesToSave,
         targetModules: targets === 'all-linear' ? targets : typeof targets === 'string' ? [targets] : targets,
         targetParameters: config.targetParameters, rankPattern: config.rankPattern, alphaPattern: config.alphaPattern,
       })

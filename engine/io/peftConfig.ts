@@ -24,6 +24,8 @@ export interface LoraConfig {
   readonly rankPattern: Readonly<Record<string, number>>
   readonly alphaPattern: Readonly<Record<string, number>>
   readonly initLoraWeights: boolean | string
+  /** Biases of the base model that are trained and stored, too. */
+  readonly bias: 'none' | 'all' | 'lora_only'
 }
 
 /**
@@ -112,12 +114,14 @@ function readPattern(config: Config, key: string): Record<string, number> {
   return Object.fromEntries(Object.keys(section.values).map((pattern) => [pattern, section.number(0, pattern)]))
 }
 
+const isBias = (value: string): value is LoraConfig['bias'] => value === 'none' || value === 'all' || value === 'lora_only'
+
 function refuseFeatures({ values, where }: ConfigFile, config: Config, changedBase: boolean): void {
   const type = config.string('peft_type') ?? 'LORA'
   if (type.toUpperCase() !== 'LORA') throw unsupported(where, `the adapter is of type ${quote(type)}, not LORA`)
   for (const [key, why] of Object.entries(refused)) if (!isOff(values[key])) throw unsupported(where, `"${key}" is set: ${why}`)
   const bias = config.string('bias') ?? 'none'
-  if (bias !== 'none') throw unsupported(where, `"bias" is ${quote(bias)}: the biases of the base model are trained, too`)
+  if (!isBias(bias)) throw unsupported(where, `"bias" is ${quote(bias)}`)
   const init = values.init_lora_weights
   if (!changedBase && typeof init === 'string' && changesBase.test(init)) throw unsupported(
     where,
@@ -158,6 +162,7 @@ export function readLoraConfig(file: ConfigFile, changedBase = false): { readonl
     rankPattern: readPattern(config, 'rank_pattern'),
     alphaPattern: readPattern(config, 'alpha_pattern'),
     initLoraWeights: typeof init === 'string' || typeof init === 'boolean' ? init : true,
+    bias: (config.string('bias') ?? 'none') as LoraConfig['bias'],
   }
   const warnings = Object.keys(values)
     .filter((key) => !Object.hasOwn(plainConfig, key) && !harmless.has(key) && !isOff(values[key]))
@@ -210,5 +215,6 @@ export function loraConfigJson(config: LoraConfig): string {
     rank_pattern: config.rankPattern,
     alpha_pattern: config.alphaPattern,
     init_lora_weights: config.initLoraWeights,
+    bias: config.bias,
   })
 }

@@ -9,6 +9,8 @@ export interface LoraOptions {
   /** Last parts of module names (`q_proj`), full module paths, or `all-linear`. */
   readonly targets: readonly string[] | 'all-linear'
   readonly rslora: boolean
+  /** Biases that are trained along: all of them, or those of adapted layers. Default none. */
+  readonly bias?: 'none' | 'all' | 'lora_only'
   /** Only these layers, when given. */
   readonly layers?: readonly number[]
   /**
@@ -129,6 +131,22 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
 
 function patternValue(pattern: Readonly<Record<string, number>> | undefined, name: string): number | undefined {
   return Object.entries(pattern ?? {}).find(([key]) => new RegExp(`^(?:.*\\.)?(?:${key})$`).test(name))?.[1]
+}
+
+/** The biases that are trained along with the adapters; a fused one only with adapters on all of its layers. */
+export function trainedBiases(weights: readonly WeightEntry[], modules: readonly LoraModule[], bias: LoraOptions['bias']): WeightEntry[] {
+  const all = weights.filter(({ kind }) => kind === 'bias')
+  if (bias === 'all') return all
+  if (bias !== 'lora_only') return []
+  const adapted = new Set(modules.map(({ module }) => module))
+  return all.filter(({ id, pieces }) => {
+    const mine = pieces.filter(({ name }) => adapted.has(name.replace(/\.bias$/, '')))
+    if (mine.length > 0 && mine.length < pieces.length)
+      throw new UnslothError('RECIPE', `lora.bias: lora_only is not possible for ${id}, of which only ${mine.map(({ name }) => lastName(name.replace(/\.bias$/, ''))).join(', ')} has an adapter.`, {
+        hint: 'Adapt q_proj, k_proj and v_proj (gate_proj and up_proj) together, or set bias to none or all.',
+      })
+    return mine.length > 0
+  })
 }
 
 /** What users of the Python library look for: how many layers run fused, and why a group does not. */

@@ -10,6 +10,7 @@ export interface PeftOptions {
   readonly loraDropout?: number
   readonly useRslora?: boolean
   readonly initLoraWeights?: LoraInit
+  readonly bias?: 'none' | 'all' | 'lora_only'
   readonly modulesToSave?: readonly string[]
   readonly layersToTransform?: readonly number[]
   /** Other ranks and alphas by regular expression, as in PEFT. */
@@ -27,7 +28,7 @@ const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up
 export function loraTraining(options: PeftOptions): Training {
   return {
     kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0,
-    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, init: options.initLoraWeights ?? true,
+    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, bias: options.bias ?? 'none', init: options.initLoraWeights ?? true,
     modulesToSave: options.modulesToSave ?? [], rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
     ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
     ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }),

@@ -11,7 +11,7 @@ import type { HfConfig } from '../model/config.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
 import { archSpec } from '../model/registry.ts'
 import { weightTable, type WeightEntry } from '../model/weightTable.ts'
-import { loraModules, patchReport, type LoraModule, type LoraOptions, type PatchReport } from '../patch/lora.ts'
+import { loraModules, patchReport, trainedBiases, type LoraModule, type LoraOptions, type PatchReport } from '../patch/lora.ts'
 import { parameterLayout, type ParameterLayout } from '../patch/parameters.ts'
 import type { Quantisation } from './quantisedWeights.ts'
 import { layoutWeights, type WeightArena, type WeightSource } from './weightArena.ts'
@@ -87,7 +87,7 @@ export function patchModel(model: ModelDescription, training: Training, target: 
       hint: model.quantised.size > 0 ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).' : 'Set load_in_4bit: false, or training_type: lora.',
     })
   const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
-  const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? savedEntries(model, training.modulesToSave) : []
+  const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? [...savedEntries(model, training.modulesToSave), ...trainedBiases(model.entries, modules, training.bias)] : []
   const frozen = training.kind === 'full' ? [] : model.entries
   return {
     target, model, training, modules, full,

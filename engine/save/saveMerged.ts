@@ -70,7 +70,7 @@ export async function saveMerged(model: LoadedModel, folder: string, options: Me
 }
 
 /** Whether a tied model no longer is: a copy of its embedding or head was trained beside the other. */
-const isUntied = ({ patched }: LoadedModel): boolean => patched.model.spec.tied && patched.training.kind === 'lora' && patched.full.length > 0
+const isUntied = ({ patched }: LoadedModel): boolean => patched.model.spec.tied && patched.training.kind === 'lora' && patched.full.some(({ kind }) => kind !== 'bias')
 
 async function writeWeights(model: LoadedModel, folder: string, type: DType & keyof typeof fileTypes, options: MergeOptions): Promise<void> {
   const base = model.patched.model

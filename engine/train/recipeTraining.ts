@@ -13,7 +13,7 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
   const { training, lora } = recipe
   return {
     r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora,
-    initLoraWeights: initOf(lora),
+    initLoraWeights: initOf(lora), bias: lora.bias,
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
     rankPattern: lora.rank_pattern, alphaPattern: lora.alpha_pattern, loraPlus: lora.loraplus_lr_ratio !== null,

@@ -1,5 +1,5 @@
 import { strict as assert } from 'node:assert'
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { cpuTarget } from '../../engine/graph/target.ts'
 import { openTensorSource, readFloat32, requireTensor } from '../../engine/io/tensorSource.ts'
@@ -10,6 +10,12 @@ import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
 import { describeModel, patchModel } from '../../engine/runtime/patchedModel.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
 import { mergedTensor } from '../../engine/save/merge.ts'
+import { writeAdapterFiles } from '../../engine/save/saveAdapter.ts'
+import { restoreParameters } from '../../engine/train/checkpoint.ts'
+import { Golden } from '../../engine/verify/golden.ts'
+import { gradients } from '../../engine/verify/passes.ts'
+import { packedSuffix, unpackCase } from '../golden/packedCase.ts'
+import { projectRoot } from '../../engine/projectRoot.ts'
 import { adapterBytes, fables, assertClose, losses, makeRecipe, starter, temporaryFolder, train, writeJsonl } from './support.ts'
 
 /** A matrix of a run's adapter. */
@@ -111,5 +117,45 @@ describe('options of adapters', () => {
     }
     await assert.rejects(model('pissa', true), /pissa changes the weights/)
     await assert.rejects(model('loftq', false), /loftq starts from what quantisation takes/)
+  })
+
+  it('bias: gradients as in full fine-tuning, saved and loaded with the adapter', async () => {
+    const model = join(folder, 'llama-bias')
+    await unpackCase(join(projectRoot(), 'test', 'fixtures', 'golden', `llama-bias${packedSuffix}`), model)
+    const golden = await Golden.open(model)
+    const [ids, labels] = [await golden.tokenRows('input_ids'), await golden.tokenRows('labels')]
+    const masks = await golden.tokenRows('attention_mask')
+    const rows = ids.map((row, i) => row.subarray(0, masks[i]!.reduce((sum, bit) => sum + bit, 0)))
+    const scored = (row: number, position: number) => labels[row]![position] !== -100
+    const count = rows.reduce((sum, row, i) => sum + [...row.keys()].filter((position) => position > 0 && scored(i, position)).length, 0)
+    const load = async (bias: 'all' | 'lora_only', targetModules: readonly string[]) => {
+      const patched = patchModel(await describeModel(model), loraTraining({ r: 2, bias, targetModules }), cpuTarget())
+      return LoadedModel.load(patched, new Runtime({ kind: 'cpu', threads: 2 }), { seed: 1 })
+    }
+    const loaded = await load('lora_only', ['q_proj', 'k_proj', 'v_proj'])
+    const biases = loaded.patched.layout.parameters.filter(({ name }) => name.endsWith('.bias')).map(({ name }) => name)
+    assert.ok(biases.length > 0 && biases.every((name) => /[qkv]_proj\.bias$/.test(name)), biases.join())
+    // B is zero, so that the adapter changes nothing yet.
+    await gradients(loaded, rows.map((row, i) => ({ ids: row, width: ids[i]!.length, weight: (position: number) => (scored(i, position) ? 1 / count : undefined) })))
+    let compared = 0
+    for (const name of biases) {
+      if (!golden.has(`full_grad.${name}`)) continue
+      assertClose(loaded.readGradient(name), await golden.floats(`full_grad.${name}`), 1e-4, name)
+      ++compared
+    }
+    assert.ok(compared > 0)
+    loaded.writeParameter(biases[0]!, loaded.readParameter(biases[0]!).map((value) => value + 1))
+    const out = join(folder, 'bias-adapter')
+    mkdirSync(out)
+    await writeAdapterFiles(loaded, out, undefined, true)
+    const keys = [...(await openTensorSource(join(out, 'adapter_model.safetensors'))).tensors.keys()]
+    assert.ok(keys.includes(`base_model.model.${biases[0]!.replace(/bias$/, 'base_layer.bias')}`), keys.join())
+    const again = await load('lora_only', ['q_proj', 'k_proj', 'v_proj'])
+    await restoreParameters(again, out)
+    assert.deepEqual(again.readParameter(biases[0]!), loaded.readParameter(biases[0]!))
+    await assert.rejects(load('lora_only', ['q_proj']), /lora_only is not possible for layers.0.qkv.bias/)
+    const all = await load('all', ['q_proj'])
+    assert.ok(all.patched.layout.parameters.some(({ name }) => name.endsWith('down_proj.bias')))
+    for (const one of [loaded, again, all]) one.runtime.dispose()
   })
 })

@@ -227,7 +227,6 @@ describe('recipe: problems', () => {
     assert.deepEqual(unsupportedSettings(accept({})), [])
     const refused: readonly Document[] = [
       { lora: { use_dora: true } }, { lora: { init_lora_weights: 'olora' } },
-        { lora: { bias: 'all' } },
       { save: { method: 'gguf' } }, { model: { name: 'x', trust_remote_code: true } },
     ]
     for (const document of refused) assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) =>

@@ -129,10 +129,9 @@ export const loraSection = z.strictObject({
     path: 'folder',
   }),
   bias: choice({
-    doc: 'Which biases to train along.',
+    doc: 'Which biases to train along. They are saved with the adapter.',
     values: { none: 'none', all: 'all biases', lora_only: 'the biases of adapted layers' },
     default: 'none',
-    availability: notYet('biases stay frozen; use bias: none', (value) => value !== 'none'),
   }),
   layers_to_transform: special(
     z.preprocess((value) => {

@@ -63,7 +63,7 @@ describe('adapter_config.json', () => {
     [{ use_dora: true }, /"use_dora" is set: DoRA/],
     [{ lora_bias: true }, /"lora_bias" is set: .*bias in lora_B/],
     [{ alora_invocation_tokens: [1, 2] }, /aLoRA/],
-    [{ bias: 'all' }, /"bias" is "all"/],
+    [{ bias: 'some' }, /"bias" is "some"/],
     [{ peft_type: 'IA3' }, /of type "IA3", not LORA/],
     [{ layer_replication: [[0, 4]] }, /repeats layers/],
     [{ trainable_token_indices: [5] }, /single rows/],
