@@ -156,7 +156,10 @@ function lastNotAbove(sorted: readonly number[], value: number): number {
 
 /** The same with the places at which tokens begin: only a boundary inside a word is found by encoding again. */
 export function markedSpans(
-  tokenizer: Tokenizer, text: string, { ids, marks }: { readonly ids: Int32Array; readonly marks?: TokenMarks }, spans: readonly TextSpan[],
+  tokenizer: Tokenizer,
+  text: string,
+  { ids, marks }: { readonly ids: Int32Array; readonly marks?: TokenMarks },
+  spans: readonly TextSpan[],
 ): TokenSpan[] {
   if (marks === undefined) return tokenSpans(tokenizer, text, ids, spans)
   const boundary = (at: number): number | undefined => {

@@ -20,7 +20,14 @@ export function dataCacheFolder(environment: NodeJS.ProcessEnv = process.env): s
 
 /** Bytes of files; 0 for one that is not there, which reading will tell. */
 export async function totalBytes(files: readonly string[]): Promise<number> {
-  const sizes = await Promise.all(files.map((file) => stat(file).then(({ size }) => size, () => 0)))
+  const sizes = await Promise.all(
+    files.map((file) =>
+      stat(file).then(
+        ({ size }) => size,
+        () => 0,
+      ),
+    ),
+  )
   return sizes.reduce((sum, size) => sum + size, 0)
 }
 
@@ -34,7 +41,13 @@ async function hashFile(file: string): Promise<string> {
   return hash.digest('hex')
 }
 
-const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json', 'config.json']
+const tokenizerFiles = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'config.json',
+]
 
 export interface CacheInputs {
   readonly files: readonly string[]
@@ -55,7 +68,16 @@ export async function cacheKey({ files, range, skipBadRows, plan, tokenizer, ext
   const template = usedTemplate(tokenizer, plan)
   // The time matters only to a template that asks for it.
   const { now, ...rest } = plan
-  add({ version, rest, template, now: template?.includes('strftime_now') === true ? now : null, to: String(range.to), from: range.from, skipBadRows, extension })
+  add({
+    version,
+    rest,
+    template,
+    now: template?.includes('strftime_now') === true ? now : null,
+    to: String(range.to),
+    from: range.from,
+    skipBadRows,
+    extension,
+  })
   add([tokenizer.options, [...tokenizer.chatTemplates]])
   for (const name of tokenizerFiles) {
     const bytes = await readFile(join(tokenizer.folder, name)).catch(() => undefined)

@@ -5,7 +5,14 @@ import { cacheKey, cachePath } from './dataCache.ts'
 import type { EncodedBatch } from './encodedBatch.ts'
 import { encodeRows } from './encodeRows.ts'
 import { extendConversations, extendedFormat } from './extendConversations.ts'
-import { mapped, recogniseFormat, unusedColumnWarnings, type ColumnMapping, type DataFormat, type FormatChoice } from './formats.ts'
+import {
+  mapped,
+  recogniseFormat,
+  unusedColumnWarnings,
+  type ColumnMapping,
+  type DataFormat,
+  type FormatChoice,
+} from './formats.ts'
 import { knownMarkers, type TurnMarkers } from './markers.ts'
 import { permutation } from './random.ts'
 import { countRows, fileKind, readSourceRows } from './readRows.ts'
@@ -119,14 +126,23 @@ function planOf(rows: readonly Row[], format: FormatChoice, options: DatasetOpti
   const { maxSeqLength, chunkSize = 2048, stride = 512, columns } = options
   const textColumn = format.columns.text ?? columns?.text ?? 'text'
   const texts = format.format === 'text' ? rows.map(({ value }) => value[textColumn]) : []
-  const found = texts.map((text) => (typeof text === 'string' ? knownMarkers(text) : undefined)).find((markers) => markers !== undefined)
+  const found = texts
+    .map((text) => (typeof text === 'string' ? knownMarkers(text) : undefined))
+    .find((markers) => markers !== undefined)
   // Room for the EOS that follows a window.
   const chunk = Math.max(1, Math.min(chunkSize, maxSeqLength - 1))
   return {
-    format, maxSeqLength, tooLong: options.tooLong ?? 'truncate', trainOnCompletions: options.trainOnCompletions ?? false,
-    trainOnPrompt: options.trainOnPrompt ?? false, lastResponseOnly: options.lastResponseOnly ?? false,
-    markers: options.markers ?? found, chatTemplate: options.chatTemplate, now: options.now?.getTime(),
-    chunkSize: chunk, stride: Math.min(stride, chunk - 1),
+    format,
+    maxSeqLength,
+    tooLong: options.tooLong ?? 'truncate',
+    trainOnCompletions: options.trainOnCompletions ?? false,
+    trainOnPrompt: options.trainOnPrompt ?? false,
+    lastResponseOnly: options.lastResponseOnly ?? false,
+    markers: options.markers ?? found,
+    chatTemplate: options.chatTemplate,
+    now: options.now?.getTime(),
+    chunkSize: chunk,
+    stride: Math.min(stride, chunk - 1),
   }
 }
 
@@ -138,7 +154,12 @@ async function* watched(rows: AsyncIterable<SourceRow>, { signal }: DatasetOptio
   }
 }
 
-async function collect(batches: AsyncIterable<EncodedBatch>, writer: SampleWriter, notes: RowNotes, { onRows, signal, enough }: DatasetOptions): Promise<void> {
+async function collect(
+  batches: AsyncIterable<EncodedBatch>,
+  writer: SampleWriter,
+  notes: RowNotes,
+  { onRows, signal, enough }: DatasetOptions,
+): Promise<void> {
   for await (const batch of batches) {
     notes.add(batch)
     await writer.add(batch)
@@ -154,19 +175,35 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
   if (files.length === 0) throw new UnslothError('DATA', 'No data file is given.', { hint: 'Name one in data.local_dataset.' })
   const range = await rangeOfRows(options)
   const rows = await firstRows(files, range, skipBadRows)
-  if (rows.length === 0) throw new UnslothError('DATA', `${files.join(', ')}: the data set is empty.`, { hint: 'Give at least one row.' })
+  if (rows.length === 0)
+    throw new UnslothError('DATA', `${files.join(', ')}: the data set is empty.`, { hint: 'Give at least one row.' })
   const { conversationExtension: turns = 1, seed = 3407 } = options
   const own = chooseFormat(rows, options)
   const format = turns > 1 ? extendedFormat(own, turns) : own
   const plan = planOf(rows, format, options)
   // Not all of the data is no use to another run.
-  const path = cacheFolder === undefined || options.enough !== undefined ? undefined : cachePath(cacheFolder, await cacheKey({ files, range, skipBadRows, plan, tokenizer, extension: turns > 1 ? [turns, seed, own] : [] }))
+  const path =
+    cacheFolder === undefined || options.enough !== undefined
+      ? undefined
+      : cachePath(
+          cacheFolder,
+          await cacheKey({ files, range, skipBadRows, plan, tokenizer, extension: turns > 1 ? [turns, seed, own] : [] }),
+        )
   const warnings = (notes: RowNotes, samples: number): string[] => [
-    ...notes.check(samples, files), ...unusedColumnWarnings(rows[0]!, own), ...notes.warnings(options.maxSeqLength), ...planWarnings(options, plan), ...toolWarnings(rows, own, tokenizer, plan),
+    ...notes.check(samples, files),
+    ...unusedColumnWarnings(rows[0]!, own),
+    ...notes.warnings(options.maxSeqLength),
+    ...planWarnings(options, plan),
+    ...toolWarnings(rows, own, tokenizer, plan),
     ...(tokenizer.eosId === undefined ? ['The tokenizer has no EOS token: the model will not learn where an answer ends.'] : []),
   ]
   const finished = (samples: readonly Sample[], notes: RowNotes, fromCache: boolean): Dataset => ({
-    samples, format, rows: notes.counts(), statistics: datasetStatistics(samples), warnings: warnings(notes, samples.length), fromCache,
+    samples,
+    format,
+    rows: notes.counts(),
+    statistics: datasetStatistics(samples),
+    warnings: warnings(notes, samples.length),
+    fromCache,
   })
   const stored = path === undefined ? undefined : await openStoredSamples(path)
   if (stored !== undefined) return finished(stored.samples, RowNotes.from(stored.header.notes), true)
@@ -188,11 +225,18 @@ export async function buildDataset(options: DatasetOptions, tokenizer: Tokenizer
 /** Tools that the data have and the template does not show. */
 function toolWarnings(rows: readonly Row[], format: FormatChoice, tokenizer: Tokenizer, { chatTemplate }: EncodePlan): string[] {
   const column = mapped(format.columns, 'tools')
-  const has = rows.some(({ value }) => value[column] !== undefined && value[column] !== null && value[column] !== '' && value[column] !== '[]')
+  const has = rows.some(
+    ({ value }) => value[column] !== undefined && value[column] !== null && value[column] !== '' && value[column] !== '[]',
+  )
   if (!has || !['chatml', 'sharegpt'].includes(format.format)) return []
   try {
-    const { source, name } = chatTemplateFor(tokenizer, { tools: true, ...(chatTemplate !== undefined && { template: chatTemplate }) })
-    return /\btools\b/.test(source) ? [] : [`The data have tools (the column ${JSON.stringify(column)}), and ${name} does not show them to the model.`]
+    const { source, name } = chatTemplateFor(tokenizer, {
+      tools: true,
+      ...(chatTemplate !== undefined && { template: chatTemplate }),
+    })
+    return /\btools\b/.test(source)
+      ? []
+      : [`The data have tools (the column ${JSON.stringify(column)}), and ${name} does not show them to the model.`]
   } catch {
     return []
   }
@@ -202,8 +246,14 @@ function planWarnings({ chunkSize, stride }: DatasetOptions, plan: EncodePlan): 
   if (plan.format.format !== 'raw') return []
   const shorter = chunkSize !== undefined && chunkSize > plan.chunkSize + 1
   return [
-    ...(shorter ? [`data.chunk_size (${chunkSize}) is more than max_seq_length; the windows are ${formatCount(plan.chunkSize)} tokens and an EOS.`] : []),
-    ...(stride !== undefined && stride > plan.stride ? [`data.stride (${stride}) is not below the size of a window; ${plan.stride} is used.`] : []),
+    ...(shorter
+      ? [
+          `data.chunk_size (${chunkSize}) is more than max_seq_length; the windows are ${formatCount(plan.chunkSize)} tokens and an EOS.`,
+        ]
+      : []),
+    ...(stride !== undefined && stride > plan.stride
+      ? [`data.stride (${stride}) is not below the size of a window; ${plan.stride} is used.`]
+      : []),
   ]
 }
 

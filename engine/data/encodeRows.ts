@@ -129,9 +129,22 @@ async function* encodeInThreads(rows: AsyncIterable<SourceRow>, threads: readonl
 }
 
 /** Samples of rows in the order of the rows, made in so many threads (0: this one). */
-export function encodeRows(rows: AsyncIterable<SourceRow>, tokenizer: Tokenizer, plan: EncodePlan, threads: number): AsyncGenerator<EncodedBatch> {
+export function encodeRows(
+  rows: AsyncIterable<SourceRow>,
+  tokenizer: Tokenizer,
+  plan: EncodePlan,
+  threads: number,
+): AsyncGenerator<EncodedBatch> {
   const script = threads > 0 ? threadScript() : undefined
   if (script === undefined) return encodeHere(rows, tokenizer, plan)
-  const data: ThreadData = { unslothDataThread: true, tokenizerFolder: tokenizer.folder, plan, tokenizerOptions: tokenizer.options }
-  return encodeInThreads(rows, Array.from({ length: threads }, () => new EncodeThread(script, data)))
+  const data: ThreadData = {
+    unslothDataThread: true,
+    tokenizerFolder: tokenizer.folder,
+    plan,
+    tokenizerOptions: tokenizer.options,
+  }
+  return encodeInThreads(
+    rows,
+    Array.from({ length: threads }, () => new EncodeThread(script, data)),
+  )
 }

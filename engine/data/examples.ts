@@ -12,24 +12,22 @@ export type Example =
   | { readonly kind: 'pair'; readonly prompt: string; readonly completion: string }
   /** `promptMessages`: so many of the messages are the prompt of a `prompt`/`completion` row. */
   | {
-    readonly kind: 'chat'
-    readonly messages: readonly ChatMessage[]
-    readonly tools?: readonly unknown[]
-    readonly promptMessages: number
-  }
+      readonly kind: 'chat'
+      readonly messages: readonly ChatMessage[]
+      readonly tools?: readonly unknown[]
+      readonly promptMessages: number
+    }
 
-const kindOf = (value: unknown): string => (
+const kindOf = (value: unknown): string =>
   Array.isArray(value) ? 'a list' : value === null ? 'null' : typeof value === 'object' ? 'an object' : `a ${typeof value}`
-)
 
 function textOf(row: Row, column: string, format: DataFormat): string {
   if (!Object.hasOwn(row.value, column)) throw missingColumns(row, [column], format)
   const value = row.value[column]
   if (typeof value === 'string') return value
-  throw new UnslothError(
-    'DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not text.`,
-    { hint: 'Write it as text in quotes, or remove the row.' },
-  )
+  throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not text.`, {
+    hint: 'Write it as text in quotes, or remove the row.',
+  })
 }
 
 /**
@@ -41,15 +39,15 @@ export function alpacaPrompt(instruction: string, input?: string): string {
   const request = 'Write a response that appropriately completes the request.\n\n'
   return input === undefined
     ? `${head}. ${request}### Instruction:\n${instruction}\n\n### Response:\n`
-    : `${head}, paired with an input that provides further context. ${request}`
-      + `### Instruction:\n${instruction}\n\n### Input:\n${input}\n\n### Response:\n`
+    : `${head}, paired with an input that provides further context. ${request}` +
+        `### Instruction:\n${instruction}\n\n### Input:\n${input}\n\n### Response:\n`
 }
 
 /** Content given as a list of text parts as one text; other content as it is. */
 function plainContent(content: unknown): unknown {
   if (!Array.isArray(content)) return content
-  const texts = content.map(
-    (part: unknown) => (isJsonObject(part) && part.type === 'text' && typeof part.text === 'string' ? part.text : undefined),
+  const texts = content.map((part: unknown) =>
+    isJsonObject(part) && part.type === 'text' && typeof part.text === 'string' ? part.text : undefined,
   )
   return texts.length > 0 && texts.every((text) => text !== undefined) ? texts.join('') : content
 }
@@ -63,19 +61,33 @@ function checkedMessages(row: Row, column: string, value: unknown): ChatMessage[
     })
   return value.map((message, index) => {
     if (message.content === undefined && message.tool_calls === undefined)
-      throw new UnslothError(
-        'DATA', `${place(row)}: message ${index + 1} of ${quote(column)} has no "content".`,
-        { hint: 'Correct or remove the row.' },
-      )
+      throw new UnslothError('DATA', `${place(row)}: message ${index + 1} of ${quote(column)} has no "content".`, {
+        hint: 'Correct or remove the row.',
+      })
     return { ...message, content: plainContent(message.content ?? '') }
   })
 }
 
 /** Other names of the roles, in lower case. */
 const shareGptRoles: Readonly<Record<string, string>> = {
-  system: 'system', human: 'user', user: 'user', input: 'user', gpt: 'assistant', chatgpt: 'assistant', assistant: 'assistant',
-  model: 'assistant', output: 'assistant', tool: 'tool', observation: 'tool', function_response: 'tool',
-  function_call: 'function_call', bot: 'assistant', 'tool-response': 'tool', function: 'tool', developer: 'developer', instruction: 'user',
+  system: 'system',
+  human: 'user',
+  user: 'user',
+  input: 'user',
+  gpt: 'assistant',
+  chatgpt: 'assistant',
+  assistant: 'assistant',
+  model: 'assistant',
+  output: 'assistant',
+  tool: 'tool',
+  observation: 'tool',
+  function_response: 'tool',
+  function_call: 'function_call',
+  bot: 'assistant',
+  'tool-response': 'tool',
+  function: 'tool',
+  developer: 'developer',
+  instruction: 'user',
 }
 
 /** The role that a name in the data means, whatever its case. */
@@ -99,8 +111,10 @@ function functionCall(text: string): ChatMessage {
 
 function shareGptMessages(row: Row, column: string, keys?: FormatChoice['turnKeys']): ChatMessage[] {
   const given = row.value[column]
-  const turns = keys === undefined || !Array.isArray(given) ? given : given.map((turn: unknown) =>
-    isJsonObject(turn) ? { from: turn[keys.role], value: turn[keys.content] } : turn)
+  const turns =
+    keys === undefined || !Array.isArray(given)
+      ? given
+      : given.map((turn: unknown) => (isJsonObject(turn) ? { from: turn[keys.role], value: turn[keys.content] } : turn))
   if (isMessages(turns)) return checkedMessages(row, column, turns)
   if (!isTurns(turns)) {
     const what = emptyOr(turns, 'not a list of turns with "from" and "value"')
@@ -111,14 +125,13 @@ function shareGptMessages(row: Row, column: string, keys?: FormatChoice['turnKey
   return (turns as { from: string; value: unknown }[]).map(({ from, value }, index) => {
     const role = roleOf(from)
     if (role === undefined)
-      throw new UnslothError(
-        'DATA', `${place(row)}: turn ${index + 1} is from ${quote(from)}, which is no known role.`,
-        { hint: `Known are ${list(Object.keys(shareGptRoles))}.` },
-      )
-    if (typeof value !== 'string') throw new UnslothError(
-      'DATA', `${place(row)}: the "value" of turn ${index + 1} is ${kindOf(value)}, not text.`,
-      { hint: 'Correct or remove the row.' },
-    )
+      throw new UnslothError('DATA', `${place(row)}: turn ${index + 1} is from ${quote(from)}, which is no known role.`, {
+        hint: `Known are ${list(Object.keys(shareGptRoles))}.`,
+      })
+    if (typeof value !== 'string')
+      throw new UnslothError('DATA', `${place(row)}: the "value" of turn ${index + 1} is ${kindOf(value)}, not text.`, {
+        hint: 'Correct or remove the row.',
+      })
     return role === 'function_call' ? functionCall(value) : { role, content: value }
   })
 }
@@ -132,16 +145,16 @@ function toolsOf(row: Row, columns: ColumnMapping): readonly unknown[] | undefin
     try {
       value = JSON.parse(value)
     } catch (error) {
-      throw new UnslothError(
-        'DATA', `${place(row)}: the column ${quote(column)} is not JSON: ${(error as Error).message}.`,
-        { hint: 'It holds a list of tools.', cause: error },
-      )
+      throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is not JSON: ${(error as Error).message}.`, {
+        hint: 'It holds a list of tools.',
+        cause: error,
+      })
     }
   }
-  if (!Array.isArray(value)) throw new UnslothError(
-    'DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not a list of tools.`,
-    { hint: 'Correct or remove it.' },
-  )
+  if (!Array.isArray(value))
+    throw new UnslothError('DATA', `${place(row)}: the column ${quote(column)} is ${kindOf(value)}, not a list of tools.`, {
+      hint: 'Correct or remove it.',
+    })
   return value.length === 0 ? undefined : (value as unknown[])
 }
 
@@ -170,7 +183,11 @@ function sharedPrompt(chosen: string, rejected: string): number {
 /** The prompt and the chosen answer of a preference pair, in any of the shapes that TRL and LLaMA-Factory know. */
 function preference(row: Row, choice: FormatChoice): Example {
   const { columns } = choice
-  const [chosenColumn, rejectedColumn, promptColumn] = [mapped(columns, 'chosen'), mapped(columns, 'rejected'), mapped(columns, 'prompt')]
+  const [chosenColumn, rejectedColumn, promptColumn] = [
+    mapped(columns, 'chosen'),
+    mapped(columns, 'rejected'),
+    mapped(columns, 'prompt'),
+  ]
   const [chosen, prompt] = [row.value[chosenColumn], row.value[promptColumn]]
   if (chosen === undefined) throw missingColumns(row, [chosenColumn], 'preference')
   const asTurns = (column: string): ChatMessage[] => {
@@ -180,9 +197,16 @@ function preference(row: Row, choice: FormatChoice): Example {
   }
   if (typeof chosen !== 'string') {
     const answer = asTurns(chosenColumn)
-    const conversation = (['conversations', 'messages'] as const).map((name) => mapped(columns, name)).find((name) => Array.isArray(row.value[name]))
-    const before = Array.isArray(prompt) ? asTurns(promptColumn) : typeof prompt === 'string' && answer.length === 1
-      ? [{ role: 'user', content: prompt }] : conversation === undefined ? [] : asTurns(conversation)
+    const conversation = (['conversations', 'messages'] as const)
+      .map((name) => mapped(columns, name))
+      .find((name) => Array.isArray(row.value[name]))
+    const before = Array.isArray(prompt)
+      ? asTurns(promptColumn)
+      : typeof prompt === 'string' && answer.length === 1
+        ? [{ role: 'user', content: prompt }]
+        : conversation === undefined
+          ? []
+          : asTurns(conversation)
     const messages = [...before, ...answer]
     return chat(row, columns, messages, Math.max(before.length, messages.length - 1))
   }
@@ -196,7 +220,8 @@ function preference(row: Row, choice: FormatChoice): Example {
 }
 
 /** Whether the answer of a row of KTO data is a good one; others are not learned. */
-export const isDesired = ({ value }: Row, { labelColumn }: FormatChoice): boolean => labelColumn === undefined || value[labelColumn] !== false
+export const isDesired = ({ value }: Row, { labelColumn }: FormatChoice): boolean =>
+  labelColumn === undefined || value[labelColumn] !== false
 
 /** One row in the chosen format; what does not fit is a DATA error naming file, line and column. */
 export function readExample(row: Row, choice: FormatChoice): Example {
@@ -205,7 +230,8 @@ export function readExample(row: Row, choice: FormatChoice): Example {
   const text = (name: keyof ColumnMapping): string => textOf(row, column(name), format)
   if (mergedPrompt !== undefined)
     return chat(row, columns, [
-      { role: 'user', content: mergeColumns(row, mergedPrompt) }, { role: 'assistant', content: text('output') },
+      { role: 'user', content: mergeColumns(row, mergedPrompt) },
+      { role: 'assistant', content: text('output') },
     ])
   switch (format) {
     case 'raw':

@@ -49,11 +49,15 @@ export function unusedColumnWarnings({ value }: Row, { format, columns, labelCol
   const media = mediaColumns.filter((name) => ignoredColumn(name) && value[name] !== null)
   return [
     ...(media.length > 0 ? [`Text only is trained: the columns ${list(media)} are not used.`] : []),
-    ...(labelColumn === undefined ? [] : [
-      `These are KTO data: the column ${quote(labelColumn)} says which answers are good. Only those are learned; learning from bad `
-      + 'ones is not available yet.',
-    ]),
-    ...(format === 'preference' ? ['These are preference pairs: the chosen answers are learned; learning from the rejected ones is not available yet.'] : []),
+    ...(labelColumn === undefined
+      ? []
+      : [
+          `These are KTO data: the column ${quote(labelColumn)} says which answers are good. Only those are learned; learning from bad ` +
+            'ones is not available yet.',
+        ]),
+    ...(format === 'preference'
+      ? ['These are preference pairs: the chosen answers are learned; learning from the rejected ones is not available yet.']
+      : []),
     ...(isPreference(value) && format !== 'preference' && ignoredColumn('rejected')
       ? [`The columns "chosen" and "rejected" are not used by format ${format}.`]
       : []),
@@ -75,11 +79,13 @@ const needed: Readonly<Record<DataFormat, readonly (keyof ColumnMapping)[]>> = {
 /** Where raw text stands in rows that have columns. */
 const rawColumns = ['text', 'content', 'message', 'body', 'description', 'prompt']
 
-export const list = (names: readonly string[]): string => (names.length === 0 ? 'none' : names.map((name) => quote(name)).join(', '))
+export const list = (names: readonly string[]): string =>
+  names.length === 0 ? 'none' : names.map((name) => quote(name)).join(', ')
 
 export const isTurns = (value: unknown): boolean =>
-  Array.isArray(value) && value.length > 0
-  && value.every((turn) => isJsonObject(turn) && typeof turn.from === 'string' && 'value' in turn)
+  Array.isArray(value) &&
+  value.length > 0 &&
+  value.every((turn) => isJsonObject(turn) && typeof turn.from === 'string' && 'value' in turn)
 
 /** Columns of conversations, under either of the two usual names, by what stands in them. */
 function conversationFormat(rows: readonly Row[], columns: ColumnMapping): FormatChoice | undefined {
@@ -89,22 +95,38 @@ function conversationFormat(rows: readonly Row[], columns: ColumnMapping): Forma
     const value = row.value[column]
     if (isMessages(value))
       return {
-        format: 'chatml', columns: { ...columns, messages: column },
+        format: 'chatml',
+        columns: { ...columns, messages: column },
         reason: `the column ${quote(column)} holds messages with "role" and "content"`,
       }
     if (isTurns(value))
       return {
-        format: 'sharegpt', columns: { ...columns, conversations: column },
+        format: 'sharegpt',
+        columns: { ...columns, conversations: column },
         reason: `the column ${quote(column)} holds turns with "from" and "value"`,
       }
   }
-  const others = new Set<string>(['prompt', 'completion', 'chosen', 'rejected', 'tools', ...Object.values({ ...columns, conversations: '', messages: '' })])
-  for (const column of new Set([mapped(columns, 'conversations'), mapped(columns, 'messages'), 'texts', ...Object.keys(row.value)])) {
+  const others = new Set<string>([
+    'prompt',
+    'completion',
+    'chosen',
+    'rejected',
+    'tools',
+    ...Object.values({ ...columns, conversations: '', messages: '' }),
+  ])
+  for (const column of new Set([
+    mapped(columns, 'conversations'),
+    mapped(columns, 'messages'),
+    'texts',
+    ...Object.keys(row.value),
+  ])) {
     if (others.has(column)) continue
     const turnKeys = turnKeysOf(rows, column)
     if (turnKeys === undefined) continue
     return {
-      format: 'sharegpt', columns: { ...columns, conversations: column }, turnKeys,
+      format: 'sharegpt',
+      columns: { ...columns, conversations: column },
+      turnKeys,
       reason: `the column ${quote(column)} holds turns; ${quote(turnKeys.role)} says who speaks in them, as it takes the fewest values`,
     }
   }
@@ -135,8 +157,9 @@ const isPreference = (value: Row['value']): boolean => Object.hasOwn(value, 'cho
 
 function unknownFormat(row: Row): UnslothError {
   const seen = Object.keys(row.value)
-  const hint = 'Known are "text"; "prompt" and "completion"; "instruction" and "output"; "messages"; "conversations". '
-      + 'Rename the columns, or say in the recipe which column is which.'
+  const hint =
+    'Known are "text"; "prompt" and "completion"; "instruction" and "output"; "messages"; "conversations". ' +
+    'Rename the columns, or say in the recipe which column is which.'
   return new UnslothError('DATA', `${place(row)}: no known format has these columns: ${list(seen)}.`, { hint })
 }
 
@@ -151,14 +174,22 @@ export interface FormatRequest {
 }
 
 /** Recognises the format by the first rows. A format that was asked for is only checked. */
-export function recogniseFormat(rows: readonly Row[], { asked = 'auto', columns = {}, mergedPrompt }: FormatRequest = {}): FormatChoice {
+export function recogniseFormat(
+  rows: readonly Row[],
+  { asked = 'auto', columns = {}, mergedPrompt }: FormatRequest = {},
+): FormatChoice {
   const row = rows[0]!
-  if (mergedPrompt !== undefined) return { format: 'chatml', columns, mergedPrompt, reason: 'data.merged_prompt makes the questions' }
+  if (mergedPrompt !== undefined)
+    return { format: 'chatml', columns, mergedPrompt, reason: 'data.merged_prompt makes the questions' }
   if (asked === 'raw') return rawFormat(row, columns)
   const label = labelColumnOf(row, columns)
   if (asked === 'kto' && label === undefined)
-    throw new UnslothError('DATA', `${place(row)}: the row has no ${quote(mapped(columns, 'label'))} that is true or false, which format kto needs; `
-      + `its columns are ${list(Object.keys(row.value))}.`, { hint: 'Name the column in data.columns, for example label: thumbs_up.' })
+    throw new UnslothError(
+      'DATA',
+      `${place(row)}: the row has no ${quote(mapped(columns, 'label'))} that is true or false, which format kto needs; ` +
+        `its columns are ${list(Object.keys(row.value))}.`,
+      { hint: 'Name the column in data.columns, for example label: thumbs_up.' },
+    )
   const choice = named(rows, asked === 'kto' ? 'auto' : asked, columns)
   if (label === undefined || choice.format === 'text' || choice.format === 'preference') return choice
   return { ...choice, labelColumn: label, reason: `${choice.reason}; ${quote(label)} marks good and bad answers` }
@@ -201,11 +232,14 @@ function named(rows: readonly Row[], asked: DataFormat | 'auto', columns: Column
 
 export function missingColumns(row: Row, missing: readonly string[], format: DataFormat): UnslothError {
   const names = missing.map((name) => quote(name)).join(' and no ')
-  return new UnslothError('DATA', `${place(row)}: the row has no ${names}, which format ${format} needs; `
-    + `its columns are ${list(Object.keys(row.value))}.`, {
-    hint: format === 'chatml' || format === 'sharegpt'
-      ? 'A conversation is a list of objects, {"role": …, "content": …} or {"from": …, "value": …}.'
-      : 'Add the column, choose another data.format_type, or say in the recipe which column is which.',
-  })
+  return new UnslothError(
+    'DATA',
+    `${place(row)}: the row has no ${names}, which format ${format} needs; ` + `its columns are ${list(Object.keys(row.value))}.`,
+    {
+      hint:
+        format === 'chatml' || format === 'sharegpt'
+          ? 'A conversation is a list of objects, {"role": …, "content": …} or {"from": …, "value": …}.'
+          : 'Add the column, choose another data.format_type, or say in the recipe which column is which.',
+    },
+  )
 }
-

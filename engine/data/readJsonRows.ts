@@ -98,7 +98,9 @@ const enoughToTell = (head: string): boolean =>
   /^\s*[^\s{]/.test(head) || /^\s*\{[^\n]*\n\s*\S/.test(head) || head.length > 1 << 22
 
 /** The beginning of a file, as much of it as tells its shape, and the rest. */
-async function begin(file: string): Promise<{ readonly shape: Shape; readonly head: readonly Buffer[]; readonly rest: AsyncGenerator<Buffer> }> {
+async function begin(
+  file: string,
+): Promise<{ readonly shape: Shape; readonly head: readonly Buffer[]; readonly rest: AsyncGenerator<Buffer> }> {
   const rest = chunksOf(file)
   const head: Buffer[] = []
   let text = ''

@@ -1,7 +1,14 @@
 import { open, type FileHandle } from 'node:fs/promises'
 import { brotliDecompressSync, gunzipSync } from 'node:zlib'
 import { decompress as decompressZstandard } from 'fzstd'
-import { parquetMetadataAsync, parquetReadObjects, snappyUncompress, type AsyncBuffer, type Compressors, type FileMetaData } from 'hyparquet'
+import {
+  parquetMetadataAsync,
+  parquetReadObjects,
+  snappyUncompress,
+  type AsyncBuffer,
+  type Compressors,
+  type FileMetaData,
+} from 'hyparquet'
 import { UnslothError } from '#shared/errors.ts'
 import { readError } from '../io/fileSystem.ts'
 import { isJsonObject } from '../io/jsonText.ts'
@@ -19,11 +26,13 @@ class ParquetBomb extends Error {}
 type Unpack = (input: Uint8Array, size: number) => Uint8Array
 
 /** Refuses a page whose header promises far more than its bytes can hold in good faith. */
-const guarded = (unpack: Unpack): Unpack => (input, size) => {
-  if (size > pageLimit || size > Math.max(pageAlways, pageRatio * input.length))
-    throw new ParquetBomb(`a page of ${input.length} bytes unpacks to ${size}`)
-  return unpack(input, size)
-}
+const guarded =
+  (unpack: Unpack): Unpack =>
+  (input, size) => {
+    if (size > pageLimit || size > Math.max(pageAlways, pageRatio * input.length))
+      throw new ParquetBomb(`a page of ${input.length} bytes unpacks to ${size}`)
+    return unpack(input, size)
+  }
 
 /** Bytes of LZ4 blocks without a frame. */
 function unpackLz4(input: Uint8Array, size: number): Uint8Array {
@@ -31,7 +40,7 @@ function unpackLz4(input: Uint8Array, size: number): Uint8Array {
   let [from, to] = [0, 0]
   const longer = (length: number): number => {
     if (length < 15) return length
-    for (let byte = 255; byte === 255; ) length += byte = input[from++] ?? 0
+    for (let byte = 255; byte === 255;) length += byte = input[from++] ?? 0
     return length
   }
   while (from < input.length) {
@@ -89,12 +98,14 @@ function plain(value: unknown): unknown {
 function damaged(file: string, error: unknown): UnslothError {
   if (error instanceof ParquetBomb)
     return new UnslothError('DATA', `${file}: ${error.message}; reading it was stopped.`, {
-      hint: 'Such a file can fill the memory. Write it again with the program that made it.', cause: error,
+      hint: 'Such a file can fill the memory. Write it again with the program that made it.',
+      cause: error,
     })
   const { code } = error as { code?: unknown }
   if (typeof code === 'string' && /^E[A-Z]+$/.test(code)) return readError(error, file, 'data set')
   return new UnslothError('DATA', `${file}: not a Parquet file, or a damaged one: ${(error as Error).message}.`, {
-    hint: 'Fetch or write the file again.', cause: error,
+    hint: 'Fetch or write the file again.',
+    cause: error,
   })
 }
 
@@ -107,7 +118,8 @@ function partsOf({ row_groups: groups }: FileMetaData): { from: number; to: numb
     const parts = Math.max(1, Math.min(count, Math.ceil(Number(bytes) / decodedAtOnce)))
     const size = Math.ceil(count / parts)
     return Array.from({ length: count === 0 ? 0 : Math.ceil(count / size) }, (_, part) => ({
-      from: start + part * size, to: start + Math.min(count, (part + 1) * size),
+      from: start + part * size,
+      to: start + Math.min(count, (part + 1) * size),
     }))
   })
 }
@@ -123,9 +135,11 @@ export async function* readParquet(file: string): AsyncGenerator<SourceRow> {
       throw damaged(file, error)
     })
     for (const { from, to } of partsOf(metadata)) {
-      const rows = await parquetReadObjects({ file: buffer, metadata, rowStart: from, rowEnd: to, compressors }).catch((error: unknown) => {
-        throw damaged(file, error)
-      })
+      const rows = await parquetReadObjects({ file: buffer, metadata, rowStart: from, rowEnd: to, compressors }).catch(
+        (error: unknown) => {
+          throw damaged(file, error)
+        },
+      )
       for (const [index, row] of rows.entries()) yield { file, line: from + index + 1, value: plain(row) as Row['value'] }
     }
   } finally {

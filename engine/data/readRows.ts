@@ -28,7 +28,9 @@ function readFileRows(file: string): AsyncGenerator<SourceRow> {
       return readText(file)
     case 'parquet':
       if (/\.gz$/i.test(file))
-        throw new UnslothError('DATA', `${file}: a packed Parquet file; Parquet packs its own pages.`, { hint: 'Unpack it with gunzip.' })
+        throw new UnslothError('DATA', `${file}: a packed Parquet file; Parquet packs its own pages.`, {
+          hint: 'Unpack it with gunzip.',
+        })
       return readParquet(file)
     case 'json':
       return readJsonRows(file)
@@ -36,7 +38,10 @@ function readFileRows(file: string): AsyncGenerator<SourceRow> {
 }
 
 /** Rows as they stand in the files, in the order given, read as a stream: what is not taken is not read. */
-export async function* readSourceRows(files: readonly string[], { from, to }: RowRange = { from: 0, to: Infinity }): AsyncGenerator<SourceRow> {
+export async function* readSourceRows(
+  files: readonly string[],
+  { from, to }: RowRange = { from: 0, to: Infinity },
+): AsyncGenerator<SourceRow> {
   let at = 0
   if (to <= from) return
   for (const file of files) {

@@ -58,15 +58,25 @@ export class RowEncoder {
     const { format, trainOnCompletions, trainOnPrompt, lastResponseOnly, markers, chatTemplate, now } = plan
     const renderers = new Map<boolean, ChatRenderer>()
     const renderer = (tools: boolean): ChatRenderer => {
-      const made = renderers.get(tools) ?? new ChatRenderer(chatTemplateFor(tokenizer, {
-        tools, ...(chatTemplate !== undefined && { template: chatTemplate }), ...(now !== undefined && { now: new Date(now) }),
-      }), markers)
+      const made =
+        renderers.get(tools) ??
+        new ChatRenderer(
+          chatTemplateFor(tokenizer, {
+            tools,
+            ...(chatTemplate !== undefined && { template: chatTemplate }),
+            ...(now !== undefined && { now: new Date(now) }),
+          }),
+          markers,
+        )
       renderers.set(tools, made)
       return made
     }
     const answersOnly = format.format === 'completion' || format.format === 'preference'
     this.encoder = new SampleEncoder(tokenizer, renderer, {
-      trainOnCompletions, trainOnPrompt, lastResponseOnly, pairsMasked: answersOnly ? !trainOnPrompt : trainOnCompletions,
+      trainOnCompletions,
+      trainOnPrompt,
+      lastResponseOnly,
+      pairsMasked: answersOnly ? !trainOnPrompt : trainOnCompletions,
       ...(markers && { markers }),
     })
   }
@@ -76,7 +86,10 @@ export class RowEncoder {
       return this.outcome(parseRow(source))
     } catch (error) {
       if (!UnslothError.is(error)) throw error
-      return { samples: [], problem: { code: error.code, message: error.message, hint: error.hint ?? '', fatal: error.code !== 'DATA' } }
+      return {
+        samples: [],
+        problem: { code: error.code, message: error.message, hint: error.hint ?? '', fatal: error.code !== 'DATA' },
+      }
     }
   }
 
@@ -99,12 +112,19 @@ export class RowEncoder {
       return {
         samples: [],
         problem: {
-          code: 'DATA', fatal: true, message: `${place(row)}: ${length} tokens, more than max_seq_length (${maxSeqLength}).`,
+          code: 'DATA',
+          fatal: true,
+          message: `${place(row)}: ${length} tokens, more than max_seq_length (${maxSeqLength}).`,
           hint: 'Raise training.max_seq_length, shorten the row, or let long rows be cut with data.too_long: truncate.',
         },
       }
-    const starts = tooLong === 'split' ? Array.from({ length: Math.ceil(length / maxSeqLength) }, (_, part) => part * maxSeqLength) : [0]
-    const parts = starts.map((from) => cut(sample, from, Math.min(length, from + maxSeqLength))).filter(({ spans }) => countTrained(spans) > 0)
-    return parts.length === 0 ? { samples: [], note: 'masked' } : { samples: parts, note: tooLong === 'split' ? 'split' : 'truncated' }
+    const starts =
+      tooLong === 'split' ? Array.from({ length: Math.ceil(length / maxSeqLength) }, (_, part) => part * maxSeqLength) : [0]
+    const parts = starts
+      .map((from) => cut(sample, from, Math.min(length, from + maxSeqLength)))
+      .filter(({ spans }) => countTrained(spans) > 0)
+    return parts.length === 0
+      ? { samples: [], note: 'masked' }
+      : { samples: parts, note: tooLong === 'split' ? 'split' : 'truncated' }
   }
 }

@@ -18,9 +18,10 @@ interface Places {
 type Kind = RowNote | 'bad'
 const kinds: readonly Kind[] = ['truncated', 'split', 'tooLong', 'empty', 'masked', 'undesired', 'bad']
 
-const maskHint = 'The loss would be 0. Is the column or the chat template the right one for this data and model? '
-  + 'Are there answers to learn from? Answers beyond max_seq_length are cut off. '
-  + 'training.train_on_completions: false trains on everything.'
+const maskHint =
+  'The loss would be 0. Is the column or the chat template the right one for this data and model? ' +
+  'Are there answers to learn from? Answers beyond max_seq_length are cut off. ' +
+  'training.train_on_completions: false trains on everything.'
 
 /** Rows that did not become samples as they are, counted, with the places of the first few. */
 export class RowNotes {
@@ -51,8 +52,14 @@ export class RowNotes {
   counts(): RowCounts {
     const { truncated, split, tooLong, empty, masked, undesired, bad } = this.places
     return {
-      rows: this.rows, truncated: truncated.count, split: split.count, tooLong: tooLong.count, empty: empty.count, masked: masked.count,
-      undesired: undesired.count, bad: bad.count,
+      rows: this.rows,
+      truncated: truncated.count,
+      split: split.count,
+      tooLong: tooLong.count,
+      empty: empty.count,
+      masked: masked.count,
+      undesired: undesired.count,
+      bad: bad.count,
     }
   }
 
@@ -81,7 +88,8 @@ export class RowNotes {
       throw new UnslothError('DATA', `${files.join(', ')}: ${what}.`, { hint })
     }
     const tooLongHint = 'They are empty or too long: look at them, or raise training.max_seq_length.'
-    if (judged === 0) fail(`none of the ${formatCount(this.rows)} rows can be used`, this.problem === '' ? tooLongHint : this.problem)
+    if (judged === 0)
+      fail(`none of the ${formatCount(this.rows)} rows can be used`, this.problem === '' ? tooLongHint : this.problem)
     if (samples === 0) fail(`all labels are masked (−100) in all ${formatCount(judged)} rows: ${this.list('masked')}`, maskHint)
     return masked / judged >= 0.9 ? [`Nearly all rows have only masked labels (−100). ${maskHint}`] : []
   }

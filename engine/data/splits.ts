@@ -26,7 +26,11 @@ function readEnd(text: string | undefined, whole: string): SliceEnd | undefined 
   const percent = text.endsWith('%')
   const value = Number(percent ? text.slice(0, -1) : text)
   if (percent ? Math.abs(value) > 100 : !Number.isInteger(value))
-    throw new UnslothError('DATA', `data.split: ${whole}: ${text} is no ${percent ? 'share from −100 % to 100 %' : 'whole number of rows'}.`, { hint: splitHint })
+    throw new UnslothError(
+      'DATA',
+      `data.split: ${whole}: ${text} is no ${percent ? 'share from −100 % to 100 %' : 'whole number of rows'}.`,
+      { hint: splitHint },
+    )
   return { value, percent }
 }
 
@@ -35,7 +39,8 @@ const splitHint = 'A split is a name, or a name with a slice: train, train[:5%],
 /** Reads `train`, `train[:5%]`, `train[100:200]`, `train[-10%:]`. */
 export function parseSplit(text: string): SplitChoice {
   const match = syntax.exec(text.trim())
-  if (match === null) throw new UnslothError('DATA', `data.split: ${text} is neither a split nor a slice of one.`, { hint: splitHint })
+  if (match === null)
+    throw new UnslothError('DATA', `data.split: ${text} is neither a split nor a slice of one.`, { hint: splitHint })
   const [from, to] = [readEnd(match[2], text), readEnd(match[3], text)]
   return { name: match[1]!, ...(from && { from }), ...(to && { to }) }
 }
@@ -60,6 +65,10 @@ export function rangeOf({ name, from, to }: SplitChoice, rows: number): RowRange
   }
   const range = { from: at(from, 0), to: at(to, rows) }
   if (range.from >= range.to && rows > 0)
-    throw new UnslothError('DATA', `data.split: the slice of ${name} has none of its ${Number.isFinite(rows) ? `${rows} ` : ''}rows.`, { hint: splitHint })
+    throw new UnslothError(
+      'DATA',
+      `data.split: the slice of ${name} has none of its ${Number.isFinite(rows) ? `${rows} ` : ''}rows.`,
+      { hint: splitHint },
+    )
   return range
 }

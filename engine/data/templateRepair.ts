@@ -9,7 +9,8 @@ function aroundAnswer(template: ChatTemplate): { before: string; asked: string }
   const asked = template.render([question])
   const [first, second] = answers.map((content) => template.render([question, { role: 'assistant', content }]))
   const at = answers.map((content, index) => [first, second][index]!.indexOf(content))
-  if (at[0]! < 0 || at[0] !== at[1] || !first!.startsWith(asked) || first!.slice(0, at[0]) !== second!.slice(0, at[1])) return undefined
+  if (at[0]! < 0 || at[0] !== at[1] || !first!.startsWith(asked) || first!.slice(0, at[0]) !== second!.slice(0, at[1]))
+    return undefined
   return { before: first!.slice(asked.length, at[0]), asked }
 }
 
@@ -29,7 +30,10 @@ export interface TemplateVerdict {
  * Looks whether a chat template ends with what introduces an answer when it is asked to, and makes it do so: what stands before an
  * answer is found from two conversations that differ only in the answer.
  */
-export function examineTemplate(source: string, tokens: Pick<Tokenizer, 'bosToken' | 'eosToken' | 'padToken' | 'unkToken'>): TemplateVerdict {
+export function examineTemplate(
+  source: string,
+  tokens: Pick<Tokenizer, 'bosToken' | 'eosToken' | 'padToken' | 'unkToken'>,
+): TemplateVerdict {
   const make = (text: string): ChatTemplate => new ChatTemplate(text, { name: 'the chat template', tokens })
   try {
     const template = make(source)
@@ -41,7 +45,8 @@ export function examineTemplate(source: string, tokens: Pick<Tokenizer, 'bosToke
     if (around.before.trim() === '') return { prompts: true }
     const repaired = `${source}{%- if add_generation_prompt %}{{- ${JSON.stringify(around.before)} }}{%- endif %}`
     const check = make(repaired)
-    const good = check.render([question]) === without && check.render([question], { addGenerationPrompt: true }) === without + around.before
+    const good =
+      check.render([question]) === without && check.render([question], { addGenerationPrompt: true }) === without + around.before
     return good ? { prompts: false, repaired, prompt: around.before } : { prompts: false }
   } catch (error) {
     return { prompts: false, failure: (error as Error).message }

@@ -100,10 +100,9 @@ function largestId({ folder, definition }: TokenizerFiles): number {
   let last = Array.isArray(vocabulary) ? vocabulary.length - 1 : -1
   const consider = (token: string, id: unknown): void => {
     if (!Number.isInteger(id) || (id as number) < 0 || (id as number) >= idLimit)
-      throw new UnslothError(
-        'TOKENIZER', `${join(folder, 'tokenizer.json')}: the token ${quote(token)} has no usable id.`,
-        { hint: 'Fetch the file again.' },
-      )
+      throw new UnslothError('TOKENIZER', `${join(folder, 'tokenizer.json')}: the token ${quote(token)} has no usable id.`, {
+        hint: 'Fetch the file again.',
+      })
     last = Math.max(last, id as number)
   }
   if (isJsonObject(vocabulary)) for (const [token, id] of Object.entries(vocabulary)) consider(token, id)
@@ -139,7 +138,8 @@ function construct(files: TokenizerFiles): { hub: HubTokenizer; words?: WordEnco
     return words === undefined ? { hub: make({}) } : { hub, words }
   } catch (error) {
     throw new UnslothError('TOKENIZER', `${path}: this tokenizer cannot be used: ${(error as Error).message}.`, {
-      hint: 'The file may be damaged: fetch it again, or copy it from the folder of the base model.', cause: error,
+      hint: 'The file may be damaged: fetch it again, or copy it from the folder of the base model.',
+      cause: error,
     })
   }
 }
@@ -209,15 +209,27 @@ class HfTokenizer implements Tokenizer {
     const source = files.chatTemplates.get('default')
     const verdict = options.fix === false || source === undefined ? undefined : examineTemplate(source, this)
     this.originalTemplate = verdict?.repaired === undefined ? undefined : source
-    this.chatTemplates = verdict?.repaired === undefined ? files.chatTemplates : new Map([...files.chatTemplates, ['default', verdict.repaired]])
-    this.repairs = verdict?.repaired === undefined ? repairs : [
-      ...repairs, { check: 'template', found: `the chat template of ${files.folder} ignores add_generation_prompt`, changed: `${JSON.stringify(verdict.prompt)} is written before answers` },
-    ]
+    this.chatTemplates =
+      verdict?.repaired === undefined ? files.chatTemplates : new Map([...files.chatTemplates, ['default', verdict.repaired]])
+    this.repairs =
+      verdict?.repaired === undefined
+        ? repairs
+        : [
+            ...repairs,
+            {
+              check: 'template',
+              found: `the chat template of ${files.folder} ignores add_generation_prompt`,
+              changed: `${JSON.stringify(verdict.prompt)} is written before answers`,
+            },
+          ]
   }
 
   /** `add_bos_token` and `add_eos_token` win over what the post-processor does. */
   private decided(
-    ids: readonly number[], wanted: boolean | undefined, id: number | undefined, place: 'first' | 'last',
+    ids: readonly number[],
+    wanted: boolean | undefined,
+    id: number | undefined,
+    place: 'first' | 'last',
   ): readonly number[] {
     if (wanted === undefined || id === undefined || ids.includes(id) === wanted) return ids
     if (!wanted) return ids.filter((other) => other !== id)
@@ -225,7 +237,9 @@ class HfTokenizer implements Tokenizer {
   }
 
   encode(text: string, { addSpecialTokens = false } = {}): Int32Array {
-    const ids = this.words?.encode(wellFormed(text)) ?? Int32Array.from(this.hub.encode(wellFormed(text), { add_special_tokens: false }).ids)
+    const ids =
+      this.words?.encode(wellFormed(text)) ??
+      Int32Array.from(this.hub.encode(wellFormed(text), { add_special_tokens: false }).ids)
     return addSpecialTokens ? Int32Array.from([...this.prefixIds, ...ids, ...this.suffixIds]) : ids
   }
 
@@ -267,7 +281,8 @@ function encodeWith(files: TokenizerFiles, text: string): readonly number[] | un
 /** The tokenizer in a folder of Hub layout: tokenizer.json, and tokenizer_config.json and its companions when they are there. */
 export async function loadTokenizer(folder: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
   const read = await readTokenizerFiles(folder, options.modelFolder)
-  const chatTemplates = options.chatTemplate === undefined ? read.chatTemplates : new Map([...read.chatTemplates, ['default', options.chatTemplate]])
+  const chatTemplates =
+    options.chatTemplate === undefined ? read.chatTemplates : new Map([...read.chatTemplates, ['default', options.chatTemplate]])
   const given = { ...read, chatTemplates }
   const fixed = options.fix === false ? { files: given, repairs: [] } : await repairTokenizer(given, encodeWith)
   if (options.stopToken === undefined) return new HfTokenizer(fixed.files, options, fixed.repairs)
@@ -281,8 +296,8 @@ export function checkVocabulary(tokenizer: Tokenizer, embeddingRows: number): vo
   const last = tokenizer.vocabSize - 1
   throw new UnslothError(
     'TOKENIZER',
-    `${join(tokenizer.folder, 'tokenizer.json')}: the token ${quote(tokenizer.tokenOf(last) ?? '')} has the id ${last}, `
-      + `but the embedding of the model has only ${embeddingRows} rows.`,
+    `${join(tokenizer.folder, 'tokenizer.json')}: the token ${quote(tokenizer.tokenOf(last) ?? '')} has the id ${last}, ` +
+      `but the embedding of the model has only ${embeddingRows} rows.`,
     { hint: 'Take the tokenizer that belongs to this model, or remove the added tokens that the model does not know.' },
   )
 }

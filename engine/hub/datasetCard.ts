@@ -18,7 +18,10 @@ const dataFiles = z.union([
   z.record(z.string(), patterns).transform((splits) => Object.entries(splits).map(([split, path]) => ({ split, path }))),
 ])
 const configSchema = z.object({
-  config_name: z.coerce.string().default('default'), data_files: dataFiles.optional(), data_dir: z.string().optional(), default: z.boolean().optional(),
+  config_name: z.coerce.string().default('default'),
+  data_files: dataFiles.optional(),
+  data_dir: z.string().optional(),
+  default: z.boolean().optional(),
 })
 
 const trimmed = (folder: string): string => folder.replace(/^\.?\/+|\/+$/g, '').replace(/^\.$/, '')
@@ -42,7 +45,16 @@ export function readDatasetCard(text: string): CardConfig[] {
     const parsed = configSchema.safeParse(entry)
     if (!parsed.success) return []
     const { config_name: name, data_files: files, data_dir: folder, default: isDefault } = parsed.data
-    const splits = files && new Map(files.map(({ split }) => [split, files.filter((other) => other.split === split).flatMap(({ path }) => path.map((pattern) => pattern.replace(/^\.\//, '')))]))
+    const splits =
+      files &&
+      new Map(
+        files.map(({ split }) => [
+          split,
+          files
+            .filter((other) => other.split === split)
+            .flatMap(({ path }) => path.map((pattern) => pattern.replace(/^\.\//, ''))),
+        ]),
+      )
     return [{ name, isDefault: isDefault === true || name === 'default', folder: trimmed(folder ?? ''), splits }]
   })
 }

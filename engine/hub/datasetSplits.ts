@@ -26,7 +26,9 @@ export function dataPaths(paths: readonly string[]): string[] {
 }
 
 const usual: readonly (readonly [split: string, words: string])[] = [
-  ['train', 'train|training'], ['validation', 'validation|valid|dev|val'], ['test', 'test|testing|eval|evaluation'],
+  ['train', 'train|training'],
+  ['validation', 'validation|valid|dev|val'],
+  ['test', 'test|testing|eval|evaluation'],
 ]
 const word = (words: string): RegExp => new RegExp(`(?:^|[-._ 0-9])(?:${words})(?:$|[-._ 0-9])`, 'i')
 
@@ -39,7 +41,8 @@ function group(paths: readonly string[], splitOf: (path: string) => string | und
   return found.size === 0 ? undefined : found
 }
 
-const usualSplit = (parts: readonly string[]): string | undefined => usual.find(([, words]) => parts.some((part) => word(words).test(part)))?.[0]
+const usualSplit = (parts: readonly string[]): string | undefined =>
+  usual.find(([, words]) => parts.some((part) => word(words).test(part)))?.[0]
 
 /**
  * Splits by convention, in the order in which `datasets` tries: `data/<split>-00000-of-00002.*`, folders named train, test and their
@@ -59,10 +62,15 @@ export function missingShards(paths: readonly string[]): string[] {
   const promised = paths.flatMap((path) => {
     const match = /^(.*-)\d{5}(-of-(\d{5}).*)$/.exec(path)
     if (match === null || path.includes('-of-00000')) return []
-    return Array.from({ length: Math.min(Number(match[3]), 20_000) }, (_, index) => `${match[1]}${String(index).padStart(5, '0')}${match[2]}`)
+    return Array.from(
+      { length: Math.min(Number(match[3]), 20_000) },
+      (_, index) => `${match[1]}${String(index).padStart(5, '0')}${match[2]}`,
+    )
   })
   // Names with a hash of their own after the count cannot be foretold.
-  return promised.some((path) => !all.has(path) && /-of-\d{5}-[0-9a-f]{8,}/.test(path)) ? [] : [...new Set(promised)].filter((path) => !all.has(path))
+  return promised.some((path) => !all.has(path) && /-of-\d{5}-[0-9a-f]{8,}/.test(path))
+    ? []
+    : [...new Set(promised)].filter((path) => !all.has(path))
 }
 
 /** The configuration that is meant: by name, the only one, or the one marked as default. */
@@ -77,24 +85,45 @@ export function chooseConfig(id: string, configs: readonly CardConfig[], subset:
   }
   const chosen = configs.length === 1 ? configs[0] : configs.find(({ isDefault }) => isDefault)
   if (chosen !== undefined) return chosen
-  throw new UnslothError('DATA', `${id} has ${names.length} configurations, and data.subset does not say which one is meant.`, { hint: `Set data.subset to one of ${shown}.` })
+  throw new UnslothError('DATA', `${id} has ${names.length} configurations, and data.subset does not say which one is meant.`, {
+    hint: `Set data.subset to one of ${shown}.`,
+  })
 }
 
 /** The files of each split of a configuration; without one, of the repository or of the folder that `subset` names. */
-export function splitsOf(id: string, config: CardConfig | undefined, subset: string | null, paths: readonly string[]): SplitFiles {
+export function splitsOf(
+  id: string,
+  config: CardConfig | undefined,
+  subset: string | null,
+  paths: readonly string[],
+): SplitFiles {
   const folder = config?.folder ?? (config === undefined && subset !== null ? subset : '')
   const below = folder === '' ? paths : paths.filter((path) => path.startsWith(`${folder}/`))
   if (config === undefined && subset !== null && below.length === 0)
-    throw new UnslothError('DATA', `data.subset: ${id} has no configuration and no folder ${quote(subset)}.`, { hint: 'Remove data.subset, or name a folder of the repository.' })
+    throw new UnslothError('DATA', `data.subset: ${id} has no configuration and no folder ${quote(subset)}.`, {
+      hint: 'Remove data.subset, or name a folder of the repository.',
+    })
   if (config?.splits === undefined) return conventionalSplits(dataPaths(below))
   const prefix = folder === '' ? '' : `${folder}/`
-  return new Map([...config.splits].map(([split, patterns]) => {
-    const remote = patterns.find((pattern) => /^[a-z]+:\/\//i.test(pattern))
-    if (remote !== undefined) throw new UnslothError('DATA', `${id}: its split ${split} is at ${quote(remote)}, outside of the repository.`, { hint: 'Download it yourself and name the file in data.local_dataset.' })
-    const found = new Set(patterns.flatMap((pattern) => paths.filter((path) => !isHidden(path) && matchesGlob(`${prefix}${pattern}`, path)).sort()))
-    return [split, [...found]] as const
-  }).filter(([, found]) => found.length > 0))
+  return new Map(
+    [...config.splits]
+      .map(([split, patterns]) => {
+        const remote = patterns.find((pattern) => /^[a-z]+:\/\//i.test(pattern))
+        if (remote !== undefined)
+          throw new UnslothError('DATA', `${id}: its split ${split} is at ${quote(remote)}, outside of the repository.`, {
+            hint: 'Download it yourself and name the file in data.local_dataset.',
+          })
+        const found = new Set(
+          patterns.flatMap((pattern) =>
+            paths.filter((path) => !isHidden(path) && matchesGlob(`${prefix}${pattern}`, path)).sort(),
+          ),
+        )
+        return [split, [...found]] as const
+      })
+      .filter(([, found]) => found.length > 0),
+  )
 }
 
 /** Whether every file is of a kind that can be read. */
-export const isReadable = (paths: readonly string[]): boolean => paths.length > 0 && paths.every((path) => kinds.some(([, end]) => end.test(path)))
+export const isReadable = (paths: readonly string[]): boolean =>
+  paths.length > 0 && paths.every((path) => kinds.some(([, end]) => end.test(path)))

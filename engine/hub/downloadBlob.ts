@@ -22,13 +22,20 @@ const lookInterval = 100
 /** A process that is fetching writes far more often. */
 const abandonedAfter = 10 * 60_000
 
-const hasherFor = ({ oid, size }: HubFile): Hash => (oid.length === 64 ? createHash('sha256') : createHash('sha1').update(`blob ${size}\0`))
+const hasherFor = ({ oid, size }: HubFile): Hash =>
+  oid.length === 64 ? createHash('sha256') : createHash('sha1').update(`blob ${size}\0`)
 
 /**
  * Fetches a file's blob, unless it is there: into `<hash>.unsloth.incomplete`, on from where an earlier attempt or process stopped;
  * checked by its hash, synced, renamed. Of several processes one fetches and the others wait for it.
  */
-export async function downloadBlob(cache: RepositoryCache, commit: string, file: HubFile, transport: Transport, events: BlobEvents): Promise<void> {
+export async function downloadBlob(
+  cache: RepositoryCache,
+  commit: string,
+  file: HubFile,
+  transport: Transport,
+  events: BlobEvents,
+): Promise<void> {
   if (await cache.hasBlob(file)) return
   const lock = await takeLock(cache, file, events)
   const touch = setInterval(() => lock.touch(), 5000)
@@ -54,7 +61,10 @@ export async function downloadBlob(cache: RepositoryCache, commit: string, file:
 
 async function takeLock(cache: RepositoryCache, file: HubFile, { signal, onWait }: BlobEvents): Promise<ExclusiveLock> {
   for (;;) {
-    const lock = await ExclusiveLock.acquire(join(cache.lockFolder, `${file.oid}.unsloth`), `fetching ${cache.repository.id}/${file.path}`)
+    const lock = await ExclusiveLock.acquire(
+      join(cache.lockFolder, `${file.oid}.unsloth`),
+      `fetching ${cache.repository.id}/${file.path}`,
+    )
     if (lock instanceof ExclusiveLock) return lock
     onWait(`another process (${lock.pid}) is ${lock.purpose}`)
     await pause(lookInterval, signal)
@@ -65,7 +75,8 @@ async function takeLock(cache: RepositoryCache, file: HubFile, { signal, onWait 
 async function adoptPartial(blob: string): Promise<string> {
   const own = `${blob}.unsloth.incomplete`
   const [mine, theirs] = await Promise.all([own, `${blob}.incomplete`].map((path) => stat(path).catch(() => undefined)))
-  if (mine === undefined && theirs !== undefined && Date.now() - theirs.mtimeMs > abandonedAfter) await rename(`${blob}.incomplete`, own).catch(() => undefined)
+  if (mine === undefined && theirs !== undefined && Date.now() - theirs.mtimeMs > abandonedAfter)
+    await rename(`${blob}.incomplete`, own).catch(() => undefined)
   return own
 }
 
@@ -101,7 +112,10 @@ class BlobDownload {
     try {
       await this.takeUp(handle)
       for (let attempt = 1; ; attempt++) {
-        await this.transport.retrying(() => this.continue(handle), () => this.received)
+        await this.transport.retrying(
+          () => this.continue(handle),
+          () => this.received,
+        )
         const digest = this.hash.digest('hex')
         if (digest === this.file.oid) break
         if (attempt === 2) throw this.wrongChecksum(digest)
@@ -116,7 +130,9 @@ class BlobDownload {
   private wrongChecksum(digest: string): WrongChecksum {
     const { oid, path } = this.file
     const what = `${this.cache.repository.id}/${path} arrived damaged, twice: its checksum is ${digest.slice(0, 16)}… and should be ${oid.slice(0, 16)}….`
-    return new WrongChecksum('HUB', what, { hint: 'A proxy or mirror may change files: check HF_ENDPOINT, or try again later. Nothing damaged was kept.' })
+    return new WrongChecksum('HUB', what, {
+      hint: 'A proxy or mirror may change files: check HF_ENDPOINT, or try again later. Nothing damaged was kept.',
+    })
   }
 
   /** Hashes what an earlier attempt has left. */
@@ -163,7 +179,10 @@ class BlobDownload {
     } finally {
       connection.close()
     }
-    if (this.offset < this.file.size) throw new TransientError(`${this.file.path} ended after ${formatCount(this.offset)} of ${formatCount(this.file.size)} bytes`)
+    if (this.offset < this.file.size)
+      throw new TransientError(
+        `${this.file.path} ended after ${formatCount(this.offset)} of ${formatCount(this.file.size)} bytes`,
+      )
   }
 
   /** Whether the answer goes on where the file ends, and is not the whole file again. */
@@ -176,7 +195,7 @@ class BlobDownload {
   }
 
   private async write(handle: FileHandle, chunk: Uint8Array): Promise<void> {
-    for (let done = 0; done < chunk.length; ) {
+    for (let done = 0; done < chunk.length;) {
       const { bytesWritten } = await handle.write(chunk, done, chunk.length - done, this.offset + done)
       if (bytesWritten === 0) throw Object.assign(new Error('the device accepts no more data'), { code: 'ENOSPC' })
       done += bytesWritten

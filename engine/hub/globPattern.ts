@@ -7,7 +7,9 @@ type Piece =
 
 function classOf(inner: string): (character: string) => boolean {
   const negated = inner.startsWith('!') || inner.startsWith('^')
-  const ranges = [...(negated ? inner.slice(1) : inner).matchAll(/([^])-([^])|([^])/g)].map(([, from, to, single]) => [from ?? single!, to ?? single!] as const)
+  const ranges = [...(negated ? inner.slice(1) : inner).matchAll(/([^])-([^])|([^])/g)].map(
+    ([, from, to, single]) => [from ?? single!, to ?? single!] as const,
+  )
   return (character) => character !== '/' && ranges.some(([from, to]) => character >= from && character <= to) !== negated
 }
 
@@ -18,7 +20,9 @@ function piecesOf(pattern: string): Piece[] {
     if (piece.startsWith('**')) return { kind: 'deep' }
     if (piece === '*') return { kind: 'run' }
     if (piece === '?') return { kind: 'one', fits: (character) => character !== '/' }
-    return piece.length > 1 && piece.startsWith('[') ? { kind: 'one', fits: classOf(piece.slice(1, -1)) } : { kind: 'text', text: piece }
+    return piece.length > 1 && piece.startsWith('[')
+      ? { kind: 'one', fits: classOf(piece.slice(1, -1)) }
+      : { kind: 'text', text: piece }
   })
 }
 
@@ -46,6 +50,9 @@ function advance(piece: Piece, path: string, from: ReadonlySet<number>): Set<num
  */
 export function matchesGlob(pattern: string, path: string): boolean {
   if (!/[*?[]/.test(pattern)) return path === pattern || path.startsWith(`${pattern.replace(/\/+$/, '')}/`)
-  const ends = piecesOf(pattern).reduce<ReadonlySet<number>>((from, piece) => (from.size === 0 ? from : advance(piece, path, from)), new Set([0]))
+  const ends = piecesOf(pattern).reduce<ReadonlySet<number>>(
+    (from, piece) => (from.size === 0 ? from : advance(piece, path, from)),
+    new Set([0]),
+  )
   return ends.has(path.length)
 }

@@ -8,8 +8,20 @@ import { Snapshot, type HubOptions } from './snapshot.ts'
 
 /** Files of the top folder, beside weights, that a model, an adapter or its tokenizer is read from or saved with. */
 const smallFiles = new Set([
-  'config.json', 'generation_config.json', 'adapter_config.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-  'tokenizer.model', 'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json', 'processor_config.json', 'preprocessor_config.json',
+  'config.json',
+  'generation_config.json',
+  'adapter_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'tokenizer.model',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+  'processor_config.json',
+  'preprocessor_config.json',
 ])
 const adapterWeights = 'adapter_model.safetensors'
 
@@ -24,14 +36,22 @@ export interface HubModel {
 /** What a repository without safetensors has instead, and what to do about it. */
 function noWeights({ repository: { id }, files, complete }: Snapshot): UnslothError {
   if (!complete)
-    return new UnslothError('HUB', `${id} is in the Hub cache only in part: its weights were never fetched, and nothing is fetched now.`, { hint: 'Unset HF_HUB_OFFLINE once: what is there is not fetched again.' })
+    return new UnslothError(
+      'HUB',
+      `${id} is in the Hub cache only in part: its weights were never fetched, and nothing is fetched now.`,
+      { hint: 'Unset HF_HUB_OFFLINE once: what is there is not fetched again.' },
+    )
   const has = (pattern: RegExp): boolean => [...files.keys()].some((path) => pattern.test(path))
   const [what, hint] = has(/\.gguf$/i)
     ? ['only GGUF files', 'Training needs the original model: its card usually links to it as the base model.']
     : has(/\.(?:bin|pth?|ckpt)$/i)
-      ? ['only PyTorch checkpoints (.bin), which are programs and are not run',
-        `Look for a revision with safetensors at ${'“Community”'} on its page, often refs/pr/1, and name it in model.revision; or convert the model.`]
-      : has(/\.(?:h5|msgpack|onnx|tflite)$/i) ? ['only weights of other frameworks', 'Name a repository with safetensors.'] : ['no weights', 'Name a repository with config.json and safetensors.']
+      ? [
+          'only PyTorch checkpoints (.bin), which are programs and are not run',
+          `Look for a revision with safetensors at ${'“Community”'} on its page, often refs/pr/1, and name it in model.revision; or convert the model.`,
+        ]
+      : has(/\.(?:h5|msgpack|onnx|tflite)$/i)
+        ? ['only weights of other frameworks', 'Name a repository with safetensors.']
+        : ['no weights', 'Name a repository with config.json and safetensors.']
   return new UnslothError('HUB', `${id} has ${what}; no ${weightsFile} and no ${indexFile} in its top folder.`, { hint })
 }
 
@@ -41,12 +61,19 @@ async function shardsOf(snapshot: Snapshot): Promise<string[]> {
   const index = parseJson(await readFile(where, 'utf8'), { file: where, duplicateKeys: 'last', python: true })
   const map = isJsonObject(index) ? index.weight_map : undefined
   const names = isJsonObject(map) ? [...new Set(Object.values(map))] : []
-  if (names.length === 0) throw new UnslothError('HUB', `${snapshot.repository.id}: ${indexFile} names no weight files.`, { hint: 'The repository is damaged; try another revision.' })
+  if (names.length === 0)
+    throw new UnslothError('HUB', `${snapshot.repository.id}: ${indexFile} names no weight files.`, {
+      hint: 'The repository is damaged; try another revision.',
+    })
   return names.map((name) => {
     if (typeof name === 'string' && snapshot.files.has(name)) return name
     // Offline the files that are there are all that is known.
     const why = snapshot.complete ? 'which the repository does not have' : 'which was never fetched'
-    throw new UnslothError('HUB', `${snapshot.repository.id}: ${indexFile} names ${quote(String(name))}, ${why}.`, { hint: snapshot.complete ? 'The repository is incomplete; try another revision.' : 'Unset HF_HUB_OFFLINE once: what is there is not fetched again.' })
+    throw new UnslothError('HUB', `${snapshot.repository.id}: ${indexFile} names ${quote(String(name))}, ${why}.`, {
+      hint: snapshot.complete
+        ? 'The repository is incomplete; try another revision.'
+        : 'Unset HF_HUB_OFFLINE once: what is there is not fetched again.',
+    })
   })
 }
 
@@ -65,10 +92,16 @@ async function weightFiles(snapshot: Snapshot): Promise<string[]> {
 function checkKind({ repository: { id }, files }: Snapshot): void {
   const [model, adapter] = ['config.json', 'adapter_config.json'].map((name) => files.has(name))
   if (model && adapter)
-    throw new UnslothError('MODEL_INVALID', `${id} has a LoRA adapter (adapter_config.json) and a base model (config.json).`, { hint: 'It is not clear which one is meant: fetch it and keep them in two folders.' })
+    throw new UnslothError('MODEL_INVALID', `${id} has a LoRA adapter (adapter_config.json) and a base model (config.json).`, {
+      hint: 'It is not clear which one is meant: fetch it and keep them in two folders.',
+    })
   if (!model && !adapter)
     throw new UnslothError('HUB', `${id} is no model: it has neither config.json nor adapter_config.json.`, {
-      hint: files.has('model_index.json') ? 'It is a diffusion model, which is not supported.' : [...files.keys()].some((path) => /\.gguf$/i.test(path)) ? 'It has GGUF files: training needs the original model, which its card usually links to.' : 'Check the name.',
+      hint: files.has('model_index.json')
+        ? 'It is a diffusion model, which is not supported.'
+        : [...files.keys()].some((path) => /\.gguf$/i.test(path))
+          ? 'It has GGUF files: training needs the original model, which its card usually links to.'
+          : 'Check the name.',
     })
 }
 
@@ -87,7 +120,8 @@ export const couldBeModel = (name: string): boolean => {
  */
 export async function fetchModel(name: string, revision: string | null | undefined, options: HubOptions = {}): Promise<HubModel> {
   const repository = parseRepository('model', name, revision)
-  if (repository === undefined) throw new UnslothError('HUB', `${quote(name)} is no name of a repository.`, { hint: 'Names look like Qwen/Qwen2.5-0.5B.' })
+  if (repository === undefined)
+    throw new UnslothError('HUB', `${quote(name)} is no name of a repository.`, { hint: 'Names look like Qwen/Qwen2.5-0.5B.' })
   const snapshot = await Snapshot.open(repository, options)
   checkKind(snapshot)
   const small = [...snapshot.files.keys()].filter((path) => smallFiles.has(path))

@@ -20,7 +20,10 @@ const listingSchema = z.array(z.object({ path: z.string(), size: z.number().int(
 
 /** Whether a path from a listing stays inside its folder, on every system. */
 export const isSafePath = (path: string): boolean =>
-  path !== '' && path.length < 1000 && !/[\\:\0]/.test(path) && path.split('/').every((part) => part !== '' && part !== '.' && part !== '..')
+  path !== '' &&
+  path.length < 1000 &&
+  !/[\\:\0]/.test(path) &&
+  path.split('/').every((part) => part !== '' && part !== '.' && part !== '..')
 
 /** `undefined` for a missing file; other failures are thrown. */
 async function optional<T>(work: Promise<T>): Promise<T | undefined> {
@@ -150,7 +153,10 @@ export class RepositoryCache {
       await symlink(relative(dirname(path), blob), temporary)
         .catch(() => link(blob, temporary))
         .catch(() => copyFile(blob, temporary, constants.COPYFILE_FICLONE))
-      if ((await lstat(path).catch(() => undefined))?.isDirectory() === true) throw new UnslothError('HUB', `${path}: a folder, where a file of ${this.repository.id} belongs.`, { hint: 'Remove the folder.' })
+      if ((await lstat(path).catch(() => undefined))?.isDirectory() === true)
+        throw new UnslothError('HUB', `${path}: a folder, where a file of ${this.repository.id} belongs.`, {
+          hint: 'Remove the folder.',
+        })
       await this.fs.rename(temporary, path)
     } catch (error) {
       await rm(temporary, { force: true })

@@ -21,7 +21,8 @@ export interface HubSettings {
 
 const isTrue = (value: string | undefined): boolean => /^(?:1|true|yes|on)$/i.test(value?.trim() ?? '')
 
-const given = (value: string | undefined): string | undefined => (value === undefined || value.trim() === '' ? undefined : value.trim())
+const given = (value: string | undefined): string | undefined =>
+  value === undefined || value.trim() === '' ? undefined : value.trim()
 
 const expand = (path: string): string => (path === '~' || /^~[/\\]/.test(path) ? join(homedir(), path.slice(1)) : path)
 
@@ -30,12 +31,18 @@ function hubHome({ HF_HOME, XDG_CACHE_HOME }: NodeJS.ProcessEnv): string {
 }
 
 function tokenOf(environment: NodeJS.ProcessEnv): string | undefined {
-  const named = ['HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'].map((name) => [name, given(environment[name])] as const).find(([, value]) => value !== undefined)
+  const named = ['HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN']
+    .map((name) => [name, given(environment[name])] as const)
+    .find(([, value]) => value !== undefined)
   const file = expand(given(environment.HF_TOKEN_PATH) ?? join(hubHome(environment), 'token'))
   const [source, token] = named ?? [file, isTrue(environment.HF_HUB_DISABLE_IMPLICIT_TOKEN) ? undefined : tokenFile(file)]
   // A header cannot carry anything else; the text itself is never shown.
   if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
-    throw new UnslothError('HUB', `${source} holds no access token: there are spaces, line ends or letters that a token cannot have.`, { hint: 'Make a token at https://huggingface.co/settings/tokens and copy it whole.' })
+    throw new UnslothError(
+      'HUB',
+      `${source} holds no access token: there are spaces, line ends or letters that a token cannot have.`,
+      { hint: 'Make a token at https://huggingface.co/settings/tokens and copy it whole.' },
+    )
   return token
 }
 
@@ -50,7 +57,11 @@ function tokenFile(path: string): string | undefined {
 function endpointOf(text: string): string {
   const url = URL.canParse(text) ? new URL(text) : undefined
   if (url === undefined || !/^https?:$/.test(url.protocol) || url.username !== '' || url.password !== '')
-    throw new UnslothError('HUB', `HF_ENDPOINT is ${JSON.stringify(text.replace(/\/\/[^/@]*@/, '//…@'))}, which is no address of a Hub.`, { hint: 'Give an address such as https://huggingface.co, without a user or password.' })
+    throw new UnslothError(
+      'HUB',
+      `HF_ENDPOINT is ${JSON.stringify(text.replace(/\/\/[^/@]*@/, '//…@'))}, which is no address of a Hub.`,
+      { hint: 'Give an address such as https://huggingface.co, without a user or password.' },
+    )
   return `${url.origin}${url.pathname}`.replace(/\/+$/, '')
 }
 
@@ -63,8 +74,11 @@ export function hubCacheFolder(environment: NodeJS.ProcessEnv = process.env): st
 export function hubSettings(environment: NodeJS.ProcessEnv = process.env): HubSettings {
   const seconds = Number(environment.HF_HUB_DOWNLOAD_TIMEOUT)
   return {
-    endpoint: endpointOf(given(environment.HF_ENDPOINT) ?? 'https://huggingface.co'), cache: hubCacheFolder(environment),
-    offline: isTrue(environment.HF_HUB_OFFLINE) || isTrue(environment.TRANSFORMERS_OFFLINE), token: tokenOf(environment),
-    stallTimeout: seconds > 0 ? seconds * 1000 : 30_000, retryDelay: 500,
+    endpoint: endpointOf(given(environment.HF_ENDPOINT) ?? 'https://huggingface.co'),
+    cache: hubCacheFolder(environment),
+    offline: isTrue(environment.HF_HUB_OFFLINE) || isTrue(environment.TRANSFORMERS_OFFLINE),
+    token: tokenOf(environment),
+    stallTimeout: seconds > 0 ? seconds * 1000 : 30_000,
+    retryDelay: 500,
   }
 }

@@ -40,7 +40,15 @@ export class Snapshot {
   private readonly progress: TransferProgress
   private readonly signal: AbortSignal | undefined
 
-  private constructor(cache: RepositoryCache, commit: string, files: readonly HubFile[], complete: boolean, transport: Transport | undefined, progress: TransferProgress, signal: AbortSignal | undefined) {
+  private constructor(
+    cache: RepositoryCache,
+    commit: string,
+    files: readonly HubFile[],
+    complete: boolean,
+    transport: Transport | undefined,
+    progress: TransferProgress,
+    signal: AbortSignal | undefined,
+  ) {
     this.cache = cache
     this.repository = cache.repository
     this.commit = commit
@@ -57,14 +65,19 @@ export class Snapshot {
     const settings = options.settings ?? hubSettings()
     const cache = new RepositoryCache(settings.cache, repository)
     const progress = new TransferProgress(repository.id, options.onProgress)
-    const transport = new Transport(settings, { signal: options.signal, onRetry: (reason, delay) => progress.wait(`${reason}; trying again in ${Math.ceil(delay / 1000)} s`) })
+    const transport = new Transport(settings, {
+      signal: options.signal,
+      onRetry: (reason, delay) => progress.wait(`${reason}; trying again in ${Math.ceil(delay / 1000)} s`),
+    })
     const fromCache = async (use: Transport | undefined): Promise<Snapshot | undefined> => {
       const commit = await cache.commit()
       if (commit === undefined) return undefined
       const listing = await cache.listing(commit)
       if (listing === undefined && use !== undefined) return undefined
       const files = listing ?? (await cache.filesPresent(commit))
-      return files.length === 0 ? undefined : new Snapshot(cache, commit, files, listing !== undefined, use, progress, options.signal)
+      return files.length === 0
+        ? undefined
+        : new Snapshot(cache, commit, files, listing !== undefined, use, progress, options.signal)
     }
     if (settings.offline || options.cacheOnly === true) {
       const cached = await fromCache(undefined)
@@ -102,7 +115,10 @@ export class Snapshot {
 
   private file(path: string): HubFile {
     const file = this.files.get(path)
-    if (file === undefined) throw new UnslothError('HUB', `${this.repository.id} has no file ${quote(path)}.`, { hint: 'The repository is incomplete; try another revision.' })
+    if (file === undefined)
+      throw new UnslothError('HUB', `${this.repository.id} has no file ${quote(path)}.`, {
+        hint: 'The repository is incomplete; try another revision.',
+      })
     return file
   }
 
@@ -122,16 +138,24 @@ export class Snapshot {
     const work = async (): Promise<void> => {
       for (let file = queue.shift(); file !== undefined; file = queue.shift()) {
         const { path } = file
-        await downloadBlob(this.cache, this.commit, file, stoppable, { signal, onBytes: (bytes) => this.progress.bytes(path, bytes), onWait: (purpose) => this.progress.wait(purpose) })
+        await downloadBlob(this.cache, this.commit, file, stoppable, {
+          signal,
+          onBytes: (bytes) => this.progress.bytes(path, bytes),
+          onWait: (purpose) => this.progress.wait(purpose),
+        })
         await this.cache.linkFile(this.commit, file)
         this.progress.done(path)
       }
     }
     const failures: unknown[] = []
-    await Promise.all(Array.from({ length: Math.min(parallel, missing.length) }, () => work().catch((error: unknown) => {
-      failures.push(error)
-      stop.abort()
-    })))
+    await Promise.all(
+      Array.from({ length: Math.min(parallel, missing.length) }, () =>
+        work().catch((error: unknown) => {
+          failures.push(error)
+          stop.abort()
+        }),
+      ),
+    )
     if (failures.length > 0) throw failures[0]
   }
 
@@ -140,39 +164,72 @@ export class Snapshot {
     for (const file of missing) if (!(await this.cache.hasBlob(file))) needed += file.size
     const free = await this.cache.freeBytes()
     if (free === undefined || free >= needed) return
-    throw new UnslothError('FILE_WRITE', `${this.repository.id} needs ${formatBytes(needed)} on the disk of ${this.cache.folder}, and ${formatBytes(free)} are free.`, { hint: 'Free some space, or name a folder on a larger disk in HF_HUB_CACHE.' })
+    throw new UnslothError(
+      'FILE_WRITE',
+      `${this.repository.id} needs ${formatBytes(needed)} on the disk of ${this.cache.folder}, and ${formatBytes(free)} are free.`,
+      { hint: 'Free some space, or name a folder on a larger disk in HF_HUB_CACHE.' },
+    )
   }
 }
 
 function notCached(repository: Repository, settings: HubSettings): UnslothError {
   const at = repository.revision === 'main' ? '' : ` at ${repository.revision}`
   const why = settings.offline ? 'HF_HUB_OFFLINE is set, so nothing is fetched' : 'nothing is fetched here'
-  return new UnslothError('HUB', `The ${kindOf(repository)} ${repository.id}${at} is not in the Hub cache ${settings.cache}, and ${why}.`, { hint: 'Unset HF_HUB_OFFLINE once to fetch it, copy it into the cache, or name a local folder or file.' })
+  return new UnslothError(
+    'HUB',
+    `The ${kindOf(repository)} ${repository.id}${at} is not in the Hub cache ${settings.cache}, and ${why}.`,
+    { hint: 'Unset HF_HUB_OFFLINE once to fetch it, copy it into the cache, or name a local folder or file.' },
+  )
 }
 
 function incomplete(repository: Repository, missing: readonly HubFile[]): UnslothError {
   const more = missing.length > 1 ? ` and ${missing.length - 1} more` : ''
-  return new UnslothError('HUB', `${repository.id} is in the Hub cache only in part: ${quote(missing[0]!.path)}${more} was never fetched, and nothing is fetched now.`, { hint: 'Unset HF_HUB_OFFLINE, or connect to the network, once: what is there is not fetched again.' })
+  return new UnslothError(
+    'HUB',
+    `${repository.id} is in the Hub cache only in part: ${quote(missing[0]!.path)}${more} was never fetched, and nothing is fetched now.`,
+    { hint: 'Unset HF_HUB_OFFLINE, or connect to the network, once: what is there is not fetched again.' },
+  )
 }
 
 /** The commit that the revision stands for now. */
 async function commitOf({ type, id, revision }: Repository, transport: Transport): Promise<string> {
   const params = { name: id, revision, hubUrl: transport.settings.endpoint, fetch: transport.fetchFor({ type, id, revision }) }
-  const { sha } = type === 'model' ? await modelInfo({ ...params, additionalFields: ['sha'] }) : await datasetInfo({ ...params, additionalFields: ['sha'] })
+  const { sha } =
+    type === 'model'
+      ? await modelInfo({ ...params, additionalFields: ['sha'] })
+      : await datasetInfo({ ...params, additionalFields: ['sha'] })
   if (typeof sha === 'string' && isCommit(sha)) return sha
-  throw new UnslothError('HUB', `${transport.settings.endpoint} does not say which commit ${id} is at.`, { hint: 'Check HF_ENDPOINT: it does not answer as a Hub does.' })
+  throw new UnslothError('HUB', `${transport.settings.endpoint} does not say which commit ${id} is at.`, {
+    hint: 'Check HF_ENDPOINT: it does not answer as a Hub does.',
+  })
 }
 
 async function filesOf(repository: Repository, commit: string, transport: Transport): Promise<HubFile[]> {
   const { type, id } = repository
   const files: HubFile[] = []
-  for await (const entry of listFiles({ repo: { type, name: id }, revision: commit, recursive: true, hubUrl: transport.settings.endpoint, fetch: transport.fetchFor(repository) })) {
+  for await (const entry of listFiles({
+    repo: { type, name: id },
+    revision: commit,
+    recursive: true,
+    hubUrl: transport.settings.endpoint,
+    fetch: transport.fetchFor(repository),
+  })) {
     if (entry.type !== 'file') continue
     const { path } = entry
     const oid = entry.lfs?.oid ?? entry.oid
     const size = entry.lfs?.size ?? entry.size
-    if (typeof path !== 'string' || typeof size !== 'number' || oid === undefined || !/^(?:[0-9a-f]{40}|[0-9a-f]{64})$/.test(oid) || !isSafePath(path))
-      throw new UnslothError('HUB', `${transport.settings.endpoint} lists ${quote(String(path))} in ${id}, which cannot be stored.`, { hint: 'Check HF_ENDPOINT: it does not answer as a Hub does.' })
+    if (
+      typeof path !== 'string' ||
+      typeof size !== 'number' ||
+      oid === undefined ||
+      !/^(?:[0-9a-f]{40}|[0-9a-f]{64})$/.test(oid) ||
+      !isSafePath(path)
+    )
+      throw new UnslothError(
+        'HUB',
+        `${transport.settings.endpoint} lists ${quote(String(path))} in ${id}, which cannot be stored.`,
+        { hint: 'Check HF_ENDPOINT: it does not answer as a Hub does.' },
+      )
     files.push({ path, size, oid })
   }
   return files

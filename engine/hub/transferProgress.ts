@@ -39,7 +39,11 @@ export class TransferProgress {
   private lastReport = -Infinity
   private waiting: string | undefined
 
-  constructor(repository: string, report: ((progress: HubProgress) => void) | undefined, now: () => number = () => performance.now()) {
+  constructor(
+    repository: string,
+    report: ((progress: HubProgress) => void) | undefined,
+    now: () => number = () => performance.now(),
+  ) {
     this.repository = repository
     this.report = report
     this.now = now
@@ -85,8 +89,14 @@ export class TransferProgress {
     const sum = (key: 'size' | 'bytes') => all.reduce((total, file) => total + file[key], 0)
     const [bytes, totalBytes] = [sum('bytes'), sum('size')]
     this.report?.({
-      repository: this.repository, bytes, totalBytes, filesDone: all.filter(({ done }) => done).length, files: all.length, bytesPerSecond,
-      etaSeconds: bytesPerSecond > 0 ? (totalBytes - bytes) / bytesPerSecond : undefined, waiting: this.waiting,
+      repository: this.repository,
+      bytes,
+      totalBytes,
+      filesDone: all.filter(({ done }) => done).length,
+      files: all.length,
+      bytesPerSecond,
+      etaSeconds: bytesPerSecond > 0 ? (totalBytes - bytes) / bytesPerSecond : undefined,
+      waiting: this.waiting,
     })
   }
 }

@@ -89,7 +89,7 @@ export class Transport {
   /** Runs `attempt` again after transient failures. `progress` tells a number that grows when attempts get somewhere. */
   async retrying<T>(attempt: () => Promise<T>, progress: () => number = () => 0): Promise<T> {
     let reached = progress()
-    for (let failures = 0; ; ) {
+    for (let failures = 0; ;) {
       if (this.isStopped) throw stopped()
       try {
         return await attempt()
@@ -100,8 +100,13 @@ export class Transport {
         reached = progress()
         failures++
         if (failures >= (error.unreachable && reached === 0 ? unreachableLimit : attemptLimit)) throw this.givenUp(error)
-        const delay = error.retryAfter ?? Math.min(longestDelay, this.settings.retryDelay * 2 ** (failures - 1)) * (0.75 + Math.random() / 2)
-        if (delay > longestWait) throw new UnslothError('HUB', `The Hub asks to be left alone for ${formatDuration(delay / 1000)}.`, { hint: waitHint(delay), cause: error })
+        const delay =
+          error.retryAfter ?? Math.min(longestDelay, this.settings.retryDelay * 2 ** (failures - 1)) * (0.75 + Math.random() / 2)
+        if (delay > longestWait)
+          throw new UnslothError('HUB', `The Hub asks to be left alone for ${formatDuration(delay / 1000)}.`, {
+            hint: waitHint(delay),
+            cause: error,
+          })
         this.options.onRetry?.(error.message, delay)
         await pause(delay, this.options.signal)
       }
@@ -116,7 +121,12 @@ export class Transport {
   }
 
   /** Follows redirects to a success. Other answers are UnslothErrors or, when they may pass, TransientErrors. */
-  async open(address: string, repository: Repository, headers: Readonly<Record<string, string>>, accepted: readonly number[] = []): Promise<Connection> {
+  async open(
+    address: string,
+    repository: Repository,
+    headers: Readonly<Record<string, string>>,
+    accepted: readonly number[] = [],
+  ): Promise<Connection> {
     const abort = new AbortController()
     const { signal } = this.options
     const onAbort = () => abort.abort()
@@ -135,16 +145,27 @@ export class Transport {
     let url = new URL(address)
     const failure = (error: unknown) => {
       if (signal?.aborted === true) return stopped()
-      const stall = abort.signal.aborted ? new TransientError(`${url.host} sent nothing for ${formatDuration(this.settings.stallTimeout / 1000)}`, { cause: error }) : error
+      const stall = abort.signal.aborted
+        ? new TransientError(`${url.host} sent nothing for ${formatDuration(this.settings.stallTimeout / 1000)}`, {
+            cause: error,
+          })
+        : error
       return connectionError(stall, url.host)
     }
     try {
       for (let redirects = 0; ; redirects++) {
         alive()
-        const authorization = url.origin === home.origin && this.settings.token !== undefined ? { authorization: `Bearer ${this.settings.token}` } : {}
+        const authorization =
+          url.origin === home.origin && this.settings.token !== undefined
+            ? { authorization: `Bearer ${this.settings.token}` }
+            : {}
         let response: Response
         try {
-          response = await fetch(url, { headers: { ...headers, 'accept-encoding': 'identity', 'user-agent': 'unsloth-vscode', ...authorization }, redirect: 'manual', signal: abort.signal })
+          response = await fetch(url, {
+            headers: { ...headers, 'accept-encoding': 'identity', 'user-agent': 'unsloth-vscode', ...authorization },
+            redirect: 'manual',
+            signal: abort.signal,
+          })
         } catch (error) {
           throw failure(error)
         }
@@ -154,7 +175,10 @@ export class Transport {
           return { response, chunks: () => readBody(response, alive, failure), close }
         }
         await response.body?.cancel()
-        if (redirects >= redirectLimit) throw new UnslothError('HUB', `${home.host} redirects ${repository.id} in circles.`, { hint: 'Check HF_ENDPOINT, and whether a proxy stands between.' })
+        if (redirects >= redirectLimit)
+          throw new UnslothError('HUB', `${home.host} redirects ${repository.id} in circles.`, {
+            hint: 'Check HF_ENDPOINT, and whether a proxy stands between.',
+          })
         url = redirected(target, url)
       }
     } catch (error) {
@@ -168,7 +192,9 @@ export class Transport {
     // A signed address of the storage that has run out; the next attempt gets a new one.
     const expired = !own && [401, 403, 404].includes(response.status)
     if (isTransientStatus(response.status) || expired)
-      throw new TransientError(`${own ? 'the Hub' : 'the storage of the Hub'} answered ${response.status}`, { retryAfter: retryAfterOf(response.headers) })
+      throw new TransientError(`${own ? 'the Hub' : 'the storage of the Hub'} answered ${response.status}`, {
+        retryAfter: retryAfterOf(response.headers),
+      })
     throw statusError(response, repository, this.settings)
   }
 }
@@ -182,9 +208,14 @@ export class HubUnreachable extends UnslothError {
 
 function redirected(target: string, from: URL): URL {
   const url = URL.canParse(target, from.href) ? new URL(target, from) : undefined
-  if (url === undefined || !/^https?:$/.test(url.protocol)) throw new UnslothError('HUB', `${from.host} redirects to something that is no web address.`)
+  if (url === undefined || !/^https?:$/.test(url.protocol))
+    throw new UnslothError('HUB', `${from.host} redirects to something that is no web address.`)
   if (from.protocol === 'https:' && url.protocol === 'http:')
-    throw new UnslothError('HUB', `${from.host} redirects from a safe connection to an open one (${url.host}), which is refused.`, { hint: 'Check HF_ENDPOINT, and whether a proxy stands between.' })
+    throw new UnslothError(
+      'HUB',
+      `${from.host} redirects from a safe connection to an open one (${url.host}), which is refused.`,
+      { hint: 'Check HF_ENDPOINT, and whether a proxy stands between.' },
+    )
   return url
 }
 
@@ -210,6 +241,10 @@ function checkJson(body: Buffer, url: string): void {
     JSON.parse(body.toString('utf8'))
   } catch (error) {
     const page = /^\s*</.test(body.subarray(0, 200).toString('latin1'))
-    throw new UnslothError('HUB', `${new URL(url).host} answers with ${page ? 'a web page' : 'something'} that is not what a Hub sends.`, { hint: 'Check HF_ENDPOINT, and whether a proxy or a log-in page stands between.', cause: error })
+    throw new UnslothError(
+      'HUB',
+      `${new URL(url).host} answers with ${page ? 'a web page' : 'something'} that is not what a Hub sends.`,
+      { hint: 'Check HF_ENDPOINT, and whether a proxy or a log-in page stands between.', cause: error },
+    )
   }
 }

@@ -26,7 +26,8 @@ export function readSources(runFolder: string): HubSources {
 
 /** Keeps what the run began with. */
 export function writeSources(runFolder: string, sources: HubSources): void {
-  if (sources.model !== undefined || sources.dataset !== undefined) writeFileAtomic(sourcesPath(runFolder), `${JSON.stringify(sources, null, 2)}\n`, { disk: nodeFs })
+  if (sources.model !== undefined || sources.dataset !== undefined)
+    writeFileAtomic(sourcesPath(runFolder), `${JSON.stringify(sources, null, 2)}\n`, { disk: nodeFs })
 }
 
 /** A data section whose data are files of this machine. */
@@ -42,7 +43,10 @@ export const isHubDataset = (name: string): boolean => !looksLikePath(name) && !
 
 function partsOf(split: string, key: string): { readonly name: string; readonly slice: string } {
   const [, name, slice] = /^\s*([\w.-]+)\s*(\[.*\])?\s*$/.exec(split) ?? []
-  if (name === undefined) throw new UnslothError('DATA', `${key}: ${JSON.stringify(split)} is no split.`, { hint: 'Give a name such as train, or a slice of one such as train[:10%].' })
+  if (name === undefined)
+    throw new UnslothError('DATA', `${key}: ${JSON.stringify(split)} is no split.`, {
+      hint: 'Give a name such as train, or a slice of one such as train[:10%].',
+    })
   return { name, slice: slice ?? '' }
 }
 
@@ -56,9 +60,17 @@ export async function localData({ data }: Recipe, pinned: HubSources['dataset'],
   const found = await fetchDataset(pinned === undefined ? name : `${pinned.id}@${pinned.commit}`, choice, options)
   const files = (split: string): string[] => [...found.splits.get(split)!]
   // Files alone are the split train, whatever they were on the Hub.
-  const evaluation = held === undefined ? {} : { eval_dataset: files(held.name), eval_split: held.slice === '' ? null : `train${held.slice}` }
+  const evaluation =
+    held === undefined ? {} : { eval_dataset: files(held.name), eval_split: held.slice === '' ? null : `train${held.slice}` }
   return {
-    data: { ...data, dataset: null, subset: null, local_dataset: [...files(train.name), ...data.local_dataset], split: `train${train.slice}`, ...evaluation },
+    data: {
+      ...data,
+      dataset: null,
+      subset: null,
+      local_dataset: [...files(train.name), ...data.local_dataset],
+      split: `train${train.slice}`,
+      ...evaluation,
+    },
     source: { id: found.id, commit: found.commit },
     groups: data.mix_weights.length === 0 ? undefined : [files(train.name), ...data.local_dataset.map((path) => [path])],
   }
