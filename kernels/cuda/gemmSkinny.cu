@@ -222,7 +222,8 @@ bool launch(SkinnyArgs args, const Context& context) {
       Feed<T, tileRows, depth, bigAlongK, threads, false>::bytes + Feed<T, width, depth, smallAlongK, threads, false>::bytes;
   constexpr int sumBytes = 4 * std::max(tileRows * (width + 8), (tileRows + 4) * width);
   constexpr size_t tileBytes = sizeof(float) * tileRows * width;
-  const auto fitting = static_cast<int>(context.gpu->sharedPerBlock) / stageBytes;
+  constexpr int fixedBytes = 128;
+  const int fitting = (static_cast<int>(context.gpu->sharedPerBlock) - fixedBytes) / stageBytes;
   if (fitting < 2 || sumBytes > static_cast<int>(context.gpu->sharedPerBlock)) return false;
   args.stages = std::min(stagesOf<width>, fitting);
   // About one block for each multiprocessor: that many read at full speed. Rows of 128 bytes leave room for a second one.
@@ -230,8 +231,12 @@ bool launch(SkinnyArgs args, const Context& context) {
   const int64_t tiles = (args.bigCount + tileRows - 1) / tileRows, chunks = (int64_t{args.k} + depth - 1) / depth;
   int64_t splits = (context.gpu->multiprocessors + (bigAlongK ? tiles / 2 : 0)) / tiles;
   splits = std::clamp<int64_t>(std::min({splits, args.k / least, most}), 1, std::max<int64_t>(chunks, 1));
-  // A cluster must find its blocks close to each other: with many large ones that leaves multiprocessors idle.
-  const bool hasClusters = context.gpu->capability == 90 || context.gpu->capability / 10 == 10;
+  const auto kernel = skinnyKernel<T, width, bigAlongK, smallAlongK>;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "gemmSkinny: attributes");
+  // Code that the driver made from PTX for older GPUs knows no clusters. The blocks of one must find room close to each other:
+  // with many large ones that leaves multiprocessors idle.
+  const bool hasClusters = context.gpu->capability / 10 >= 9 && context.gpu->capability / 10 <= 10 && attributes.ptxVersion >= 90;
   args.clustered = hasClusters && splits > 1 && splits <= largestCluster &&
                    (splits == 2 || tiles * splits <= context.gpu->multiprocessors / 2);
   if (!args.clustered)
@@ -242,7 +247,6 @@ bool launch(SkinnyArgs args, const Context& context) {
   args.splits = static_cast<int>(std::max<int64_t>(1, (chunks + args.chunksPerSplit - 1) / args.chunksPerSplit));
   args.clustered = args.clustered && args.splits > 1;
   args.partial = static_cast<float4*>(context.workspace);
-  const auto kernel = skinnyKernel<T, width, bigAlongK, smallAlongK>;
   const int bytes = std::max(args.stages * stageBytes, sumBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "gemmSkinny: shared memory");
   cudaLaunchConfig_t config{};
