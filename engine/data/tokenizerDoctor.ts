@@ -40,16 +40,19 @@ function padFinding(
     tokenizer.padToken !== padToken
       ? tokenizer.padToken!
       : choosePadToken(tokenizer, added, { rows, configured, template: plain.chatTemplates.get('default') })
-  const how =
-    plain.idOf(chosen) === undefined ? `${quote(chosen)} is to be added` : `${quote(chosen)} (${tokenizer.idOf(chosen)}) is taken`
+  const known = plain.idOf(chosen) !== undefined
+  // A new token needs a row of its own.
+  const full = !known && rows <= plain.vocabSize
+  const how = known ? `${quote(chosen)} (${tokenizer.idOf(chosen)}) is taken` : `${quote(chosen)} is to be added`
+  const found = `${problem}; samples are never padded here, so training is not affected`
   return {
     finding: {
       check: 'pad',
       level: 'warning',
-      found: `${problem}; samples are never padded here, so training is not affected`,
-      ...(fix && { changed: how }),
+      found: full ? `${found}, and no row of the embedding is free for a token that pads` : found,
+      ...(fix && !full && { changed: how }),
     },
-    token: fix ? chosen : padToken,
+    token: fix && !full ? chosen : padToken,
   }
 }
 
