@@ -98,7 +98,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
     resumeFrom: await checkpointToResume(recipe),
     summaryLines: summary(recipe, { model: model.hub, dataset: source }, patched, train, steps, batches, [...model.patchReport, plan.summary]),
     sources: { model: model.hub, dataset: source },
-    warnings: [...model.warnings, ...notices, ...tokenizerWarnings(model.tokenizer, untrained, trainsEmbeddings(recipe)), ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
+    warnings: [...model.warnings, ...patched.arena.notes, ...notices, ...tokenizerWarnings(model.tokenizer, untrained, trainsEmbeddings(recipe)), ...train.warnings, ...(evaluation?.warnings ?? []).map((warning) => `evaluation: ${warning}`), ...stepWarnings(recipe, steps)],
   }
 }
 

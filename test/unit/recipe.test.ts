@@ -203,6 +203,9 @@ describe('recipe: problems', () => {
 
   it('drops the default warm-up in a very short run', () => {
     refuses({ training: { max_steps: 3, warmup_steps: 5 } }, /warmup_steps/)
+    refuses({ lora: { use_loftq: true } }, /set training.load_in_4bit: true/)
+    refuses({ training: { load_in_4bit: true }, lora: { init_lora_weights: 'pissa' } }, /pissa changes the weights/)
+    refuses({ training: { load_in_4bit: true, training_type: 'full' } }, /quantised weights cannot be trained/)
     assert.equal(accept({ training: { max_steps: 3 } }).training.warmup_steps, 0)
   })
 

@@ -93,6 +93,13 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
       error('save.method', 'save.method lora needs an adapter, and training_type: full has none; use merged_16bit')
     }
   } else {
+    const init = lora.use_loftq ? 'loftq' : lora.init_lora_weights
+    if (init === 'loftq' && !training.load_in_4bit) {
+      error(lora.use_loftq ? 'lora.use_loftq' : 'lora.init_lora_weights', 'lora.init_lora_weights: loftq starts from the error of 4-bit quantisation; set training.load_in_4bit: true')
+    }
+    if (init === 'pissa' && training.load_in_4bit) {
+      error('lora.init_lora_weights', 'lora.init_lora_weights: pissa changes the weights, which 4 bits do not allow; use loftq, or load_in_4bit: false')
+    }
     if (lora.layers_to_transform !== null && lora.finetune_last_n_layers !== null) {
       error('lora.finetune_last_n_layers', 'lora.layers_to_transform and lora.finetune_last_n_layers exclude each other')
     }
