@@ -6,27 +6,10 @@
 namespace unsloth::cuda::ops {
 namespace {
 
-/** Vectors that a thread of a wide team holds; a wider row than the largest team holds is read again instead. Rows of a small
- * team. */
-constexpr int mostHeld = 4, mostTeam = 512, severalRows = 4;
-
-/**
- * Calls body(vector, row, column) for a thread's vectors: those in registers, or, one element wide, any number of them which
- * `load` reads each time.
- */
-template <int rows, int held, int width, class Vectors, class Load, class Body>
-__device__ __forceinline__ void eachVector(Vectors& vectors, const NormRow (&at)[rows], int lane, int team, const Load& load,
-                                           const Body& body) {
-  if constexpr (width > 1) {
-#pragma unroll
-    for (int q = 0; q < rows; ++q)
-#pragma unroll
-      for (int k = 0; k < held; ++k)
-        if (const int c = (lane + k * team) * width; c < at[q].last) body(vectors[q][k], q, c);
-  } else {
-    for (int c = lane; c < at[0].last; c += team) load(vectors[0][0], 0, c), body(vectors[0][0], 0, c);
-  }
-}
+/** Vectors that a thread of a team holds at most, and the largest team; a row too wide for them is read again instead. */
+constexpr int mostHeld = 4, mostHeldGrad = 2, mostTeam = 512;
+/** Rows of a small team whose weights are the same. */
+constexpr int severalRows = 4;
 
 template <class T>
 struct NormOperands {
@@ -38,69 +21,81 @@ struct NormOperands {
   float eps;
 };
 
-/** y = (x − μ)·r·w + b with μ = 0 unless centred. */
+/** y = (x − μ)·r·w + b with μ = 0 unless centred. All loads of a thread are in flight before its first sum. */
 template <class T, int rows, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normKernel(const NormOperands<T> p) {
   const NormShape& s = p.shape;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
-  struct Vector {
-    Raw<T, width> x;
-    Parameters<T, width> w, b;
-  } vectors[rows][held] = {};
+  Raw<T, width> raw[rows][held];
+  Parameters<T, width> w[held], b[held];
   NormRow at[rows];
-  const T* x[rows];
 #pragma unroll
-  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q), x[q] = p.x + at[q].row * p.ldX + at[q].group * s.width;
-  const auto load = [&](Vector& v, int q, int c) {
-    v.x = loadRaw<T, width>(x[q] + c);
-    v.w.begin(s.w, at[q].group * s.weightStride + c);
-    if constexpr (centred) v.b.begin(s.b, at[q].group * s.weightStride + c);
-  };
-  const auto each = [&](const auto& body) { eachVector<rows, held, width>(vectors, at, lane, s.team, load, body); };
-  if constexpr (width > 1) each(load);
-
-  float mean[rows] = {};
-  if constexpr (centred) {
-    each([&](const Vector& v, int q, int) {
-      float value[width];
-      widenRaw<T, width>(v.x, value);
+  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q);
+  const auto rowOf = [&](int q) { return p.x + at[q].row * p.ldX + at[q].group * s.width; };
+  const int64_t parameters = at[0].group * s.weightStride;
+  if constexpr (width > 1) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) mean[q] += value[i];
+    for (int q = 0; q < rows; ++q)
+      eachColumn<held, width>(lane, s.team, at[q].last, [&](int k, int c) { raw[q][k] = loadRaw<T, width>(rowOf(q) + c); });
+    eachColumn<held, width>(lane, s.team, at[0].last, [&](int k, int c) {
+      w[k].begin(s.w, parameters + c);
+      if constexpr (centred) b[k].begin(s.b, parameters + c);
     });
-    teamSum(mean, s.team, 0);
-#pragma unroll
-    for (int q = 0; q < rows; ++q) mean[q] /= static_cast<float>(s.width);
   }
-  float r[rows] = {};
-  each([&](const Vector& v, int q, int) {
-    float value[width];
-    widenRaw<T, width>(v.x, value);
-#pragma unroll
-    for (int i = 0; i < width; ++i) r[q] = fmaf(value[i] - mean[q], value[i] - mean[q], r[q]);
-  });
-  teamSum(r, s.team, 1);
 #pragma unroll
   for (int q = 0; q < rows; ++q) {
-    r[q] = 1.0f / sqrtf(r[q] / static_cast<float>(s.width) + p.eps);
-    if (lane > 0 || at[q].last == 0) continue;
-    float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
-    if constexpr (centred) *stats++ = mean[q];
-    *stats = r[q];
-  }
-  const float one = s.plusOne ? 1.0f : 0.0f;
-  each([&](const Vector& v, int q, int c) {
-    float value[width], w[width];
-    widenRaw<T, width>(v.x, value);
-    v.w.get(s.w, at[q].group * s.weightStride + c, 1, w);
-#pragma unroll
-    for (int i = 0; i < width; ++i) value[i] = (value[i] - mean[q]) * r[q] * (w[i] + one);
+    const auto each = [&](const auto& body) {
+      eachColumn<held, width>(lane, s.team, at[q].last, [&](int k, int c) {
+        float value[width];
+        if constexpr (width > 1) widenRaw<T, width>(raw[q][k], value);
+        else loadVector(rowOf(q) + c, value);
+        body(k, c, value);
+      });
+    };
+    float mean = 0, r = 0;
     if constexpr (centred) {
-      v.b.get(s.b, at[q].group * s.weightStride + c, 0, w);
+      Moments m{};
+      each([&](int, int, const float (&value)[width]) {
+        m.count += width;
 #pragma unroll
-      for (int i = 0; i < width; ++i) value[i] += w[i];
+        for (int i = 0; i < width; ++i) m.mean += value[i];
+      });
+      if (m.count > 0) m.mean /= m.count;
+      each([&](int, int, const float (&value)[width]) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) m.squares = fmaf(value[i] - m.mean, value[i] - m.mean, m.squares);
+      });
+      teamMoments(m, s.team);
+      mean = m.mean, r = m.squares;
+    } else {
+      float squares[1] = {};
+      each([&](int, int, const float (&value)[width]) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) squares[0] = fmaf(value[i], value[i], squares[0]);
+      });
+      teamSum(squares, s.team);
+      r = squares[0];
     }
-    storeRaw<T, width>(p.y + at[q].row * p.ldY + at[q].group * s.width + c, narrowRaw<T, width>(value));
-  });
+    r = 1.0f / sqrtf(r / static_cast<float>(s.width) + p.eps);
+    if (lane == 0 && at[q].last > 0) {
+      float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
+      if constexpr (centred) *stats++ = mean;
+      *stats = r;
+    }
+    const float one = s.plusOne ? 1.0f : 0.0f;
+    each([&](int k, int c, float (&value)[width]) {
+      float factor[width];
+      w[k].get(s.w, parameters + c, 1, factor);
+#pragma unroll
+      for (int i = 0; i < width; ++i) value[i] = (value[i] - mean) * r * (factor[i] + one);
+      if constexpr (centred) {
+        b[k].get(s.b, parameters + c, 0, factor);
+#pragma unroll
+        for (int i = 0; i < width; ++i) value[i] += factor[i];
+      }
+      storeVector(p.y + at[q].row * p.ldY + at[q].group * s.width + c, value);
+    });
+  }
 }
 
 template <class T>
@@ -114,65 +109,64 @@ struct NormGradOperands {
 };
 
 /** dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)) with g = dy⊙w and x̂ = (x − μ)·r; without the mean of g unless centred. */
-template <class T, int rows, int held, int width, bool centred>
+template <class T, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normGradKernel(const NormGradOperands<T> p) {
   const NormShape& s = p.shape;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
+  const NormRow at = normRow(s, 1, 0);
+  const T* x = p.x + at.row * p.ldX + at.group * s.width;
+  const T* dy = p.dy + at.row * p.ldDy + at.group * s.width;
+  T* dx = p.dx + at.row * p.ldDx + at.group * s.width;
+  const int64_t parameters = at.group * s.weightStride;
   struct Vector {
     Raw<T, width> x, dy, dx;
     Parameters<T, width> w;
-  } vectors[rows][held] = {};
-  NormRow at[rows];
-  T* dx[rows];
-#pragma unroll
-  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q), dx[q] = p.dx + at[q].row * p.ldDx + at[q].group * s.width;
-  const auto load = [&](Vector& v, int q, int c) {
-    v.x = loadRaw<T, width>(p.x + at[q].row * p.ldX + at[q].group * s.width + c);
-    v.dy = loadRaw<T, width>(p.dy + at[q].row * p.ldDy + at[q].group * s.width + c);
-    if (p.accumulate) v.dx = loadRaw<T, width>(dx[q] + c);
-    v.w.begin(s.w, at[q].group * s.weightStride + c);
+    float g[width];
+  } vectors[held];
+  const auto load = [&](int k, int c) {
+    vectors[k].x = loadRaw<T, width>(x + c);
+    vectors[k].dy = loadRaw<T, width>(dy + c);
+    if (p.accumulate) vectors[k].dx = loadRaw<T, width>(dx + c);
+    vectors[k].w.begin(s.w, parameters + c);
   };
-  const auto each = [&](const auto& body) { eachVector<rows, held, width>(vectors, at, lane, s.team, load, body); };
-  if constexpr (width > 1) each(load);
-  float mean[rows], r[rows];
-#pragma unroll
-  for (int q = 0; q < rows; ++q) {
-    const float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
-    mean[q] = centred ? stats[0] : 0.0f;
-    r[q] = stats[centred ? 1 : 0];
-  }
+  if constexpr (width > 1) eachColumn<held, width>(lane, s.team, at.last, load);
+  const float* stats = p.stats + at.row * p.ldStats + at.group * (centred ? 2 : 1);
+  const float mean = centred ? stats[0] : 0.0f, r = stats[centred ? 1 : 0];
   const float one = s.plusOne ? 1.0f : 0.0f;
-  const auto units = [&](const Vector& v, int q, int c, float (&g)[width], float (&unit)[width]) {
+  const auto weigh = [&](Vector& v, int c) {
     float w[width];
-    widenRaw<T, width>(v.dy, g);
-    widenRaw<T, width>(v.x, unit);
-    v.w.get(s.w, at[q].group * s.weightStride + c, 1, w);
+    widenRaw<T, width>(v.dy, v.g);
+    v.w.get(s.w, parameters + c, 1, w);
 #pragma unroll
-    for (int i = 0; i < width; ++i) g[i] *= w[i] + one, unit[i] = (unit[i] - mean[q]) * r[q];
+    for (int i = 0; i < width; ++i) v.g[i] *= w[i] + one;
   };
-  float sums[centred ? 2 * rows : rows] = {};  // of g⊙x̂, then of g
-  each([&](const Vector& v, int q, int c) {
-    float g[width], unit[width];
-    units(v, q, c, g, unit);
+  float sums[centred ? 2 : 1] = {};  // of g⊙x̂, and of g
+  eachColumn<held, width>(lane, s.team, at.last, [&](int k, int c) {
+    Vector& v = vectors[k];
+    if constexpr (width == 1) load(0, c);
+    weigh(v, c);
+    float unit[width];
+    widenRaw<T, width>(v.x, unit);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      sums[q] = fmaf(g[i], unit[i], sums[q]);
-      if constexpr (centred) sums[rows + q] += g[i];
+      sums[0] = fmaf(v.g[i], (unit[i] - mean) * r, sums[0]);
+      if constexpr (centred) sums[1] += v.g[i];
     }
   });
-  teamSum(sums, s.team, 0);
-  each([&](const Vector& v, int q, int c) {
-    const float slope = sums[q] / static_cast<float>(s.width),
-                level = centred ? sums[centred * rows + q] / static_cast<float>(s.width) : 0.0f;
-    float g[width], unit[width], old[width];
-    units(v, q, c, g, unit);
+  teamSum(sums, s.team);
+  const float slope = sums[0] / static_cast<float>(s.width), level = centred ? sums[centred] / static_cast<float>(s.width) : 0.0f;
+  eachColumn<held, width>(lane, s.team, at.last, [&](int k, int c) {
+    Vector& v = vectors[k];
+    if constexpr (width == 1) load(0, c), weigh(v, c);
+    float unit[width], old[width];
+    widenRaw<T, width>(v.x, unit);
     widenRaw<T, width>(v.dx, old);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const float value = r[q] * (g[i] - level - unit[i] * slope);
-      g[i] = p.accumulate ? old[i] + value : value;
+      const float value = r * (v.g[i] - level - (unit[i] - mean) * r * slope);
+      unit[i] = p.accumulate ? old[i] + value : value;
     }
-    storeRaw<T, width>(dx[q] + c, narrowRaw<T, width>(g));
+    storeVector(dx + c, unit);
   });
 }
 
@@ -181,11 +175,12 @@ template <class T, bool centred>
 struct WeightTerm {
   const T *dy, *x;
   const float* stats;
-  int64_t ldDy, ldX, ldStats, cols, groupWidth;
+  int64_t ldDy, ldX, ldStats, cols;
+  Division groupWidth;
   template <int width>
   __device__ __forceinline__ void operator()(uint32_t row, uint32_t group, int64_t column, float (&sums)[width]) const {
     const int64_t c = group * cols + column;
-    const float* s = stats + row * ldStats + (c / groupWidth) * (centred ? 2 : 1);
+    const float* s = stats + row * ldStats + groupWidth(static_cast<uint32_t>(c)) * (centred ? 2 : 1);
     const float mean = centred ? s[0] : 0.0f, r = s[centred ? 1 : 0];
     float d[width], v[width];
     loadVector(dy + row * ldDy + c, d);
@@ -232,9 +227,10 @@ NormShape shapeOf(const Operands& args, const Call& call, const View& x, int64_t
   return s;
 }
 
-/** Whether rows fit in registers by vectors of `width`: every group then starts at a vector, and so do the parameters. */
-bool fits(const NormShape& s, std::initializer_list<View> rows, int width) {
-  if (s.width % width != 0 || s.width > int64_t{mostTeam} * mostHeld * width) return false;
+/** Whether rows fit in registers, `most` vectors of `width` to a thread: every group then starts at a vector, and so do
+ * parameters. */
+bool fits(const NormShape& s, std::initializer_list<View> rows, int most, int width) {
+  if (s.width % width != 0 || s.width > int64_t{mostTeam} * most * width) return false;
   for (const View& v : rows)
     if (!vectorised(v, width)) return false;
   for (const AnyFloats& p : {s.w, s.b})
@@ -242,25 +238,40 @@ bool fits(const NormShape& s, std::initializer_list<View> rows, int width) {
   return true;
 }
 
-/** Numbers of a launch that are constants of the kernel. */
+/** Constants of a kernel. */
 template <int rowsEach, int heldEach, int widthEach>
 struct NormForm {
   static constexpr int rows = rowsEach, held = heldEach, width = widthEach;
 };
 
-/**
- * Calls body(NormForm) after choosing the team. Small rows go several to a team where that leaves enough teams for the GPU; wider
- * ones go by two vectors to a thread up to `fewVectors`, then by four: measured best on an H200 at hidden sizes 896 and 4096.
+/** The smallest team of 2ᵏ threads, `each` vectors to a thread. */
+int teamOf(int64_t vectors, int64_t each) {
+  int team = 1;
+  while (team < mostTeam && team * each < vectors) team *= 2;
+  return team;
+}
+
+/** Calls body(NormForm) for the forward kernel. By two vectors to a thread up to 256 of a row, then by four: measured on an H200.
  */
 template <int wide, class Body>
-void withForm(const Context& context, NormShape& s, bool inRegisters, int64_t fewVectors, Body&& body) {
-  const int64_t vectors = inRegisters ? s.width / wide : s.width;
-  const int64_t each = !inRegisters ? mostHeld : vectors <= 32 ? 1 : vectors <= fewVectors ? 2 : mostHeld;
-  while (s.team < mostTeam && s.team * each < vectors) s.team *= 2;
-  if (!inRegisters) s.team = std::min(s.team, 256), body(NormForm<1, 1, 1>{});
-  else if (each == 2) body(NormForm<1, 2, wide>{});
-  else if (each > 2) body(NormForm<1, mostHeld, wide>{});
-  else if (s.count * s.team >= int64_t{2048} * severalRows * context.gpu->multiprocessors) body(NormForm<severalRows, 1, wide>{});
+void withForm(const Context& context, NormShape& s, bool inRegisters, Body&& body) {
+  const int64_t vectors = s.width / wide;
+  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1, 1>{});
+  s.team = teamOf(vectors, vectors <= 32 ? 1 : vectors <= 256 ? 2 : mostHeld);
+  if (vectors > 256) body(NormForm<1, mostHeld, wide>{});
+  else if (vectors > 32) body(NormForm<1, 2, wide>{});
+  else if (s.weightStride == 0 && s.count * s.team >= int64_t{2048} * severalRows * context.gpu->multiprocessors)
+    body(NormForm<severalRows, 1, wide>{});
+  else body(NormForm<1, 1, wide>{});
+}
+
+/** The same for the gradient. */
+template <int wide, class Body>
+void withGradForm(NormShape& s, bool inRegisters, Body&& body) {
+  const int64_t vectors = s.width / wide;
+  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1, 1>{});
+  s.team = teamOf(vectors, vectors <= 32 ? 1 : mostHeldGrad);
+  if (vectors > 32) body(NormForm<1, mostHeldGrad, wide>{});
   else body(NormForm<1, 1, wide>{});
 }
 
@@ -270,7 +281,7 @@ void norm(const Operands& args, const Call& call, const Context& context, const 
   if (s.count == 0) return;
   withType(x.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    withForm<perVector<T>>(context, s, fits(s, {x, y}, perVector<T>), 256, [&](auto form) {
+    withForm<perVector<T>>(context, s, fits(s, {x, y}, mostHeld, perVector<T>), [&](auto form) {
       using F = decltype(form);
       const NormOperands<T> p{s,        static_cast<const T*>(x.data), static_cast<T*>(y.data), stats.f32(), x.ld, y.ld,
                               stats.ld, static_cast<float>(call.f(0))};
@@ -293,8 +304,8 @@ void parameterGrads(const Context& context, const char* op, const View& dy, cons
   };
   const T* gradient = static_cast<const T*>(dy.data);
   if (dw != nullptr)
-    sum(*dw,
-        WeightTerm<T, centred>{gradient, static_cast<const T*>(x.data), stats.f32(), dy.ld, x.ld, stats.ld, dw->cols, s.width});
+    sum(*dw, WeightTerm<T, centred>{gradient, static_cast<const T*>(x.data), stats.f32(), dy.ld, x.ld, stats.ld, dw->cols,
+                                    Division(static_cast<uint32_t>(s.width))});
   if (db != nullptr) sum(*db, BiasTerm<T>{gradient, dy.ld, db->cols});
 }
 
@@ -305,7 +316,7 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
   withType(x.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     parameterGrads<T, centred>(context, op, dy, x, stats, s, dw, db);
-    withForm<perVector<T>>(context, s, fits(s, {x, dy, dx}, perVector<T>), 1024, [&](auto form) {
+    withGradForm<perVector<T>>(s, fits(s, {x, dy, dx}, mostHeldGrad, perVector<T>), [&](auto form) {
       using F = decltype(form);
       const NormGradOperands<T> p{s,
                                   static_cast<T*>(dx.data),
@@ -318,7 +329,7 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
                                   stats.ld,
                                   accumulate};
       const NormLaunch launch = launchOf(s, F::rows);
-      normGradKernel<T, F::rows, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
+      normGradKernel<T, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
       checkLaunch(op);
     });
   });

@@ -30,26 +30,57 @@ __device__ __forceinline__ NormRow normRow(const NormShape& s, int each, int own
   return {row, at - int64_t{row} * s.groups.divisor, static_cast<int>(s.width)};
 }
 
-/** Sums over a team, the same bits in each of its threads. `slot` numbers the sums of one kernel. */
+/** Sums over a team, the same bits in each of its threads. Once in a kernel for teams of more than a warp. */
 template <int values>
-__device__ __forceinline__ void teamSum(float (&v)[values], int team, int slot) {
+__device__ __forceinline__ void teamSum(float (&v)[values], int team) {
   for (int offset = min(team, 32) / 2; offset > 0; offset /= 2)
 #pragma unroll
     for (int i = 0; i < values; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
   if (team <= 32) return;
-  __shared__ float warps[2][values][32];
+  __shared__ float warps[values][32];
   const int lane = threadIdx.x % 32;
   if (lane == 0)
 #pragma unroll
-    for (int i = 0; i < values; ++i) warps[slot][i][threadIdx.x / 32] = v[i];
+    for (int i = 0; i < values; ++i) warps[i][threadIdx.x / 32] = v[i];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < values; ++i) v[i] = lane < team / 32 ? warps[slot][i][lane] : 0.0f;
+  for (int i = 0; i < values; ++i) v[i] = lane < team / 32 ? warps[i][lane] : 0.0f;
   for (int offset = team / 64; offset > 0; offset /= 2)
 #pragma unroll
     for (int i = 0; i < values; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
 #pragma unroll
   for (int i = 0; i < values; ++i) v[i] = __shfl_sync(0xffffffffu, v[i], 0);
+}
+
+/** How many numbers, their mean and Σ (x − mean)². */
+struct Moments {
+  float count, mean, squares;
+
+  /** Chan, Golub and LeVeque 1979: as exact as two passes. */
+  __device__ __forceinline__ void merge(const Moments& other) {
+    const float all = count + other.count, difference = other.mean - mean;
+    const float share = all > 0 ? __fdividef(other.count, all) : 0.0f;
+    mean = fmaf(difference, share, mean);
+    squares += fmaf(difference * difference * count, share, other.squares);
+    count = all;
+  }
+};
+
+/** The moments of a team from those of its threads, the same bits in each. Once in a kernel for teams of more than a warp. */
+__device__ __forceinline__ void teamMoments(Moments& m, int team) {
+  const auto lane = [](const Moments& from, auto&& shuffle) {
+    return Moments{shuffle(from.count), shuffle(from.mean), shuffle(from.squares)};
+  };
+  const int width = min(team, 32);
+  for (int offset = width / 2; offset > 0; offset /= 2)
+    m.merge(lane(m, [&](float v) { return __shfl_xor_sync(0xffffffffu, v, offset); }));
+  m = lane(m, [&](float v) { return __shfl_sync(0xffffffffu, v, 0, width); });
+  if (team <= 32) return;
+  __shared__ Moments warps[32];
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = m;
+  __syncthreads();
+  m = warps[0];
+  for (int i = 1; i < team / 32; ++i) m.merge(warps[i]);
 }
 
 /**
@@ -60,20 +91,36 @@ template <class T, int width>
 struct Parameters {
   Raw<T, width> raw;
 
+  static __device__ __forceinline__ bool early(const AnyFloats& p) {
+    return width > 1 && p.data != nullptr && p.dtype == dtypeOf<T>;
+  }
   __device__ __forceinline__ void begin(const AnyFloats& p, int64_t at) {
-    if (p.data != nullptr && p.dtype == dtypeOf<T>) raw = loadRaw<T, width>(static_cast<const T*>(p.data) + at);
+    if (early(p)) raw = loadRaw<T, width>(static_cast<const T*>(p.data) + at);
   }
   __device__ __forceinline__ void get(const AnyFloats& p, int64_t at, float absent, float (&out)[width]) const {
-    if (p.data != nullptr && p.dtype == dtypeOf<T>) {
+    if (early(p)) {
       widenRaw<T, width>(raw, out);
     } else if (p.data != nullptr) {
-      p.load(at, out);
+      if constexpr (width > 1) p.loadOther<T>(at, out);
+      else p.load(at, out);
     } else {
 #pragma unroll
       for (int i = 0; i < width; ++i) out[i] = absent;
     }
   }
 };
+
+/** Calls body(k, column) for the columns of a thread: `held` vectors, or one element wide any number of them with k = 0. */
+template <int held, int width, class Body>
+__device__ __forceinline__ void eachColumn(int lane, int team, int last, const Body& body) {
+  if constexpr (width > 1) {
+#pragma unroll
+    for (int k = 0; k < held; ++k)
+      if (const int c = (lane + k * team) * width; c < last) body(k, c);
+  } else {
+    for (int c = lane; c < last; c += team) body(0, c);
+  }
+}
 
 struct NormLaunch {
   uint32_t blocks, threads;

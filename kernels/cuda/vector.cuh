@@ -162,6 +162,17 @@ struct AnyFloats {
     else if (dtype == DType::F16) loadVector(static_cast<const __half*>(data) + index, out);
     else loadVector(static_cast<const float*>(data) + index, out);
   }
+  /** The same where the type is not T. */
+  template <class T, int count>
+  __device__ __forceinline__ void loadOther(int64_t index, float (&out)[count]) const {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (dtype == DType::F16) return loadVector(static_cast<const __half*>(data) + index, out);
+    } else {
+      if (dtype == DType::BF16) return loadVector(static_cast<const bf16*>(data) + index, out);
+    }
+    if constexpr (std::is_same_v<T, float>) loadVector(static_cast<const __half*>(data) + index, out);
+    else loadVector(static_cast<const float*>(data) + index, out);
+  }
   __device__ __forceinline__ float at(int64_t index) const {
     float value[1];
     load(index, value);
