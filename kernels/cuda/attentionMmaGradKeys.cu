@@ -6,8 +6,8 @@ namespace {
 constexpr int joinThreads = 256, joinKeys = 32;
 
 /**
- * Where few blocks would otherwise run: the heads of a group are divided among gridDim.z blocks, each of which writes its sums here,
- * [part][dk, dv][kvRows, kvHeads·d], to be added afterwards in order. Absent when there is one part.
+ * Where few blocks would otherwise run: the heads of a group are divided among gridDim.z blocks, each of which writes its sums
+ * here, [part][dk, dv][kvRows, kvHeads·d], to be added afterwards in order. Unused when there is one part.
  */
 struct Parts {
   float* sums;
