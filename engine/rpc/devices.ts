@@ -9,7 +9,8 @@ export function devices(): DevicesResult {
   const { cuda } = native().describe()
   const gpus = (cuda?.gpus ?? []).map(({ index, name, totalBytes }) => {
     const status = native().gpuStatus(index)
-    return { id: `cuda:${index}`, label: name, totalBytes, ...(status === undefined ? {} : { freeBytes: status.totalBytes - status.usedBytes }) }
+    return { id: `cuda:${index}`, label: name, totalBytes,
+      ...(status === undefined ? {} : { freeBytes: status.totalBytes - status.usedBytes }) }
   })
   const problem = cuda?.problem ?? ''
   return { devices: [...gpus, cpu], ...(gpus.length === 0 && problem !== '' ? { noGpu: problem } : {}) }

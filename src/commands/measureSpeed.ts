@@ -4,7 +4,7 @@ import { UnslothTasks } from '../engine/tasks.ts'
 import { serverMessages } from '../language/commands.ts'
 import type { Services } from '../services.ts'
 
-/** Measures in a terminal how fast this machine trains; from then on recipes tell how long they take. Resolves when that is done. */
+/** Measures in a terminal how fast this machine trains; from then on recipes tell how long they take. Resolves at its end. */
 export async function measureSpeed({ locate, recipeHelp }: Services): Promise<void> {
   // Says why when the engine may not run here.
   locate()

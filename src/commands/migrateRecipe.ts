@@ -24,7 +24,8 @@ export async function migrateRecipe(services: Services, argument: unknown): Prom
   const client = await services.recipeHelp()
   const migration = await client.sendRequest<Migration | null>(serverMessages.migrate, { text })
   if (migration === null) {
-    throw new UnslothError('USAGE', vscode.l10n.t('{0} is no recipe of Axolotl, LLaMA-Factory or Unsloth Studio.', basename(path)), {
+    throw new UnslothError('USAGE', vscode.l10n.t('{0} is no recipe of Axolotl, LLaMA-Factory or Unsloth Studio.',
+      basename(path)), {
       hint: vscode.l10n.t('A file that is a recipe already needs only another name: finetune.yaml.'),
     })
   }
@@ -61,7 +62,8 @@ function activeYaml(): string | undefined {
 
 async function pickYaml(): Promise<string> {
   const [file] = await vscode.window.showOpenDialog({
-    title: vscode.l10n.t('Convert to Recipe'), filters: { [vscode.l10n.t('Settings of training programs')]: ['yaml', 'yml', 'json'] },
+    title: vscode.l10n.t('Convert to Recipe'),
+      filters: { [vscode.l10n.t('Settings of training programs')]: ['yaml', 'yml', 'json'] },
   }) ?? []
   if (file === undefined) throw cancelled()
   return file.fsPath

@@ -57,7 +57,8 @@ function mayAsk({ locate }: Services): boolean {
 async function showRaw(services: Services, argument: unknown, dataset: string | undefined): Promise<void> {
   const { recipeRows, fileRows } = await import('./rawRows.ts')
   const path = dataset ?? await recipe(argument)
-  await services.reports.show(`Data of ${basename(path)}.md`, dataset === undefined ? await recipeRows(path, dirname(path)) : await fileRows(path))
+  await services.reports.show(`Data of ${basename(path)}.md`, dataset === undefined ? await recipeRows(path, dirname(path))
+    : await fileRows(path))
 }
 
 /** How a file is to be read: as the recipe that names it says, or with a model that the user picks. */
@@ -66,7 +67,8 @@ async function sourceOf(services: Services, dataset: string): Promise<PreviewSou
   const title = vscode.l10n.t('Preview Data')
   const other = { label: vscode.l10n.t('With a model…'), path: undefined, iconPath: new vscode.ThemeIcon('symbol-structure') }
   const path = recipes.length < 2 ? recipes[0] : (await choose([
-    ...recipes.map((file) => ({ label: vscode.workspace.asRelativePath(file), path: file, iconPath: new vscode.ThemeIcon('file') })), other,
+    ...recipes.map((file) => ({ label: vscode.workspace.asRelativePath(file), path: file,
+      iconPath: new vscode.ThemeIcon('file') })), other,
   ], { title, placeHolder: vscode.l10n.t('As which recipe reads it?') })).path
   if (path !== undefined) return { recipe: path, dataset }
   return { dataset, model: (await pickModel(services, undefined, title, ['model'])).path }
@@ -79,7 +81,8 @@ async function recipesWith(dataset: string): Promise<string[]> {
     const { recipe: written } = diagnoseRecipe(await readFile(fsPath, 'utf8').catch(() => ''), fsPath)
     if (written === null) return []
     const { data } = resolveRecipePaths(written, dirname(fsPath))
-    const named = [...data.local_dataset, ...data.eval_dataset, ...(data.dataset === null ? [] : [data.dataset])].map((path) => resolve(dirname(fsPath), path))
+    const named = [...data.local_dataset, ...data.eval_dataset,
+      ...(data.dataset === null ? [] : [data.dataset])].map((path) => resolve(dirname(fsPath), path))
     return named.some((path) => path === dataset || dataset.startsWith(path + sep)) ? [fsPath] : []
   }))
   return found.flat().sort()

@@ -30,4 +30,5 @@ export async function selectDevice(services: Services): Promise<void> {
 }
 
 const deviceText = ({ label, freeBytes, totalBytes }: DeviceEntry): string =>
-  freeBytes === undefined ? `${label}, ${formatBytes(totalBytes)}` : vscode.l10n.t('{0}, {1} free of {2}', label, formatBytes(freeBytes), formatBytes(totalBytes))
+  freeBytes === undefined ? `${label}, ${formatBytes(totalBytes)}`
+    : vscode.l10n.t('{0}, {1} free of {2}', label, formatBytes(freeBytes), formatBytes(totalBytes))

@@ -77,7 +77,8 @@ export class PreviewPanels implements vscode.Disposable {
       return
     }
     const viewColumn = vscode.window.activeTextEditor === undefined ? vscode.ViewColumn.Active : vscode.ViewColumn.Beside
-    this.#attach(vscode.window.createWebviewPanel(previewPanelType, titleOf(source), { viewColumn }, { enableFindWidget: true }), source)
+    this.#attach(vscode.window.createWebviewPanel(previewPanelType, titleOf(source), { viewColumn }, { enableFindWidget: true }),
+      source)
   }
 
   dispose(): void {
@@ -90,7 +91,8 @@ export class PreviewPanels implements vscode.Disposable {
     const { webview } = panel
     const title = titleOf(source)
     const session = new PreviewSession({
-      title, source, log, strings: Object.fromEntries(Object.entries(previewStrings).map(([key, text]) => [key, vscode.l10n.t(text)])),
+      title, source, log, strings: Object.fromEntries(Object.entries(previewStrings).map(([key, text]) =>
+        [key, vscode.l10n.t(text)])),
       read: () => recipeOf(source),
       ask: (params, signal) => engine.request(engineRequests.preview, params, { signal }),
       post: async (message) => {
@@ -101,7 +103,8 @@ export class PreviewPanels implements vscode.Disposable {
       openRecipe: () => void vscode.window.showTextDocument(vscode.Uri.file('recipe' in source ? source.recipe : source.dataset)),
     })
     this.#open.set(JSON.stringify(source), { panel, session })
-    webview.onDidReceiveMessage((message: FromPreview) => void session.handle(message).catch((error: unknown) => log(describeError(error))))
+    webview.onDidReceiveMessage((message: FromPreview) =>
+      void session.handle(message).catch((error: unknown) => log(describeError(error))))
     panel.onDidDispose(() => {
       session.dispose()
       this.#open.delete(JSON.stringify(source))
@@ -112,20 +115,23 @@ export class PreviewPanels implements vscode.Disposable {
     const file = (name: string): string => String(webview.asWebviewUri(vscode.Uri.joinPath(dist, name)))
     webview.options = { enableScripts: true, localResourceRoots: [dist] }
     webview.html = panelHtml({
-      cspSource: webview.cspSource, nonce: nonce(), styleNonce: nonce(), title, language: vscode.env.language, scriptUri: file('preview.js'), styleUri: file('preview.css'),
+      cspSource: webview.cspSource, nonce: nonce(), styleNonce: nonce(), title, language: vscode.env.language,
+        scriptUri: file('preview.js'), styleUri: file('preview.css'),
     })
   }
 }
 
 const nonce = (): string => randomBytes(16).toString('base64')
 
-const titleOf = (source: PreviewSource): string => vscode.l10n.t('Data of {0}', basename(source.dataset ?? ('recipe' in source ? source.recipe : '')))
+const titleOf = (source: PreviewSource): string =>
+  vscode.l10n.t('Data of {0}', basename(source.dataset ?? ('recipe' in source ? source.recipe : '')))
 
 /** The recipe as it stands in the editor, saved or not. */
 async function recipeOf(source: PreviewSource): Promise<PreviewedRecipe> {
   if (!('recipe' in source)) {
     const { dataset, model } = source
-    return { recipe: stringify({ version: 1, model, data: { local_dataset: dataset } }), path: join(dirname(dataset), 'finetune.yaml') }
+    return { recipe: stringify({ version: 1, model, data: { local_dataset: dataset } }),
+      path: join(dirname(dataset), 'finetune.yaml') }
   }
   const { recipe: path, dataset } = source
   const open = vscode.workspace.textDocuments.find(({ uri }) => uri.scheme === 'file' && uri.fsPath === path)
@@ -139,7 +145,8 @@ async function recipeOf(source: PreviewSource): Promise<PreviewedRecipe> {
 async function showRow(file: string, line: number, log: (message: string) => void): Promise<void> {
   try {
     const at = new vscode.Position(line - 1, 0)
-    await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(file), { selection: new vscode.Range(at, at), preview: true })
+    await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(file),
+      { selection: new vscode.Range(at, at), preview: true })
   } catch (error) {
     log(describeError(error))
   }

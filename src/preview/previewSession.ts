@@ -79,7 +79,8 @@ export class PreviewSession {
       }, running.signal)
       if (running.signal.aborted) return
       for (const { file } of preview?.shown ?? []) this.#files.add(file)
-      await this.#post({ type: 'answer', request, look, diagnostics, ...(preview === undefined ? {} : { preview }), matching, more })
+      await this.#post({ type: 'answer', request, look, diagnostics, ...(preview === undefined ? {} : { preview }), matching,
+        more })
     } catch (error) {
       if (running.signal.aborted || UnslothError.is(error, 'STOPPED')) return
       await this.#post({ type: 'failed', request, message: describeError(error) })

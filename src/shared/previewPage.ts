@@ -45,7 +45,9 @@ export interface PreviewAnswer {
 }
 
 export type ToPreview =
-  | { readonly type: 'start'; readonly strings: Readonly<Record<string, string>>; readonly title: string; readonly source: unknown }
+  | {
+    readonly type: 'start'; readonly strings: Readonly<Record<string, string>>; readonly title: string; readonly source: unknown
+  }
   /** The recipe or the data have changed: the page asks again. */
   | { readonly type: 'changed' }
   | PreviewAnswer
@@ -79,14 +81,17 @@ export function readPreviewState(value: unknown): PreviewState {
 
 /** Every text of the preview in English; see panelStrings.ts. */
 export const previewStrings = {
-  reading: 'Reading the data', search: 'Search', searchHint: 'Text of a sample', filter: 'Show', all: 'All samples', problems: 'With problems',
+  reading: 'Reading the data', search: 'Search', searchHint: 'Text of a sample', filter: 'Show', all: 'All samples',
+    problems: 'With problems',
   full: 'At the length limit', order: 'Order', file: 'As in the file', longest: 'Longest first', shortest: 'Shortest first',
   leastTrained: 'Least trained first', previous: 'Previous samples', next: 'Next samples', boundaries: 'Token borders',
-  range: 'Samples {0}–{1} of {2}', none: 'No sample matches.', format: 'Format', rows: 'Rows', samples: 'Samples', tokens: 'Tokens',
+  range: 'Samples {0}–{1} of {2}', none: 'No sample matches.', format: 'Format', rows: 'Rows', samples: 'Samples',
+    tokens: 'Tokens',
   trained: 'Trained', lengths: 'Length', lengthsText: '{0} to {1}, half at most {2}, 99 % at most {3}', packing: 'Packed',
   packingText: '{0} rows of {1}, {2} filled', window: 'Rows {0}–{1}', earlierRows: 'Earlier rows', laterRows: 'Later rows',
   legendTrained: 'trained', legendMasked: 'only read', legendSpecial: 'special token', sample: 'Sample {0}',
-  sampleText: '{0} tokens, {1} trained', openRow: 'Open line {0} of {1}', openRecipe: 'Open the recipe', showAll: 'Show all {0} tokens',
+  sampleText: '{0} tokens, {1} trained', openRow: 'Open line {0} of {1}', openRecipe: 'Open the recipe',
+    showAll: 'Show all {0} tokens',
   tokenText: 'token {0}, number {1} of {2}', tokenTrained: 'trained', tokenMasked: 'only read', tokenSpecial: 'special',
   histogram: 'Lengths of samples', histogramBar: '{0} to {1} tokens: {2} samples',
   keys: 'Left and right arrows read tokens, N and P turn pages.', length: 'Length of this sample', share: 'Trained of {0}',

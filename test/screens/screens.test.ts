@@ -13,11 +13,15 @@ const images = fileURLToPath(new URL('../../docs/images/', import.meta.url))
 /** Questions and answers with a recipe, of which the answers are trained. */
 function fillQuestions(folder: string): void {
   const rows = [
-    ['Who called the grapes sour?', 'The fox, because he could not reach them.'], ['Who won the race?', 'The tortoise: she never stopped.'],
-    ['What did the crow drop?', 'Her cheese, when the fox praised her voice.'], ['Why did the boy cry wolf?', 'To see the villagers run.'],
+    ['Who called the grapes sour?', 'The fox, because he could not reach them.'],
+      ['Who won the race?', 'The tortoise: she never stopped.'],
+    ['What did the crow drop?', 'Her cheese, when the fox praised her voice.'],
+      ['Why did the boy cry wolf?', 'To see the villagers run.'],
   ] as const
-  writeFileSync(join(folder, 'questions.jsonl'), rows.map(([prompt, completion]) => JSON.stringify({ prompt: `${prompt}\n`, completion })).join('\n'))
-  writeFileSync(join(folder, 'questions.finetune.yaml'), 'version: 1\nmodel: stories260k\ndata:\n  local_dataset: ./questions.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 20\n')
+  writeFileSync(join(folder, 'questions.jsonl'),
+    rows.map(([prompt, completion]) => JSON.stringify({ prompt: `${prompt}\n`, completion })).join('\n'))
+  writeFileSync(join(folder, 'questions.finetune.yaml'),
+    'version: 1\nmodel: stories260k\ndata:\n  local_dataset: ./questions.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 20\n')
 }
 
 /** With UNSLOTH_IMAGES=1 the pictures of the README are made anew. */
@@ -32,7 +36,8 @@ describe('the packed extension in a browser', function () {
 
   before(async () => {
     packed = await makePackage('linux-x64')
-    host = await Host.start({ vsix: packed, viewport: { width: 1500, height: 900 }, settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
+    host = await Host.start({ vsix: packed, viewport: { width: 1500, height: 900 },
+      settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
     workspace = host.makeFolder('fables')
     fillWorkspace(workspace)
     fillQuestions(workspace)
@@ -41,7 +46,8 @@ describe('the packed extension in a browser', function () {
     await page.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor({ timeout: 60_000 })
   })
   afterEach(async function () {
-    if (this.currentTest?.state === 'failed') await page.screenshot({ path: join(tmpdir(), `unsloth-failed-${this.currentTest.title.slice(0, 20).replaceAll(/\W/g, '-')}.png`) })
+    if (this.currentTest?.state === 'failed') await page.screenshot({ path: join(tmpdir(),
+      `unsloth-failed-${this.currentTest.title.slice(0, 20).replaceAll(/\W/g, '-')}.png`) })
   })
   after(() => host.stop())
 
@@ -137,7 +143,8 @@ describe('the packed extension in a browser', function () {
   })
 
   it('offers what can be done now, and nothing else', async () => {
-    for (const [command, now] of [['Fine-tune', true], ['Convert to Recipe', true], ['Stop…', false], ['Pause', false], ['Compare Runs', false], ['Copy Path', false]] as const) {
+    for (const [command, now] of [['Fine-tune', true], ['Convert to Recipe', true], ['Stop…', false], ['Pause', false],
+      ['Compare Runs', false], ['Copy Path', false]] as const) {
       assert.equal(await offers(command), now, command)
     }
     const play = page.locator('.editor-actions .action-label[aria-label^="Fine-tune"]')
@@ -216,7 +223,8 @@ describe('the packed extension in a browser', function () {
       fillWorkspace(folder)
       const window = await strict.open(folder)
       await window.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor({ timeout: 60_000 })
-      for (const [command, now] of [['New Recipe…', true], ['Preview Data', true], ['Fine-tune', false], ['Generate…', false], ['Doctor', false]] as const) {
+      for (const [command, now] of [['New Recipe…', true], ['Preview Data', true], ['Fine-tune', false], ['Generate…', false],
+        ['Doctor', false]] as const) {
         assert.equal(await offers(command, window), now, command)
       }
     } finally {

@@ -28,7 +28,8 @@ describe('the editor that the tests run in', () => {
     const program = join(folder, 'code.mjs')
     const seen = join(folder, 'seen.json')
     writeFileSync(program, `import { writeFileSync } from 'node:fs'
-writeFileSync(${JSON.stringify(seen)}, JSON.stringify([process.argv.slice(2), process.env.VSCODE_IPC_HOOK ?? null, process.env.UNSLOTH_HOST_RESULT]))
+writeFileSync(${JSON.stringify(seen)}, JSON.stringify([process.argv.slice(2), process.env.VSCODE_IPC_HOOK ?? null,
+  process.env.UNSLOTH_HOST_RESULT]))
 process.exitCode = 7\n`)
     const flags = ['/work space', '--user-data-dir=/p', '--disable-workspace-trust', '--extensionTestsPath=/t.cjs']
     for (const trust of ['0', '1']) {
@@ -52,7 +53,9 @@ process.exitCode = 7\n`)
   })
 
   it('is named, or nothing is tested', async () => {
-    const { output } = await node(['--input-type=module', '--eval', `import { missingEditor } from ${JSON.stringify(runner('editor.mjs'))}; console.log(await missingEditor())`], { UNSLOTH_EDITOR: 'emacs' })
+    const { output } = await node(['--input-type=module', '--eval',
+      `import { missingEditor } from ${JSON.stringify(runner('editor.mjs'))}; console.log(await missingEditor())`],
+        { UNSLOTH_EDITOR: 'emacs' })
     assert.match(output, /UNSLOTH_EDITOR is emacs\. Use desktop or code-server\./)
   })
 })

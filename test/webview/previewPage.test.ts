@@ -29,7 +29,8 @@ describe('preview of data in the browser', () => {
     kept = fs.mkdtempSync(join(tmpdir(), 'unsloth-preview-'))
     data = join(kept, 'train.jsonl')
     recipe = `model: ${model}\ndata:\n  local_dataset: ${data}\n  columns: { prompt: question, completion: answer }\ntraining:\n  max_seq_length: 256\n`
-    const row = (at: number) => ({ question: `What says fox ${at}?\n`, answer: at === 7 ? 'I am '.repeat(300) : `I am fox number ${at}.` })
+    const row = (at: number) => ({ question: `What says fox ${at}?\n`, answer: at === 7 ? 'I am '.repeat(300)
+      : `I am fox number ${at}.` })
     fs.writeFileSync(data, Array.from({ length: samples }, (_, at) => JSON.stringify(row(at + 1))).join('\n'))
   })
   after(async () => {
@@ -44,7 +45,8 @@ describe('preview of data in the browser', () => {
       title: 'train.jsonl', source: { file: data }, strings: previewStrings, log: (message) => problems.push(message),
       read: () => Promise.resolve({ recipe, path: join(kept, 'finetune.yaml') }),
       ask: (params, signal) => engine.preview(params, { signal }),
-      post: (message) => page.evaluate((sent) => (globalThis as unknown as { deliver(message: unknown): void }).deliver(sent), message).catch(() => undefined),
+      post: (message) => page.evaluate((sent) => (globalThis as unknown as { deliver(message: unknown): void }).deliver(sent),
+        message).catch(() => undefined),
       openRow: (file, line) => opened.push(`${file}:${line}`), openRecipe: () => opened.push('recipe'),
     })
     await page.exposeFunction('hostReceive', (message: FromPreview) => {
@@ -73,7 +75,8 @@ describe('preview of data in the browser', () => {
       assert.equal(await page.locator('h1').innerText(), 'train.jsonl')
       assert.equal(await page.locator('.sample').count(), 10)
       const first = page.locator('.sample').first()
-      const joined = (selector: string): Promise<string> => first.locator(selector).allTextContents().then((texts) => texts.join(''))
+      const joined = (selector: string): Promise<string> =>
+        first.locator(selector).allTextContents().then((texts) => texts.join(''))
       assert.match(await joined('.token.masked'), /What says fox 1\?\n$/)
       assert.match(await joined('.token.trained'), /^ I am fox number 1\.<\/s>$/)
       assert.deepEqual(await first.locator('.token.special').allTextContents(), ['<s>', '</s>'])
@@ -82,9 +85,11 @@ describe('preview of data in the browser', () => {
       assert.equal(colours[1], 'rgba(0, 0, 0, 0)')
       assert.match(colours[0]!, /0\.28/)
       assert.match(await page.locator('.facts').innerText(), new RegExp(`Samples\\s+${samples}`))
-      assert.equal(await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth'), 0, 'nothing is wider than the window')
+      assert.equal(await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth'), 0,
+        'nothing is wider than the window')
       const nameless = await page.evaluate(`[...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button, [role=img]')]
-        .filter((element) => !element.getAttribute('aria-label') && !element.textContent.trim()).map((element) => element.outerHTML)`)
+        .filter((element) => !element.getAttribute('aria-label')
+          && !element.textContent.trim()).map((element) => element.outerHTML)`)
       assert.deepEqual(nameless, [])
       await shot(`preview-${theme}-${width}`)
     })
@@ -94,7 +99,8 @@ describe('preview of data in the browser', () => {
     await open()
     const token = page.locator('.sample').first().locator('.token.special').first()
     await token.hover()
-    assert.equal(await page.locator('.tip').innerText(), `token 1, number 1 of ${await page.locator('.sample').first().locator('.token').count()} · only read · special`)
+    assert.equal(await page.locator('.tip').innerText(),
+      `token 1, number 1 of ${await page.locator('.sample').first().locator('.token').count()} · only read · special`)
     await page.mouse.move(2, 2)
     await page.locator('.tip').waitFor({ state: 'hidden' })
     await page.locator('.tokens').first().focus()
@@ -157,7 +163,8 @@ describe('preview of data in the browser', () => {
 
   it('moves a window over files of many rows', async () => {
     const whole = fs.readFileSync(data)
-    fs.writeFileSync(data, Array.from({ length: 4500 }, (_, at) => JSON.stringify({ question: `q${at + 1} `, answer: 'a' })).join('\n'))
+    fs.writeFileSync(data, Array.from({ length: 4500 },
+      (_, at) => JSON.stringify({ question: `q${at + 1} `, answer: 'a' })).join('\n'))
     try {
       await open()
       await range('of 2,000')

@@ -102,29 +102,37 @@ export class PreviewPage {
     const turn = (label: string, name: string, onClick: () => void) => iconButton({ label, icon: name, onClick })
     const look = this.#look
     const parts: Parts = {
-      title: h('h1'), busy: busyRing(strings.reading), summary: h('section', { class: 'whole' }), notices: h('div', { class: 'notices' }),
+      title: h('h1'), busy: busyRing(strings.reading), summary: h('section', { class: 'whole' }),
+        notices: h('div', { class: 'notices' }),
       search: searchField(strings.search, strings.searchHint, (search) => this.#change({ search })),
-      filter: dropdown(strings.filter, [['all', strings.all], ['problems', strings.problems], ['full', strings.full]], look.filter, (filter) => this.#change({ filter })),
-      order: dropdown(strings.order, [['file', strings.file], ['longest', strings.longest], ['shortest', strings.shortest], ['leastTrained', strings.leastTrained]],
+      filter: dropdown(strings.filter, [['all', strings.all], ['problems', strings.problems], ['full', strings.full]],
+        look.filter, (filter) => this.#change({ filter })),
+      order: dropdown(strings.order, [['file', strings.file], ['longest', strings.longest], ['shortest', strings.shortest],
+        ['leastTrained', strings.leastTrained]],
         look.order, (order) => this.#change({ order })),
       range: h('span', { class: 'range' }), window: h('div', { class: 'window' }), windowText: h('span'),
       buttons: {
-        previous: turn(strings.previous, 'chevron-left', () => this.#turn(-1)), next: turn(strings.next, 'chevron-right', () => this.#turn(1)),
-        earlier: turn(strings.earlierRows, 'arrow-left', () => this.#change({ firstRow: Math.max(0, this.#look.firstRow - rowsOfWindow) })),
+        previous: turn(strings.previous, 'chevron-left', () => this.#turn(-1)),
+          next: turn(strings.next, 'chevron-right', () => this.#turn(1)),
+        earlier: turn(strings.earlierRows, 'arrow-left',
+          () => this.#change({ firstRow: Math.max(0, this.#look.firstRow - rowsOfWindow) })),
         later: turn(strings.laterRows, 'arrow-right', () => this.#change({ firstRow: this.#look.firstRow + rowsOfWindow })),
       },
       samples: h('main', { class: 'samples' }), tip: h('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' }),
       status: h('div', { class: 'sr-only', role: 'status', 'aria-live': 'polite' }),
     }
     const borders = checkbox(strings.boundaries, false, (on) => parts.samples.classList.toggle('borders', on))
-    const legend = h('p', { class: 'legend' }, ...([['trained', strings.legendTrained], ['masked', strings.legendMasked], ['special', strings.legendSpecial]] as const)
+    const legend = h('p', { class: 'legend' },
+      ...([['trained', strings.legendTrained], ['masked', strings.legendMasked], ['special', strings.legendSpecial]] as const)
       .map(([kind, text]) => h('span', { class: `token ${kind}` }, text)))
     const { previous, next, earlier, later } = parts.buttons
     parts.window.append(earlier, parts.windowText, later)
     this.#root.replaceChildren(
       h('header', { class: 'page-header' }, h('div', { class: 'title-row' }, parts.title, parts.busy,
-        iconButton({ label: strings.openRecipe, icon: 'file-code', onClick: () => this.#host.send({ type: 'openRecipe' }) })), parts.summary, parts.notices),
-      h('div', { class: 'toolbar', role: 'group' }, parts.search.element, parts.filter.element, parts.order.element, borders.element,
+        iconButton({ label: strings.openRecipe, icon: 'file-code', onClick: () => this.#host.send({ type: 'openRecipe' }) })),
+          parts.summary, parts.notices),
+      h('div', { class: 'toolbar', role: 'group' }, parts.search.element, parts.filter.element, parts.order.element,
+        borders.element,
         h('div', { class: 'pager' }, previous, parts.range, next), parts.window),
       legend, parts.samples, parts.tip, parts.status,
     )
@@ -179,7 +187,8 @@ export class PreviewPage {
     parts.window.hidden = look.firstRow === 0 && !more
     parts.buttons.earlier.disabled = look.firstRow === 0
     parts.buttons.later.disabled = !more
-    setText(parts.windowText, fill(strings.window, formatCount(look.firstRow + 1), formatCount(look.firstRow + (preview?.rows.rows ?? rowsOfWindow))))
+    setText(parts.windowText, fill(strings.window, formatCount(look.firstRow + 1),
+      formatCount(look.firstRow + (preview?.rows.rows ?? rowsOfWindow))))
     parts.summary.replaceChildren(...(preview === undefined ? [] : [summaryView(preview, strings)]))
     parts.tip.hidden = true
     parts.samples.replaceChildren(...this.#shown.map((sample) => sampleView(sample, {
@@ -190,8 +199,10 @@ export class PreviewPage {
 
   #showNotices(diagnostics: readonly RecipeDiagnostic[], warnings: readonly string[]): void {
     const notice = (level: 'error' | 'warning' | 'info', text: string): HTMLElement =>
-      h('div', { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' }, icon(level), h('div', {}, h('p', {}, text)))
-    this.#parts!.notices.replaceChildren(...diagnostics.map(({ severity, line, message }) => notice(severity, line === undefined ? message : `${line}: ${message}`)),
+      h('div', { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' }, icon(level),
+        h('div', {}, h('p', {}, text)))
+    this.#parts!.notices.replaceChildren(...diagnostics.map(({ severity, line, message }) =>
+      notice(severity, line === undefined ? message : `${line}: ${message}`)),
       ...warnings.map((warning) => notice('warning', warning)))
   }
 }

@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict'
-import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync,
+  writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import * as vscode from 'vscode'
 import type { PreviewAnswer } from '#shared/previewPage.ts'
 import { launch } from '../../../src/engine/startRun.ts'
 import type { ExtensionApi } from '../../../src/extension.ts'
-import { activated, answerQuestions, catchNotifications, eventually, extensionId, inWorkspace, openRecipe, reportText, textOf, type Told } from './support.ts'
+import { activated, answerQuestions, catchNotifications, eventually, extensionId, inWorkspace, openRecipe, reportText, textOf,
+  type Told } from './support.ts'
 
 const recipeWith = (name: string, change: (text: string) => string): string => {
   const path = inWorkspace(`${name}.finetune.yaml`)
@@ -32,7 +34,8 @@ describe('bad things', () => {
       throw new Error(`Told was: ${notifications.told.map((one) => one.text).join('\n')}`, { cause: error })
     }
   }
-  const fineTune = (recipe: string): Thenable<string | undefined> => vscode.commands.executeCommand<string | undefined>('unsloth.fineTune', recipe)
+  const fineTune = (recipe: string): Thenable<string | undefined> =>
+    vscode.commands.executeCommand<string | undefined>('unsloth.fineTune', recipe)
   const state = (dir: string): string | undefined => api.services.runs.get(dir)?.state
 
   describe('an engine that is not whole', () => {
@@ -40,10 +43,12 @@ describe('bad things', () => {
     const copyEngine = (name: string, ...parts: readonly string[]): string => {
       const { extensionPath } = vscode.extensions.getExtension(extensionId)!
       const folder = inWorkspace('engines', name)
-      for (const part of ['package.json', 'engine/unsloth.mjs', ...parts]) cpSync(join(extensionPath, part), join(folder, part), { recursive: true })
+      for (const part of ['package.json', 'engine/unsloth.mjs', ...parts]) cpSync(join(extensionPath, part), join(folder, part),
+        { recursive: true })
       return folder
     }
-    const choose = (path: string | undefined): Thenable<void> => vscode.workspace.getConfiguration().update('unsloth.engine.path', path, vscode.ConfigurationTarget.Global)
+    const choose = (path: string | undefined): Thenable<void> =>
+      vscode.workspace.getConfiguration().update('unsloth.engine.path', path, vscode.ConfigurationTarget.Global)
     afterEach(() => choose(undefined))
 
     it('is not there', async () => {
@@ -65,7 +70,9 @@ describe('bad things', () => {
       const folder = copyEngine('other', 'dist/engine.mjs', 'engine/starter')
       mkdirSync(join(folder, 'build', 'cpu'), { recursive: true })
       // The head of a library for 64-bit ARM.
-      writeFileSync(join(folder, 'build', 'cpu', 'kernels.node'), Buffer.concat([Buffer.from('7f454c4602010100', 'hex'), Buffer.alloc(8), Buffer.from('0300b70001000000', 'hex'), Buffer.alloc(4072)]))
+      writeFileSync(join(folder, 'build', 'cpu', 'kernels.node'),
+        Buffer.concat([Buffer.from('7f454c4602010100', 'hex'), Buffer.alloc(8), Buffer.from('0300b70001000000', 'hex'),
+          Buffer.alloc(4072)]))
       await choose(join(folder, 'engine', 'unsloth.mjs'))
       await fineTune(inWorkspace('finetune.yaml'))
       const { actions, kind } = await told(/kernels\.node/)
@@ -78,7 +85,8 @@ describe('bad things', () => {
     const folder = process.getuid?.() === 0 ? '/sys/kernel' : inWorkspace('closed')
     mkdirSync(folder, { recursive: true })
     if (process.getuid?.() !== 0) chmodSync(folder, 0o555)
-    assert.equal(await fineTune(recipeWith('closed', (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))), undefined)
+    assert.equal(await fineTune(recipeWith('closed',
+      (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))), undefined)
     const { text, actions } = await told(/outputs/)
     assert.ok(text.includes(folder) && /permi/i.test(text), text)
     assert.deepEqual(actions, ['Show Log'])
@@ -90,7 +98,9 @@ describe('bad things', () => {
     const steps = (): number => api.services.runs.get(dir)?.status.step ?? 0
     before(async () => {
       copyFileSync(inWorkspace('fables.jsonl'), inWorkspace('own.jsonl'))
-      recipe = recipeWith('frozen', (text) => text.replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('fables.jsonl', 'own.jsonl'))
+      recipe = recipeWith('frozen', (text) =>
+        text.replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('fables.jsonl',
+          'own.jsonl'))
       dir = (await fineTune(recipe))!
       await eventually('a checkpoint', () => (api.services.runs.get(dir)?.checkpoint?.step ?? 0) > 0, 60_000)
     })
@@ -150,9 +160,11 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
 
   it('the disk is full: the run fails with a word, and leaves nothing half-written', async () => {
     const disk = process.env.UNSLOTH_HOST_SMALL_DISK!
-    if (disk === '') await vscode.workspace.getConfiguration().update('unsloth.engine.path', limitedEngine(), vscode.ConfigurationTarget.Global)
+    if (disk === '') await vscode.workspace.getConfiguration().update('unsloth.engine.path', limitedEngine(),
+      vscode.ConfigurationTarget.Global)
     const folder = disk === '' ? inWorkspace('full') : disk
-    const dir = (await fineTune(recipeWith('full', (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))))!
+    const dir = (await fineTune(recipeWith('full',
+      (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))))!
     const { kind, actions } = await told(/disk is full|does not allow a file of this size/i, 120_000)
     await vscode.workspace.getConfiguration().update('unsloth.engine.path', undefined, vscode.ConfigurationTarget.Global)
     assert.deepEqual([kind, actions], ['error', ['Show Log']])
@@ -164,7 +176,8 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
 
   it('a data set has 2 GB: tree and preview stay quick, and memory is bounded', async () => {
     const path = inWorkspace('data', 'huge.jsonl')
-    const rows = Array.from({ length: 60_000 }, (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`)
+    const rows = Array.from({ length: 60_000 },
+      (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`)
     writeFileSync(path, rows.join(''))
     truncateSync(path, 2 ** 31)
     let lag = 0
@@ -180,7 +193,8 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
     try {
       api.services.library.invalidate()
       const began = performance.now()
-      const node = await eventually('its row', async () => (await api.trees.datasets.getChildren()).find((one) => one.path === path))
+      const node = await eventually('its row',
+        async () => (await api.trees.datasets.getChildren()).find((one) => one.path === path))
       const item = await api.trees.datasets.getTreeItem(node)
       assert.match(String(item.description), /rows · completion · 2\.0 GB/)
       const tree = performance.now() - began

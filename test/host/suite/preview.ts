@@ -16,7 +16,8 @@ describe('preview of data', () => {
   })
 
   const answer = (check: (answer: PreviewAnswer) => boolean = () => true): Promise<PreviewAnswer> =>
-    eventually('the answer', () => posted.find((message) => message.type === 'answer' && check(message))) as Promise<PreviewAnswer>
+    eventually('the answer', () => posted.find((message) => message.type === 'answer'
+      && check(message))) as Promise<PreviewAnswer>
 
   it('shows a recipe token by token, and follows what is typed', async () => {
     const document = await openRecipe('finetune.yaml')
@@ -25,7 +26,8 @@ describe('preview of data', () => {
     assert.deepEqual(diagnostics, [])
     assert.ok(matching > 200 && preview!.shown.length === 10)
     const [first] = preview!.shown
-    assert.ok(first!.tokens.some(({ trained }) => trained) && first!.tokens[0]!.special && first!.file === inWorkspace('fables.jsonl'))
+    assert.ok(first!.tokens.some(({ trained }) => trained) && first!.tokens[0]!.special
+      && first!.file === inWorkspace('fables.jsonl'))
     posted.length = 0
     const edit = new vscode.WorkspaceEdit()
     const at = document.positionAt(document.getText().indexOf('512'))
@@ -38,7 +40,8 @@ describe('preview of data', () => {
 
   it('is offered above the rows of a data set, which is read with the model that is chosen', async () => {
     const file = inWorkspace('data', 'pairs.jsonl')
-    await vscode.workspace.fs.writeFile(vscode.Uri.file(file), Buffer.from('{"prompt": "Who? ", "completion": "A fox."}\n{"prompt": "Why? ", "completion": "Grapes."}\n'))
+    await vscode.workspace.fs.writeFile(vscode.Uri.file(file),
+      Buffer.from('{"prompt": "Who? ", "completion": "A fox."}\n{"prompt": "Why? ", "completion": "Grapes."}\n'))
     const document = await vscode.workspace.openTextDocument(file)
     await vscode.window.showTextDocument(document)
     const lenses = await eventually('the lenses', async () => {
@@ -54,7 +57,8 @@ describe('preview of data', () => {
       questions.restore()
     }
     const { preview } = await answer(({ preview: shown }) => shown?.format === 'completion')
-    const text = (trained: boolean): string => preview!.shown[0]!.tokens.filter((token) => token.trained === trained && !token.special).map((token) => token.text).join('')
+    const text = (trained: boolean): string =>
+      preview!.shown[0]!.tokens.filter((token) => token.trained === trained && !token.special).map((token) => token.text).join('')
     assert.deepEqual([text(false).trim(), text(true).trim()], ['Who?', 'A fox.'])
   })
 
