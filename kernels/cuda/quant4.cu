@@ -17,24 +17,42 @@ struct Maxima {
   const float2* nested;
   int shift;
 
-  __device__ __forceinline__ float operator()(int64_t block, const float* map) const {
-    if (codes == nullptr) return __ldg(absmax + block);
-    const float2 group = __ldg(nested + (block >> shift));
-    return __fadd_rn(__fmul_rn(map[__ldg(codes + block)], group.x), group.y);
+  /** What is read of a block, before the tables are needed. */
+  struct Raw {
+    float2 group;
+    uint32_t code;
+  };
+  __device__ __forceinline__ Raw load(int64_t block) const {
+    if (codes == nullptr) return {{__ldg(absmax + block), 0.0f}, 0};
+    return {__ldg(nested + (block >> shift)), __ldg(codes + block)};
   }
+  __device__ __forceinline__ float finish(const Raw& raw, const float* map) const {
+    return codes == nullptr ? raw.group.x : __fadd_rn(__fmul_rn(map[raw.code], raw.group.x), raw.group.y);
+  }
+  __device__ __forceinline__ float operator()(int64_t block, const float* map) const { return finish(load(block), map); }
 };
 
 struct Tables {
   float code[16], map[256];
 };
 
-__device__ __forceinline__ Maxima prepare(const Quant4View& q, Tables& tables, uint32_t& rounding) {
+/** Where the maxima stand, and the type that values are rounded to. */
+__device__ __forceinline__ Maxima maximaOf(const Quant4View& q, uint32_t& rounding) {
   const auto* header = reinterpret_cast<const uint32_t*>(q.base + 64);
+  rounding = header[1];
+  return {q.absmax, q.absmaxCode, reinterpret_cast<const float2*>(q.nested), static_cast<int>(header[0])};
+}
+
+__device__ __forceinline__ void fillTables(const Quant4View& q, Tables& tables) {
   if (threadIdx.x < 16) tables.code[threadIdx.x] = q.code[threadIdx.x];
   if (q.absmaxCode != nullptr) tables.map[threadIdx.x % 256] = q.nestedCode[threadIdx.x % 256];
-  rounding = header[1];
   __syncthreads();
-  return {q.absmax, q.absmaxCode, reinterpret_cast<const float2*>(q.nested), static_cast<int>(header[0])};
+}
+
+__device__ __forceinline__ Maxima prepare(const Quant4View& q, Tables& tables, uint32_t& rounding) {
+  const Maxima maxima = maximaOf(q, rounding);
+  fillTables(q, tables);
+  return maxima;
 }
 
 /** What the matrix's own type makes of a value. */
@@ -55,26 +73,27 @@ template <class T>
 __global__ void __launch_bounds__(threads) dequantiseKernel(T* y, const Quant4View q, int64_t first, int64_t count) {
   __shared__ Tables tables;
   uint32_t type;
-  const Maxima maxima = prepare(q, tables, type);
+  const Maxima maxima = maximaOf(q, type);
   const auto* words = reinterpret_cast<const uint32_t*>(q.codes);
   const int64_t start = int64_t{blockIdx.x} * (threads * unroll) + threadIdx.x, all = count / perThread;
   uint32_t word[unroll];
-  float absmax[unroll];
+  Maxima::Raw raw[unroll];
 #pragma unroll
   for (int u = 0; u < unroll; ++u) {
-    const int64_t i = start + u * threads;
-    if (i >= all) break;
+    const int64_t i = min(start + u * threads, all - 1);
     word[u] = __ldcs(words + first / perThread + i);
-    absmax[u] = maxima((first + i * perThread) / Quant4Layout::block, tables.map);
+    raw[u] = maxima.load((first + i * perThread) / Quant4Layout::block);
   }
+  fillTables(q, tables);
 #pragma unroll
   for (int u = 0; u < unroll; ++u) {
     const int64_t i = start + u * threads;
     if (i >= all) break;
+    const float absmax = maxima.finish(raw[u], tables.map);
     Pack<T, perThread> out;
 #pragma unroll
     for (int k = 0; k < perThread; ++k) {
-      const float value = __fmul_rn(tables.code[codeOf(word[u], k)], absmax[u]);
+      const float value = __fmul_rn(tables.code[codeOf(word[u], k)], absmax);
       out.at[k] = narrow<T>(std::is_same_v<T, bf16> && type == static_cast<uint32_t>(DType::BF16) ? value : rounded(value, type));
     }
     reinterpret_cast<Pack<T, perThread>*>(y)[i] = out;
@@ -174,8 +193,156 @@ __global__ void __launch_bounds__(threads) fewRowsKernel(const FewRows g, const 
   }
 }
 
+/** c += a·b on 16×16 and 16×8 numbers of 16 bits. */
 template <class T>
-void launchFewRows(const FewRows& g, const Quant4View& q, cudaStream_t stream) {
+__device__ __forceinline__ void multiplyTile(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, bf16>)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/**
+ * The same on tensor cores, for rows of 16 bits: 16 rows of W are the tile's rows, the rows of a its columns. A byte of W becomes a
+ * pair of 16-bit numbers by a table of 256 that each lane has in its own bank; a block of 64 is four products, then its maximum
+ * comes in. Which k a lane holds differs from the instruction's order, alike on both sides. Codes are rounded to T, as in
+ * bitsandbytes' own kernel. `split` warps share the k of a tile.
+ */
+constexpr int tileRows = 16, ahead = 4;
+
+/** Codes and maxima of `ahead` neighbouring blocks of two rows. */
+struct Ahead {
+  uint2 code[2][ahead];
+  float4 maximum[2];
+  uint32_t maximumCode[2];
+  float2 group[2];
+
+  /** From block `block` of the rows on; past the end, the last ones. Rows have a multiple of `ahead` blocks: they share a group. */
+  __device__ __forceinline__ void load(const uint2* words, const Maxima& maxima, const int64_t (&rows)[2], int64_t blocksOfK, int64_t block, int quarter) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t at = rows[r] * blocksOfK + min(block, blocksOfK - ahead);
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) code[r][u] = __ldcs(words + (at + u) * 4 + quarter);
+      if (maxima.codes == nullptr) {
+        maximum[r] = __ldg(reinterpret_cast<const float4*>(maxima.absmax + at));
+      } else {
+        maximumCode[r] = __ldg(reinterpret_cast<const uint32_t*>(maxima.codes + at));
+        group[r] = __ldg(maxima.nested + (at >> maxima.shift));
+      }
+    }
+  }
+  __device__ __forceinline__ float of(int r, int u, const Maxima& maxima, const float* map) const {
+    if (maxima.codes == nullptr) return u == 0 ? maximum[r].x : u == 1 ? maximum[r].y : u == 2 ? maximum[r].z : maximum[r].w;
+    return __fadd_rn(__fmul_rn(map[maximumCode[r] >> (8 * u) & 255u], group[r].x), group[r].y);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(threads, 2) fewRowsTiles(const FewRows g, const Quant4View q, int split) {
+  __shared__ uint32_t pairs[256 * 32];
+  __shared__ float map[256];
+  __shared__ float partial[threads / 32][tileRows * 8];
+  uint32_t type;
+  const Maxima maxima = maximaOf(q, type);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, quarter = lane % 4;
+  {
+    const T both[2] = {narrow<T>(q.code[threadIdx.x >> 4]), narrow<T>(q.code[threadIdx.x & 15])};
+    uint32_t word;
+    memcpy(&word, both, 4);
+    for (int copy = 0; copy < 32; ++copy) pairs[threadIdx.x * 32 + (copy + threadIdx.x) % 32] = word;
+    if (q.absmaxCode != nullptr) map[threadIdx.x] = q.nestedCode[threadIdx.x];
+  }
+  __syncthreads();
+  const auto* words = reinterpret_cast<const uint2*>(q.codes);
+  const auto* a = static_cast<const T*>(g.a) + min(row, g.m - 1) * g.ldA + quarter * 16;
+  const bool present = row < g.m;
+  const int64_t tiles = (g.n + tileRows - 1) / tileRows, perBlock = threads / 32 / split, blocksOfK = g.k / Quant4Layout::block;
+  const int64_t step = int64_t{split} * ahead;
+  for (int64_t first = int64_t{blockIdx.x} * perBlock; first < tiles; first += int64_t{gridDim.x} * perBlock) {
+    const int64_t tile = min(first + warp / split, tiles - 1);
+    const int64_t rows[2] = {min(tile * tileRows + row, g.n - 1), min(tile * tileRows + row + 8, g.n - 1)};
+    float sums[4] = {};
+    const auto multiply = [&](const Ahead& w, int64_t block) {
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) {
+        float c[4] = {};
+        const auto* from = reinterpret_cast<const uint4*>(a + (block + u) * Quant4Layout::block);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint4 x = present ? from[half] : uint4{};
+          const uint32_t pair[4] = {x.x, x.y, x.z, x.w};
+          const uint32_t w0 = half == 0 ? w.code[0][u].x : w.code[0][u].y, w1 = half == 0 ? w.code[1][u].x : w.code[1][u].y;
+#pragma unroll
+          for (int part = 0; part < 2; ++part) {
+            uint32_t tileA[4];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              tileA[2 * j] = pairs[(w0 >> (16 * part + 8 * j) & 255u) * 32 + lane];
+              tileA[2 * j + 1] = pairs[(w1 >> (16 * part + 8 * j) & 255u) * 32 + lane];
+            }
+            multiplyTile<T>(c, tileA, pair[2 * part], pair[2 * part + 1]);
+          }
+        }
+        const float upper = w.of(0, u, maxima, map), lower = w.of(1, u, maxima, map);
+        sums[0] = fmaf(c[0], upper, sums[0]);
+        sums[1] = fmaf(c[1], upper, sums[1]);
+        sums[2] = fmaf(c[2], lower, sums[2]);
+        sums[3] = fmaf(c[3], lower, sums[3]);
+      }
+    };
+    // Two groups of blocks take turns: one is on its way while the other is multiplied.
+    Ahead even, odd;
+    int64_t k = int64_t{warp % split} * ahead;
+    even.load(words, maxima, rows, blocksOfK, k, quarter);
+    for (; k < blocksOfK; k += 2 * step) {
+      odd.load(words, maxima, rows, blocksOfK, k + step, quarter);
+      multiply(even, k);
+      if (k + step >= blocksOfK) break;
+      even.load(words, maxima, rows, blocksOfK, k + 2 * step, quarter);
+      multiply(odd, k + step);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) partial[warp][(row + 8 * (i / 2)) * 8 + 2 * quarter + i % 2] = sums[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < perBlock * tileRows * 8; i += threads) {
+      const int which = i / (tileRows * 8), place = i % (tileRows * 8), m = place % 8;
+      const int64_t column = (first + which) * tileRows + place / 8;
+      if (m < g.m && column < g.n) {
+        float sum = 0;
+        for (int part = 0; part < split; ++part) sum += partial[which * split + part][place];
+        T& c = static_cast<T*>(g.c)[m * g.ldC + column];
+        float value = g.alpha * sum;
+        if (g.accumulate) value += widen(c);
+        if (g.bias != nullptr) value += widen(static_cast<const T*>(g.bias)[column]);
+        if (g.add != nullptr) value += widen(static_cast<const T*>(g.add)[m * g.ldAdd + column]);
+        c = narrow<T>(value);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+/** As many warps on a tile as keep all multiprocessors busy. */
+template <class T>
+void launchTiles(const FewRows& g, const Quant4View& q, const Context& context) {
+  const int64_t tiles = (g.n + tileRows - 1) / tileRows, resident = 2 * context.gpu->multiprocessors;
+  int split = 1;
+  while (split < threads / 32 && tiles * split < resident * (threads / 32)) split *= 2;
+  const int64_t wanted = (tiles * split * 32 + threads - 1) / threads;
+  fewRowsTiles<T><<<static_cast<unsigned>(wanted < resident ? wanted : resident), threads, 0, context.stream>>>(g, q, split);
+  checkLaunch("gemm");
+}
+
+template <class T>
+void launchFewRows(const FewRows& g, const Quant4View& q, const Context& context) {
+  if constexpr (sizeof(T) == 2)
+    if (context.gpu->capability >= 80 && g.k / Quant4Layout::block % ahead == 0) return launchTiles<T>(g, q, context);
+  const cudaStream_t stream = context.stream;
   const auto blocks = static_cast<unsigned>((g.n + group - 1) / group);
   if (g.m == 1) fewRowsKernel<T, 1><<<blocks, threads, 0, stream>>>(g, q);
   else if (g.m == 2) fewRowsKernel<T, 2><<<blocks, threads, 0, stream>>>(g, q);
@@ -215,7 +382,7 @@ void gemmQuantised(const GemmArgs& args, const Context& context) {
   if (few) {
     const FewRows g{args.a.data, args.bias.data, args.add.data, args.c.data, args.a.ld, args.add.ld, args.c.ld, args.n, args.k,
                     static_cast<int>(args.m), args.alpha, args.accumulate};
-    withType(args.c.dtype, "gemm", [&](auto tag) { launchFewRows<typename decltype(tag)::type>(g, Quant4View(args.b), context.stream); });
+    withType(args.c.dtype, "gemm", [&](auto tag) { launchFewRows<typename decltype(tag)::type>(g, Quant4View(args.b), context); });
     return;
   }
   // Anything else goes through plain numbers in the scratch.
