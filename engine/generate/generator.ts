@@ -44,6 +44,7 @@ interface Row {
 export class Generator {
   private readonly model: LoadedModel
   private readonly runner: StepRunner
+  private readonly decoder: StepRunner
   private readonly rowsPerText: number
   private readonly batch: number
 
@@ -57,6 +58,9 @@ export class Generator {
     runtime.reserve('cache', cacheBytes(spec, cache, target.activation))
     const capacity = { tokens: Math.max(options.batch, Math.min(prefillTokens, options.batch * options.maxLength)), labelled: options.batch, sequences: options.batch }
     this.runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity, target, cache }))
+    // One token of each text: few enough rows that a GPU multiplies 4-bit weights as they are.
+    const each = { tokens: options.batch, labelled: options.batch, sequences: options.batch }
+    this.decoder = model.patched.arena.isQuantised && options.batch < capacity.tokens ? new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity: each, target, cache })) : this.runner
   }
 
   /** The new tokens of each prompt, the ending id not included. */
@@ -98,10 +102,11 @@ export class Generator {
     }
     const finished = steps.filter(({ row, to }) => to === row.ids.length)
     await this.model.refreshShadow()
-    await this.runner.run(this.pack(steps))
+    const runner = steps.every(({ from, to }) => to - from === 1) ? this.decoder : this.runner
+    await runner.run(this.pack(steps))
     for (const { row, to } of steps) row.cached = to
     const { vocabulary } = this.model.spec
-    const logits = this.runner.read('logits', finished.length)
+    const logits = runner.read('logits', finished.length)
     return new Map(finished.map(({ row }, index) => [row, logits.subarray(index * vocabulary, (index + 1) * vocabulary)]))
   }
 

@@ -68,6 +68,8 @@ export interface WeightArena {
   readonly parts: readonly LoadItem[]
   /** Small tables that go with quantised weights. */
   readonly writes: readonly SmallWrite[]
+  /** Whether any matrix stands in 4-bit blocks. */
+  readonly isQuantised: boolean
   /** What could not be kept in 4 bits, and why: one sentence each. */
   readonly notes: readonly string[]
 }
@@ -144,7 +146,7 @@ export function layoutWeights(entries: readonly WeightEntry[], source: WeightSou
     place(dtype)
     at = align(offset)
   }
-  return { weights, bytes: at, parts, writes, notes }
+  return { weights, bytes: at, parts, writes, isQuantised: writes.length > 0, notes }
 }
 
 /** Where checkpoint tensors go in the fp32 parameter arena. */

@@ -10,6 +10,9 @@ import { listCheckpoints } from '../../engine/run/checkpoints.ts'
 import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
 import { describeModel, patchModel, type PatchOptions, type Training } from '../../engine/runtime/patchedModel.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
+import { Generator } from '../../engine/generate/generator.ts'
+import { greedy } from '../../engine/generate/sampler.ts'
+import { allLogits } from '../../engine/verify/passes.ts'
 import { adapterBytes, losses, makeRecipe, starter, temporaryFolder, train } from './support.ts'
 
 /** The starter in 4 bits, as a run with save.method merged_4bit leaves it. */
@@ -74,6 +77,22 @@ describe('QLoRA', () => {
     const types = [...arena.weights.values()].map(({ value }) => value.storage.dtype)
     assert.ok(types.filter(isQuantised).length > 10, types.join())
     await load(model)
+  })
+
+  it('generates in 4 bits, token by token, what the whole text gives', async () => {
+    const runtime = new Runtime({ kind: 'cpu', threads: 2 })
+    const loaded = await LoadedModel.load(await patched(model), runtime, { seed: 0 })
+    const prompts = [Int32Array.of(1, 30, 80, 12), Int32Array.of(1, 55)]
+    const generator = new Generator(loaded, loaded.base, { batch: 2, maxLength: 24 })
+    const made = await generator.generate(prompts.map((ids) => ({ ids, seed: 0 })), { maxNewTokens: 12, sampling: greedy, stopIds: new Set() })
+    for (const [index, ids] of prompts.entries()) {
+      const whole = Int32Array.from([...ids, ...made[index]!])
+      const logits = await allLogits(loaded, loaded.base, [whole])
+      const { vocabulary } = loaded.spec
+      const best = (at: number) => logits.subarray(at * vocabulary, (at + 1) * vocabulary).reduce((most, value, id, row) => (value > row[most]! ? id : most), 0)
+      assert.deepEqual(made[index], Array.from({ length: 12 }, (_, i) => best(ids.length - 1 + i)))
+    }
+    runtime.dispose()
   })
 
   it('goes on from a checkpoint bit by bit, but not with another optimizer', async () => {
