@@ -9,27 +9,29 @@ import type { OpCase, OpOperand } from './opCase.ts'
 /** Everything lies one after another in one arena. */
 const arena: Arena = 'weights'
 
-/** Normal numbers (Box and Muller 1958) from uniform ones (Park and Miller 1988), the same on every machine. */
-function* normals(seed: number): Generator<number, never> {
-  let state = seed
+/** Normal numbers (Box and Muller 1958) from uniform ones (Park and Miller 1988), the same on every machine. A prime count. */
+const normals = (() => {
+  let state = 12_345
   const uniform = () => (state = (state * 48_271) % 2_147_483_647) / 2_147_483_647
-  for (;;) yield Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())
-}
+  return Float64Array.from({ length: 65_537 }, () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()))
+})()
 
 const roundTo = (type: 'f32' | 'bf16' | 'f16', value: number): number =>
   type === 'bf16' ? roundToBf16(value) : type === 'f16' ? halfToNumber(numberToHalf(value)) : Math.fround(value)
 
 function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: 'f32' | 'bf16' | 'f16'): Float64Array {
-  const source = normals(1000 + index)
   const round = (value: number) => (type === 'activation' ? roundTo(numbers, value) : type === 'f32' ? Math.fround(value) : value)
-  return Float64Array.from({ length: rows * cols }, (_, i) => {
+  const normal = (i: number) => normals[(i * 7919 + index * 104_729) % normals.length]!
+  const result = new Float64Array(rows * cols)
+  for (let i = 0; i < result.length; ++i) {
     switch (fill.kind) {
-      case 'normal': return round(source.next().value * fill.scale)
-      case 'positive': return round(0.5 + 0.1 * Math.abs(source.next().value))
-      case 'value': return round(fill.value)
-      case 'numbers': return fill.numbers[i]!
+      case 'normal': result[i] = round(normal(i) * fill.scale); break
+      case 'positive': result[i] = round(0.5 + 0.1 * Math.abs(normal(i))); break
+      case 'value': result[i] = round(fill.value); break
+      case 'numbers': result[i] = fill.numbers[i]!
     }
-  })
+  }
+  return result
 }
 
 function encode(data: Float64Array, type: DType): NodeJS.TypedArray {
