@@ -94,7 +94,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
     const trainer = new Trainer(model, plan, { kind: options.optimizer ?? 'adamw', seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
     const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
-    const { losses, seconds, tokens } = await timeSteps(trainer, steps)
+    const { losses, seconds, tokens } = await timeSteps(trainer, steps, device.kind === 'cuda')
     const gflops = stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens) * (tokens / seconds) / 1e9
     return {
       shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
@@ -108,23 +108,24 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   }
 }
 
-/** Runs the steps; mean seconds and tokens of one, without the first few. */
-async function timeSteps(trainer: Trainer, steps: readonly LossBatch[][]): Promise<{ losses: number[]; seconds: number; tokens: number }> {
+/** Runs the steps; mean seconds and tokens of one, without the first few. `ahead`: each is started before the last one is waited for. */
+async function timeSteps(
+  trainer: Trainer, steps: readonly LossBatch[][], ahead: boolean,
+): Promise<{ losses: number[]; seconds: number; tokens: number }> {
   const losses: number[] = []
   const times: number[] = []
   const tokens: number[] = []
-  const rates = { default: 1e-3, embedding: 1e-3 }
+  const start = (index: number) => (index < steps.length ? trainer.start(index, steps[index]!, { default: 1e-3, embedding: 1e-3 }) : undefined)
   let before = performance.now()
-  let started = await trainer.start(0, steps[0]!, rates)
+  let started = await start(0)
   for (const index of steps.keys()) {
-    // As in a run on a GPU: the next step is on its way before the last one is waited for.
-    const next = index + 1 < steps.length ? await trainer.start(index + 1, steps[index + 1]!, rates) : undefined
-    const outcome = await started.outcome
+    const next = ahead ? await start(index + 1) : undefined
+    const outcome = await started!.outcome
     losses.push(outcome.loss)
     times.push((performance.now() - before) / 1000)
     before = performance.now()
     tokens.push(outcome.tokens)
-    if (next !== undefined) started = next
+    started = ahead ? next : await start(index + 1)
   }
   const counted = times.length > 2 * warmUp ? warmUp : times.length - 1
   const mean = (values: readonly number[]) => values.slice(counted).reduce((sum, value) => sum + value, 0) / (values.length - counted)
