@@ -1,34 +1,21 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
-//   npm run build:cuda -- --tests && build/cuda/cudaGemmBench [check | bench | tilings | epilogue] [end of a way's name [verbose]]
-#include <cstdio>
-#include <cstdlib>
+//   build/cuda/cudaGemmBench [check | bench | tilings | epilogue] [end of a way's name [verbose]]
+#include <array>
 #include <cstring>
-#include <functional>
-#include <string>
-#include <vector>
 
 #include "../../kernels/cuda/cublasLt.h"
-#include "../../kernels/cuda/element.cuh"
 #include "../../kernels/cuda/gemm.h"
 #include "../../kernels/cuda/sm90/gemmWgmma.h"
+#include "cudaTest.h"
 
 using namespace unsloth;
 using namespace unsloth::cuda;
+using unsloth::cuda::test::fillNormal;
+using unsloth::cuda::test::readAs;
 
 namespace {
 
-void require(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-
-__device__ float loadAny(const View& v, int64_t r, int64_t c) {
-  const int64_t i = r * v.ld + c;
-  if (v.dtype == DType::F32) return static_cast<const float*>(v.data)[i];
-  if (v.dtype == DType::F16) return widen(static_cast<const __half*>(v.data)[i]);
-  return widen(static_cast<const bf16*>(v.data)[i]);
-}
+__device__ float loadAny(const View& v, int64_t r, int64_t c) { return readAs(v.data, v.dtype, r * v.ld + c); }
 
 struct PlainTerm {
   View a, b;
@@ -61,29 +48,14 @@ __global__ void plainProduct(Plain p, float* out) {
     const int64_t c = column - t.column;
     if (c < 0 || c >= t.width) continue;
     double part = 0;
-    for (int64_t i = 0; i < t.rank; ++i) part += double(loadAny(t.a, row, i)) * (p.mode == 0 ? loadAny(t.b, c, i) : loadAny(t.b, i, c));
+    for (int64_t i = 0; i < t.rank; ++i)
+      part += double(loadAny(t.a, row, i)) * (p.mode == 0 ? loadAny(t.b, c, i) : loadAny(t.b, i, c));
     sum += part * t.alpha;
   }
   if (p.bias.data) sum += p.bias.rows == 1 ? loadAny(p.bias, 0, column) : loadAny(p.bias, column, 0);
   if (p.add.data) sum += loadAny(p.add, row, column);
   if (p.old.data) sum += loadAny(p.old, row, column);
   out[row * p.n + column] = static_cast<float>(sum);
-}
-
-__device__ uint32_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<uint32_t>(x >> 32);
-}
-
-/** Normal numbers of variance scale². */
-template <class T>
-__global__ void fillNormal(T* out, int64_t count, uint64_t seed, float scale) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
-    const float u = (mix(2 * i + seed * 0x9e3779b97f4a7c15ull) + 1.0f) * 2.3283064e-10f;
-    const float v = mix(2 * i + 1 + seed * 0x9e3779b97f4a7c15ull) * 2.3283064e-10f;
-    out[i] = narrow<T>(scale * sqrtf(-2 * logf(fminf(u, 1.0f))) * cospif(2 * v));
-  }
 }
 
 /** Sums of (got − wanted)² and wanted², and how many cells outside the matrix changed. */
@@ -108,7 +80,7 @@ __global__ void compare(View got, const float* wanted, int64_t m, int64_t n, dou
 /** Device memory handed out piece by piece and all given back at once. */
 class Pool {
  public:
-  explicit Pool(size_t bytes) : bytes_(bytes) { require(cudaMalloc(&base_, bytes), "cudaMalloc"); }
+  explicit Pool(size_t bytes) : bytes_(bytes) { check(cudaMalloc(&base_, bytes), "cudaMalloc"); }
   void* take(size_t bytes) {
     void* const piece = static_cast<char*>(base_) + used_;
     used_ += (bytes + 1023) / 1024 * 1024;
@@ -122,9 +94,7 @@ class Pool {
   View matrix(DType type, int64_t rows, int64_t cols, int64_t ld, float scale) {
     const int64_t count = (rows + 1) * ld;
     View v{take(count * bytesPerElement(type)), type, rows, cols, ld};
-    if (type == DType::F32) fillNormal<<<512, 256>>>(static_cast<float*>(v.data), count, ++seed_, scale);
-    else if (type == DType::F16) fillNormal<<<512, 256>>>(static_cast<__half*>(v.data), count, ++seed_, scale);
-    else fillNormal<<<512, 256>>>(static_cast<bf16*>(v.data), count, ++seed_, scale);
+    fillNormal<<<512, 256>>>(v.data, type, count, scale, ++seed_);
     return v;
   }
 
@@ -198,13 +168,13 @@ double relativeError(Pool& pool, const Case& c, const Context& context, const Wa
   float* const wanted = static_cast<float*>(pool.take(c.m * c.n * 4));
   double* const sums = static_cast<double*>(pool.take(24));
   plainProduct<<<dim3((c.n + 31) / 32, (c.m + 7) / 8), dim3(32, 8)>>>(p, wanted);
-  require(cudaMemset(sums, 0, 24), "memset");
-  require(cudaDeviceSynchronize(), "plain product");
+  check(cudaMemset(sums, 0, 24), "memset");
+  check(cudaDeviceSynchronize(), "plain product");
   if (!way(g, context)) return -1;
-  require(cudaDeviceSynchronize(), "product");
+  check(cudaDeviceSynchronize(), "product");
   compare<<<256, 256>>>(g.c, wanted, c.m, c.n, sums);
   double host[3];
-  require(cudaMemcpy(host, sums, 24, cudaMemcpyDeviceToHost), "compare");
+  check(cudaMemcpy(host, sums, 24, cudaMemcpyDeviceToHost), "compare");
   return host[2] > 0 ? 1e9 + host[2] : std::sqrt(host[0] / host[1]);
 }
 
@@ -223,11 +193,17 @@ struct NamedWay {
   Way way;
 };
 
-int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool verbose) {
+int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool verbose) {
   std::vector<Case> cases;
   for (const int mode : {0, 1, 2})
-    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
-             {128, 256, 64}, {256, 512, 256}, {8, 8, 8}, {1, 128, 64}, {304, 200, 72}, {1000, 1152, 200}, {520, 896, 1024}, {2048, 2304, 512}})
+    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{128, 256, 64},
+                                                                     {256, 512, 256},
+                                                                     {8, 8, 8},
+                                                                     {1, 128, 64},
+                                                                     {304, 200, 72},
+                                                                     {1000, 1152, 200},
+                                                                     {520, 896, 1024},
+                                                                     {2048, 2304, 512}})
       cases.push_back({mode, mode == 2 ? (m + 7) / 8 * 8 : m, n, k});
   const size_t plain = cases.size();
   for (size_t i = 0; i < plain; ++i) {
@@ -278,8 +254,8 @@ int check(Pool& pool, const Context& context, const std::vector<NamedWay>& ways,
       if (!(error <= bound) && ++wrong <= 6) std::printf("WRONG %s: %s error %.3g\n", way.name.c_str(), nameOf(c).c_str(), error);
     }
     failures += wrong;
-    std::printf("check %-22s %d products right, %d wrong, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", way.name.c_str(), done - wrong,
-                wrong, refused, worst16, worst32);
+    std::printf("check %-22s %d products right, %d wrong, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", way.name.c_str(),
+                done - wrong, wrong, refused, worst16, worst32);
     std::fflush(stdout);
   }
   return failures;
@@ -295,19 +271,19 @@ double speed(Pool& pool, const Case& c, const Context& context, const Way& way, 
   for (const GemmArgs& g : sets)
     if (!way(g, context)) return 0;
   std::vector<cudaEvent_t> events(launches + 1);
-  for (auto& event : events) require(cudaEventCreate(&event), "event");
-  require(cudaDeviceSynchronize(), "warm up");
+  for (auto& event : events) check(cudaEventCreate(&event), "event");
+  check(cudaDeviceSynchronize(), "warm up");
   // Several launches per interval, so that short products are timed without the events' own cost.
   const double seconds = 2.0 * c.m * c.n * c.k / 650e12;
   const int inner = seconds > 1e-3 ? 1 : seconds > 2e-4 ? 3 : 10;
-  require(cudaEventRecord(events[0], context.stream), "record");
+  check(cudaEventRecord(events[0], context.stream), "record");
   for (int i = 0; i < launches; ++i) {
     for (int j = 0; j < inner; ++j) way(sets[(i * inner + j) % rotate], context);
-    require(cudaEventRecord(events[i + 1], context.stream), "record");
+    check(cudaEventRecord(events[i + 1], context.stream), "record");
   }
-  require(cudaDeviceSynchronize(), "bench");
+  check(cudaDeviceSynchronize(), "bench");
   std::vector<float> times(launches);
-  for (int i = 0; i < launches; ++i) require(cudaEventElapsedTime(&times[i], events[i], events[i + 1]), "elapsed");
+  for (int i = 0; i < launches; ++i) check(cudaEventElapsedTime(&times[i], events[i], events[i + 1]), "elapsed");
   for (auto& event : events) cudaEventDestroy(event);
   std::sort(times.begin(), times.end());
   return 2.0 * c.m * c.n * c.k * inner / times[launches / 2] / 1e9;
@@ -341,30 +317,25 @@ void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "all", only = argc > 2 ? argv[2] : "";
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  cudaDeviceProp properties;
-  require(cudaGetDeviceProperties(&properties, 0), "device");
-  GpuInfo gpu;
-  gpu.capability = 10 * properties.major + properties.minor;
-  gpu.multiprocessors = properties.multiProcessorCount;
-  gpu.l2Bytes = properties.l2CacheSize;
-  gpu.sharedPerBlock = properties.sharedMemPerBlockOptin;
+  const GpuInfo gpu = test::readGpu();
   Context context;
   context.gpu = &gpu;
   context.workspaceBytes = 64 << 20;
-  require(cudaStreamCreate(&context.stream), "stream");
-  require(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
+  check(cudaStreamCreate(&context.stream), "stream");
+  check(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
   Pool pool(size_t{12} << 30);
 
   std::vector<NamedWay> tilings;
   for (const int tileN : {256, 192, 128})
     for (const int cluster : {2, 1})
-      for (const int lag : {0, 2})
-        tilings.push_back({std::to_string(tileN) + "/" + std::to_string(cluster) + "/" + std::to_string(lag),
+      for (const int shares : {1, 2, 4})
+        tilings.push_back({std::to_string(tileN) + "/" + std::to_string(cluster) + "/" + std::to_string(shares),
                            [=](const GemmArgs& g, const Context& c) {
-                             return sm90::gemmWgmmaTiled(g, c, {tileN, cluster, cluster == 2 ? 8 : 16, lag});
+                             return sm90::gemmWgmmaTiled(g, c, {tileN, cluster, cluster == 2 ? 8 : 16, shares});
                            }});
   const auto& lt = cublasLtStatus();
-  std::printf("%s, %d multiprocessors, L2 %d MB; cuBLASLt: %s\n", properties.name, properties.multiProcessorCount, properties.l2CacheSize >> 20,
+  std::printf("%s, %d multiprocessors, L2 %d MB; cuBLASLt: %s\n", gpu.name.c_str(), gpu.multiprocessors,
+              static_cast<int>(gpu.l2Bytes >> 20),
               lt.found ? (lt.path + " version " + std::to_string(lt.version)).c_str() : lt.problem.c_str());
   int failures = 0;
   if (what == "check" || what == "all") {
@@ -373,13 +344,14 @@ int main(int argc, char** argv) {
     ways.push_back({"runGemm", [](const GemmArgs& g, const Context& c) { return runGemm(g, c), true; }});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
     if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
-    failures = check(pool, context, ways, argc > 3);
+    failures = checkAll(pool, context, ways, argc > 3);
   }
-  const std::vector<Shape> shapes{{"8B qkv", 8192, 6144, 4096},  {"8B o", 8192, 4096, 4096},      {"8B gate+up", 8192, 28672, 4096},
-                                  {"8B down", 8192, 4096, 14336}, {"8B head", 1024, 128256, 4096}, {"8B o, few", 1024, 4096, 4096},
-                                  {"8B qkv, few", 1024, 6144, 4096}, {"8B qkv, 2048", 2048, 6144, 4096}, {"8B down, few", 1024, 4096, 14336},
-                                  {"8B gate+up, few", 2048, 28672, 4096}, {"1B gate+up", 16384, 16384, 2048}, {"1B down", 16384, 2048, 8192},
-                                  {"0.5B gate+up", 16384, 9728, 896}, {"0.5B down", 16384, 896, 4864}, {"0.5B qkv", 16384, 1152, 896}};
+  const std::vector<Shape> shapes{
+      {"8B qkv", 8192, 6144, 4096},           {"8B o", 8192, 4096, 4096},         {"8B gate+up", 8192, 28672, 4096},
+      {"8B down", 8192, 4096, 14336},         {"8B head", 1024, 128256, 4096},    {"8B o, few", 1024, 4096, 4096},
+      {"8B qkv, few", 1024, 6144, 4096},      {"8B qkv, 2048", 2048, 6144, 4096}, {"8B down, few", 1024, 4096, 14336},
+      {"8B gate+up, few", 2048, 28672, 4096}, {"1B gate+up", 16384, 16384, 2048}, {"1B down", 16384, 2048, 8192},
+      {"0.5B gate+up", 16384, 9728, 896},     {"0.5B down", 16384, 896, 4864},    {"0.5B qkv", 16384, 1152, 896}};
   if (what == "bench" || what == "all") {
     std::vector<Case> cases;
     for (const Shape& s : shapes)
@@ -390,12 +362,15 @@ int main(int argc, char** argv) {
   }
   if (what == "tilings" || what == "all") {
     std::vector<Case> cases;
-    for (const int i : {0, 2, 3, 6, 8, 12, 13, 14}) cases.push_back({0, shapes[i].m, shapes[i].n, shapes[i].k});
-    cases.push_back({1, 8192, 4096, 28672});
-    std::vector<NamedWay> ways{{"cublas", gemmCublasLt}};
+    for (const int64_t m : {128, 384, 1280})
+      for (const auto& [n, k] : std::vector<std::array<int64_t, 2>>{{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
+        cases.push_back({0, m, n, k});
+    cases.push_back({1, 384, 4096, 28672});
+    for (const int i : {6, 8, 13, 14}) cases.push_back({0, shapes[i].m, shapes[i].n, shapes[i].k});
+    std::vector<NamedWay> ways{{"cublas", gemmCublasLt}, {"own", gemmWgmma}};
     for (const NamedWay& way : tilings)
-      if (way.name.find("/2/") != std::string::npos) ways.push_back(way);
-    bench(pool, context, ways, cases, 5);
+      if (!way.name.ends_with("2/4")) ways.push_back(way);
+    bench(pool, context, ways, cases, 3);
   }
   if (what == "epilogue" || what == "all") {
     std::vector<Case> cases;
@@ -408,7 +383,7 @@ int main(int argc, char** argv) {
           c.bias = bias;
           cases.push_back(c);
         }
-    bench(pool, context, {{"own", gemmWgmma}, {"256/2/0", tilings[0].way}, {"256/2/2", tilings[1].way}, {"128/2/2", tilings[9].way}}, cases, 5);
+    bench(pool, context, {{"own", gemmWgmma}, {"256/2", tilings[0].way}, {"128/2", tilings[12].way}}, cases, 5);
   }
   std::printf("%s\n", failures == 0 ? "all right" : "FAILED");
   return failures == 0 ? 0 : 1;

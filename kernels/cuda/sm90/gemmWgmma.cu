@@ -10,14 +10,26 @@ namespace {
 
 constexpr int64_t tileM = 128, sliceK = 64, boxElements = 64, chunkRows = 64, swizzleBytes = 128;
 
+constexpr int maxBlocks = 1024;
+__device__ unsigned flags[2 * maxBlocks];  // all 0 but during a product whose tiles are shared
+
+unsigned* shareFlags() {
+  static unsigned* const address = [] {
+    void* found = nullptr;
+    check(cudaGetSymbolAddress(&found, flags), "gemm: flags");
+    return static_cast<unsigned*>(found);
+  }();
+  return address;
+}
+
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool takesTerms(const GemmArgs& args) {
   if (args.terms.empty()) return true;
   if (args.mode == 2 || args.alpha != 1 || args.terms.size() > maxWgmmaTerms) return false;
   return std::all_of(args.terms.begin(), args.terms.end(), [&](const GemmTerm& term) {
-    return term.alpha == 1 && term.rank > 0 && term.a.dtype == args.a.dtype && term.b.dtype == args.a.dtype && tensorMapFits(term.a) &&
-           tensorMapFits(term.b);
+    return term.alpha == 1 && term.rank > 0 && term.a.dtype == args.a.dtype && term.b.dtype == args.a.dtype &&
+           tensorMapFits(term.a) && tensorMapFits(term.b);
   });
 }
 
@@ -32,24 +44,39 @@ bool takes(const GemmArgs& args) {
   return takesTerms(args);
 }
 
+/** Whether so many blocks may share each tile: equal parts of k, all blocks at work at once, room for their sums. */
+bool sharesFit(int64_t slices, int64_t tileN, int64_t blockTiles, int64_t shares, const Context& context) {
+  const int64_t blocks = blockTiles * shares;
+  return slices % shares == 0 && blocks <= std::min(context.gpu->multiprocessors, maxBlocks) &&
+         static_cast<size_t>(blocks * tileM * tileN) * sizeof(float) <= context.workspaceBytes;
+}
+
 }  // namespace
 
-WgmmaTiling chooseTiling(const GemmArgs& args, int multiprocessors) {
+WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context) {
   WgmmaTiling best;
   double least = 0;
-  const int64_t tileRows = ceilDiv(args.m, tileM), slices = ceilDiv(args.k, sliceK);
-  for (const int tileN : {256, 192, 128}) {
-    const int cluster = tileRows > 1 ? 2 : 1;
-    const int64_t clusters = ceilDiv(tileRows, cluster) * ceilDiv(args.n, tileN);
-    const int64_t waves = ceilDiv(clusters, multiprocessors / cluster);
-    // Relative to the tensor cores' time of a tile of 256 columns: narrower ones read more shared memory per product.
-    const double perSlice = tileN == 256 ? 256 : tileN == 192 ? 198 : 142;
-    const double time = static_cast<double>(waves) * (static_cast<double>(slices) * perSlice + 2.0 * tileN + 256);
-    if (least == 0 || time < least) {
-      least = time;
-      best = {tileN, cluster, cluster == 2 ? 8 : 16};
+  const int64_t tileRows = ceilDiv(args.m, tileM), slices = ceilDiv(args.k, sliceK), blocks = context.gpu->multiprocessors;
+  for (const int tileN : {256, 192, 128})
+    for (const int cluster : {2, 1}) {
+      if (cluster > tileRows) continue;
+      const int64_t clusters = blocks / cluster, tiles = ceilDiv(tileRows, cluster) * ceilDiv(args.n, tileN);
+      // In units of 4 cycles, fitted to an H200: narrower tiles read more shared memory for each product, shared ones more of L2
+      // and the sums of the others.
+      const double perSlice = tileN == 256 ? 256 : tileN == 192 ? 198 : cluster == 2 ? 134 : 144;
+      const double perTile = 2.0 * tileN + 256;
+      const auto consider = [&](double time, int64_t shares) {
+        if (least != 0 && time >= least) return;
+        least = time;
+        best = {tileN, cluster, cluster == 2 ? 8 : 16, static_cast<int>(shares)};
+      };
+      consider(static_cast<double>(ceilDiv(tiles, clusters)) * (static_cast<double>(slices) * perSlice + perTile), 1);
+      for (int64_t shares = 2; shares <= std::min<int64_t>(clusters / tiles, 8); ++shares)
+        if (sharesFit(slices, tileN, tiles * cluster, shares, context))
+          consider(
+              1.3 * static_cast<double>(slices / shares) * perSlice + perTile + static_cast<double>((2 + 9 * shares) * tileN),
+              shares);
     }
-  }
   return best;
 }
 
@@ -82,13 +109,18 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
   p.tileColumns = static_cast<int>(ceilDiv(args.n, tiling.tileN));
   p.band = std::min(tiling.band, p.tileRows);
   p.alpha = args.alpha;
-  p.lag = std::min(tiling.lag, p.slices);
   p.outType = args.c.dtype;
   p.bias = args.bias.data;
   p.biasType = args.bias.dtype;
 
-  const int64_t clusters = std::min<int64_t>(int64_t{p.tileRows} * p.tileColumns, context.gpu->multiprocessors / tiling.cluster);
-  const int blocks = static_cast<int>(clusters) * tiling.cluster;
+  const int64_t most = context.gpu->multiprocessors / tiling.cluster, tiles = int64_t{p.tileRows} * p.tileColumns;
+  const int blocks = static_cast<int>(std::min(tiles * tiling.shares, most)) * tiling.cluster;
+  if (tiling.shares > 1) {
+    if (!sharesFit(p.slices, tiling.tileN, tiles * tiling.cluster, tiling.shares, context)) return false;
+    p.run = p.slices / tiling.shares;
+    p.partial = scratch<float>(context, 0, static_cast<size_t>(blocks * tileM * tiling.tileN), "gemm");
+    p.flags = shareFlags();
+  }
   const auto launch = args.mode == 0 ? launchWgmmaNt : args.mode == 1 ? launchWgmmaNn : launchWgmmaTn;
   launch(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context.stream);
   return true;
@@ -97,7 +129,7 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
 }  // namespace sm90
 
 bool gemmWgmma(const GemmArgs& args, const Context& context) {
-  return sm90::gemmWgmmaTiled(args, context, sm90::chooseTiling(args, context.gpu->multiprocessors));
+  return sm90::gemmWgmmaTiled(args, context, sm90::chooseTiling(args, context));
 }
 
 }  // namespace unsloth::cuda

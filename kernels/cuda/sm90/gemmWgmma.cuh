@@ -1,15 +1,15 @@
 #pragma once
 #include "../element.cuh"
-#include "gemmWgmma.h"
+#include "gemmSplitK.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
 /**
- * c[m,n] = alpha·(op(a)·op(b) + Σ_j a_j·op(b_j)) + bias + source, 16-bit operands, fp32 sums: 2mnk FLOPs. A block computes tiles of
- * 128 × tileN, one warpgroup 64 rows each, while a third warpgroup brings slices of 64 of k through the tensor memory accelerator
- * into a ring of stages. Blocks stay until the tiles are used up. Two blocks of a cluster work at tiles one above the other
- * and send each other half of b. A low-rank pair is further slices of the same sum: the maps read as zero beyond the rank and
- * outside the columns of the pair.
+ * c[m,n] = alpha·(op(a)·op(b) + Σ_j a_j·op(b_j)) + bias + source, 16-bit operands, fp32 sums: 2mnk FLOPs. A block computes tiles
+ * of 128 × tileN, one warpgroup 64 rows each, while a third warpgroup brings slices of 64 of k through the tensor memory
+ * accelerator into a ring of stages. Blocks stay until the tiles are used up. Two blocks of a cluster work at tiles one above the
+ * other and send each other half of b. A low-rank pair is further slices of the same sum: the maps read as zero beyond the rank
+ * and outside the columns of the pair.
  */
 namespace unsloth::cuda::sm90 {
 
@@ -59,8 +59,8 @@ struct Ring {
 
 /** Issued by one thread: the slice of a from (m0, kA) on and that of b from (n0, kB) on. */
 template <int tileN, bool majorM, bool majorN>
-__device__ __forceinline__ void loadSlice(const CUtensorMap* a, int m0, int kA, const CUtensorMap* b, int n0, int kB, uint32_t stage,
-                                          uint32_t full, uint32_t rank, uint32_t cluster) {
+__device__ __forceinline__ void loadSlice(const CUtensorMap* a, int m0, int kA, const CUtensorMap* b, int n0, int kB,
+                                          uint32_t stage, uint32_t full, uint32_t rank, uint32_t cluster) {
   using Shape = TileShape<tileN>;
   barrierExpect(full, Shape::stageBytes);
   if constexpr (majorM) {
@@ -113,7 +113,10 @@ template <int pairs>
 __device__ __forceinline__ void readBias(uint32_t list, float2 (&bias)[pairs]) {
 #pragma unroll
   for (int j = 0; j < pairs; ++j)
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias[j].x), "=f"(bias[j].y) : "r"(list + 32 * j + threadIdx.x % 4 * 8) : "memory");
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(bias[j].x), "=f"(bias[j].y)
+                 : "r"(list + 32 * j + threadIdx.x % 4 * 8)
+                 : "memory");
 }
 
 /** One chunk of 64 rows × 64 columns of T, from registers d to shared memory, added to what lies there if `adds`. */
@@ -142,8 +145,9 @@ __device__ __forceinline__ void writeChunk16(const float* d, float alpha, const 
         x[q].y += v.y;
       }
     }
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(packPair<T>(x[0].x, x[0].y)),
-                 "r"(packPair<T>(x[1].x, x[1].y)), "r"(packPair<T>(x[2].x, x[2].y)), "r"(packPair<T>(x[3].x, x[3].y))
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(packPair<T>(x[0].x, x[0].y)), "r"(packPair<T>(x[1].x, x[1].y)), "r"(packPair<T>(x[2].x, x[2].y)),
+                 "r"(packPair<T>(x[3].x, x[3].y))
                  : "memory");
   }
 }
@@ -169,12 +173,12 @@ __device__ __forceinline__ void writeChunk32(const float* d, float alpha, const 
 }
 
 /**
- * A warpgroup's 64 rows of c, chunk after chunk through its buffers. `adds`: the buffers hold the source, which `barriers` announce;
- * `round` counts how often each was filled.
+ * A warpgroup's 64 rows of c, chunk after chunk through its buffers. `adds`: the buffers hold the source, which `barriers`
+ * announce; `round` counts how often each was filled.
  */
 template <class T, int tileN, bool wide, bool adds>
-__device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers, uint32_t biasList,
-                                          int row0, int n0, int part, uint32_t& round) {
+__device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers,
+                                          uint32_t biasList, int row0, int n0, int part, uint32_t& round) {
   using Shape = TileShape<tileN>;
   constexpr int columns = wide ? 32 : 64, count = tileN / columns;
   const bool leader = threadIdx.x % warpgroup == 0;
@@ -232,8 +236,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
   clusterSync();
 
   const TileWalk walk{p.tileRows, p.tileColumns, p.band};
-  const int tiles = p.tileRows * p.tileColumns;
-  const int first = blockIdx.x / cluster, step = gridDim.x / cluster;
+  PieceWalk pieces(p, blockIdx.x / cluster, gridDim.x / cluster);
+  Piece piece;
   Ring<Shape::stages> ring;
 
   if (group == 0) {
@@ -245,14 +249,15 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
         loadSlice<tileN, majorM, majorN>(a, m0, k0, b, n0, k0, stage, full + 8 * ring.stage, rank, cluster);
         ring.next();
       };
-      for (int tile = first; tile < tiles; tile += step) {
+      while (pieces.next(piece)) {
         int row, column;
-        walk.at(tile, row, column);
+        walk.at(piece.tile, row, column);
         const int m0 = (row * static_cast<int>(cluster) + static_cast<int>(rank)) * tileM, n0 = column * tileN;
-        for (int slice = 0; slice < p.slices; ++slice) produce(&p.a, &p.b, m0, n0, slice * sliceK);
-        for (int j = 0; j < p.termCount; ++j)
+        for (int slice = piece.begin; slice < piece.end; ++slice) produce(&p.a, &p.b, m0, n0, slice * sliceK);
+        for (int j = 0; piece.owned() && j < p.termCount; ++j)
           if (touches<tileN>(p.terms[j], n0))
-            for (int k0 = 0; k0 < p.terms[j].rank; k0 += sliceK) produce(&p.terms[j].a, &p.terms[j].b, m0, n0 - p.terms[j].column, k0);
+            for (int k0 = 0; k0 < p.terms[j].rank; k0 += sliceK)
+              produce(&p.terms[j].a, &p.terms[j].b, m0, n0 - p.terms[j].column, k0);
       }
     }
   } else {
@@ -268,14 +273,10 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
     const uint64_t descriptorB = operandDescriptor(base + Shape::bytesA, sliceK * swizzleBytes);
     uint32_t round = 0;
     float d[tileN / 2];
-    // The second warpgroup stays some slices behind the first, so that one multiplies while the other writes its part of a tile.
-    int ahead = p.lag;
-    const auto letFollow = [&] { asm volatile("bar.arrive 3, 256;" ::: "memory"); };
-    if (ahead > 0 && part == 1 && first < tiles) namedBarrier(3, 2 * warpgroup);
 
-    for (int tile = first; tile < tiles; tile += step) {
+    while (pieces.next(piece)) {
       int row, column;
-      walk.at(tile, row, column);
+      walk.at(piece.tile, row, column);
       const int row0 = (row * static_cast<int>(cluster) + static_cast<int>(rank)) * tileM + part * 64, n0 = column * tileN;
       int keep = 0, previous = -1;
       float bias[2];  // of columns t and t + 128: asked for long before it is needed, when the way from L2 is free
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       const auto release = [&](int stage) {
         if (threadIdx.x % warpgroup < cluster) barrierArriveAt(empty + 8 * stage, threadIdx.x % warpgroup);
       };
-      for (int slice = 0; slice < p.slices; ++slice) {
+      for (int slice = piece.begin; slice < piece.end; ++slice) {
         barrierWait(full + 8 * ring.stage, ring.parity);
         const uint64_t at = static_cast<uint64_t>(ring.stage * (Shape::stageBytes >> 4));
         wgmmaFence();
@@ -295,9 +296,9 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
         }
         wgmmaCommit();
         wgmmaWait<1>();
-        if (slice > 0) {
+        if (slice > piece.begin) {
           release(previous);
-        } else if (p.hasSource && leader) {
+        } else if (p.hasSource && leader && piece.owned()) {
           storeWaitRead<0>();
           for (int i = 0; i < Shape::chunks; ++i) {
             barrierExpect(barriersOfGroup + 8 * i, chunkBytes);
@@ -306,13 +307,10 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
           for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
         }
         __syncwarp();
-        if (ahead > 0 && --ahead == 0 && part == 0) letFollow();
         previous = ring.stage;
         ring.next();
       }
-      if (ahead > 0 && part == 0) letFollow();
-      ahead = 0;
-      for (int j = 0; j < p.termCount; ++j) {
+      for (int j = 0; piece.owned() && j < p.termCount; ++j) {
         if (!touches<tileN>(p.terms[j], n0)) continue;
         for (int k0 = 0; k0 < p.terms[j].rank; k0 += sliceK) {
           barrierWait(full + 8 * ring.stage, ring.parity);
@@ -320,7 +318,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
           const int steps = min(sliceK, p.terms[j].rank - k0 + 15) / 16;
           wgmmaFence();
 #pragma unroll 1
-          for (int k = 0; k < steps; ++k) wgmma<T, tileN, majorM, majorN>(d, descriptorA + at + k * stepA, descriptorB + at + k * stepB, 1);
+          for (int k = 0; k < steps; ++k)
+            wgmma<T, tileN, majorM, majorN>(d, descriptorA + at + k * stepA, descriptorB + at + k * stepB, 1);
           wgmmaCommit();
           wgmmaWait<1>();
           release(previous);
@@ -330,6 +329,11 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       }
       wgmmaWait<0>();
       release(previous);
+      if (!piece.owned()) {
+        leavePartial(p, d, part);
+        continue;
+      }
+      if (piece.end < p.slices) addPartials(p, d, piece, part, static_cast<int>(cluster));
       if (p.bias != nullptr) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -341,7 +345,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       const auto write = [&]<bool wide, bool adds>() {
         writeTile<T, tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, biasList, row0, n0, part, round);
       };
-      if (p.outType == DType::F32) p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
+      if (p.outType == DType::F32)
+        p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
       else p.hasSource ? write.template operator()<false, true>() : write.template operator()<false, false>();
     }
     if (leader) storeWaitRead<0>();

@@ -20,7 +20,9 @@ struct WgmmaParams {
   CUtensorMap a, b, c, source;  // source: what is added, `add` or c itself
   WgmmaTerm terms[maxWgmmaTerms];
   int n, slices, tileRows, tileColumns, band, termCount;
-  int lag;  // slices that the second warpgroup stays behind the first
+  int run;          // slices that each cluster gets of a tile that several share; 0: whole tiles
+  float* partial;   // scratch for `run`: 128·tileN sums for each block
+  unsigned* flags;  // two for each block, 0 between launches
   float alpha;
   bool hasSource;
   DType outType, biasType;
@@ -32,11 +34,11 @@ struct WgmmaTiling {
   int tileN = 256;  // 128, 192 or 256 columns
   int cluster = 2;  // 1 or 2 blocks that share b
   int band = 8;     // rows of clusters' tiles that are walked through together
-  int lag = 2;      // slices of k between the two warpgroups
+  int shares = 1;   // blocks that work at one tile, each at an equal part of k
 };
 
 /** The tiling that takes the least estimated time. */
-WgmmaTiling chooseTiling(const GemmArgs& args, int multiprocessors);
+WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context);
 
 /** gemmWgmma with a given tiling. */
 bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling);
