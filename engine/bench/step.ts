@@ -2,6 +2,7 @@ import { dtypeCode, isQuantised } from '../graph/dtype.ts'
 import type { Storage } from '../graph/graph.ts'
 import { quant4Layout, quantBlock } from '../graph/quant4.ts'
 import type { Compute, Target } from '../graph/target.ts'
+import { native } from '../native.ts'
 import { freeGpuBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { availableMemory } from '../runtime/memory.ts'
@@ -54,6 +55,8 @@ export interface StepBench {
   readonly gemmPeak: number
   readonly share: number
   readonly plannedBytes: number
+  /** Of the process on its GPU as the driver counts it: context and modules too. */
+  readonly measuredBytes?: number
   readonly plan: string
   /** Seconds by command, largest first. */
   readonly commands: readonly CommandTotal[]
@@ -95,12 +98,14 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
     const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
     const { losses, seconds, tokens } = await timeSteps(trainer, steps, device.kind === 'cuda')
+    const status = device.kind === 'cuda' ? native().gpuStatus(device.index) : undefined
     const gflops = stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens) * (tokens / seconds) / 1e9
     return {
       shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
       device: device.kind === 'cpu' ? `${device.threads} threads` : `cuda:${device.index}`,
       numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.activation, losses, seconds,
       tokensPerSecond: tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
+      ...(status === undefined ? {} : { measuredBytes: status.processBytes ?? status.usedBytes }),
       commands: options.profile ? byCommand(plan, await trainer.profile(steps[0]![0]!)) : [],
     }
   } finally {

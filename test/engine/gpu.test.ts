@@ -20,7 +20,7 @@ const sample = (key: number, tokens: number) => {
 describe('devices', () => {
   it('are named by settings; an unknown one is refused', () => {
     assert.deepEqual(chooseDevice('cpu', 3), { kind: 'cpu', threads: 3 })
-    assert.throws(() => chooseDevice('tpu'), (error) => UnslothError.is(error, 'USAGE') && /no device "tpu"/.test(error.message))
+    assert.throws(() => chooseDevice('tpu'), (error) => UnslothError.is(error, 'USAGE') && error.message.includes('no device "tpu"'))
     assert.throws(() => chooseDevice('cuda:99'), (error) => UnslothError.is(error, 'GPU'))
   })
 

@@ -41,7 +41,7 @@ function print(ops: readonly OpMeasurement[], steps: readonly StepBench[]): void
     const data = step.instruction ? `${step.sequences} rows of instruction lengths` : `${step.sequences} × ${step.tokens} tokens`
     console.log(`${step.shape}, ${data}, ${step.device}, ${step.numbers}: ${step.plan}`)
     console.log(`  loss ${step.losses.map((loss) => loss.toFixed(3)).join(' ')}`)
-    console.log(`  ${step.seconds.toFixed(3)} s a step, ${step.tokensPerSecond.toFixed(0)} tokens/s, ${step.gflops.toFixed(0)} GFLOP/s, ${(100 * step.share).toFixed(0)} % of the ${step.gemmPeak.toFixed(0)} GFLOP/s of a matrix product, ${formatBytes(step.plannedBytes)}`)
+    console.log(`  ${step.seconds.toFixed(3)} s a step, ${step.tokensPerSecond.toFixed(0)} tokens/s, ${step.gflops.toFixed(0)} GFLOP/s, ${(100 * step.share).toFixed(0)} % of the ${step.gemmPeak.toFixed(0)} GFLOP/s of a matrix product, ${formatBytes(step.plannedBytes)} planned${step.measuredBytes === undefined ? '' : `, ${formatBytes(step.measuredBytes)} measured`}`)
     const total = step.commands.reduce((sum, { seconds }) => sum + seconds, 0)
     for (const { name, seconds, count } of step.commands.slice(0, 12)) console.log(`  ${(seconds * 1e3).toFixed(1).padStart(9)} ms ${((100 * seconds) / total).toFixed(1).padStart(5)} %  ${count} × ${name}`)
   }
