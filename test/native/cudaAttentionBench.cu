@@ -1,6 +1,6 @@
 // Attention of the Hopper kernels against a plain fp32 one on the GPU, then its speed.
 // nvcc -std=c++20 -O3 --expt-relaxed-constexpr -gencode arch=compute_90a,code=sm_90a -I kernels/cuda
-//   test/native/cudaAttentionBench.cu kernels/cuda/sm90/attention*.cu kernels/cuda/sm90/tensorMap.cc -o build/cudaAttentionBench
+//   test/native/cudaAttentionBench.cu kernels/cuda/sm90/attention*.cu kernels/cuda/sm90/tensorMap.cu -o build/cudaAttentionBench
 // Exits with 1 when an error is too large. `cudaAttentionBench check` or `bench` does one of both, `profile 128` one
 // launch of each for a profiler.
 #include <algorithm>
@@ -340,7 +340,6 @@ int main(int argc, char** argv) {
         good &= verify({{300, 129}, {}, 4, 2, d, 64, 5.0f}, "softcap, window", context);
         good &= verify({std::vector<int>(70, 40), {}, 4, 2, d}, "70 sequences", context);
         good &= verify({{2500}, {}, 16, 4, d}, "2500", context);
-        good &= verify({{300, 129}, {}, 4, 2, d, 0, 0, DType::F16}, "f16", context);
       }
       for (int d : {80, 96, 256}) {
         good &= verify({{1, 5, 63, 64, 65, 0, 127, 129, 192, 193, 0, 0}, {}, 8, 2, d}, "odd lengths", context);

@@ -268,13 +268,9 @@ bool attentionGradWgmma(const AttentionArgs& args, const Context& context) {
     if (!tensorMapFits(*v)) return false;
   if (gradScratchBytes(args, context) > context.workspaceBytes) return false;
   if (context.deterministic && args.k.rows > tileKeys * listKeys) return false;
-  if (args.q.dtype == DType::BF16) {
-    if (args.headDim == 64) return launchEither<bf16, 64>(args, context);
-    if (args.headDim == 128) return launchEither<bf16, 128>(args, context);
-  } else if (args.q.dtype == DType::F16) {
-    if (args.headDim == 64) return launchEither<__half, 64>(args, context);
-    if (args.headDim == 128) return launchEither<__half, 128>(args, context);
-  }
+  if (args.q.dtype != DType::BF16) return false;
+  if (args.headDim == 64) return launchEither<bf16, 64>(args, context);
+  if (args.headDim == 128) return launchEither<bf16, 128>(args, context);
   return false;
 }
 

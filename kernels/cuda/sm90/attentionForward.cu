@@ -354,20 +354,13 @@ bool launchEither(const AttentionArgs& args, const Context& context) {
 bool attentionWgmma(const AttentionArgs& args, const Context& context) {
   if (context.gpu->capability != 90) return false;
   if (!tensorMapFits(args.q) || !tensorMapFits(args.k) || !tensorMapFits(args.v) || !tensorMapFits(args.o)) return false;
-  if (args.q.dtype == DType::BF16) {
-    switch (args.headDim) {
-      case 64: return launchEither<bf16, 64, 192, 128>(args, context);
-      case 80: return launchEither<bf16, 80, 128, 128>(args, context);
-      case 96: return launchEither<bf16, 96, 128, 128>(args, context);
-      case 128: return launchEither<bf16, 128, 128, 128>(args, context);
-      case 256: return launchEither<bf16, 256, 128, 64>(args, context);
-      default: return false;
-    }
-  }
-  if (args.q.dtype != DType::F16) return false;
+  if (args.q.dtype != DType::BF16) return false;
   switch (args.headDim) {
-    case 64: return launchEither<__half, 64, 192, 128>(args, context);
-    case 128: return launchEither<__half, 128, 128, 128>(args, context);
+    case 64: return launchEither<bf16, 64, 192, 128>(args, context);
+    case 80: return launchEither<bf16, 80, 128, 128>(args, context);
+    case 96: return launchEither<bf16, 96, 128, 128>(args, context);
+    case 128: return launchEither<bf16, 128, 128, 128>(args, context);
+    case 256: return launchEither<bf16, 256, 128, 64>(args, context);
     default: return false;
   }
 }
