@@ -8,8 +8,6 @@ namespace {
 
 /** Vectors that a thread of a team holds at most, and the largest team; a row too wide for them is read again instead. */
 constexpr int mostHeld = 4, mostHeldGrad = 2, mostTeam = 512;
-/** Rows of a small team whose weights are the same. */
-constexpr int severalRows = 4;
 
 template <class T>
 struct NormOperands {
@@ -22,80 +20,73 @@ struct NormOperands {
 };
 
 /** y = (x − μ)·r·w + b with μ = 0 unless centred. All loads of a thread are in flight before its first sum. */
-template <class T, int rows, int held, int width, bool centred>
+template <class T, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normKernel(const NormOperands<T> p) {
   const NormShape& s = p.shape;
+  const NormRow at = normRow(s);
+  const T* x = p.x + at.row * p.ldX + at.group * s.width;
+  T* y = p.y + at.row * p.ldY + at.group * s.width;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
-  Raw<T, width> raw[rows][held];
-  Parameters<T, width> w[held], b[held];
-  NormRow at[rows];
+  const int last = at.last;
+  struct Held {
+    Raw<T, width> x;
+    Parameters<T, width> w;
+  } raw[held] = {};
+  const auto load = [&](Held& v, int c) {
+    v.x = loadRaw<T, width>(x + c);
+    v.w.begin(s.w, at.group * s.weightStride + c);
+  };
+  const auto eachVector = [&](auto&& body) {
+    if constexpr (width > 1) {
 #pragma unroll
-  for (int q = 0; q < rows; ++q) at[q] = normRow(s, rows, q);
-  const auto rowOf = [&](int q) { return p.x + at[q].row * p.ldX + at[q].group * s.width; };
-  const int64_t parameters = at[0].group * s.weightStride;
-  if constexpr (width > 1) {
-#pragma unroll
-    for (int q = 0; q < rows; ++q)
-      eachColumn<held, width>(lane, s.team, at[q].last, [&](int k, int c) { raw[q][k] = loadRaw<T, width>(rowOf(q) + c); });
-    eachColumn<held, width>(lane, s.team, at[0].last, [&](int k, int c) {
-      w[k].begin(s.w, parameters + c);
-      if constexpr (centred) b[k].begin(s.b, parameters + c);
-    });
-  }
-#pragma unroll
-  for (int q = 0; q < rows; ++q) {
-    const auto each = [&](const auto& body) {
-      eachColumn<held, width>(lane, s.team, at[q].last, [&](int k, int c) {
-        float value[width];
-        if constexpr (width > 1) widenRaw<T, width>(raw[q][k], value);
-        else loadVector(rowOf(q) + c, value);
-        body(k, c, value);
-      });
-    };
-    float mean = 0, r = 0;
-    if constexpr (centred) {
-      Moments m{};
-      each([&](int, int, const float (&value)[width]) {
-        m.count += width;
-#pragma unroll
-        for (int i = 0; i < width; ++i) m.mean += value[i];
-      });
-      if (m.count > 0) m.mean /= m.count;
-      each([&](int, int, const float (&value)[width]) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) m.squares = fmaf(value[i] - m.mean, value[i] - m.mean, m.squares);
-      });
-      teamMoments(m, s.team);
-      mean = m.mean, r = m.squares;
+      for (int k = 0; k < held; ++k)
+        if (const int c = (lane + k * s.team) * width; c < last) body(raw[k], c);
     } else {
-      float squares[1] = {};
-      each([&](int, int, const float (&value)[width]) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) squares[0] = fmaf(value[i], value[i], squares[0]);
-      });
-      teamSum(squares, s.team);
-      r = squares[0];
+      for (int c = lane; c < last; c += s.team) load(raw[0], c), body(raw[0], c);
     }
-    r = 1.0f / sqrtf(r / static_cast<float>(s.width) + p.eps);
-    if (lane == 0 && at[q].last > 0) {
-      float* stats = p.stats + at[q].row * p.ldStats + at[q].group * (centred ? 2 : 1);
-      if constexpr (centred) *stats++ = mean;
-      *stats = r;
-    }
-    const float one = s.plusOne ? 1.0f : 0.0f;
-    each([&](int k, int c, float (&value)[width]) {
-      float factor[width];
-      w[k].get(s.w, parameters + c, 1, factor);
+  };
+  if constexpr (width > 1) eachVector(load);
+
+  float mean = 0;
+  if constexpr (centred) {
+    float sum[1] = {};
+    eachVector([&](const Held& v, int) {
+      float value[width];
+      widenRaw<T, width>(v.x, value);
 #pragma unroll
-      for (int i = 0; i < width; ++i) value[i] = (value[i] - mean) * r * (factor[i] + one);
-      if constexpr (centred) {
-        b[k].get(s.b, parameters + c, 0, factor);
-#pragma unroll
-        for (int i = 0; i < width; ++i) value[i] += factor[i];
-      }
-      storeVector(p.y + at[q].row * p.ldY + at[q].group * s.width + c, value);
+      for (int i = 0; i < width; ++i) sum[0] += value[i];
     });
+    teamSum<1, 1>(sum, s.team);
+    mean = sum[0] / static_cast<float>(s.width);
   }
+  float squares[1] = {};
+  eachVector([&](const Held& v, int) {
+    float value[width];
+    widenRaw<T, width>(v.x, value);
+#pragma unroll
+    for (int i = 0; i < width; ++i) squares[0] = fmaf(value[i] - mean, value[i] - mean, squares[0]);
+  });
+  teamSum(squares, s.team);
+  const float r = 1.0f / sqrtf(squares[0] / static_cast<float>(s.width) + p.eps);
+  if (lane == 0 && last > 0) {
+    float* stats = p.stats + at.row * p.ldStats + at.group * (centred ? 2 : 1);
+    if constexpr (centred) *stats++ = mean;
+    *stats = r;
+  }
+  const float one = s.plusOne ? 1.0f : 0.0f;
+  eachVector([&](const Held& v, int c) {
+    float value[width], w[width];
+    widenRaw<T, width>(v.x, value);
+    v.w.get(s.w, at.group * s.weightStride + c, 1, w);
+#pragma unroll
+    for (int i = 0; i < width; ++i) value[i] = (value[i] - mean) * r * (w[i] + one);
+    if (centred && s.b.data != nullptr) {
+      s.b.load(at.group * s.weightStride + c, w);
+#pragma unroll
+      for (int i = 0; i < width; ++i) value[i] += w[i];
+    }
+    storeRaw<T, width>(y + c, narrowRaw<T, width>(value));
+  });
 }
 
 template <class T>
@@ -113,7 +104,7 @@ template <class T, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normGradKernel(const NormGradOperands<T> p) {
   const NormShape& s = p.shape;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
-  const NormRow at = normRow(s, 1, 0);
+  const NormRow at = normRow(s);
   const T* x = p.x + at.row * p.ldX + at.group * s.width;
   const T* dy = p.dy + at.row * p.ldDy + at.group * s.width;
   T* dx = p.dx + at.row * p.ldDx + at.group * s.width;
@@ -239,9 +230,9 @@ bool fits(const NormShape& s, std::initializer_list<View> rows, int most, int wi
 }
 
 /** Constants of a kernel. */
-template <int rowsEach, int heldEach, int widthEach>
+template <int heldEach, int widthEach>
 struct NormForm {
-  static constexpr int rows = rowsEach, held = heldEach, width = widthEach;
+  static constexpr int held = heldEach, width = widthEach;
 };
 
 /** The smallest team of 2ᵏ threads, `each` vectors to a thread. */
@@ -254,25 +245,23 @@ int teamOf(int64_t vectors, int64_t each) {
 /** Calls body(NormForm) for the forward kernel. By two vectors to a thread up to 256 of a row, then by four: measured on an H200.
  */
 template <int wide, class Body>
-void withForm(const Context& context, NormShape& s, bool inRegisters, Body&& body) {
+void withForm(NormShape& s, bool inRegisters, Body&& body) {
   const int64_t vectors = s.width / wide;
-  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1, 1>{});
+  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1>{});
   s.team = teamOf(vectors, vectors <= 32 ? 1 : vectors <= 256 ? 2 : mostHeld);
-  if (vectors > 256) body(NormForm<1, mostHeld, wide>{});
-  else if (vectors > 32) body(NormForm<1, 2, wide>{});
-  else if (s.weightStride == 0 && s.count * s.team >= int64_t{2048} * severalRows * context.gpu->multiprocessors)
-    body(NormForm<severalRows, 1, wide>{});
-  else body(NormForm<1, 1, wide>{});
+  if (vectors > 256) body(NormForm<mostHeld, wide>{});
+  else if (vectors > 32) body(NormForm<2, wide>{});
+  else body(NormForm<1, wide>{});
 }
 
 /** The same for the gradient. */
 template <int wide, class Body>
 void withGradForm(NormShape& s, bool inRegisters, Body&& body) {
   const int64_t vectors = s.width / wide;
-  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1, 1>{});
+  if (!inRegisters) return s.team = std::min(teamOf(s.width, mostHeld), 256), body(NormForm<1, 1>{});
   s.team = teamOf(vectors, vectors <= 32 ? 1 : mostHeldGrad);
-  if (vectors > 32) body(NormForm<1, mostHeldGrad, wide>{});
-  else body(NormForm<1, 1, wide>{});
+  if (vectors > 32) body(NormForm<mostHeldGrad, wide>{});
+  else body(NormForm<1, wide>{});
 }
 
 template <bool centred>
@@ -281,12 +270,12 @@ void norm(const Operands& args, const Call& call, const Context& context, const 
   if (s.count == 0) return;
   withType(x.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    withForm<perVector<T>>(context, s, fits(s, {x, y}, mostHeld, perVector<T>), [&](auto form) {
+    withForm<perVector<T>>(s, fits(s, {x, y}, mostHeld, perVector<T>), [&](auto form) {
       using F = decltype(form);
       const NormOperands<T> p{s,        static_cast<const T*>(x.data), static_cast<T*>(y.data), stats.f32(), x.ld, y.ld,
                               stats.ld, static_cast<float>(call.f(0))};
-      const NormLaunch launch = launchOf(s, F::rows);
-      normKernel<T, F::rows, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
+      const NormLaunch launch = launchOf(s);
+      normKernel<T, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
       checkLaunch(op);
     });
   });
@@ -328,7 +317,7 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
                                   x.ld,
                                   stats.ld,
                                   accumulate};
-      const NormLaunch launch = launchOf(s, F::rows);
+      const NormLaunch launch = launchOf(s);
       normGradKernel<T, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
       checkLaunch(op);
     });

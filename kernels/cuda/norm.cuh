@@ -21,17 +21,16 @@ struct NormRow {
   int last;  // columns, 0 behind the last row
 };
 
-/** The team's row number `own` of `each`. */
-__device__ __forceinline__ NormRow normRow(const NormShape& s, int each, int own) {
-  const int64_t team = s.team > 32 ? int64_t{blockIdx.x} : (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / s.team;
-  const int64_t at = team * each + own;
+/** The row of a thread's team. */
+__device__ __forceinline__ NormRow normRow(const NormShape& s) {
+  const int64_t at = s.team > 32 ? int64_t{blockIdx.x} : (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / s.team;
   if (at >= s.count) return {0, 0, 0};
   const uint32_t row = s.groups(static_cast<uint32_t>(at));
   return {row, at - int64_t{row} * s.groups.divisor, static_cast<int>(s.width)};
 }
 
-/** Sums over a team, the same bits in each of its threads. Once in a kernel for teams of more than a warp. */
-template <int values>
+/** Sums over a team, the same bits in each of its threads. Every use in a kernel has a `slot` of its own. */
+template <int values, int slot = 0>
 __device__ __forceinline__ void teamSum(float (&v)[values], int team) {
   for (int offset = min(team, 32) / 2; offset > 0; offset /= 2)
 #pragma unroll
@@ -50,37 +49,6 @@ __device__ __forceinline__ void teamSum(float (&v)[values], int team) {
     for (int i = 0; i < values; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
 #pragma unroll
   for (int i = 0; i < values; ++i) v[i] = __shfl_sync(0xffffffffu, v[i], 0);
-}
-
-/** How many numbers, their mean and Σ (x − mean)². */
-struct Moments {
-  float count, mean, squares;
-
-  /** Chan, Golub and LeVeque 1979: as exact as two passes. */
-  __device__ __forceinline__ void merge(const Moments& other) {
-    const float all = count + other.count, difference = other.mean - mean;
-    const float share = all > 0 ? __fdividef(other.count, all) : 0.0f;
-    mean = fmaf(difference, share, mean);
-    squares += fmaf(difference * difference * count, share, other.squares);
-    count = all;
-  }
-};
-
-/** The moments of a team from those of its threads, the same bits in each. Once in a kernel for teams of more than a warp. */
-__device__ __forceinline__ void teamMoments(Moments& m, int team) {
-  const auto lane = [](const Moments& from, auto&& shuffle) {
-    return Moments{shuffle(from.count), shuffle(from.mean), shuffle(from.squares)};
-  };
-  const int width = min(team, 32);
-  for (int offset = width / 2; offset > 0; offset /= 2)
-    m.merge(lane(m, [&](float v) { return __shfl_xor_sync(0xffffffffu, v, offset); }));
-  m = lane(m, [&](float v) { return __shfl_sync(0xffffffffu, v, 0, width); });
-  if (team <= 32) return;
-  __shared__ Moments warps[32];
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = m;
-  __syncthreads();
-  m = warps[0];
-  for (int i = 1; i < team / 32; ++i) m.merge(warps[i]);
 }
 
 /**
@@ -126,11 +94,10 @@ struct NormLaunch {
   uint32_t blocks, threads;
 };
 
-/** Blocks for teams that have `each` rows. */
-inline NormLaunch launchOf(const NormShape& s, int each) {
+inline NormLaunch launchOf(const NormShape& s) {
   if (s.team > 32) return {static_cast<uint32_t>(s.count), static_cast<uint32_t>(s.team)};
   constexpr int threads = 128;
-  return {static_cast<uint32_t>(divideUp(s.count, each * (threads / s.team))), threads};
+  return {static_cast<uint32_t>(divideUp(s.count, threads / s.team)), threads};
 }
 
 }  // namespace unsloth::cuda
