@@ -59,7 +59,8 @@ WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context) {
   const int64_t tileRows = ceilDiv(args.m, tileM), slices = ceilDiv(args.k, sliceK), blocks = context.gpu->multiprocessors;
   for (const int tileN : {256, 192, 128})
     for (const int cluster : {2, 1}) {
-      if (cluster > tileRows) continue;
+      const bool wasteful = cluster == 2 && tileRows % 2 == 1 && tileRows < 8;  // a block of the last pair has no rows
+      if (wasteful) continue;
       const int64_t clusters = blocks / cluster, tiles = ceilDiv(tileRows, cluster) * ceilDiv(args.n, tileN);
       // In units of 4 cycles, fitted to an H200: narrower tiles read more shared memory for each product, shared ones more of L2
       // and the sums of the others.
