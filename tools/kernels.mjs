@@ -1,7 +1,7 @@
 import { existsSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
-import { BuildError, digest, filesBelow, findProgram, isCurrent, markCurrent, root, run, say, seconds, windows } from './common.mjs'
+import { BuildError, digest, filesBelow, findProgram, isCurrent, markCurrent, root, run, say, seconds, tryRun, windows } from './common.mjs'
 import { checkVersions, toolchain } from './toolchain.mjs'
 
 const packageVersion = (name) => JSON.parse(readFileSync(join(root, 'node_modules', name, 'package.json'), 'utf8')).version
@@ -31,13 +31,14 @@ function prepare(folder, { ninja, compiler }) {
   return generator
 }
 
-function compile(preset, tools) {
+function compile(preset, tools, definitions) {
   say(`Compiling the ${preset} kernels …`)
   const start = performance.now()
   checkVersions(tools)
   const folder = join(root, 'build', preset)
   const generator = prepare(folder, tools)
-  run(tools.cmake, ['--preset', preset, ...(generator === undefined ? [] : ['-G', generator])], { cwd: join(root, 'kernels'), what: 'cmake' })
+  const options = [...(generator === undefined ? [] : ['-G', generator]), ...Object.entries(definitions).map(([name, value]) => `-D${name}=${value}`)]
+  run(tools.cmake, ['--preset', preset, ...options], { cwd: join(root, 'kernels'), what: 'cmake' })
   buildTarget(preset, 'kernels', tools.cmake)
   say(`Compiled the ${preset} kernels in ${seconds(start)}.`)
 }
@@ -52,13 +53,13 @@ export function buildTarget(preset, target, cmake = toolchain().cmake) {
  * Compiles kernels/ by a preset of kernels/CMakePresets.json into build/<preset>/kernels.node, when anything changed.
  * Returns whether it did.
  */
-function build(preset, extra = '') {
+function build(preset, definitions = {}, extra = '') {
   const tools = toolchain()
   const output = join('build', preset, 'kernels.node')
   const key = digest(filesBelow('kernels'), packageVersion('node-addon-api'), packageVersion('node-api-headers'), process.platform, process.arch,
-    identity(tools.compiler), process.env.CXXFLAGS ?? '', extra)
+    identity(tools.compiler), process.env.CXXFLAGS ?? '', JSON.stringify(definitions), extra)
   if (isCurrent(output, key)) return false
-  compile(preset, tools)
+  compile(preset, tools, definitions)
   if (!existsSync(join(root, output))) throw new BuildError(`The compiler ran, but ${output} was not made.`, 'Remove the folder build and run this again.')
   markCurrent(output, key)
   return true
@@ -84,15 +85,32 @@ function findNvcc() {
   return findProgram('nvcc', ...homes.map((home) => join(home, 'bin', 'nvcc')))
 }
 
+/** Every GPU that the kernels run on: fp16 tensor cores and later. */
+const everyArchitecture = '75;80;86;89;90a;100;120'
+
+/**
+ * What to compile for: `all` for a package; else what UNSLOTH_CUDA_ARCHITECTURES names, the GPUs of this machine, or, where there is
+ * none, Ampere. Kernels for Hopper alone are compiled always.
+ */
+function architectures(all) {
+  const { UNSLOTH_CUDA_ARCHITECTURES: named } = process.env
+  if (named !== undefined && named !== '') return named
+  if (all) return everyArchitecture
+  const smi = findProgram('nvidia-smi')
+  const found = smi === undefined ? [] : (tryRun(smi, ['--query-gpu=compute_cap', '--format=csv,noheader']) ?? '').match(/\d+\.\d/g) ?? []
+  const here = [...new Set(found.map((capability) => capability.replace('.', '')).map((number) => (number === '90' ? '90a' : number)))]
+  return here.length === 0 ? '80' : here.join(';')
+}
+
 /** The CUDA kernels are built where the toolkit is; without them the engine computes on the CPU. `tell` prints why not. */
-export function buildCuda({ tell }) {
+export function buildCuda({ tell, all = false }) {
   const reason = noCuda()
   if (reason !== undefined) {
     if (tell) say(`CUDA: not built: ${reason}.`)
     return
   }
   try {
-    build('cuda', identity(findNvcc()))
+    build('cuda', { UNSLOTH_CUDA_ARCHITECTURES: architectures(all) }, identity(findNvcc()))
   } catch (error) {
     if (!(error instanceof BuildError) || (process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('cuda')) throw error
     say(`CUDA: not built: ${error.message}`)
