@@ -123,13 +123,13 @@ describe('bad input is refused with its place and what to do', function () {
       writeFileSync(weights, file)
       await refused({ model }, 'MODEL_INVALID', /model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight holds 1 values that are NaN or infinite/, /download it again/)
     })
-    it('a tokenizer larger than the embedding', async () => {
+    it('a tokenizer larger than the embedding, where it is not to be repaired', async () => {
       const { model } = copy()
       const path = join(model, 'tokenizer.json')
       const tokenizer = JSON.parse(readFileSync(path, 'utf8')) as { added_tokens: Record<string, unknown>[] }
       tokenizer.added_tokens.push({ id: 512, content: '<|extra|>', special: true, single_word: false, lstrip: false, rstrip: false, normalized: false })
       writeFileSync(path, JSON.stringify(tokenizer))
-      await refused({ model }, 'TOKENIZER', /tokenizer\.json: the token .*<\|extra\|>.* has the id 512, but the embedding of the model has only 512 rows/, /Take the tokenizer that belongs/)
+      await refused({ model: { name: model, fix_tokenizer: false } }, 'TOKENIZER', /tokenizer\.json: the token .*<\|extra\|>.* has the id 512, but the embedding of the model has only 512 rows/, /Take the tokenizer that belongs/)
     })
   })
 
