@@ -2,7 +2,6 @@ import { UnslothError } from '#shared/errors.ts'
 import { engineNotifications, type DoctorResult, type GenerateParams, type InspectResult, type PlanResult, type VerifyResult } from '#shared/protocol.ts'
 import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe.ts'
 import { dirname } from 'node:path'
-import { availableMemory } from '../runtime/memory.ts'
 import { chatTemplateFor, encodeRendered } from '../data/chatTemplate.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
 import type { TextGenerator } from '../generate/textGenerator.ts'
@@ -10,7 +9,7 @@ import { parameterCount } from '../model/weightTable.ts'
 import { formatRecipe } from '../recipe/formatRecipe.ts'
 import { diagnoseRecipe } from '../recipe/parseRecipe.ts'
 import { resolveRecipePaths } from '../recipe/recipePaths.ts'
-import { chooseDevice } from '../runtime/chooseDevice.ts'
+import { chooseDevice, deviceName, freeBytes } from '../runtime/chooseDevice.ts'
 import { resolveModel } from '../runtime/resolveModel.ts'
 import { prepareRun } from '../train/prepareRun.ts'
 import { compare } from '../verify/compare.ts'
@@ -65,8 +64,8 @@ async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>>
         name: recipe.model.name, architecture: spec.architecture, layers: spec.layers, hiddenSize: spec.hidden, contextLength: spec.context,
         parameters: parameterCount(entries), trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
       },
-      device: 'cpu',
-      memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes, availableBytes: availableMemory() },
+      device: deviceName(prepared.model.device),
+      memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes, availableBytes: freeBytes(prepared.model.device) },
       steps: { total: prepared.totalSteps, epochs: prepared.epochOf(prepared.totalSteps), samples: prepared.samples.length, effectiveBatch: effectiveBatch(recipe) },
       patches: prepared.model.patchReport,
     },
@@ -98,7 +97,7 @@ class GeneratorCache {
   }
 
   private async answer(params: GenerateParams, { signal, notify }: ServeContext) {
-    const generator = await this.open(params.model, params.adapter)
+    const generator = await this.open(params)
     const { tokenizer } = generator
     if ((params.prompt === undefined) === (params.messages === undefined)) throw new UnslothError('USAGE', 'Give a prompt or messages.')
     const ids = params.prompt !== undefined
@@ -116,14 +115,19 @@ class GeneratorCache {
   }
 
   /** A base model is answered by one that has an adapter loaded, when that is there. */
-  private async open(model: string, adapter: string | undefined): Promise<TextGenerator> {
+  private async open({ model, adapter, device }: GenerateParams): Promise<TextGenerator> {
     const resolved = await resolveModel(model)
     const wanted = adapter ?? resolved.adapter
-    const key = `${resolved.folder}\n${wanted ?? ''}`
-    if (this.generator !== undefined && (key === this.key || (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`)))) return this.generator
+    const key = `${resolved.folder}\n${wanted ?? ''}\n${device ?? ''}`
+    if (this.generator !== undefined && (key === this.key || (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`) && this.key.endsWith(`\n${device ?? ''}`)))) return this.generator
     this.generator?.dispose()
     this.generator = undefined
-    this.generator = await FastLanguageModel.forInference({ modelName: resolved.folder, adapter: wanted })
+    const on = (name: string) => FastLanguageModel.forInference({ modelName: resolved.folder, adapter: wanted, device: chooseDevice(name) })
+    this.generator = await on(device ?? 'auto').catch((error: unknown) => {
+      // A GPU that trains may have no room; nobody asked for it.
+      if (device === undefined && UnslothError.is(error, 'MEMORY')) return on('cpu')
+      throw error
+    })
     this.key = key
     return this.generator
   }

@@ -2,6 +2,7 @@ import { UnslothError } from '#shared/errors.ts'
 import { cpuTarget, cudaTarget, type Compute, type Target } from '../graph/target.ts'
 import { native, type NativeGpu } from '../native.ts'
 import { physicalCores } from './cores.ts'
+import { availableMemory } from './memory.ts'
 import type { DeviceChoice } from './runtime.ts'
 
 /** GPUs that this build computes on, and why there are none. */
@@ -40,8 +41,10 @@ export function targetOf(device: DeviceChoice, compute: Compute | 'auto'): Targe
   return cudaTarget(compute === 'auto' ? (capability >= 80 ? 'bfloat16' : 'float16') : compute)
 }
 
-/** Memory of a GPU that no process uses now; all of it where the driver's library does not tell. */
-export function freeGpuBytes(index: number): number {
+/** Memory that is free on a device now; on a GPU all of it where the driver's library does not tell. */
+export const freeBytes = (device: DeviceChoice): number => (device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index))
+
+function freeGpuBytes(index: number): number {
   const status = native().gpuStatus(index)
   if (status !== undefined) return status.totalBytes - status.usedBytes
   return usableGpus().gpus.find((gpu) => gpu.index === index)?.totalBytes ?? 0

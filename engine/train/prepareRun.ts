@@ -12,8 +12,7 @@ import type { HubProgress } from '../hub/transferProgress.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
-import { chooseDevice, freeGpuBytes } from '../runtime/chooseDevice.ts'
-import { availableMemory } from '../runtime/memory.ts'
+import { chooseDevice, freeBytes } from '../runtime/chooseDevice.ts'
 import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
@@ -61,12 +60,12 @@ export interface PrepareOptions {
   readonly onDownload?: (progress: HubProgress) => void
   /** What the run began with, when it goes on. */
   readonly sources?: HubSources
-  /** Default: the processor. */
+  /** Default: what the recipe names. */
   readonly device?: DeviceChoice
 }
 
 /** Reads and checks everything but the weights: model, tokenizer, data, plan. */
-export async function prepareRun(asked: Recipe, { onDownload, sources = {}, device = chooseDevice('cpu', asked.training.threads), ...options }: PrepareOptions = {}): Promise<PreparedRun> {
+export async function prepareRun(asked: Recipe, { onDownload, sources = {}, device = chooseDevice(asked.training.device, asked.training.threads), ...options }: PrepareOptions = {}): Promise<PreparedRun> {
   const { training } = asked
   const notices: string[] = []
   const hub = { signal: options.signal, onProgress: onDownload, onNotice: (notice: string) => notices.push(notice) }
@@ -85,7 +84,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   const plan = planTraining(patched, {
     checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
-    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor((model.device.kind === 'cpu' ? availableMemory() : freeGpuBytes(model.device.index)) * usableShare),
+    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor(freeBytes(model.device) * usableShare),
   })
   const capacity = plan.training.capacity
   const untrained = recipe.model.fix_tokenizer ? await untrainedInUse(model.tokenizer, train.samples) : new Map<number, number>()
