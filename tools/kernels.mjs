@@ -90,16 +90,17 @@ const everyArchitecture = '75;80;86;89;90a;100;120'
 
 /**
  * What to compile for: `all` for a package; else what UNSLOTH_CUDA_ARCHITECTURES names, the GPUs of this machine, or, where there is
- * none, Ampere. Kernels for Hopper alone are compiled always.
+ * none, Ampere, quickly, since nothing will run there. Kernels for Hopper alone are compiled always.
  */
-function architectures(all) {
+function cudaDefinitions(all) {
+  const definitions = (architectures, quick = 'OFF') => ({ UNSLOTH_CUDA_ARCHITECTURES: architectures, UNSLOTH_CUDA_QUICK: quick })
   const { UNSLOTH_CUDA_ARCHITECTURES: named } = process.env
-  if (named !== undefined && named !== '') return named
-  if (all) return everyArchitecture
+  if (named !== undefined && named !== '') return definitions(named)
+  if (all) return definitions(everyArchitecture)
   const smi = findProgram('nvidia-smi')
   const found = smi === undefined ? [] : (tryRun(smi, ['--query-gpu=compute_cap', '--format=csv,noheader']) ?? '').match(/\d+\.\d/g) ?? []
   const here = [...new Set(found.map((capability) => capability.replace('.', '')).map((number) => (number === '90' ? '90a' : number)))]
-  return here.length === 0 ? '80' : here.join(';')
+  return here.length === 0 ? definitions('80', 'ON') : definitions(here.join(';'))
 }
 
 /** The CUDA kernels are built where the toolkit is; without them the engine computes on the CPU. `tell` prints why not. */
@@ -110,7 +111,7 @@ export function buildCuda({ tell, all = false }) {
     return
   }
   try {
-    build('cuda', { UNSLOTH_CUDA_ARCHITECTURES: architectures(all) }, identity(findNvcc()))
+    build('cuda', cudaDefinitions(all), identity(findNvcc()))
   } catch (error) {
     if (!(error instanceof BuildError) || (process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('cuda')) throw error
     say(`CUDA: not built: ${error.message}`)
