@@ -7,7 +7,7 @@ import { freeBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
-import { Trainer, type LossBatch } from '../train/trainer.ts'
+import { Trainer, type LossBatch, type StepOutcome } from '../train/trainer.ts'
 import type { OptimizerKind } from '../train/optimizerState.ts'
 import { planTraining, type Checkpointing, type TrainingPlan } from '../train/trainingPlan.ts'
 import { instructionSteps, madeUpBatch, packSteps } from './batches.ts'
@@ -112,28 +112,27 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   }
 }
 
-/** Runs the steps; mean seconds and tokens of one, without the first few. `ahead`: each is started before the last one is waited for. */
+/**
+ * Runs the steps; mean seconds and tokens of one, without the first few, which are waited for one by one. `ahead`: each of the others is
+ * started before the last one is waited for, as in a run on a GPU.
+ */
 async function timeSteps(
   trainer: Trainer, steps: readonly LossBatch[][], ahead: boolean,
 ): Promise<{ losses: number[]; seconds: number; tokens: number }> {
-  const losses: number[] = []
-  const times: number[] = []
-  const tokens: number[] = []
-  const start = (index: number) => (index < steps.length ? trainer.start(index, steps[index]!, { default: 1e-3, embedding: 1e-3 }) : undefined)
-  let before = performance.now()
-  let started = await start(0)
-  for (const index of steps.keys()) {
-    const next = ahead ? await start(index + 1) : undefined
-    const outcome = await started!.outcome
-    losses.push(outcome.loss)
-    times.push((performance.now() - before) / 1000)
-    before = performance.now()
-    tokens.push(outcome.tokens)
-    started = ahead ? next : await start(index + 1)
+  const rates = { default: 1e-3, embedding: 1e-3 }
+  const first = steps.length > 2 * warmUp ? warmUp : Math.min(1, steps.length - 1)
+  const outcomes: StepOutcome[] = []
+  for (let index = 0; index < first; ++index) outcomes.push(await trainer.step(index, steps[index]!, rates))
+  const began = performance.now()
+  const started: Promise<StepOutcome>[] = []
+  for (let index = first; index < steps.length; ++index) {
+    started.push((await trainer.start(index, steps[index]!, rates)).outcome)
+    if (started.length > (ahead ? 1 : 0)) outcomes.push(await started.shift()!)
   }
-  const counted = times.length > 2 * warmUp ? warmUp : times.length - 1
-  const mean = (values: readonly number[]) => values.slice(counted).reduce((sum, value) => sum + value, 0) / (values.length - counted)
-  return { losses, seconds: mean(times), tokens: mean(tokens) }
+  for (const outcome of started) outcomes.push(await outcome)
+  const counted = steps.length - first
+  const tokens = outcomes.slice(first).reduce((sum, outcome) => sum + outcome.tokens, 0)
+  return { losses: outcomes.map(({ loss }) => loss), seconds: (performance.now() - began) / 1000 / counted, tokens: tokens / counted }
 }
 
 /** A model with random weights: norms near 1, everything else small. */
