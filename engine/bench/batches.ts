@@ -1,5 +1,6 @@
 import { packMicroSteps, type MicroBatch, type StepSample } from '../train/batches.ts'
 import type { LossBatch } from '../train/trainer.ts'
+import { normals } from './madeUpNumbers.ts'
 
 /** The k-th made-up token of a sample. */
 const tokenOf = (sample: number, k: number, vocabulary: number): number => ((sample * 104_729 + k + 1) * 7919) % vocabulary
@@ -15,22 +16,13 @@ export function madeUpBatch(tokens: number, vocabulary: number, sequences = 1): 
   return packMicroSteps(samples, [tokens * sequences])[0]!
 }
 
-/** Uniform numbers in (0, 1), the same on every machine: Park and Miller (1988). */
-function* uniforms(seed: number): Generator<number, never> {
-  for (let state = seed; ;) {
-    state = (state * 48_271) % 2_147_483_647
-    yield state / 2_147_483_647
-  }
-}
-
 /**
  * Lengths of everyday instruction data: log-normal, median 118, mean about 150, between 16 and 1024 tokens. `perStep` samples for each
  * of `steps` optimizer steps.
  */
 export function instructionSteps(steps: number, perStep: number, vocabulary: number): StepSample[][] {
-  const random = uniforms(12_345)
-  const normal = () => Math.sqrt(-2 * Math.log(random.next().value)) * Math.cos(2 * Math.PI * random.next().value)
-  const length = () => Math.round(Math.min(1024, Math.max(16, Math.exp(0.7 * normal() + Math.log(118)))))
+  const random = normals(12_345)
+  const length = () => Math.round(Math.min(1024, Math.max(16, Math.exp(0.7 * random.next().value + Math.log(118)))))
   return Array.from({ length: steps }, (_, step) => Array.from({ length: perStep }, (_, index) => madeUpSample(step * perStep + index, length(), vocabulary)))
 }
 

@@ -1,5 +1,6 @@
 import { describeError } from '#shared/errors.ts'
 import type { CommandName } from '../graph/commands.ts'
+import { relativeError } from '../verify/relativeError.ts'
 import { opTable } from './opTable.ts'
 import { runOp, type OpDevice } from './runOp.ts'
 
@@ -17,16 +18,6 @@ export interface OpResult {
 /** fp32 sums in another order; one rounding of the result, and of a few values on the way, to 8 or 11 bits. */
 const allowed = { f32: 1e-5, bf16: 6e-3, f16: 1e-3 } as const
 
-function relative(ours: Float64Array, theirs: Float64Array): number {
-  let difference = 0
-  let size = 0
-  theirs.forEach((value, i) => {
-    difference += (ours[i]! - value) ** 2
-    size += value ** 2
-  })
-  return difference === 0 ? 0 : Math.sqrt(difference / size)
-}
-
 /** Every case of the table on the processor in fp32 and on the GPU in the given types, on the same numbers. */
 export async function compareOps(cpu: OpDevice, gpu: OpDevice, filter: readonly string[] = []): Promise<OpResult[]> {
   const results: OpResult[] = []
@@ -35,7 +26,7 @@ export async function compareOps(cpu: OpDevice, gpu: OpDevice, filter: readonly 
     try {
       const expected = await runOp(cpu, op, gpu.activation)
       const got = await runOp(gpu, op, gpu.activation)
-      const error = expected.reduce((worst, output, i) => Math.max(worst, relative(got[i]!, output)), 0)
+      const error = expected.reduce((worst, output, i) => Math.max(worst, relativeError(got[i]!, output)), 0)
       results.push({ ...base, error, passed: error <= base.allowed })
     } catch (error) {
       results.push({ ...base, error: NaN, passed: false, message: describeError(error) })

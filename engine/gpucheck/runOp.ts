@@ -1,3 +1,4 @@
+import { normals } from '../bench/madeUpNumbers.ts'
 import { bytesPerElement, roundToBf16, type DType } from '../graph/dtype.ts'
 import { whole, type Arena, type Command, type Storage, type Tensor } from '../graph/graph.ts'
 import { commandSignatures } from '../graph/commands.ts'
@@ -9,11 +10,10 @@ import type { OpCase, OpOperand } from './opCase.ts'
 /** Everything lies one after another in one arena. */
 const arena: Arena = 'weights'
 
-/** Normal numbers (Box and Muller 1958) from uniform ones (Park and Miller 1988), the same on every machine. A prime count. */
-const normals = (() => {
-  let state = 12_345
-  const uniform = () => (state = (state * 48_271) % 2_147_483_647) / 2_147_483_647
-  return Float64Array.from({ length: 65_537 }, () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()))
+/** Enough numbers to fill operands from, at steps that share no factor with their prime count. */
+const pool = (() => {
+  const random = normals(12_345)
+  return Float64Array.from({ length: 65_537 }, () => random.next().value)
 })()
 
 const roundTo = (type: 'f32' | 'bf16' | 'f16', value: number): number =>
@@ -21,7 +21,7 @@ const roundTo = (type: 'f32' | 'bf16' | 'f16', value: number): number =>
 
 function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: 'f32' | 'bf16' | 'f16'): Float64Array {
   const round = (value: number) => (type === 'activation' ? roundTo(numbers, value) : type === 'f32' ? Math.fround(value) : value)
-  const normal = (i: number) => normals[(i * 7919 + index * 104_729) % normals.length]!
+  const normal = (i: number) => pool[(i * 7919 + index * 104_729) % pool.length]!
   const result = new Float64Array(rows * cols)
   for (let i = 0; i < result.length; ++i) {
     switch (fill.kind) {

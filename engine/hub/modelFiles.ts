@@ -1,28 +1,14 @@
 import { readFile } from 'node:fs/promises'
 import { UnslothError } from '#shared/errors.ts'
 import { parseJson, isJsonObject } from '../io/jsonText.ts'
+import { tokenizerFileNames } from '../io/modelFolder.ts'
 import { quote } from '../io/printable.ts'
 import { indexFile, weightsFile } from '../io/tensorSource.ts'
 import { parseRepository } from './repository.ts'
 import { Snapshot, type HubOptions } from './snapshot.ts'
 
 /** Files of the top folder, beside weights, that a model, an adapter or its tokenizer is read from or saved with. */
-const smallFiles = new Set([
-  'config.json',
-  'generation_config.json',
-  'adapter_config.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'tokenizer.model',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-  'processor_config.json',
-  'preprocessor_config.json',
-])
+const smallFiles = new Set(['config.json', 'generation_config.json', 'adapter_config.json', ...tokenizerFileNames])
 const adapterWeights = 'adapter_model.safetensors'
 
 /** A model or adapter in the cache. */

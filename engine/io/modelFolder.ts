@@ -6,7 +6,7 @@ import { readError } from './fileSystem.ts'
 import { decodeUtf8, isJsonObject, parseJson, type JsonOptions } from './jsonText.ts'
 
 /** Files that belong to a tokenizer or processor, in the order in which they are shown and copied. */
-const tokenizerFileNames = [
+export const tokenizerFileNames = [
   'tokenizer.json',
   'tokenizer_config.json',
   'special_tokens_map.json',

@@ -1,5 +1,6 @@
 import { cpuTarget, type Target } from '../graph/target.ts'
 import type { Golden, Quantity } from './golden.ts'
+import { relativeError } from './relativeError.ts'
 import { compareSixteenBits } from './sixteenBits.ts'
 
 export type Verdict = 'ok' | 'wrong' | 'missing' | 'skipped'
@@ -27,17 +28,6 @@ function ownTolerance(name: string, rounded: boolean): number {
   if (/^(full_grad|lora_grad|dpo_grad)/.test(name)) return 1e-4
   if (name.startsWith('curve_')) return 1e-4
   return 1e-5
-}
-
-/** ‖ours − reference‖ / ‖reference‖; 0 when they are equal. */
-export function relativeError(ours: Float32Array | Int32Array, reference: Float32Array): number {
-  let difference = 0
-  let size = 0
-  for (let i = 0; i < reference.length; ++i) {
-    difference += (ours[i]! - reference[i]!) ** 2
-    size += reference[i]! ** 2
-  }
-  return difference === 0 ? 0 : Math.sqrt(difference / size)
 }
 
 function largestStepError(ours: Float32Array | Int32Array, reference: Float32Array): number {

@@ -1,5 +1,6 @@
-import { relativeError, type Comparison } from './compare.ts'
+import type { Comparison } from './compare.ts'
 import type { Golden, Quantity } from './golden.ts'
+import { relativeError } from './relativeError.ts'
 
 /** Gradients (and what a few updates made of them) are judged over all matrices together, as the reference's own error is given. */
 const grouped = /^(lora_grad|lora_grad_row_norm|full_grad|full_grad_row_norm|dpo_grad|curve_final)\./

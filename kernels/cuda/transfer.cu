@@ -1,5 +1,6 @@
 #include "context.h"
 #include "element.cuh"
+#include "philox.cuh"
 #include "transfer.h"
 
 namespace unsloth::cuda {
@@ -41,23 +42,11 @@ void convertTo(T* target, const void* source, DType sourceType, uint64_t element
   });
 }
 
-/** Philox4x32-10; see kernels/cpu/random.h. */
-__device__ uint4 philox(uint4 counter, uint2 key) {
-  for (int round = 0; round < 10; ++round) {
-    const uint32_t high0 = __umulhi(0xD2511F53u, counter.x), low0 = 0xD2511F53u * counter.x;
-    const uint32_t high1 = __umulhi(0xCD9E8D57u, counter.z), low1 = 0xCD9E8D57u * counter.z;
-    counter = {high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0};
-    key.x += 0x9E3779B9u;
-    key.y += 0xBB67AE85u;
-  }
-  return counter;
-}
-
 template <class T>
 __global__ void uniformKernel(T* target, uint64_t elements, float a, float b, uint32_t seed, uint32_t number) {
   for (uint64_t block = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; block < (elements + 3) / 4; block += uint64_t{gridDim.x} * blockDim.x) {
-    const uint4 words = philox({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), number, 0}, {seed, 0x756e6974u});
-    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+    uint32_t word[4];
+    philox<1>(word, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), number, 0, seed, 0x756e6974u);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
       if (block * 4 + k < elements) target[block * 4 + k] = narrow<T>(__fadd_rn(a, __fmul_rn(b - a, static_cast<float>(word[k] >> 8) * 0x1p-24f)));
