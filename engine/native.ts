@@ -5,10 +5,13 @@ import { UnslothError, errorCodes } from '#shared/errors.ts'
 import { commandNames } from './graph/commands.ts'
 import { projectRoot } from './projectRoot.ts'
 
+/** Memory of the device, or of the system: locked, so that a GPU reads and writes it by its address. The same on a processor. */
+export type Place = 'device' | 'host'
+
 /** The typed mirror of kernels/addon.cc. Offsets and sizes are bytes; buffers and plans are handles of one device. */
 export interface NativeDevice {
-  /** Zero-filled memory. */
-  alloc(bytes: number): number
+  /** Zero-filled memory; of the device unless told. */
+  alloc(bytes: number, place?: Place): number
   free(buffer: number): void
   write(buffer: number, offset: number, data: NodeJS.TypedArray): void
   read(buffer: number, offset: number, bytes: number): ArrayBuffer

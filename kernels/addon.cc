@@ -129,8 +129,10 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
 
   Napi::Value alloc(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&]() -> Napi::Value {
+      const std::string place = info[1].IsUndefined() ? "device" : info[1].ToString().Utf8Value();
+      if (place != "device" && place != "host") fail("there is no place \"" + place + "\" for memory");
       const std::lock_guard lock(mutex_);
-      return Napi::Number::New(info.Env(), device().alloc(sizeArgument(info[0])));
+      return Napi::Number::New(info.Env(), device().alloc(sizeArgument(info[0]), place == "host" ? Place::host : Place::device));
     });
   }
 

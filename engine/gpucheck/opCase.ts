@@ -1,5 +1,6 @@
 import type { CommandName } from '../graph/commands.ts'
 import type { DType } from '../graph/dtype.ts'
+import type { Place } from '../native.ts'
 
 /** What an operand holds before the command runs. */
 export type Fill =
@@ -30,6 +31,8 @@ export interface OpCase {
   /** Tokens and sequences, for commands whose work depends on the counts of the run. */
   readonly tokens?: number
   readonly sequences?: number
+  /** Where the operands lie; on the device when absent. */
+  readonly place?: Place
   /** Operands that are compared although they are not outputs by the signature, and outputs that are only scratch. */
   readonly ignore?: readonly number[]
 }

@@ -87,7 +87,8 @@ function elementwise(): OpCase[] {
     c('dot', 'list', [zeros(1, 1, 'f64'), f32(1000, 1), f32(1000, 1)], [0]),
     c('sumSquares', 'flat', [zeros(1, 1, 'f64'), f32(1, 100_000)], [0, 0]),
     c('clipScale', 'clipped', [zeros(1, 4, 'f64'), numbers('f64', [9]), numbers('f64', [1])], [], [1]),
-    c('adamw', 'one step', [f32(1, 10_000), f32(1, 10_000, 0.1), positive(1, 10_000), f32(1, 10_000), numbers('f64', [0.7, 0.1, 0.001, 1e-3], 4)], [0], [0.9, 0.999, 1e-8, 0.01]),
+    ...(['device', 'host'] as const).map((place) =>
+      c('adamw', `one step in ${place} memory`, [f32(1, 10_000), f32(1, 10_000, 0.1), positive(1, 10_000), f32(1, 10_000), numbers('f64', [0.7, 0.1, 0.001, 1e-3], 4)], [0], [0.9, 0.999, 1e-8, 0.01], { place })),
   ]
 }
 
@@ -98,6 +99,7 @@ function rows(): OpCase[] {
   const keys = numbers('i32', range(2 * n, (i) => i), 2)
   return [
     c('embed', 'rows', [y(n, h), column(ids), x(vocabulary, h)], [], [2]),
+    c('embed', 'rows in host memory', [y(n, h), column(ids), x(vocabulary, h)], [], [2], { place: 'host' }),
     c('embedGrad', 'rows', [f32(vocabulary, h), column(ids), x(n, h)], [], [2]),
     c('gatherRows', 'with gaps', [y(64, h), x(n, h), column(some)]),
     c('scatterRows', 'anew', [y(n, h), x(64, h), column(some)], [0]),

@@ -73,7 +73,7 @@ export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbe
     offset = align(offset + rows * cols * bytesPerElement(dtype))
     return whole(storage)
   })
-  runtime.reserve(arena, offset)
+  runtime.reserve(arena, offset, op.place)
   tensors.forEach((tensor, index) => {
     if (tensor !== undefined) runtime.write(arena, tensor.storage.offset, encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
   })

@@ -3,7 +3,7 @@ import { encodePlan, type EncodedPlan } from '../graph/encodePlan.ts'
 import type { Arena, Capacity } from '../graph/graph.ts'
 import type { Plan } from '../graph/plan.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
-import { fromNative, native, type LoadPart, type NativeDevice, type QuantisedPart, type RunResult } from '../native.ts'
+import { fromNative, native, type LoadPart, type NativeDevice, type Place, type QuantisedPart, type RunResult } from '../native.ts'
 import { physicalCores } from './cores.ts'
 
 /** Rows of one run; see RowRule. */
@@ -27,7 +27,7 @@ const noRows: RunRows = { padded: none, live: none }
 export class Runtime {
   readonly choice: DeviceChoice
   private readonly device: NativeDevice
-  private readonly buffers = new Map<Arena, { handle: number; bytes: number; version: number }>()
+  private readonly buffers = new Map<Arena, { handle: number; bytes: number; place: Place; version: number }>()
   private stopRequested = false
 
   constructor(choice: DeviceChoice) {
@@ -39,14 +39,14 @@ export class Runtime {
     }
   }
 
-  /** Makes an arena at least this large. Contents are lost when it has to grow. */
-  reserve(arena: Arena, bytes: number): void {
+  /** Makes an arena at least this large. Contents are lost when it has to grow or to move. */
+  reserve(arena: Arena, bytes: number, place: Place = 'device'): void {
     const known = this.buffers.get(arena)
-    if (known !== undefined && known.bytes >= bytes) return
+    if (known !== undefined && known.bytes >= bytes && known.place === place) return
     if (known !== undefined) this.device.free(known.handle)
     this.buffers.delete(arena)
     try {
-      this.buffers.set(arena, { handle: this.device.alloc(bytes), bytes, version: (known?.version ?? 0) + 1 })
+      this.buffers.set(arena, { handle: this.device.alloc(bytes, place), bytes, place, version: (known?.version ?? 0) + 1 })
     } catch (error) {
       throw fromNative(error, `Reserving ${bytes} bytes for ${arena} failed`)
     }

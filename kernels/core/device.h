@@ -26,11 +26,18 @@ struct RunResult {
   std::vector<double> seconds;  // per command, when profiling
 };
 
+/** Where a buffer lies. Commands take both alike, by one address; on a processor both are the same. */
+enum class Place {
+  device,
+  host,  // memory of the system, locked, which a GPU reads and writes over its bus
+};
+
 /** Where buffers live and commands run. Every method but `requestStop` is called by one thread at a time. */
 class Device {
  public:
   virtual ~Device() = default;
-  virtual int32_t alloc(size_t bytes) = 0;  // zero-filled
+  /** Zero-filled. Fails with MEMORY. */
+  virtual int32_t alloc(size_t bytes, Place place) = 0;
   virtual void free(int32_t buffer) = 0;
   virtual size_t bytes(int32_t buffer) const = 0;
   virtual void write(int32_t buffer, size_t offset, const void* data, size_t count) = 0;

@@ -61,7 +61,7 @@ CpuDevice::~CpuDevice() {
   for (auto& [id, block] : blocks_) freePages(block.data, block.bytes);
 }
 
-int32_t CpuDevice::alloc(size_t bytes) {
+int32_t CpuDevice::alloc(size_t bytes, Place) {
   const size_t size = bytes == 0 ? 64 : bytes;
   auto* data = static_cast<std::byte*>(allocatePages(size));
   if (data == nullptr) throw Error("MEMORY", "The system has no " + std::to_string(size) + " bytes of memory left.");

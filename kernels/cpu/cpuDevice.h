@@ -13,7 +13,7 @@ class CpuDevice : public Device {
   ~CpuDevice() override;
 
   int threads() const { return pool_.size(); }
-  int32_t alloc(size_t bytes) override;
+  int32_t alloc(size_t bytes, Place place) override;
   void free(int32_t buffer) override;
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;

@@ -28,6 +28,12 @@ bool environment(const char* name, bool otherwise) {
   return value == nullptr || *value == '\0' ? otherwise : *value != '0';
 }
 
+std::string refusedLock(size_t bytes, cudaError_t why) {
+  return "The system did not lock " + std::to_string(bytes) + " bytes of its memory for the GPU (" + cudaGetErrorName(why) +
+         "). End other programs, or allow more: the memory of the container (`docker run --memory … --ulimit memlock=-1`), "
+         "the limit of the user (`ulimit -l unlimited`), or `memory` in .wslconfig on WSL.";
+}
+
 /** The command as it is named in errors: its operands with their types and sizes. */
 std::string describe(Op op, const std::vector<View>& operands) {
   std::string text = opName(op);
@@ -68,32 +74,40 @@ CudaDevice::~CudaDevice() {
   cudaStreamSynchronize(stream_);
   dropGraphs();
   staging_.reset();
-  for (auto& [id, held] : blocks_) cudaFree(held.data);
+  for (auto& [id, held] : blocks_) release(held);
   cudaFree(context_.workspace);
   cudaFree(live_);
   cudaFree(counter_);
   cudaStreamDestroy(stream_);
 }
 
-int32_t CudaDevice::alloc(size_t bytes) {
-  const size_t size = bytes == 0 ? 256 : bytes;
+int32_t CudaDevice::alloc(size_t bytes, Place place) {
+  Block made{nullptr, bytes == 0 ? 256 : bytes, place};
   check(cudaSetDevice(gpu_.index), "selecting it");
-  std::byte* data = nullptr;
-  const cudaError_t status = cudaMalloc(reinterpret_cast<void**>(&data), size);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    throw Error("MEMORY", gpu_.name + " has no " + std::to_string(size) + " bytes of memory left; " + std::to_string(freeBytes()) + " are free.");
-  }
+  void** data = reinterpret_cast<void**>(&made.data);
+  // Unified addressing, which every GPU served here has, gives mapped memory the same address on both sides.
+  const cudaError_t status = place == Place::host ? cudaHostAlloc(data, made.bytes, cudaHostAllocPortable | cudaHostAllocMapped) : cudaMalloc(data, made.bytes);
+  if (status != cudaSuccess) cudaGetLastError();
+  if (status != cudaSuccess && place == Place::host) throw Error("MEMORY", refusedLock(made.bytes, status));
+  if (status == cudaErrorMemoryAllocation)
+    throw Error("MEMORY", gpu_.name + " has no " + std::to_string(made.bytes) + " bytes of memory left; " + std::to_string(freeBytes()) + " are free.");
   check(status, "reserving memory");
-  check(cudaMemsetAsync(data, 0, size, stream_), "clearing memory");
-  blocks_[nextBuffer_] = {data, size};
+  const cudaError_t cleared = cudaMemsetAsync(made.data, 0, made.bytes, stream_);
+  if (cleared != cudaSuccess) release(made);
+  check(cleared, "clearing memory");
+  blocks_[nextBuffer_] = made;
   return nextBuffer_++;
+}
+
+void CudaDevice::release(const Block& gone) noexcept {
+  if (gone.place == Place::host) cudaFreeHost(gone.data);
+  else cudaFree(gone.data);
 }
 
 void CudaDevice::free(int32_t buffer) {
   const Block gone = block(buffer);
   check(cudaStreamSynchronize(stream_), "finishing its work");
-  check(cudaFree(gone.data), "releasing memory");
+  release(gone);
   blocks_.erase(buffer);
 }
 
@@ -114,7 +128,7 @@ void CudaDevice::write(int32_t buffer, size_t offset, const void* data, size_t c
 }
 
 void CudaDevice::read(int32_t buffer, size_t offset, void* data, size_t count) {
-  check(cudaMemcpyAsync(data, range(buffer, offset, count), count, cudaMemcpyDeviceToHost, stream_), "computing");
+  check(cudaMemcpyAsync(data, range(buffer, offset, count), count, cudaMemcpyDefault, stream_), "computing");
   check(cudaStreamSynchronize(stream_), "computing");
 }
 

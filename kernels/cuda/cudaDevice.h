@@ -20,7 +20,7 @@ class CudaDevice : public Device {
   explicit CudaDevice(int index);
   ~CudaDevice() override;
 
-  int32_t alloc(size_t bytes) override;
+  int32_t alloc(size_t bytes, Place place) override;
   void free(int32_t buffer) override;
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;
@@ -37,6 +37,7 @@ class CudaDevice : public Device {
   struct Block {
     std::byte* data;
     size_t bytes;
+    Place place;
   };
   struct GraphKey {
     uint64_t plan;
@@ -49,6 +50,7 @@ class CudaDevice : public Device {
     cudaGraphExec_t graph = nullptr;  // absent after the first run, which is not captured
   };
 
+  static void release(const Block& gone) noexcept;
   const Block& block(int32_t buffer) const;
   std::byte* range(int32_t buffer, size_t offset, size_t count) const;
   std::vector<View> views(const Plan& plan, const Dims& dims) const;

@@ -29,7 +29,7 @@ std::byte* Staging::acquire() {
 
 void Staging::send(void* target, size_t count) {
   Slot& slot = slots_[next_];
-  check(cudaMemcpyAsync(target, slot.data, count, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+  check(cudaMemcpyAsync(target, slot.data, count, cudaMemcpyDefault, stream_), "copying to the GPU");
   check(cudaEventRecord(slot.sent, stream_), "copying to the GPU");
   slot.used = true;
   next_ = (next_ + 1) % slots_.size();
@@ -66,7 +66,7 @@ LateReads::Read LateReads::begin(const void* source, size_t count) {
     check(cudaEventCreateWithFlags(&read.done, cudaEventDisableTiming), "creating an event");
   }
   read.count = count;
-  check(cudaMemcpyAsync(read.data, source, count, cudaMemcpyDeviceToHost, stream_), "computing");
+  check(cudaMemcpyAsync(read.data, source, count, cudaMemcpyDefault, stream_), "computing");
   check(cudaEventRecord(read.done, stream_), "computing");
   return read;
 }

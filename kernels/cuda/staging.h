@@ -8,7 +8,7 @@
 
 namespace unsloth::cuda {
 
-/** A ring of pinned host buffers for copies to the device that the caller need not wait for. */
+/** A ring of pinned host buffers for copies to a buffer of either place that the caller need not wait for. */
 class Staging {
  public:
   static constexpr size_t slotBytes = size_t{8} << 20;
@@ -20,7 +20,7 @@ class Staging {
 
   /** The next buffer, free to be filled. */
   std::byte* acquire();
-  /** Copies the first `count` bytes of the buffer acquired last to device memory, in stream order. */
+  /** Copies the first `count` bytes of the buffer acquired last to a buffer, in stream order. */
   void send(void* target, size_t count);
   /** Copies from host memory of any kind and size. The memory may be reused on return. */
   void write(void* target, const void* data, size_t count);
@@ -37,7 +37,7 @@ class Staging {
 };
 
 /**
- * Small copies from the device that are begun in stream order and waited for later, on any thread. Pinned memory is slow to reserve:
+ * Small copies from a buffer that are begun in stream order and waited for later, on any thread. Pinned memory is slow to reserve:
  * it is kept and used again.
  */
 class LateReads {

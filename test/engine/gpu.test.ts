@@ -37,6 +37,25 @@ describe('devices', () => {
     assert.equal(native().gpuStatus(0), undefined)
   })
 
+  it('take memory of the system too, zero-filled, which moves only when the place changes', () => {
+    const runtime = new Runtime({ kind: 'cpu', threads: 1 })
+    try {
+      runtime.reserve('params', 64, 'host')
+      assert.deepEqual([...runtime.readFloats('params', 0, 16)], new Array(16).fill(0))
+      runtime.write('params', 0, Float32Array.of(1, 2, 3))
+      runtime.reserve('params', 32, 'host')
+      assert.deepEqual([...runtime.readFloats('params', 0, 3)], [1, 2, 3])
+      runtime.reserve('params', 32)
+      assert.deepEqual([...runtime.readFloats('params', 0, 3)], [0, 0, 0])
+    } finally {
+      runtime.dispose()
+    }
+    const device = new (native().Device)('cpu', 1)
+    assert.throws(() => device.alloc(64, 'disk' as 'host'), /no place "disk"/)
+    assert.throws(() => device.alloc(2 ** 50, 'host'), (error) => (error as { code?: string }).code === 'MEMORY')
+    device.dispose()
+  })
+
   it('have number formats of their own; float16 is for GPUs', () => {
     assert.deepEqual(targetOf({ kind: 'cpu', threads: 1 }, 'auto'), cpuTarget())
     assert.equal(cudaTarget().activation, 'bf16')
