@@ -30,6 +30,8 @@ export interface Storage {
   readonly keep: Keep
   /** Layer that the value belongs to, -1 outside of layers. */
   readonly layer: number
+  /** Holds the rows of one tile at a time; see `Command.tile`. */
+  readonly tiled?: true
 }
 
 /** A range of columns of a storage: what a command reads or writes. A description, never memory. */
@@ -46,6 +48,13 @@ export interface Command {
   readonly floats: readonly number[]
   /** Operand pairs [output, input] that may share memory when the input is dead afterwards. */
   readonly inPlace?: readonly (readonly [number, number])[]
+  /** Only rows [first, first + rows) of the operands that follow the tokens; left out of a run that has fewer. See rowTiles.ts. */
+  readonly tile?: Tile
+}
+
+export interface Tile {
+  readonly first: number
+  readonly rows: number
 }
 
 /** What a rule of differentiation may do; implemented by `Backward`. */

@@ -1,6 +1,7 @@
 import { commandSignatures } from './commands.ts'
 import { bytesPerElement } from './dtype.ts'
 import type { Command, Storage, Tensor } from './graph.ts'
+import { expandTiles, type TileLoop, type TiledCommands } from './rowTiles.ts'
 
 /** Offsets are multiples of this many bytes: a cache line pair, and what vector loads and tensor cores like. */
 export const alignment = 256
@@ -11,6 +12,8 @@ export const storageBytes = (storage: Storage): number => storage.rows * storage
 /** Commands with every activation placed: complete before a byte is allocated. */
 export interface Plan {
   readonly commands: readonly Command[]
+  /** Where each command that was given begins among `commands`, and their count. */
+  readonly starts: readonly number[]
   /** Byte offset of each activation in the activation arena. */
   readonly offsets: ReadonlyMap<Storage, number>
   /** Size of the activation arena. */
@@ -26,8 +29,11 @@ interface Life {
   last: number
 }
 
-/** The commands that each activation lives for, joined where an output takes over its input's memory. */
-function lifetimes(commands: readonly Command[]): Life[] {
+/**
+ * The commands that each activation lives for, joined where an output takes over its input's memory. What a loop over tiles finds or
+ * leaves lives through all of it: each of its tiles starts from the first command again.
+ */
+function lifetimes({ commands, loops }: TiledCommands): Life[] {
   const lives = new Map<Storage, Life>()
   commands.forEach((command, at) => {
     for (const operand of command.tensors) {
@@ -37,6 +43,7 @@ function lifetimes(commands: readonly Command[]): Life[] {
       else life.last = at
     }
   })
+  for (const loop of loops) extend(lives, commands, loop)
   commands.forEach((command, at) => {
     for (const [output, input] of command.inPlace ?? []) {
       const from = command.tensors[input]
@@ -54,12 +61,23 @@ function lifetimes(commands: readonly Command[]): Life[] {
   return [...new Set(lives.values())]
 }
 
+function extend(lives: ReadonlyMap<Storage, Life>, commands: readonly Command[], { first, last }: TileLoop): void {
+  for (const { tensors } of commands.slice(first, last))
+    for (const tensor of tensors) {
+      if (tensor === undefined || tensor.storage.tiled === true) continue
+      const life = lives.get(tensor.storage)
+      if (life === undefined) continue
+      life.first = Math.min(life.first, first)
+      life.last = Math.max(life.last, last - 1)
+    }
+}
+
 /**
  * Places every activation by liveness over the flat command list: largest first, each at the lowest offset that is free during
  * its whole life. Deterministic.
  */
-export function planMemory(commands: readonly Command[]): Plan {
-  const lives = lifetimes(commands)
+export function planMemory(commands: readonly Command[], loops: readonly TileLoop[] = []): Plan {
+  const lives = lifetimes({ commands, loops })
   const order = lives.map((life, index) => ({ life, index })).sort((a, b) => b.life.bytes - a.life.bytes || a.life.first - b.life.first || a.index - b.index)
   const placed: { life: Life; offset: number }[] = []
   const offsets = new Map<Storage, number>()
@@ -78,7 +96,7 @@ export function planMemory(commands: readonly Command[]): Plan {
     for (const storage of life.storages) offsets.set(storage, offset)
     activationBytes = Math.max(activationBytes, offset + life.bytes)
   }
-  return { commands, offsets, activationBytes, lowerBound: peak(lives, commands.length) }
+  return { ...expandTiles({ commands, loops }), offsets, activationBytes, lowerBound: peak(lives, commands.length) }
 }
 
 function peak(lives: readonly Life[], commands: number): number {
@@ -111,7 +129,8 @@ export function printPlan(plan: Plan): string {
     const left = command.tensors.slice(0, outputs).map(show).join(' ')
     const right = command.tensors.slice(outputs).map(show).join(' ')
     const numbers = [...command.ints, ...command.floats.map((value) => Number(value.toPrecision(6)))].join(' ')
-    return `${command.name} ${left} <- ${right}${numbers === '' ? '' : ` (${numbers})`}`
+    const tile = command.tile === undefined ? '' : ` rows ${command.tile.first}+${command.tile.rows}`
+    return `${command.name} ${left} <- ${right}${numbers === '' ? '' : ` (${numbers})`}${tile}`
   })
   return [...lines, `activations ${plan.activationBytes} bytes, lower bound ${plan.lowerBound}`].join('\n')
 }

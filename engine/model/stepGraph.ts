@@ -6,6 +6,7 @@ import type { PrecisionCode, Target } from '../graph/target.ts'
 import { stepScalar } from '../graph/stepScalars.ts'
 import { paddedCapacity } from '../graph/padding.ts'
 import { align, planMemory, type Plan } from '../graph/plan.ts'
+import { tileRows } from '../graph/rowTiles.ts'
 import type { ArchSpec, RopeSpec } from './archSpec.ts'
 import { decoder, type DecoderInputs, type DecoderWeights } from './decoder.ts'
 
@@ -124,10 +125,16 @@ export interface TrainingOptions extends StepOptions {
 /** Whether the routers' balance loss belongs to a model's training loss. */
 export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefined && spec.moe.balance > 0
 
+/** `parts`: the forward commands, and those of the backward pass if there is one. */
 function finish(
-  capacity: Capacity, rowMultiple: number, io: IoBuilder, inputBytes: number, commands: readonly Command[], forwardCommands: number,
+  capacity: Capacity, target: Pick<Target, 'rowMultiple' | 'tileRows'>, io: IoBuilder, inputBytes: number,
+  parts: readonly (readonly Command[])[],
 ): StepPlan {
-  return { plan: planMemory(commands), capacity, rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands }
+  const { commands, loops } = tileRows(parts, capacity.tokens, target.tileRows)
+  const plan = planMemory(commands, loops)
+  return {
+    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!,
+  }
 }
 
 /**
@@ -153,7 +160,7 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
   const losses: [Tensor, Tensor][] = [[nll, rowWeights], ...balanceTerms]
   const sums = losses.map(([value, weight]): Command => ({ name: 'dot', tensors: [stepScalar('loss'), value, weight], ints: [1], floats: [] }))
-  return finish(capacity, rowMultiple, io, inputBytes, [...forward, ...backward, ...sums], forward.length)
+  return finish(capacity, target, io, inputBytes, [forward, [...backward, ...sums]])
 }
 
 /** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */
@@ -183,8 +190,7 @@ export function scoringPlan(options: StepOptions & { readonly balance?: boolean 
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
   headLoss(graph, decoder(graph, spec, weights, { ...wired, ...balance() }, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
-  const commands = graph.forwardCommands()
-  return finish(capacity, rowMultiple, io, inputBytes, commands, commands.length)
+  return finish(capacity, target, io, inputBytes, [graph.forwardCommands()])
 }
 
 /** Forward and the logits of the rows in `labelIndex`; with a cache also earlier tokens are seen: prefill and decoding. */
@@ -202,6 +208,5 @@ export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape 
   const inputBytes = io.bytes
   const logits = io.add('logits', 'labelled', capacity.labelled, spec.vocabulary, 'f32')
   headLogits(graph, decoder(graph, spec, weights, wired, precision), logits, headOptions(spec, weights, precision))
-  const commands = graph.forwardCommands()
-  return finish(capacity, rowMultiple, io, inputBytes, commands, commands.length)
+  return finish(capacity, { ...target, rowMultiple }, io, inputBytes, [graph.forwardCommands()])
 }

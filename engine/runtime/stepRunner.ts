@@ -1,6 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
-import type { Storage } from '../graph/graph.ts'
+import type { Storage, Tile } from '../graph/graph.ts'
 import { stepScalarBytes } from '../graph/stepScalars.ts'
 import { bfloat16ToNumber, halfToNumber } from '../io/tensorConvert.ts'
 import type { ArchSpec, AttentionKind } from '../model/archSpec.ts'
@@ -62,11 +62,19 @@ export class StepRunner {
     await this.compiled.run(this.feed(tokens, random), first, last)
   }
 
-  /** Live rows of an activation as the last run left them, widened; meaningful only until another one takes its place. */
-  readActivation(storage: Storage, tokens: PackedTokens): Float32Array<ArrayBuffer> {
-    const live = { fixed: storage.rows, tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }[storage.rule]
-    const offset = storage.arena === 'activations' ? this.step.plan.offsets.get(storage)! : storage.offset
-    const bytes = this.runtime.read(storage.arena, offset, live * (storage.repeat ?? 1) * storage.cols * bytesPerElement(storage.dtype))
+  /**
+   * Live rows of an activation as the last run left them, of one tile where given, widened; meaningful only until another one takes its
+   * place.
+   */
+  readActivation(storage: Storage, tokens: PackedTokens, tile?: Tile): Float32Array<ArrayBuffer> {
+    const { rule, cols, dtype, repeat = 1 } = storage
+    const live = { fixed: storage.rows, tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }[rule]
+    const part = rule === 'fixed' ? undefined : tile
+    const rows = part === undefined ? live * repeat : Math.max(0, Math.min(part.rows, live - part.first))
+    const first = part === undefined || storage.tiled === true ? 0 : part.first
+    const width = cols * bytesPerElement(dtype)
+    const start = storage.arena === 'activations' ? this.step.plan.offsets.get(storage)! : storage.offset
+    const bytes = this.runtime.read(storage.arena, start + first * width, rows * width)
     if (storage.dtype === 'f32') return new Float32Array(bytes)
     const toNumber = storage.dtype === 'bf16' ? bfloat16ToNumber : halfToNumber
     return Float32Array.from(new Uint16Array(bytes), toNumber)

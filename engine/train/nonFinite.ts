@@ -12,7 +12,7 @@ export async function firstNonFinite(runner: StepRunner, tokens: PackedTokens, r
     await runner.runCommands(tokens, random, at, at + 1)
     for (const output of command.tensors.slice(0, commandSignatures[command.name].outputs)) {
       if (output === undefined || !['f32', 'bf16', 'f16'].includes(output.storage.dtype)) continue
-      if (runner.readActivation(output.storage, tokens).some((value) => !Number.isFinite(value))) return output.storage.name
+      if (runner.readActivation(output.storage, tokens, command.tile).some((value) => !Number.isFinite(value))) return output.storage.name
     }
   }
   return undefined

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 
@@ -9,7 +10,7 @@
 namespace unsloth {
 namespace {
 
-constexpr int64_t numbersPerTensor = 7, rowRules = 4, mostRepeats = 1024;
+constexpr int64_t numbersPerTensor = 8, rowRules = 4, mostRepeats = 1024;
 
 int64_t wholeNumber(double value, const char* what) {
   if (!(value >= 0) || value > 9007199254740991.0 || std::floor(value) != value) fail(std::string("plan: ") + what + " is not a whole number");
@@ -32,6 +33,8 @@ PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& buffer
   if (rule >= rowRules * mostRepeats) fail("plan: unknown row rule " + std::to_string(rule));
   t.rule = static_cast<RowRule>(rule % rowRules);
   t.repeat = rule / rowRules + 1;
+  t.firstRow = wholeNumber(numbers[7], "first row") - 1;
+  if (t.firstRow >= 0 && t.rule == RowRule::fixed) fail("plan: a window on a matrix of fixed rows");
   if (t.ld < t.cols) fail("plan: row stride " + std::to_string(t.ld) + " is below " + std::to_string(t.cols) + " columns");
   if (isQuantised(t.dtype)) {
     if (t.ld != t.cols || t.rule != RowRule::fixed || t.offset % Quant4Layout::part != 0) fail("plan: a quantised matrix is not whole");
@@ -59,6 +62,8 @@ const char* opName(Op op) {
   return op < Op::count ? names[static_cast<int32_t>(op)] : "?";
 }
 
+namespace {
+
 int64_t liveRows(const PlanTensor& tensor, const Dims& dims) {
   switch (tensor.rule) {
     case RowRule::tokens: return dims.tokens * tensor.repeat;
@@ -67,6 +72,20 @@ int64_t liveRows(const PlanTensor& tensor, const Dims& dims) {
     case RowRule::fixed: break;
   }
   return tensor.rows;
+}
+
+}  // namespace
+
+std::vector<View> viewsOf(const Plan& plan, const Dims& dims, const std::vector<std::byte*>& bases) {
+  std::vector<View> views(plan.tensors.size());
+  for (size_t i = 0; i < views.size(); ++i) {
+    const PlanTensor& t = plan.tensors[i];
+    int64_t rows = liveRows(t, dims);
+    if (t.firstRow >= 0) rows = std::clamp(rows - t.firstRow, int64_t{0}, t.rows);
+    if (rows > t.rows) fail("this run has " + std::to_string(rows) + " rows, the plan was built for " + std::to_string(t.rows));
+    views[i] = {bases[static_cast<size_t>(t.buffer)] + t.offset, t.dtype, rows, t.cols, t.ld};
+  }
+  return views;
 }
 
 Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
@@ -88,11 +107,12 @@ Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* comm
     if (at + static_cast<size_t>(operandCount) + static_cast<size_t>(intCount) > commandNumbers) fail("plan: the command list is cut short");
     if (floatsUsed + static_cast<size_t>(floatCount) > floatNumbers) fail("plan: the float list is cut short");
     plan.commands.push_back({static_cast<Op>(op), static_cast<int32_t>(plan.operands.size()), operandCount,
-                             static_cast<int32_t>(plan.ints.size()), intCount, static_cast<int32_t>(plan.floats.size()), floatCount});
+                             static_cast<int32_t>(plan.ints.size()), intCount, static_cast<int32_t>(plan.floats.size()), floatCount, -1});
     for (int32_t i = 0; i < operandCount; ++i) {
       const int32_t tensor = commands[at++];
       if (tensor < -1 || tensor >= static_cast<int32_t>(plan.tensors.size())) fail("plan: a command names tensor " + std::to_string(tensor));
       plan.operands.push_back(tensor);
+      if (tensor >= 0 && plan.tensors[static_cast<size_t>(tensor)].firstRow >= 0) plan.commands.back().window = tensor;
     }
     for (int32_t i = 0; i < intCount; ++i) plan.ints.push_back(commands[at++]);
     for (int32_t i = 0; i < floatCount; ++i) plan.floats.push_back(floats[floatsUsed++]);

@@ -17,6 +17,7 @@ struct PlanTensor {
   int64_t rows, cols, ld;
   RowRule rule;
   int64_t repeat;  // rows for each live one
+  int64_t firstRow;  // a window on `rows` rows of a matrix from this one on, where the tensor starts; -1: the matrix itself
 };
 
 struct PlanCommand {
@@ -24,6 +25,7 @@ struct PlanCommand {
   int32_t firstTensor, tensorCount;
   int32_t firstInt, intCount;
   int32_t firstFloat, floatCount;
+  int32_t window;  // a tensor that is a window: without live rows there, the command is left out; -1: none is
 };
 
 /** A decoded plan: a flat list of commands over tensors that live in buffers of one device. */
@@ -40,14 +42,19 @@ struct Plan {
 const char* opName(Op op);
 
 /**
- * Decodes what engine/graph/encodePlan.ts wrote: seven doubles per tensor (dtype, buffer, offset, rows, cols, ld,
- * rule + 4·(repeat − 1)), and per command op, operand count, int count, float count, operands, ints. Checks every number, so that
+ * Decodes what engine/graph/encodePlan.ts wrote: eight doubles per tensor (dtype, buffer, offset, rows, cols, ld,
+ * rule + 4·(repeat − 1), 1 + first row of a window or 0), and per command op, operand count, int count, float count, operands, ints. Checks every number, so that
  * a wrong plan is an error and never a stray write. `bufferBytes[i]` is the size of buffers[i].
  */
 Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
                 size_t floatNumbers, std::vector<int32_t> buffers, const std::vector<size_t>& bufferBytes);
 
-/** Live rows of a tensor in a run. */
-int64_t liveRows(const PlanTensor& tensor, const Dims& dims);
+/** The plan's tensors in a run of so many rows; `bases[i]` is where buffers[i] lies. An error when the plan was built for fewer. */
+std::vector<View> viewsOf(const Plan& plan, const Dims& dims, const std::vector<std::byte*>& bases);
+
+/** Whether a command works on a window that has no live rows in this run. */
+inline bool isEmpty(const PlanCommand& command, const std::vector<View>& views) {
+  return command.window >= 0 && views[static_cast<size_t>(command.window)].rows == 0;
+}
 
 }  // namespace unsloth

@@ -137,13 +137,7 @@ RunResult CpuDevice::run(const Plan& plan, const Dims& dims, const Dims&, int64_
   using Clock = std::chrono::steady_clock;
   std::vector<std::byte*> bases;
   for (const int32_t buffer : plan.buffers) bases.push_back(block(buffer).data);
-  std::vector<View> views(plan.tensors.size());
-  for (size_t i = 0; i < views.size(); ++i) {
-    const PlanTensor& t = plan.tensors[i];
-    const int64_t rows = liveRows(t, dims);
-    if (rows > t.rows) fail("this run has " + std::to_string(rows) + " rows, the plan was built for " + std::to_string(t.rows));
-    views[i] = {bases[static_cast<size_t>(t.buffer)] + t.offset, t.dtype, rows, t.cols, t.ld};
-  }
+  const std::vector<View> views = viewsOf(plan, dims, bases);
 
   RunResult result;
   std::vector<View> operands;
@@ -162,7 +156,7 @@ RunResult CpuDevice::run(const Plan& plan, const Dims& dims, const Dims&, int64_
     const Call call{operands.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
                     plan.floats.data() + command.firstFloat, command.floatCount, dims};
     const auto before = Clock::now();
-    opTable[static_cast<int32_t>(command.op)](call, pool_);
+    if (!isEmpty(command, views)) opTable[static_cast<int32_t>(command.op)](call, pool_);
     if (profile) result.seconds.push_back(std::chrono::duration<double>(Clock::now() - before).count());
     ++result.executed;
   }

@@ -185,14 +185,7 @@ void CudaDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, D
 std::vector<View> CudaDevice::views(const Plan& plan, const Dims& dims) const {
   std::vector<std::byte*> bases;
   for (const int32_t buffer : plan.buffers) bases.push_back(block(buffer).data);
-  std::vector<View> result(plan.tensors.size());
-  for (size_t i = 0; i < result.size(); ++i) {
-    const PlanTensor& t = plan.tensors[i];
-    const int64_t rows = liveRows(t, dims);
-    if (rows > t.rows) fail("this run has " + std::to_string(rows) + " rows, the plan was built for " + std::to_string(t.rows));
-    result[i] = {bases[static_cast<size_t>(t.buffer)] + t.offset, t.dtype, rows, t.cols, t.ld};
-  }
-  return result;
+  return viewsOf(plan, dims, bases);
 }
 
 int64_t CudaDevice::enqueue(const Plan& plan, const Dims& dims, const std::vector<View>& views, int64_t first, int64_t last,
@@ -210,7 +203,7 @@ int64_t CudaDevice::enqueue(const Plan& plan, const Dims& dims, const std::vecto
     const Call call{operands.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
                     plan.floats.data() + command.firstFloat, command.floatCount, dims};
     try {
-      opTable[static_cast<int32_t>(command.op)](call, context_);
+      if (!isEmpty(command, views)) opTable[static_cast<int32_t>(command.op)](call, context_);
       if (eager_) check(cudaStreamSynchronize(stream_), "computing");
     } catch (const Error& e) {
       throw Error(e.code(), std::string(e.what()) + " Command " + std::to_string(at) + ": " + describe(command.op, operands) + ".");

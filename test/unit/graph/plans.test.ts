@@ -6,7 +6,7 @@ import { cpuTarget } from '../../../engine/graph/target.ts'
 import type { Recompute } from '../../../engine/graph/backward.ts'
 import { commandSignatures } from '../../../engine/graph/commands.ts'
 import type { Command } from '../../../engine/graph/graph.ts'
-import { encodePlan } from '../../../engine/graph/encodePlan.ts'
+import { encodePlan, numbersPerTensor } from '../../../engine/graph/encodePlan.ts'
 import { printPlan } from '../../../engine/graph/plan.ts'
 import { logitsPlan, trainingPlan, type StepPlan } from '../../../engine/model/stepGraph.ts'
 import { tinyConfig, tinyMixture, tinyModel } from './tinyModel.ts'
@@ -84,11 +84,11 @@ describe('every plan', () => {
     const { plan: memory } = plan(tinyConfig, attentionAndMlp, 'none')
     const encoded = encodePlan(memory)
     const activations = encoded.arenas.indexOf('activations')
-    for (let at = 0; at < encoded.tensors.length; at += 7) {
+    for (let at = 0; at < encoded.tensors.length; at += numbersPerTensor) {
       const [, buffer, offset, rows, cols, stride] = encoded.tensors.subarray(at, at + 6)
       if (buffer === activations) assert.ok(offset! + ((rows! - 1) * stride! + cols!) * 4 <= memory.activationBytes)
     }
-    const rows = encoded.tensors.length / 7
-    assert.equal(new Set(Array.from({ length: rows }, (_, i) => encoded.tensors.subarray(i * 7, i * 7 + 7).join())).size, rows)
+    const rows = encoded.tensors.length / numbersPerTensor
+    assert.equal(new Set(Array.from({ length: rows }, (_, i) => encoded.tensors.subarray(i * numbersPerTensor, (i + 1) * numbersPerTensor).join())).size, rows)
   })
 })
