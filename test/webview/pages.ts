@@ -68,6 +68,24 @@ export async function startPages(): Promise<Pages> {
   }
 }
 
+/** Milliseconds that a page has for what is asked of it, on a machine with other work to do. */
+export const patience = 60_000
+
+/**
+ * A page follows what is done to it when it can, so nothing about it is read once: repeats the check until it holds, or throws the
+ * last of its errors.
+ */
+export async function soon(check: () => void | Promise<void>): Promise<void> {
+  for (const end = Date.now() + patience; ;) {
+    try {
+      return await check()
+    } catch (error) {
+      if (Date.now() > end) throw error
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+
 /** Collects errors of the console and breaches of the content security policy. */
 export function collectProblems(page: Page, problems: string[]): void {
   page.on('console', (message) => {

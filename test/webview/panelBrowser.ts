@@ -5,14 +5,18 @@ import type { FromWebview, PanelAction, ToWebview } from '#shared/panelProtocol.
 import { panelStrings } from '#shared/panelStrings.ts'
 import { PanelSession } from '../../src/training/panelSession.ts'
 import type { TrackedRun } from '../../src/training/runTracker.ts'
-import { collectProblems, editorSide, startPages, type ThemeName } from './pages.ts'
+import { collectProblems, editorSide, patience, startPages, type ThemeName } from './pages.ts'
 
 /** Names that the page's side of the harness has. */
 interface PageSide {
   deliver(message: ToWebview): void
   /** Milliseconds from a message to the second frame after it, in which its picture is on the screen. */
   timed(message: ToWebview): Promise<number>
+  gauge(): Promise<number>
 }
+
+/** What `gauge` takes on a machine with nothing else to do, in milliseconds: half of it is work, the rest waits for frames. */
+const gaugeAtRest = 70
 
 export interface OpenOptions {
   /** The first one is shown; the others are there to be added. */
@@ -71,6 +75,7 @@ export class PanelPage {
   static async open(browser: Browser, address: string, options: OpenOptions): Promise<PanelPage> {
     const { runs, theme = 'dark', width = 1_100, height = 1_400 } = options
     const context = await browser.newContext({ viewport: { width, height } })
+    context.setDefaultTimeout(patience)
     const page = await context.newPage()
     const panel = new PanelPage(page, new Map(runs.map((run) => [run.dir, run])))
     collectProblems(page, panel.problems)
@@ -86,7 +91,7 @@ export class PanelPage {
   }
 
   /** Waits for something, and says what when it does not come. */
-  async until(what: string, condition: () => boolean | Promise<boolean>, limit = 5_000): Promise<void> {
+  async until(what: string, condition: () => boolean | Promise<boolean>, limit = patience): Promise<void> {
     const end = Date.now() + limit
     while (!(await condition())) {
       if (Date.now() > end) throw new Error(`${what} did not come within ${limit} ms. ${this.problems.join('\n')}`)
@@ -103,9 +108,14 @@ export class PanelPage {
     return this.page.evaluate('document.querySelector("[role=status]").textContent')
   }
 
-  /** Two frames later, what was asked for is on the screen. */
-  async settle(): Promise<void> {
-    await this.page.evaluate('new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))')
+  /** How many times longer than at rest a page takes now for work that has nothing to do with the panel; at least 1. */
+  async slowness(): Promise<number> {
+    const times = await this.page.evaluate<number[]>(`(async () => {
+      const times = []
+      for (let i = 0; i < 3; i++) times.push(await panelHarness.gauge())
+      return times
+    })()`)
+    return Math.max(1, times.sort((a, b) => a - b)[1]! / gaugeAtRest)
   }
 
   async screenshot(name: string): Promise<void> {
@@ -151,6 +161,18 @@ const pageSide = `
       do await frame()
       while (message.type === 'hydrate' && message.data.some(({ steps }) =>
         steps?.x.length > 0) && document.querySelector('.chart.wide canvas') === null)
+      await frame()
+      return performance.now() - start
+    },
+    gauge: async () => {
+      const start = performance.now()
+      const context = Object.assign(document.createElement('canvas'), { width: 1000, height: 280 }).getContext('2d')
+      for (let line = 0; line < 9; line++) {
+        context.beginPath()
+        for (let x = 0; x < 20000; x++) context.lineTo(x / 20, 140 + 100 * Math.sin(x * x + line))
+        context.stroke()
+      }
+      await frame()
       await frame()
       return performance.now() - start
     },

@@ -6,7 +6,7 @@ import type { Page } from 'playwright-core'
 import { previewStrings, type FromPreview } from '#shared/previewPage.ts'
 import { PreviewCache } from '../../engine/rpc/previewData.ts'
 import { PreviewSession } from '../../src/preview/previewSession.ts'
-import { collectProblems, editorSide, startPages, type Pages, type ThemeName } from './pages.ts'
+import { collectProblems, editorSide, patience, soon, startPages, type Pages, type ThemeName } from './pages.ts'
 
 const model = new URL('../../engine/starter/model', import.meta.url).pathname
 const samples = 25
@@ -39,7 +39,9 @@ describe('preview of data in the browser', () => {
   })
 
   const open = async (theme: ThemeName = 'dark', width = 900): Promise<void> => {
-    page = await (await pages.browser.newContext({ viewport: { width, height: 900 } })).newPage()
+    const context = await pages.browser.newContext({ viewport: { width, height: 900 } })
+    context.setDefaultTimeout(patience)
+    page = await context.newPage()
     collectProblems(page, problems)
     session = new PreviewSession({
       title: 'train.jsonl', source: { file: data }, strings: previewStrings, log: (message) => problems.push(message),
@@ -72,8 +74,11 @@ describe('preview of data in the browser', () => {
   for (const [theme, width] of [['dark', 900], ['light', 900], ['highContrast', 900], ['dark', 300]] as const) {
     it(`shows what is trained: ${theme}, ${width} pixels`, async () => {
       await open(theme, width)
-      assert.equal(await page.locator('h1').innerText(), 'train.jsonl')
-      assert.equal(await page.locator('.sample').count(), 10)
+      await soon(async () => {
+        assert.equal(await page.locator('h1').innerText(), 'train.jsonl')
+        assert.equal(await page.locator('.sample').count(), 10)
+        assert.match(await page.locator('.facts').innerText(), new RegExp(`Samples\\s+${samples}`))
+      })
       const first = page.locator('.sample').first()
       const joined = (selector: string): Promise<string> =>
         first.locator(selector).allTextContents().then((texts) => texts.join(''))
@@ -84,7 +89,6 @@ describe('preview of data in the browser', () => {
         getComputedStyle(document.querySelector('.sample .token:not(.special).' + kind)).backgroundColor)`)
       assert.equal(colours[1], 'rgba(0, 0, 0, 0)')
       assert.match(colours[0]!, /0\.28/)
-      assert.match(await page.locator('.facts').innerText(), new RegExp(`Samples\\s+${samples}`))
       assert.equal(await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth'), 0,
         'nothing is wider than the window')
       const nameless = await page.evaluate(`[...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button, [role=img]')]
@@ -98,16 +102,29 @@ describe('preview of data in the browser', () => {
   it('tells the id of a token that is pointed at, or read by keys', async () => {
     await open()
     const token = page.locator('.sample').first().locator('.token.special').first()
+    const tip = page.locator('.tip')
+    const tokens = await page.locator('.sample').first().locator('.token').count()
     await token.hover()
-    assert.equal(await page.locator('.tip').innerText(),
-      `token 1, number 1 of ${await page.locator('.sample').first().locator('.token').count()} · only read · special`)
+    await tip.filter({ hasText: `token 1, number 1 of ${tokens} · only read · special` }).waitFor()
     await page.mouse.move(2, 2)
-    await page.locator('.tip').waitFor({ state: 'hidden' })
+    await tip.waitFor({ state: 'hidden' })
     await page.locator('.tokens').first().focus()
     await page.keyboard.press('ArrowRight')
     await page.keyboard.press('ArrowRight')
-    assert.match(await page.locator('[role=status]').innerText(), /token \d+, number 2 of \d+ · only read$/)
-    assert.ok(await page.locator('.tip').isVisible())
+    const second = new RegExp(`token \\d+, number 2 of ${tokens} · only read$`)
+    await page.locator('[role=status]').filter({ hasText: second }).waitFor({ state: 'attached' })
+    await tip.filter({ hasText: second }).waitFor()
+    // Reading on moves the page, and the words go with their token.
+    const last = page.locator('.tokens').nth(9)
+    await last.focus()
+    await page.keyboard.press('ArrowRight')
+    await soon(async () => {
+      const [words, place] = [await tip.boundingBox(), await last.locator('.token.current').boundingBox()]
+      assert.ok(words !== null && place !== null && place.y > 0 && place.y < 900)
+      assert.ok(Math.abs(words.y - (place.y + place.height)) < 8 || Math.abs(words.y + words.height - place.y) < 8,
+        `words at ${words.y}, token at ${place.y}`)
+    })
+    assert.notEqual(await page.evaluate('scrollY'), 0)
   })
 
   it('turns pages, searches, filters and orders', async () => {
@@ -120,7 +137,7 @@ describe('preview of data in the browser', () => {
     await page.locator('vscode-button[aria-label="Next samples"][disabled]').waitFor()
     await page.locator('input[type=search]').fill('fox number 13')
     await range('Samples 1–1 of 1')
-    assert.match(await page.locator('.sample').innerText(), /Sample 13/)
+    await page.locator('.sample h2').filter({ hasText: /^Sample 13$/ }).waitFor()
     await page.locator('input[type=search]').fill('wolf')
     await range('No sample matches.')
     await page.locator('input[type=search]').fill('')
@@ -128,7 +145,7 @@ describe('preview of data in the browser', () => {
     await page.locator('vscode-dropdown[aria-label="Show"]').click()
     await page.locator('vscode-option[value="problems"]').click()
     await range('Samples 1–1 of 1')
-    assert.match(await page.locator('.sample .notice').innerText(), /fills max_seq_length \(256 tokens\)/)
+    await page.locator('.sample .notice').filter({ hasText: 'fills max_seq_length (256 tokens)' }).waitFor()
     // A window that is loaded again looks at the same.
     await page.reload()
     await range('Samples 1–1 of 1')
@@ -142,8 +159,8 @@ describe('preview of data in the browser', () => {
   it('opens the row of a sample, and nothing that it was not told of', async () => {
     await open()
     await page.locator('.sample .link').nth(1).click()
-    await page.waitForTimeout(50)
-    assert.deepEqual(opened.splice(0), [`${data}:2`])
+    await soon(() => assert.deepEqual(opened, [`${data}:2`]))
+    opened.length = 0
     await session.handle({ type: 'open', file: '/etc/passwd', line: 1 })
     assert.deepEqual(opened, [])
   })
@@ -154,11 +171,11 @@ describe('preview of data in the browser', () => {
     recipe = recipe.replace('max_seq_length: 256', 'max_seq_length: 0')
     session.changed()
     await page.locator('.notice.error').filter({ hasText: 'max_seq_length' }).waitFor()
-    assert.equal(await page.locator('.sample').count(), 0)
+    await soon(async () => assert.equal(await page.locator('.sample').count(), 0))
     recipe = good
     session.changed()
     await range(`of ${samples}`)
-    assert.equal(await page.locator('.notice.error').count(), 0)
+    await page.locator('.notice.error').waitFor({ state: 'detached' })
   })
 
   it('moves a window over files of many rows', async () => {

@@ -141,15 +141,15 @@ export class PreviewPage {
   }
 
   #listen({ samples, tip }: Parts): void {
+    let pointed: HTMLElement | null = null
     const point = (target: EventTarget | null): void => {
-      const token = target instanceof Element ? target.closest<HTMLElement>('[data-token]') : null
-      const at = token === null ? -1 : [...samples.children].findIndex((view) => view.contains(token))
+      pointed = target instanceof Element ? target.closest<HTMLElement>('[data-token]') : null
+      const at = pointed === null ? -1 : [...samples.children].findIndex((view) => view.contains(pointed))
       const sample = this.#shown[at]
-      tip.hidden = token === null || sample === undefined
-      if (token === null || sample === undefined) return
-      setText(tip, tokenText(sample, Number(token.dataset.token), this.#strings))
-      const [first] = token.getClientRects()
-      if (first === undefined) return
+      const [first] = pointed?.getClientRects() ?? []
+      tip.hidden = pointed === null || sample === undefined || first === undefined || first.bottom < 0 || first.top > innerHeight
+      if (tip.hidden || first === undefined) return
+      setText(tip, tokenText(sample!, Number(pointed!.dataset.token), this.#strings))
       tip.style.left = `${Math.max(4, Math.min(first.left, document.documentElement.clientWidth - tip.offsetWidth - 4))}px`
       tip.style.top = `${first.bottom + 4 + tip.offsetHeight > innerHeight ? first.top - tip.offsetHeight - 4 : first.bottom + 4}px`
     }
@@ -157,7 +157,7 @@ export class PreviewPage {
     samples.addEventListener('token', ({ target }) => point(target))
     samples.addEventListener('pointerleave', () => point(null))
     samples.addEventListener('focusout', () => point(null))
-    document.addEventListener('scroll', () => point(null), { passive: true })
+    document.addEventListener('scroll', () => point(pointed), { passive: true })
     document.addEventListener('keydown', (event) => {
       const typing = event.target instanceof Element && event.target.closest('input, vscode-dropdown') !== null
       if (typing || event.ctrlKey || event.metaKey || event.altKey) return
