@@ -175,6 +175,15 @@ export const commandSignatures = {
    * u = g/√(row·column/mean(row)); u /= max(1, rms(u)/clip); p = (1 − lr·wd)·p − lr·u. scalars (f64) = gradient scale, β, 0, lr of each group.
    */
   adafactor: signature('p row column?', 'grad scalars', 'group', 'floor clip weightDecay'),
+  /**
+   * host = x, a copy to memory of the system that begins when all before it is done and runs beside what comes after. x may be changed,
+   * and host read, after `awaitCopy(x)`. Both are whole matrices of one type.
+   */
+  offload: signature('host', 'x'),
+  /** y = host, in the same way; neither may be touched before `awaitCopy(y)`. */
+  prefetch: signature('y', 'host'),
+  /** What comes after it sees the copy of x, or into x, done. */
+  awaitCopy: signature('', 'x'),
 } as const satisfies Record<string, CommandSignature>
 
 export type CommandName = keyof typeof commandSignatures

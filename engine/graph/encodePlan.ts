@@ -1,6 +1,6 @@
 import { commandNames } from './commands.ts'
 import { dtypeCode, bytesPerElement } from './dtype.ts'
-import { arenas, rowRules, type Arena, type Tensor, type Tile } from './graph.ts'
+import { arenas, isPlanned, rowRules, type Arena, type Tensor, type Tile } from './graph.ts'
 import type { Plan } from './plan.ts'
 
 /** What the addon's `createPlan` takes; buffer numbers are positions in `arenas`, to be replaced by handles of a device. */
@@ -24,7 +24,7 @@ export function encodePlan(plan: Plan): EncodedPlan {
     const { storage, column, cols } = tensor
     const part = storage.rule === 'fixed' ? undefined : tile
     const skipped = part === undefined || storage.tiled === true ? 0 : part.first
-    const base = storage.arena === 'activations' ? plan.offsets.get(storage)! : storage.offset
+    const base = isPlanned(storage) ? plan.offsets.get(storage)! : storage.offset
     const numbers = [
       dtypeCode(storage.dtype), used.indexOf(storage.arena), base + (skipped * storage.cols + column) * bytesPerElement(storage.dtype),
       part === undefined ? storage.rows : Math.min(part.rows, storage.rows - skipped), cols, storage.cols,

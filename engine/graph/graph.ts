@@ -5,9 +5,14 @@ import type { DType } from './dtype.ts'
 export type RowRule = 'fixed' | 'tokens' | 'labelled' | 'sequences'
 export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'sequences']
 
-/** Memory areas. Everything but `activations` is laid out by its owner; `activations` is laid out by the planner. */
-export const arenas = ['weights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations'] as const
+/**
+ * Memory areas, each laid out by its owner: `activations`, and `offloaded` in memory of the system, by the planner.
+ */
+export const arenas = ['weights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded'] as const
 export type Arena = (typeof arenas)[number]
+
+/** Whether the planner decides where a storage lies. */
+export const isPlanned = ({ arena }: Storage): boolean => arena === 'activations' || arena === 'offloaded'
 
 /**
  * When the forward value of an activation is kept for the backward pass:
@@ -16,7 +21,7 @@ export type Arena = (typeof arenas)[number]
  */
 export type Keep = 'residual' | 'attention' | 'mlp' | 'derived'
 
-/** A block of memory: `rows` (at most) × `cols` elements. Offsets in bytes; -1 until the planner places an activation. */
+/** A block of memory: `rows` (at most) × `cols` elements. Offsets in bytes; -1 until the planner places it. */
 export interface Storage {
   readonly name: string
   readonly arena: Arena

@@ -1,6 +1,6 @@
 import { commandSignatures } from './commands.ts'
 import { bytesPerElement } from './dtype.ts'
-import type { Command, Storage, Tensor } from './graph.ts'
+import { isPlanned, type Arena, type Command, type Storage, type Tensor } from './graph.ts'
 import { expandTiles, type TileLoop, type TiledCommands } from './rowTiles.ts'
 
 /** Offsets are multiples of this many bytes: a cache line pair, and what vector loads and tensor cores like. */
@@ -14,10 +14,12 @@ export interface Plan {
   readonly commands: readonly Command[]
   /** Where each command that was given begins among `commands`, and their count. */
   readonly starts: readonly number[]
-  /** Byte offset of each activation in the activation arena. */
+  /** Byte offset of each activation in its arena. */
   readonly offsets: ReadonlyMap<Storage, number>
   /** Size of the activation arena. */
   readonly activationBytes: number
+  /** Size of the arena of what waits in memory of the system. */
+  readonly offloadedBytes: number
   /** The largest sum of activations alive at one command: what no placement can beat. */
   readonly lowerBound: number
 }
@@ -37,7 +39,7 @@ function lifetimes({ commands, loops }: TiledCommands): Life[] {
   const lives = new Map<Storage, Life>()
   commands.forEach((command, at) => {
     for (const operand of command.tensors) {
-      if (operand?.storage.arena !== 'activations') continue
+      if (operand === undefined || !isPlanned(operand.storage)) continue
       const life = lives.get(operand.storage)
       if (life === undefined) lives.set(operand.storage, { storages: [operand.storage], bytes: align(storageBytes(operand.storage)), first: at, last: at })
       else life.last = at
@@ -73,15 +75,22 @@ function extend(lives: ReadonlyMap<Storage, Life>, commands: readonly Command[],
 }
 
 /**
- * Places every activation by liveness over the flat command list: largest first, each at the lowest offset that is free during
+ * Places every activation by liveness over the command list: largest first, each at the lowest offset of its arena that is free during
  * its whole life. Deterministic.
  */
 export function planMemory(commands: readonly Command[], loops: readonly TileLoop[] = []): Plan {
   const lives = lifetimes({ commands, loops })
+  const of = (arena: Arena) => lives.filter(({ storages }) => storages[0]!.arena === arena)
+  const offsets = new Map<Storage, number>()
+  const [activationBytes, offloadedBytes] = [place(of('activations'), offsets), place(of('offloaded'), offsets)]
+  return { ...expandTiles({ commands, loops }), offsets, activationBytes, offloadedBytes, lowerBound: peak(of('activations'), commands.length) }
+}
+
+/** Adds the offsets of these lives, which share one arena; returns its size. */
+function place(lives: readonly Life[], offsets: Map<Storage, number>): number {
   const order = lives.map((life, index) => ({ life, index })).sort((a, b) => b.life.bytes - a.life.bytes || a.life.first - b.life.first || a.index - b.index)
   const placed: { life: Life; offset: number }[] = []
-  const offsets = new Map<Storage, number>()
-  let activationBytes = 0
+  let size = 0
   for (const { life } of order) {
     // `placed` is kept sorted by offset.
     let offset = 0
@@ -94,9 +103,9 @@ export function planMemory(commands: readonly Command[], loops: readonly TileLoo
     if (at < 0) at = placed.length
     placed.splice(at, 0, { life, offset })
     for (const storage of life.storages) offsets.set(storage, offset)
-    activationBytes = Math.max(activationBytes, offset + life.bytes)
+    size = Math.max(size, offset + life.bytes)
   }
-  return { ...expandTiles({ commands, loops }), offsets, activationBytes, lowerBound: peak(lives, commands.length) }
+  return size
 }
 
 function peak(lives: readonly Life[], commands: number): number {
@@ -121,7 +130,7 @@ export function printPlan(plan: Plan): string {
     const { storage, column, cols } = tensor
     const rows = storage.rule === 'fixed' ? String(storage.rows) : `${storage.repeat === undefined ? '' : `${storage.repeat}·`}${storage.rule}`
     const part = cols === storage.cols ? '' : `:${column}`
-    const place = storage.arena === 'activations' ? `@${plan.offsets.get(storage)}` : `@${storage.arena}`
+    const place = storage.arena === 'activations' ? `@${plan.offsets.get(storage)}` : `@${storage.arena}${isPlanned(storage) ? plan.offsets.get(storage) : ''}`
     return `${storage.name}[${rows}x${cols}${part}]${place}`
   }
   const lines = plan.commands.map((command) => {

@@ -5,6 +5,7 @@ import { headLogits, headLoss, type HeadOptions } from '../graph/ops/head.ts'
 import type { PrecisionCode, Target } from '../graph/target.ts'
 import { stepScalar } from '../graph/stepScalars.ts'
 import { paddedCapacity } from '../graph/padding.ts'
+import { offloadActivations } from '../graph/offload.ts'
 import { align, planMemory, type Plan } from '../graph/plan.ts'
 import { tileRows } from '../graph/rowTiles.ts'
 import type { ArchSpec, RopeSpec } from './archSpec.ts'
@@ -30,6 +31,8 @@ export interface StepPlan {
   readonly rowMultiple: number
   /** Commands of the forward pass; the rest is the backward pass. */
   readonly forwardCommands: number
+  /** Activations that can wait in memory of the host between forward and backward pass. */
+  readonly offloadable: number
 }
 
 /** How many frequency tables a micro-step may need: one, unless frequencies depend on a sequence's length. */
@@ -120,6 +123,8 @@ export interface TrainingOptions extends StepOptions {
   readonly neftune?: number
   /** What each layer replays in the backward pass. */
   readonly recompute: (layer: number) => Recompute
+  /** How many activations wait in memory of the host, at most `StepPlan.offloadable`; default none. */
+  readonly offload?: number
 }
 
 /** Whether the routers' balance loss belongs to a model's training loss. */
@@ -128,12 +133,12 @@ export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefine
 /** `parts`: the forward commands, and those of the backward pass if there is one. */
 function finish(
   capacity: Capacity, target: Pick<Target, 'rowMultiple' | 'tileRows'>, io: IoBuilder, inputBytes: number,
-  parts: readonly (readonly Command[])[],
+  parts: readonly (readonly Command[])[], offloadable = 0,
 ): StepPlan {
   const { commands, loops } = tileRows(parts, capacity.tokens, target.tileRows)
   const plan = planMemory(commands, loops)
   return {
-    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!,
+    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!, offloadable,
   }
 }
 
@@ -160,7 +165,11 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
   const losses: [Tensor, Tensor][] = [[nll, rowWeights], ...balanceTerms]
   const sums = losses.map(([value, weight]): Command => ({ name: 'dot', tensors: [stepScalar('loss'), value, weight], ints: [1], floats: [] }))
-  return finish(capacity, target, io, inputBytes, [forward, [...backward, ...sums]])
+  const idleForTwoLayers = (2 * (forward.length + backward.length)) / spec.layers
+  const offloaded = offloadActivations(forward, backward, options.offload ?? 0, {
+    leastCommands: Math.min(idleForTwoLayers, forward.length), leastCols: spec.hidden,
+  })
+  return finish(capacity, target, io, inputBytes, [offloaded.forward, [...offloaded.backward, ...sums]], offloaded.candidates)
 }
 
 /** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */

@@ -116,6 +116,7 @@ export class Runtime {
   compile(plan: Plan): CompiledPlan {
     const encoded = encodePlan(plan)
     if (encoded.arenas.includes('activations')) this.reserve('activations', plan.activationBytes)
+    if (encoded.arenas.includes('offloaded')) this.reserve('offloaded', plan.offloadedBytes, 'host')
     if (this.choice.kind === 'cuda') this.reserveScratch(scratchBytes({ kind: 'cuda' }, plan.commands, 0))
     return new CompiledPlan(this, encoded, plan.commands.length)
   }

@@ -1,6 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
-import type { Storage, Tile } from '../graph/graph.ts'
+import { isPlanned, type Storage, type Tile } from '../graph/graph.ts'
 import { stepScalarBytes } from '../graph/stepScalars.ts'
 import { bfloat16ToNumber, halfToNumber } from '../io/tensorConvert.ts'
 import type { ArchSpec, AttentionKind } from '../model/archSpec.ts'
@@ -73,7 +73,7 @@ export class StepRunner {
     const rows = part === undefined ? live * repeat : Math.max(0, Math.min(part.rows, live - part.first))
     const first = part === undefined || storage.tiled === true ? 0 : part.first
     const width = cols * bytesPerElement(dtype)
-    const start = storage.arena === 'activations' ? this.step.plan.offsets.get(storage)! : storage.offset
+    const start = isPlanned(storage) ? this.step.plan.offsets.get(storage)! : storage.offset
     const bytes = this.runtime.read(storage.arena, start + first * width, rows * width)
     if (storage.dtype === 'f32') return new Float32Array(bytes)
     const toNumber = storage.dtype === 'bf16' ? bfloat16ToNumber : halfToNumber

@@ -79,12 +79,12 @@ export async function balance(model: LoadedModel, weights: DecoderWeights, rows:
 }
 
 /** Runs forward and backward with these weights on positions; gradients are left in the gradient arena. Σ weight·nll. */
-export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], recompute: Recompute = 'none'): Promise<number> {
+export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], recompute: Recompute = 'none', offload = 0): Promise<number> {
   const { spec, target, runtime, trained, patched } = model
   const packed = packScored(rows)
   runtime.reserve('grads', patched.layout.elements * 4)
   runtime.write('grads', 0, new Float32Array(patched.layout.elements))
-  const runner = new StepRunner(runtime, spec, trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute }))
+  const runner = new StepRunner(runtime, spec, trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute, offload }))
   await model.refreshShadow()
   await runner.run(packed)
   return runner.read('nll', packed.labelIndex.length).reduce((sum, nll, i) => sum + nll * packed.weights[i]!, 0)

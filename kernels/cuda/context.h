@@ -9,6 +9,8 @@
 
 namespace unsloth::cuda {
 
+class Copies;
+
 /** What the kernels need to know about a GPU; read once when the device is opened. */
 struct GpuInfo {
   int index = 0;
@@ -33,6 +35,8 @@ struct Context {
   size_t workspaceBytes = 0;
   /** On the device: live tokens, labelled rows and sequences of this run; see `Dims`. */
   const int32_t* live = nullptr;
+  /** Copies that run beside the commands. */
+  Copies* copies = nullptr;
   /** Whether the order of every sum is fixed, even where that is slower. */
   bool deterministic = false;
 };

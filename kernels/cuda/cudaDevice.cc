@@ -60,11 +60,13 @@ CudaDevice::CudaDevice(int index) : capturing_(environment("UNSLOTH_CUDA_GRAPHS"
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "opening it");
   staging_ = std::make_unique<Staging>(stream_);
   lateReads_ = std::make_shared<LateReads>(stream_);
+  copies_ = std::make_unique<Copies>();
   check(cudaMalloc(reinterpret_cast<void**>(&live_), 256), "reserving memory");
   check(cudaMalloc(reinterpret_cast<void**>(&counter_), 256), "reserving memory");
   context_.stream = stream_;
   context_.gpu = &gpu_;
   context_.live = live_;
+  context_.copies = copies_.get();
   context_.deterministic = environment("UNSLOTH_DETERMINISTIC", false);
   reserveScratch(leastScratch);
 }
@@ -210,14 +212,16 @@ int64_t CudaDevice::enqueue(const Plan& plan, const Dims& dims, const std::vecto
     }
     if (events != nullptr) check(cudaEventRecord((*events)[static_cast<size_t>(at - first) + 1], stream_), "measuring");
   }
+  copies_->awaitAll(stream_);
   return at - first;
 }
 
 cudaGraphExec_t CudaDevice::capture(const Plan& plan, const Dims& dims, int64_t first, int64_t last) {
   check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a graph");
   cudaGraph_t graph = nullptr;
+  int64_t executed = 0;
   try {
-    enqueue(plan, dims, views(plan, dims), first, last, nullptr);
+    executed = enqueue(plan, dims, views(plan, dims), first, last, nullptr);
   } catch (...) {
     cudaStreamEndCapture(stream_, &graph);
     if (graph != nullptr) cudaGraphDestroy(graph);
@@ -226,6 +230,10 @@ cudaGraphExec_t CudaDevice::capture(const Plan& plan, const Dims& dims, int64_t 
   }
   check(cudaStreamEndCapture(stream_, &graph), "recording a graph");
   cudaGraphExec_t result = nullptr;
+  if (executed < last - first) {  // stopped on the way: half a graph is none
+    cudaGraphDestroy(graph);
+    return nullptr;
+  }
   const cudaError_t status = cudaGraphInstantiate(&result, graph, 0);
   cudaGraphDestroy(graph);
   check(status, "recording a graph");
@@ -263,6 +271,10 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
   const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
   if (known != graphs_.end() && capturing_ && !eager_) {
     if (known->graph == nullptr) known->graph = capture(plan, dims, first, end);
+    if (known->graph == nullptr) {
+      result.stopped = true;
+      return result;
+    }
     graphs_.splice(graphs_.begin(), graphs_, known);
     check(cudaGraphLaunch(known->graph, stream_), "starting a graph");
     result.executed = end - first;

@@ -6,6 +6,7 @@
 
 #include "../core/device.h"
 #include "context.h"
+#include "copies.h"
 #include "staging.h"
 
 namespace unsloth::cuda {
@@ -63,6 +64,7 @@ class CudaDevice : public Device {
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Staging> staging_;
   std::shared_ptr<LateReads> lateReads_;  // also held by reads under way
+  std::unique_ptr<Copies> copies_;
   Context context_;
   int32_t* live_ = nullptr;
   unsigned long long* counter_ = nullptr;

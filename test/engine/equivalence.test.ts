@@ -93,23 +93,24 @@ describe('the same computation done in different ways', () => {
         }))
 
       for (const training of ['lora', 'full'] as const)
-        it(`${training} gradients: recomputed equal saved, one thread equals two, bit for bit, and tiles of rows all rows`, async () => {
+        it(`${training} gradients: recomputed equal saved, one thread two, and offloaded kept, bit for bit; tiles of rows equal all rows`, async () => {
           const rows: ScoredRow[] = [tokens(30, 8), tokens(11, 9)].map((ids) => ({ ids, weight: (position) => (position % 3 === 0 ? undefined : 0.05) }))
           const targets = name.includes('mixtral') ? ['q_proj', 'gate_proj', 'down_proj'] : 'all-linear'
           const lora: Training = { kind: 'lora', r: 3, alpha: 6, dropout: 0, rslora: false, targets, modulesToSave: [] }
-          const of = (recompute: Recompute, threads: number, target = cpuTarget()) =>
+          const of = (recompute: Recompute, threads: number, { target = cpuTarget(), offload = 0 } = {}) =>
             withModel(name, training === 'lora' ? lora : { kind: 'full' }, threads, async (model) => {
               // B starts at zero, where A has no gradient.
               for (const parameter of model.patched.layout.parameters.filter((each) => each.name.includes('lora_B')))
                 model.writeParameter(parameter.name, Float32Array.from({ length: parameter.rows * parameter.cols }, (_, i) => Math.sin(i) / 20))
-              await gradients(model, rows, recompute)
+              await gradients(model, rows, recompute, offload)
               return model.runtime.readFloats('grads', 0, model.patched.layout.elements)
             }, target)
           const saved = await of('none', 1)
           assert.ok(saved.some((value) => value !== 0))
           for (const [recompute, threads] of [['mlp', 1], ['layer', 2]] as const) assert.deepEqual(await of(recompute, threads), saved, `${recompute}, ${threads} threads`)
           for (const recompute of ['none', 'layer'] as const) {
-            const error = relative(await of(recompute, 2, { ...cpuTarget(), tileRows: 7 }), saved)
+            assert.deepEqual(await of(recompute, 2, { offload: 100 }), saved, `offloaded, ${recompute}`)
+            const error = relative(await of(recompute, 2, { target: { ...cpuTarget(), tileRows: 7 }, offload: recompute === 'layer' ? 2 : 0 }), saved)
             assert.ok(error < 2e-6, `tiles, ${recompute}: relative error ${error}`)
           }
         })
