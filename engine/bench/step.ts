@@ -3,7 +3,7 @@ import type { Storage } from '../graph/graph.ts'
 import { quant4Layout, quantBlock } from '../graph/quant4.ts'
 import type { Compute, Target } from '../graph/target.ts'
 import { native } from '../native.ts'
-import { freeBytes, targetOf } from '../runtime/chooseDevice.ts'
+import { freeBytes, freeHostBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
@@ -88,7 +88,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const longestStep = options.instruction ? Math.max(...samples.map(tokensOf)) : options.tokens * options.sequences
   const plan = planTraining(patched, {
     checkpointing: options.checkpointing, optimizer: options.optimizer ?? 'adamw', longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
-    availableBytes: freeBytes(device), threads: device.kind === 'cpu' ? device.threads : 1,
+    availableBytes: freeBytes(device), availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1,
   })
   const runtime = new Runtime(device)
   try {

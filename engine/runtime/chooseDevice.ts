@@ -44,6 +44,9 @@ export function targetOf(device: DeviceChoice, compute: Compute | 'auto'): Targe
 /** Memory that is free on a device now; on a GPU all of it where the driver's library does not tell. */
 export const freeBytes = (device: DeviceChoice): number => (device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index))
 
+/** Memory of the system that a run may take beside a GPU's. A processor's own is that of the system. */
+export const freeHostBytes = (device: DeviceChoice): number => (device.kind === 'cpu' ? Infinity : availableMemory())
+
 function freeGpuBytes(index: number): number {
   const status = native().gpuStatus(index)
   if (status !== undefined) return status.totalBytes - status.usedBytes

@@ -12,7 +12,7 @@ import type { HubProgress } from '../hub/transferProgress.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
-import { chooseDevice, freeBytes } from '../runtime/chooseDevice.ts'
+import { chooseDevice, freeBytes, freeHostBytes } from '../runtime/chooseDevice.ts'
 import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
@@ -85,6 +85,7 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
     checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
     optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor(freeBytes(model.device) * usableShare),
+    availableHostBytes: freeHostBytes(model.device) * usableShare,
   })
   const capacity = plan.training.capacity
   const untrained = recipe.model.fix_tokenizer ? await untrainedInUse(model.tokenizer, train.samples) : new Map<number, number>()

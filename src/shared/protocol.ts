@@ -66,6 +66,8 @@ export interface MemoryPart {
   /** "weights", "LoRA adapters", "optimizer", "activations", … */
   readonly name: string
   readonly bytes: number
+  /** In memory of the system beside a GPU; not counted in its total. */
+  readonly place?: 'host'
 }
 
 export interface PlanParams {
