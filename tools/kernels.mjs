@@ -103,17 +103,21 @@ function cudaDefinitions(all) {
   return here.length === 0 ? definitions('80', 'ON') : definitions(here.join(';'))
 }
 
-/** The CUDA kernels are built where the toolkit is; without them the engine computes on the CPU. `tell` prints why not. */
+/**
+ * The CUDA kernels are built where the toolkit is; without them the engine computes on the CPU. `tell` prints why not. What a package
+ * carries (`all`) has to build.
+ */
 export function buildCuda({ tell, all = false }) {
   const reason = noCuda()
   if (reason !== undefined) {
+    if (all) throw new BuildError(`The CUDA kernels cannot be built: ${reason}.`)
     if (tell) say(`CUDA: not built: ${reason}.`)
     return
   }
   try {
     build('cuda', cudaDefinitions(all), identity(findNvcc()))
   } catch (error) {
-    if (!(error instanceof BuildError) || (process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('cuda')) throw error
+    if (all || !(error instanceof BuildError) || (process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('cuda')) throw error
     say(`CUDA: not built: ${error.message}`)
   }
 }
