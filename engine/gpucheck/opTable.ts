@@ -67,6 +67,9 @@ function norms(): OpCase[] {
   })
 }
 
+const scaling = (squares: number): Operands =>
+  [zeros(1, 16, 'f64'), numbers('f64', [1024, 1, 3, 0], 4), numbers('f64', [squares]), numbers('f64', [1]), numbers('f64', [2, ...range(20, (i) => 0.1 * i)], 21)]
+
 function elementwise(): OpCase[] {
   const [n, f] = [130, 300]
   return [
@@ -92,6 +95,9 @@ function elementwise(): OpCase[] {
     c('clipScale', 'clipped', [zeros(1, 4, 'f64'), numbers('f64', [9]), numbers('f64', [1])], [], [1]),
     ...(['device', 'host'] as const).map((place) =>
       c('adamw', `one step in ${place} memory`, [f32(1, 10_000), f32(1, 10_000, 0.1), positive(1, 10_000), f32(1, 10_000), numbers('f64', [0.7, 0.1, 0.001, 1e-3], 4)], [0], [0.9, 0.999, 1e-8, 0.01], { place })),
+    c('updateScale', 'a good step', scaling(9e6), [2, 5], [1]),
+    c('updateScale', 'a spoilt step', scaling(Infinity), [2, 5], [1], { ignore: [0] }),
+    c('scaleLoss', 'weights', [stat(n, 1), f32(n, 1), numbers('f64', [32_768, 0, 0, 0], 4)]),
   ]
 }
 

@@ -184,6 +184,16 @@ export const commandSignatures = {
   prefetch: signature('y', 'host'),
   /** What comes after it sees the copy of x, or into x, done. */
   awaitCopy: signature('', 'x'),
+  /** y = scaling[0]·x, both fp32: what the loss weighs, times the loss scale, so that gradients come out scaled. scaling (f64): see updateScale. */
+  scaleLoss: signature('y', 'x scaling'),
+  /**
+   * Clip and dynamic loss scaling, as torch.amp.GradScaler and clip_grad_norm_ do them one after the other, on gradients of S·loss.
+   * scaling (f64) = S, good steps since S changed, steps skipped so far, the S that this step was computed with. choices (f64) = how many
+   * skipped steps the first row is for, then rows of `width` numbers, each for one more. scalars[1 … width] = the row for the steps
+   * skipped so far (the last there is). squares and loss finite: scalars[0] = min(1, maxNorm/(√squares/S + 1e-6))/S (1/S when maxNorm is 0), and S
+   * doubles after `interval` good steps in a row, up to 2¹²⁷. Else scalars[0] = NaN, S halves, and one more is skipped.
+   */
+  updateScale: signature('scalars scaling', 'squares loss choices', 'interval width', 'maxNorm'),
 } as const satisfies Record<string, CommandSignature>
 
 export type CommandName = keyof typeof commandSignatures

@@ -33,6 +33,8 @@ export interface StepPlan {
   readonly forwardCommands: number
   /** Activations that can wait in memory of the host between forward and backward pass. */
   readonly offloadable: number
+  /** Whether gradients are those of the loss times the step's loss scale (stepScalars). */
+  readonly lossScaling: boolean
 }
 
 /** How many frequency tables a micro-step may need: one, unless frequencies depend on a sequence's length. */
@@ -125,6 +127,8 @@ export interface TrainingOptions extends StepOptions {
   readonly recompute: (layer: number) => Recompute
   /** How many activations wait in memory of the host, at most `StepPlan.offloadable`; default none. */
   readonly offload?: number
+  /** Multiply what the loss weighs by the loss scale among the step's scalars. Default: with activations in fp16. */
+  readonly lossScaling?: boolean | undefined
 }
 
 /** Whether the routers' balance loss belongs to a model's training loss. */
@@ -133,18 +137,19 @@ export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefine
 /** `parts`: the forward commands, and those of the backward pass if there is one. */
 function finish(
   capacity: Capacity, target: Pick<Target, 'rowMultiple' | 'tileRows'>, io: IoBuilder, inputBytes: number,
-  parts: readonly (readonly Command[])[], offloadable = 0,
+  parts: readonly (readonly Command[])[], offloadable = 0, lossScaling = false,
 ): StepPlan {
   const { commands, loops } = tileRows(parts, capacity.tokens, target.tileRows)
   const plan = planMemory(commands, loops)
   return {
-    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!, offloadable,
+    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!, offloadable, lossScaling,
   }
 }
 
 /**
  * Forward, loss and backward of one micro-step: gradients accumulate in the gradient arena; `nll` of each labelled row comes out,
  * and `balanceLoss` where the model trains with one. Σ weight·nll and the weighted balance loss are added to the step's loss (stepScalars).
+ * With loss scaling the gradients are those of the loss times the scale that the step's scalars hold when it runs.
  */
 export function trainingPlan(options: TrainingOptions): StepPlan {
   const { spec, weights, target } = options
@@ -159,9 +164,20 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
   const balanced = balance()
   const balanceTerms = balanced.balance === undefined ? [] : [[balanced.balance.loss, balanced.balance.weight] as [Tensor, Tensor]]
-  const h = decoder(graph, spec, weights, { ...wired, ...balanced }, precision)
-  headLoss(graph, h, { nll, labels, weights: rowWeights }, headOptions(spec, weights, precision), true)
-  const forward = graph.forwardCommands()
+  // Only what gradients are made from is scaled: the loss that is reported is not.
+  const lossScaling = options.lossScaling ?? target.activation === 'f16'
+  const scaling: Command[] = []
+  const scaled = (name: string, rule: RowRule, x: Tensor): Tensor => {
+    if (!lossScaling) return x
+    const y = io.add(name, rule, x.storage.rows, 1, 'f32')
+    scaling.push({ name: 'scaleLoss', tensors: [y, x, stepScalar('scaling')], ints: [], floats: [] })
+    return y
+  }
+  const balanceInputs = balanced.balance === undefined ? {} : { balance: { ...balanced.balance, weight: scaled('scaledBalance', 'fixed', balanced.balance.weight) } }
+  const lossWeights = scaled('scaledWeights', 'labelled', rowWeights)
+  const h = decoder(graph, spec, weights, { ...wired, ...balanceInputs }, precision)
+  headLoss(graph, h, { nll, labels, weights: lossWeights }, headOptions(spec, weights, precision), true)
+  const forward = [...scaling, ...graph.forwardCommands()]
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
   const losses: [Tensor, Tensor][] = [[nll, rowWeights], ...balanceTerms]
   const sums = losses.map(([value, weight]): Command => ({ name: 'dot', tensors: [stepScalar('loss'), value, weight], ints: [1], floats: [] }))
@@ -169,7 +185,7 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const offloaded = offloadActivations(forward, backward, options.offload ?? 0, {
     leastCommands: Math.min(idleForTwoLayers, forward.length), leastCols: spec.hidden,
   })
-  return finish(capacity, target, io, inputBytes, [offloaded.forward, [...offloaded.backward, ...sums]], offloaded.candidates)
+  return finish(capacity, target, io, inputBytes, [offloaded.forward, [...offloaded.backward, ...sums]], offloaded.candidates, lossScaling)
 }
 
 /** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */

@@ -9,10 +9,12 @@ import { floatBytes, writeAdapterFiles } from '../save/saveAdapter.ts'
 import { momentArenas, type MomentArena, type Trainer } from './trainer.ts'
 
 const optimizerFile = 'optimizer.safetensors'
+/** Of runs with loss scaling: the scale, good steps since it changed, skipped steps. */
+const lossScaleTensor = 'loss_scale'
 
 /**
  * Everything that training needs to go on as if it had never stopped, into an existing folder: the trained matrices in fp32 (a
- * PEFT adapter, or a whole model) and the optimizer's moments. Order of data and dropout are functions of the seed and the step.
+ * PEFT adapter, or a whole model), the optimizer's moments and the loss scale. Order of data and dropout are functions of the seed and the step.
  */
 export async function writeCheckpoint(trainer: Trainer, folder: string): Promise<void> {
   const { model } = trainer
@@ -24,9 +26,12 @@ export async function writeCheckpoint(trainer: Trainer, folder: string): Promise
   }
   // Moments of 32 bits are numbers to other programs, too; those of 8 bits are codes with their maxima behind them.
   const plain = trainer.optimizerKind === 'adamw'
+  const moments = [...trainer.readMoments()].map(([name, bytes]) => ({ name, dtype: plain ? 'F32' as const : 'U8' as const, shape: [plain ? bytes.length / 4 : bytes.length], data: bytes }))
+  const scaling = trainer.readLossScale()
+  const scale = scaling === undefined ? [] : [{ name: lossScaleTensor, dtype: 'F64' as const, shape: [3], data: new Uint8Array(Float64Array.of(scaling.scale, scaling.goodSteps, scaling.skipped).buffer) }]
   await writeSafetensors(
     join(folder, optimizerFile),
-    [...trainer.readMoments()].map(([name, bytes]) => ({ name, dtype: plain ? 'F32' as const : 'U8' as const, shape: [plain ? bytes.length / 4 : bytes.length], data: bytes })),
+    [...moments, ...scale],
     { metadata: { format: 'pt', optimizer: trainer.optimizerKind } },
   )
 }
@@ -48,6 +53,13 @@ export async function restoreCheckpoint(trainer: Trainer, folder: string): Promi
     moments.set(arena, await readTensorBytes(tensor))
   }
   trainer.writeMoments(moments)
+  const scaling = source.tensors.get(lossScaleTensor)
+  if (scaling === undefined || trainer.readLossScale() === undefined) return
+  if (scaling.dtype !== 'F64' || scaling.bytes !== 24)
+    throw new UnslothError('RUN_INVALID', `${source.path}: ${lossScaleTensor} is ${scaling.dtype}[${scaling.shape.join(', ')}], expected F64[3].`, { hint: 'Resume from an earlier checkpoint.' })
+  const bytes = await readTensorBytes(scaling)
+  const [scale, goodSteps, skipped] = new Float64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + 24))
+  trainer.writeLossScale({ scale: scale!, goodSteps: goodSteps!, skipped: skipped! })
 }
 
 /** Loads trained matrices from an adapter folder, or from a checkpoint of a full fine-tune. */

@@ -24,6 +24,8 @@ export interface TrainingPlanOptions {
   readonly optimizer?: OptimizerKind
   /** Alpha of NEFTune; default 0, none. */
   readonly neftune?: number
+  /** Default: with activations in fp16. */
+  readonly lossScaling?: boolean
   /** Bytes of the device that the whole plan may take; a plan that does not fit at any setting is an error. */
   readonly availableBytes: number
   /** Bytes of the system's memory that may be taken beside a GPU; default as many as it wants. */
@@ -141,7 +143,9 @@ function build(patched: PatchedModel, capacity: Capacity, depth: Depth, options:
   const { spec } = patched.model
   const { target } = patched
   const dropout = patched.modules.some((module) => module.dropout > 0)
-  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(depth), offload: depth.offload })
+  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(depth), offload: depth.offload,
+    lossScaling: options.lossScaling,
+  })
   const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
   const state = patched.layout.elements * 4
   const moments = planOptimizer(patched.layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })

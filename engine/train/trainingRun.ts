@@ -17,6 +17,7 @@ import { fillUntrainedRows } from './fillUntrainedRows.ts'
 import type { RunControl } from './runControl.ts'
 import { saveOutputs } from './saveOutputs.ts'
 import { learningRate } from './schedule.ts'
+import type { ParameterRates } from '../patch/parameters.ts'
 import type { StepOutcome, Trainer } from './trainer.ts'
 
 /** What a run tells while it works; everything also stands in the run directory. */
@@ -150,7 +151,7 @@ export class TrainingRun {
     const checkpoints = (step: number) => training.save_steps > 0 && step % training.save_steps === 0 && step < prepared.totalSteps
     // A GPU has the next step already while the host waits for the last one, except where the state between them is needed.
     const ahead = prepared.model.device.kind === 'cuda' ? 1 : 0
-    const started: { readonly rate: number; readonly outcome: Promise<StepOutcome> }[] = []
+    const started: Promise<StepOutcome>[] = []
     let since = performance.now()
     while (progress.step < prepared.totalSteps) {
       if (started.length === 0) {
@@ -167,19 +168,15 @@ export class TrainingRun {
       const next = progress.step + started.length
       const settled = started.length === 0 || (this.control.request === undefined && !evaluates(next) && !checkpoints(next))
       if (next < prepared.totalSteps && settled && started.length <= ahead) {
-        const share = learningRate(next, scheduleOf(recipe, prepared.totalSteps))
-        const rate = training.learning_rate * share
-        const embedding = (training.embedding_learning_rate ?? training.learning_rate) * share
-        const { outcome } = await trainer.start(next, prepared.batches(next), { default: rate, embedding, loraB: rate * (recipe.lora.loraplus_lr_ratio ?? 1) })
+        const { outcome } = await trainer.start(next, prepared.batches(next), (updates) => this.rates(updates, prepared.totalSteps))
         outcome.catch(() => undefined) // It is awaited below; until then nobody is told.
-        started.push({ rate, outcome })
+        started.push(outcome)
         if (started.length <= ahead) continue
       }
-      const { rate, outcome } = started.shift()!
-      const done = await outcome
+      const done = await started.shift()!
       progress.advance(done, (performance.now() - since) / 1000)
       since = performance.now()
-      this.report(progress, done, rate)
+      this.report(progress, done)
       if (evaluates(progress.step)) await this.evaluate(trainer, prepared, progress)
       if (checkpoints(progress.step)) await this.checkpoint(trainer, progress)
       if (started.length === 0) since = performance.now()
@@ -201,13 +198,25 @@ export class TrainingRun {
     return 0
   }
 
-  private report(progress: Progress, outcome: StepOutcome, rate: number): void {
+  /** Learning rates after so many updates; like transformers' schedulers, they do not move on with a step that was skipped. */
+  private rates(updates: number, totalSteps: number): ParameterRates {
+    const { training, lora } = this.recipe
+    const share = learningRate(updates, scheduleOf(this.recipe, totalSteps))
+    const rate = training.learning_rate * share
+    return { default: rate, embedding: (training.embedding_learning_rate ?? training.learning_rate) * share, loraB: rate * (lora.loraplus_lr_ratio ?? 1) }
+  }
+
+  private report(progress: Progress, outcome: StepOutcome): void {
     const { totalSteps } = progress.prepared
+    const { scaling } = outcome
     const record: StepRecord = {
-      type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: rate, grad_norm: outcome.gradientNorm,
-      num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(),
+      type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: this.rates(outcome.updates, totalSteps).default,
+      grad_norm: outcome.gradientNorm, num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(),
+      ...(scaling === undefined ? {} : { loss_scale: scaling.scale }),
       ...this.measured(progress.prepared.model.device),
     }
+    if (scaling?.skipped === true)
+      this.writer.log(`step ${progress.step} was skipped: its gradient is not finite in float16 at a loss scale of ${scaling.scale}, the next one is ${scaling.next}`)
     this.writer.appendMetrics(record)
     const logged = progress.step % this.recipe.logging.logging_steps === 0 || progress.step === totalSteps || progress.step === 1
     const etaSeconds = progress.etaSeconds

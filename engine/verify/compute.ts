@@ -255,7 +255,7 @@ export class CaseComputation {
       losses[step] = await gradients(model, rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })))
       const share = learningRate(step, { type: 'linear', totalSteps: steps, warmupSteps: curve.warmup })
       rates[step] = curve.rate * share
-      await optimizer.update(step + 1, { default: curve.rate * share, embedding: embeddingRate * share })
+      await optimizer.update(step + 1, () => ({ default: curve.rate * share, embedding: embeddingRate * share }))
       norms[step] = (await optimizer.result()).gradientNorm
     }
     this.set('curve_loss', losses, [steps])

@@ -170,8 +170,8 @@ async function runOnce(
       eachElement(i, (row, col, at) =>
         encode(dtype, image, at, col >= 0 && col < m.cols ? m.data[row * m.cols + col]! : sentinel),
       )
-    tensors.push(dtypeCode(dtype), 0, offset + layout.before * bytesPerElement(dtype), m.rows, m.cols, ld, 0)
-    return tensors.length / 7 - 1
+    tensors.push(dtypeCode(dtype), 0, offset + layout.before * bytesPerElement(dtype), m.rows, m.cols, ld, 0, 0)
+    return tensors.length / 8 - 1
   })
   const ints = numbers.ints ?? []
   const floats = numbers.floats ?? []
