@@ -3,8 +3,12 @@ import type { Command, GradientBuilder, Graph, Node, Storage, Tensor } from './g
 /** Decides which forward values stay in memory until the backward pass. */
 export type SavePolicy = (storage: Storage) => boolean
 
-/** How much of each layer is replayed in the backward pass. */
-export type Recompute = 'none' | 'mlp' | 'layer'
+/**
+ * How much of a layer is replayed in the backward pass, from nothing to everything: `mlp` its MLP half, `projections` all but attention
+ * itself, which costs most where rows are long.
+ */
+export const recomputeLevels = ['none', 'mlp', 'projections', 'layer'] as const
+export type Recompute = (typeof recomputeLevels)[number]
 
 /** `layers[i]` says what layer i replays; values that cost no matrix product are always replayed. */
 export function savePolicy(layers: (layer: number) => Recompute): SavePolicy {
@@ -12,8 +16,8 @@ export function savePolicy(layers: (layer: number) => Recompute): SavePolicy {
     if (keep === 'residual') return true
     if (keep === 'derived') return false
     if (layer < 0) return true
-    const recompute = layers(layer)
-    return recompute === 'none' || (recompute === 'mlp' && keep === 'attention')
+    const keptUpTo: Readonly<Record<typeof keep, Recompute>> = { mlp: 'none', attention: 'mlp', attended: 'projections' }
+    return recomputeLevels.indexOf(layers(layer)) <= recomputeLevels.indexOf(keptUpTo[keep])
   }
 }
 

@@ -16,10 +16,10 @@ export const isPlanned = ({ arena }: Storage): boolean => arena === 'activations
 
 /**
  * When the forward value of an activation is kept for the backward pass:
- * `residual` always (it is what recomputation starts from), `attention` unless the layer is recomputed whole, `mlp` unless its MLP
- * half is, `derived` never (a norm, a gate product or a dropout mask: replaying it costs no matrix product).
+ * `residual` always (it is what recomputation starts from), `attended` unless the layer is recomputed whole, `attention` unless its
+ * projections are, `mlp` unless its MLP half is, `derived` never (a norm, a gate product or a dropout mask: replaying it costs no matrix product).
  */
-export type Keep = 'residual' | 'attention' | 'mlp' | 'derived'
+export type Keep = 'residual' | 'attended' | 'attention' | 'mlp' | 'derived'
 
 /** A block of memory: `rows` (at most) × `cols` elements. Offsets in bytes; -1 until the planner places it. */
 export interface Storage {

@@ -1,7 +1,7 @@
 import { UnslothError } from '#shared/errors.ts'
 import type { MemoryPart } from '#shared/protocol.ts'
 import { formatBytes } from '#shared/units.ts'
-import type { Recompute } from '../graph/backward.ts'
+import { recomputeLevels, type Recompute } from '../graph/backward.ts'
 import type { Capacity } from '../graph/graph.ts'
 import { bytesPerElement } from '../graph/dtype.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
@@ -56,22 +56,24 @@ export interface TrainingPlan {
  */
 const microStepTokens = { cpu: [2048], cuda: [16_384, 8192, 4096, 2048] } as const
 
-/**
- * What each layer recomputes: the first `layer` layers all of it, the next ones up to `mlp` their MLP half, the rest nothing; and how many
- * of what the layers start from wait in memory of the host.
- */
+/** How deep a plan saves memory. */
 interface Depth {
-  readonly layer: number
-  readonly mlp: number
+  /**
+   * What layers recompute: all of them level ⌊step/layers⌋ of `recomputeLevels`, the first `step mod layers` one more. The first layers'
+   * values would wait longest, and the last ones' backward pass runs while memory is fullest.
+   */
+  readonly step: number
+  /** How many of what the layers start from wait in memory of the host. */
   readonly offload: number
 }
 
-/** Depths from nothing to everything: the MLP halves first, which free most for what they cost. */
-const depths = (layers: number): Depth[] =>
-  Array.from({ length: 2 * layers + 1 }, (_, step) => ({ layer: Math.max(0, step - layers), mlp: Math.min(step, layers), offload: 0 }))
+const deepest = (layers: number): number => (recomputeLevels.length - 1) * layers
 
-/** The first layers recompute: their values would wait longest, and the last ones' backward pass runs while memory is fullest. */
-const recomputeAt = ({ layer, mlp }: Pick<Depth, 'layer' | 'mlp'>) => (index: number): Recompute => (index < layer ? 'layer' : index < mlp ? 'mlp' : 'none')
+const recomputeAt = (step: number, layers: number) => (layer: number): Recompute =>
+  recomputeLevels[Math.floor(step / layers) + (layer < step % layers ? 1 : 0)]!
+
+/** Tokens of a sample from which on it costs more to attend again than to bring what was attended back from the host. */
+const longAttention = 16_384
 
 function capacities(patched: PatchedModel, { longestSample, longestStep, sequences }: TrainingPlanOptions): Capacity[] {
   const sizes = new Set(microStepTokens[patched.target.kind].map((most) => Math.max(longestSample, Math.min(longestStep, most))))
@@ -80,33 +82,38 @@ function capacities(patched: PatchedModel, { longestSample, longestStep, sequenc
 
 /**
  * Chooses the size of micro-steps, what is recomputed and what is offloaded. The size is the largest that an optimizer step can fill, up
- * to what suits the device, and never below the longest sample; smaller when that saves recomputing. `auto` then recomputes in the
- * fewest layers that make it fit, and where all do, offloads as little as makes it fit. A processor has nowhere to offload to.
+ * to what suits the device, and never below the longest sample; smaller when that saves recomputing. `auto` then recomputes as little as
+ * makes it fit, and where that is not enough, offloads as little as makes it fit. A processor has nowhere to offload to.
  */
 export function planTraining(patched: PatchedModel, options: TrainingPlanOptions): TrainingPlan {
-  const { checkpointing } = options
+  const { checkpointing, longestSample } = options
   const sizes = capacities(patched, options)
-  const all = depths(patched.model.spec.layers)
-  const everything: Depth = { ...all.at(-1)!, offload: patched.target.kind === 'cuda' ? Infinity : 0 }
-  const everywhere = { auto: all[0]!, none: all[0]!, full: all.at(-1)!, offload: everything }[checkpointing]
+  const { layers } = patched.model.spec
+  const offload = patched.target.kind === 'cuda' ? Infinity : 0
+  const [nothing, everything]: Depth[] = [{ step: 0, offload: 0 }, { step: deepest(layers), offload: 0 }]
+  const everywhere = { auto: nothing, none: nothing, full: everything, offload: { ...everything!, offload } }[checkpointing]!
   const fits = ({ totalBytes, hostBytes }: TrainingPlan): boolean =>
     totalBytes <= options.availableBytes && hostBytes <= (options.availableHostBytes ?? Infinity)
+  const at = (depth: Depth) => build(patched, sizes.at(-1)!, depth, options)
   let least: TrainingPlan | undefined
   for (const capacity of sizes) {
     least = build(patched, capacity, everywhere, options)
     if (fits(least)) return least
   }
   if (checkpointing === 'auto') {
-    const at = (depth: Depth) => build(patched, sizes.at(-1)!, depth, options)
+    const steps = (from: number, to: number): Depth[] => Array.from({ length: to - from + 1 }, (_, step) => ({ step: from + step, offload: 0 }))
+    const offloading = (step: number): Depth[] =>
+      Array.from({ length: offload === 0 ? 0 : at({ step, offload: 0 }).training.offloadable }, (_, count) => ({ step, offload: count + 1 }))
+    const [projections, whole] = [deepest(layers) - layers, deepest(layers)]
     // Where every layer recomputes, what the last one needs meets the loss at its fullest: one less can take less.
-    const recomputed = firstThat(fits, all.slice(0, -1), at)
-    if (recomputed !== undefined) return recomputed
-    const full = at(all.at(-1)!)
-    if (fits(full)) return full
-    const counts = Array.from({ length: everything.offload === 0 ? 0 : full.training.offloadable }, (_, count) => ({ ...everything, offload: count + 1 }))
-    const offloaded = firstThat(fits, counts, at)
-    if (offloaded !== undefined) return offloaded
-    least = [at(all.at(-2)!), full, ...counts.slice(-1).map(at)].reduce((a, b) => (a.totalBytes <= b.totalBytes ? a : b))
+    const ways = [
+      steps(0, projections), ...(longestSample >= longAttention ? [offloading(projections)] : []), steps(projections, whole - 1), steps(whole, whole), offloading(whole),
+    ]
+    for (const way of ways) {
+      const found = firstThat(fits, way, at)
+      if (found !== undefined) return found
+    }
+    least = ways.flatMap((way) => way.slice(-1)).map(at).reduce((a, b) => (a.totalBytes <= b.totalBytes ? a : b))
   }
   throw tooLarge(least!, options)
 }
@@ -143,8 +150,9 @@ function build(patched: PatchedModel, capacity: Capacity, depth: Depth, options:
   const { spec } = patched.model
   const { target } = patched
   const dropout = patched.modules.some((module) => module.dropout > 0)
-  const training = trainingPlan({ spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(depth), offload: depth.offload,
-    lossScaling: options.lossScaling,
+  const training = trainingPlan({
+    spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(depth.step, spec.layers),
+    offload: depth.offload, lossScaling: options.lossScaling,
   })
   const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
   const state = patched.layout.elements * 4
@@ -163,21 +171,19 @@ function build(patched: PatchedModel, capacity: Capacity, depth: Depth, options:
   const bytesIn = (where: MemoryPart['place']) => parts.reduce((sum, { bytes, place }) => (place === where ? sum + bytes : sum), 0)
   const [totalBytes, hostBytes] = [bytesIn(undefined), bytesIn('host')]
   const { layers } = spec
-  const host = hostBytes === 0 ? '' : `${Math.min(depth.offload, training.offloadable)} layer inputs in ${formatBytes(hostBytes)} of host memory, `
+  const host = hostBytes === 0 ? '' : `${formatBytes(hostBytes)} of activations in host memory, `
   const size = `${host}micro-steps of up to ${capacity.tokens} tokens, ${formatBytes(totalBytes)} of ${formatBytes(options.availableBytes)}`
   return { training, scoring, recompute: uniform(depth, layers), parts, totalBytes, hostBytes, summary: `${described(depth, layers)}, ${size}` }
 }
 
 /** What all layers recompute, or `mixed`. */
-function uniform({ layer, mlp }: Depth, layers: number): TrainingPlan['recompute'] {
-  if (layer === layers) return 'layer'
-  if (layer === 0 && mlp === layers) return 'mlp'
-  return layer === 0 && mlp === 0 ? 'none' : 'mixed'
-}
+const uniform = ({ step }: Depth, layers: number): TrainingPlan['recompute'] => (step % layers === 0 ? recomputeAt(step, layers)(0) : 'mixed')
 
-function described({ layer, mlp }: Depth, layers: number): string {
-  const whole = `${layer} of ${layers} layers recomputed`
-  if (mlp === layer) return whole
-  const half = `the MLP half of ${mlp - layer}`
-  return layer === 0 ? `${half} of ${layers} layers recomputed` : `${whole}, and ${half} more`
+function described({ step }: Depth, layers: number): string {
+  const [level, more] = [Math.floor(step / layers), step % layers]
+  const of = (name: Recompute, count: string): string =>
+    ({ none: count, mlp: `the MLP half of ${count}`, projections: `${count} but for attention`, layer: count })[name]
+  if (more === 0) return `${of(recomputeLevels[level]!, `${level === 0 ? 0 : layers} of ${layers} layers`)} recomputed`
+  const rest = level === 0 ? '' : `, and ${of(recomputeLevels[level]!, `${layers - more} more`)}`
+  return `${of(recomputeLevels[level + 1]!, `${more} of ${layers} layers`)} recomputed${rest}`
 }

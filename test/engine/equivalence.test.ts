@@ -107,7 +107,7 @@ describe('the same computation done in different ways', () => {
             }, target)
           const saved = await of('none', 1)
           assert.ok(saved.some((value) => value !== 0))
-          for (const [recompute, threads] of [['mlp', 1], ['layer', 2]] as const) assert.deepEqual(await of(recompute, threads), saved, `${recompute}, ${threads} threads`)
+          for (const [recompute, threads] of [['mlp', 1], ['projections', 1], ['layer', 2]] as const) assert.deepEqual(await of(recompute, threads), saved, `${recompute}, ${threads} threads`)
           for (const recompute of ['none', 'layer'] as const) {
             assert.deepEqual(await of(recompute, 2, { offload: 100 }), saved, `offloaded, ${recompute}`)
             const error = relative(await of(recompute, 2, { target: { ...cpuTarget(), tileRows: 7 }, offload: recompute === 'layer' ? 2 : 0 }), saved)

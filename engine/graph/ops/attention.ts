@@ -45,8 +45,8 @@ export interface SequenceLayout {
 /** o [n, heads·headDim] from q, k, v (any of them may be slices, k and v may be a cache). */
 export function attention(graph: Graph, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const { heads, kvHeads, headDim, scale, window, softcap, layout } = options
-  const o = graph.activation('attended', heads * headDim, { keep: 'attention' })
-  const lse = graph.activation('lse', heads, { keep: 'attention', dtype: 'f32' })
+  const o = graph.activation('attended', heads * headDim, { keep: 'attended' })
+  const lse = graph.activation('lse', heads, { keep: 'attended', dtype: 'f32' })
   const ints = [heads, kvHeads, window]
   const floats = [scale, softcap]
   const where = [layout.qStart, layout.kvStart, layout.kvLength]

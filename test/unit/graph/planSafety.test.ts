@@ -1,6 +1,6 @@
 import { strict as assert } from 'node:assert'
 import { cpuTarget } from '../../../engine/graph/target.ts'
-import type { Recompute } from '../../../engine/graph/backward.ts'
+import { recomputeLevels } from '../../../engine/graph/backward.ts'
 import { commandSignatures } from '../../../engine/graph/commands.ts'
 import { bytesPerElement } from '../../../engine/graph/dtype.ts'
 import { isPlanned, type Command, type Storage, type Tensor } from '../../../engine/graph/graph.ts'
@@ -52,7 +52,7 @@ describe('memory of a plan', () => {
       for (const dropout of name === 'llama' && what === 'adapters' ? [0, 0.1] : [0])
         it(`keeps every value until it was read: ${name}, ${what}${dropout > 0 ? ' with dropout' : ''}`, () => {
           const { spec, weights } = tinyModel(config, train, dropout)
-          for (const recompute of ['none', 'mlp', 'layer'] satisfies Recompute[])
+          for (const recompute of recomputeLevels)
             for (const tileRows of [6, 32])
               for (const offload of [0, 1, 100]) {
                 const step = trainingPlan({
