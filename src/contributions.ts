@@ -65,7 +65,7 @@ export const commandIds = Object.keys(all) as CommandId[]
 /** Settings by their full name, with the type of their value. */
 export interface Settings {
   /** Where to compute when the recipe says `auto`. */
-  'unsloth.device': 'auto' | 'cpu' | 'cuda'
+  'unsloth.device': 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
   /** Threads when the recipe does not say; 0 is one for each physical core. */
   'unsloth.threads': number
   /** What opens when a run starts. */

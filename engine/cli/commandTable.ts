@@ -22,7 +22,7 @@ export interface CommandSpec {
 const json = { type: 'boolean', summary: 'print JSON for programs' } as const
 const threads = { type: 'integer', summary: 'threads to compute with; 0: one for each physical core', default: 0, min: 0,
   max: 1024, value: 'N' } as const
-const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda'], default: 'auto',
+const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda', 'cuda:N'], pattern: /^cuda:\d{1,3}$/, default: 'auto',
   value: 'NAME' } as const
 const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16', 'float16'],
   default: 'auto', value: 'TYPE' } as const

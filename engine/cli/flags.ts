@@ -11,6 +11,8 @@ export interface Flag {
   readonly value?: string
   readonly default?: boolean | string | number
   readonly choices?: readonly string[]
+  /** Values beside the choices, one of which shows their form. */
+  readonly pattern?: RegExp
   readonly min?: number
   readonly max?: number
   readonly short?: string
@@ -141,7 +143,7 @@ export function readFlag(flag: string, spec: Flag, inline: string | undefined,
       return numberOf(flag, words.value(flag, inline, what), spec)
     case 'text': {
       const text = words.value(flag, inline, what)
-      if (spec.choices !== undefined && !spec.choices.includes(text)) {
+      if (spec.choices !== undefined && !spec.choices.includes(text) && spec.pattern?.test(text) !== true) {
         const near = closest(text, spec.choices)
         throw usage(`${flag} is one of ${spec.choices.join(', ')}, not ${JSON.stringify(text)}`
           + (near === undefined ? '' : `; did you mean ${near}?`))

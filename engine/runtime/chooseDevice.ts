@@ -13,20 +13,20 @@ export function usableGpus(): { readonly gpus: readonly NativeGpu[]; readonly pr
 
 /**
  * The device that a setting names: `cpu`, `cuda` (the first GPU), `cuda:1`, or `auto`: a GPU where there is one. `threads` 0: one for
- * each physical core.
+ * each physical core. `usable`: the GPUs to choose from.
  */
-export function chooseDevice(name: string, threads = 0): DeviceChoice {
+export function chooseDevice(name: string, threads = 0, usable = usableGpus): DeviceChoice {
   const cpu = { kind: 'cpu', threads: threads === 0 ? physicalCores() : threads } as const
   if (name === 'cpu') return cpu
   const wanted = /^cuda(?::(\d+))?$/.exec(name)
   if (wanted === null && name !== 'auto')
     throw new UnslothError('USAGE', `There is no device "${name}".`, { hint: 'Use auto, cpu, cuda or cuda:N.' })
-  const { gpus, problem } = usableGpus()
+  const { gpus, problem } = usable()
   if (wanted === null) return gpus.length === 0 ? cpu : { kind: 'cuda', index: gpus[0]!.index }
   if (gpus.length === 0) throw new UnslothError('GPU', problem, { hint: 'Use device cpu, or run `unsloth doctor`.' })
   const gpu = wanted[1] === undefined ? gpus[0]! : gpus.find(({ index }) => index === Number(wanted[1]))
   if (gpu === undefined)
-    throw new UnslothError('GPU', `There is no GPU number ${wanted[1]}.`, { hint: `There are: ${gpus.map(({ index, name }) => `${index} ${name}`).join(', ')}.` })
+    throw new UnslothError('GPU', `There is no GPU number ${wanted[1]}.`, { hint: `There are: ${gpus.map(({ index, name }) => `cuda:${index} (${name})`).join(', ')}.` })
   return { kind: 'cuda', index: gpu.index }
 }
 

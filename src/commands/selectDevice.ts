@@ -13,7 +13,7 @@ type Device = Settings['unsloth.device']
 export async function selectDevice(services: Services): Promise<void> {
   const { devices, noGpu } = await ask(services, vscode.l10n.t('Looking for devices'), engineRequests.devices, {})
   const now = readSetting('unsloth.device')
-  const gpu = devices.find(({ id }) => id.startsWith('cuda'))
+  const gpus = devices.filter(({ id }) => id.startsWith('cuda'))
   const cpu = devices.find(({ id }) => id === 'cpu')
   const item = (device: Device, description: string, detail?: string) =>
     ({ device, label: `${device === now ? '$(check) ' : ''}${device}`, description, ...(detail === undefined ? {} : { detail }) })
@@ -21,7 +21,8 @@ export async function selectDevice(services: Services): Promise<void> {
     item('auto', vscode.l10n.t('the best device there is: {0}', devices[0]?.label ?? 'cpu')),
     ...(cpu === undefined ? [] : [item('cpu', deviceText(cpu))]),
     // One that is not there may be chosen all the same: a recipe then says why it cannot run.
-    item('cuda', gpu === undefined ? vscode.l10n.t('no GPU here') : deviceText(gpu), gpu === undefined ? noGpu : undefined),
+    item('cuda', gpus[0] === undefined ? vscode.l10n.t('no GPU here') : deviceText(gpus[0]), gpus[0] === undefined ? noGpu : undefined),
+    ...(gpus.length < 2 ? [] : gpus.map((gpu) => item(gpu.id as `cuda:${number}`, deviceText(gpu)))),
   ]
   const { device } = await choose(items, {
     title: vscode.l10n.t('Select Device'), placeHolder: vscode.l10n.t('Where to compute when the recipe does not say'),

@@ -6,7 +6,7 @@ import type { EngineLocation } from './location.ts'
 
 /** What the settings say where the recipe leaves the choice. */
 export interface RunDefaults {
-  readonly device: 'auto' | 'cpu' | 'cuda'
+  readonly device: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
   readonly threads: number
 }
 

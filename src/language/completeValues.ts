@@ -5,7 +5,7 @@ import { itemKind, order } from './completionItems.ts'
 import type { ValueCursor } from './cursor.ts'
 import { quoteIfNeeded, yamlValue } from './fieldText.ts'
 import type { Outline } from './outline.ts'
-import type { Workspace } from './workspace.ts'
+import type { FoundDevice, Workspace } from './workspace.ts'
 
 /** A value on offer. */
 interface Offer {
@@ -150,12 +150,14 @@ async function formatOffers(outline: Outline, cursor: ValueCursor, workspace: Wo
 
 async function deviceOffers(cursor: ValueCursor, workspace: Workspace): Promise<Offer[]> {
   const devices = await workspace.devices()
-  return schemaOffers(cursor).map((offer) => {
+  const described = ({ label, totalBytes }: FoundDevice): string => `${label}${totalBytes === undefined ? '' : `, ${formatBytes(totalBytes)}`}`
+  const known = schemaOffers(cursor).map((offer) => {
     const device = devices.find(({ id }) => id === offer.value || id.startsWith(`${offer.value}:`))
-    if (device === undefined) return offer
-    const memory = device.totalBytes === undefined ? '' : `, ${formatBytes(device.totalBytes)}`
-    return { ...offer, detail: `${device.label}${memory} · ${offer.detail}` }
+    return device === undefined ? offer : { ...offer, detail: `${described(device)} · ${offer.detail}` }
   })
+  const { series } = cursor.field.meta
+  const numbered = devices.filter(({ id }) => series !== undefined && new RegExp(series.pattern).test(id))
+  return [...known, ...numbered.map((device): Offer => ({ value: device.id, kind: itemKind.enumMember, doc: series!.doc, detail: described(device) }))]
 }
 
 async function checkpointOffers(outline: Outline, workspace: Workspace): Promise<Offer[]> {

@@ -12,7 +12,7 @@ export const severity = { error: 1, warning: 2, information: 3, hint: 4 } as con
 /** Problems that only the world around the recipe has. */
 export type WorldCode =
   | 'file_missing' | 'model_missing' | 'model_invalid' | 'dataset_format' | 'column_missing' | 'target_missing' | 'layer_range'
-  | 'sequence_length' | 'data_truncated' | 'memory'
+  | 'sequence_length' | 'data_truncated' | 'memory' | 'device_missing'
 
 export type ProblemCode = RecipeIssue['code'] | WorldCode | 'foreign'
 

@@ -1,5 +1,5 @@
 import { t } from './texts.ts'
-import { rangeText, type FieldMeta, type RecipeField } from '#shared/recipe.ts'
+import { rangeText, valueEntries, type FieldMeta, type RecipeField } from '#shared/recipe.ts'
 
 /** A number as people write it in a recipe: 2e-4, 0.01, 2048. */
 export function formatNumber(value: number): string {
@@ -60,7 +60,7 @@ export function fieldMarkdown({ path, meta }: RecipeField, title = true): string
   parts.push(t(meta.doc))
   if (meta.effect !== undefined) parts.push(`**${t('Effect')}:** ${t(meta.effect)}`)
   if (meta.values !== undefined) {
-    parts.push(Object.entries(meta.values).map(([name, text]) => `- \`${name}\`: ${t(text)}`).join('\n'))
+    parts.push(valueEntries(meta).map(([name, text]) => `- \`${name}\`: ${t(text)}`).join('\n'))
   }
   const examples = meta.examples?.map((value) => `\`${yamlValue(value)}\``).join(', ')
   if (examples !== undefined) parts.push(`**${t('Examples')}:** ${examples}`)

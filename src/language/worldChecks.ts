@@ -28,6 +28,7 @@ export async function diagnoseWorld(outline: Outline, recipe: Recipe | null, wor
   const model = await checkModel(outline, workspace, report)
   const data = await checkData(outline, workspace, report)
   checkPaths(outline, workspace, report)
+  await checkDevice(outline, workspace, report)
   if (model !== undefined) checkLayers(outline, model, recipe, report)
   if (data !== undefined) checkColumns(outline, data, recipe, report)
   if (recipe !== null) await checkSizes(outline, recipe, model, workspace, report)
@@ -80,6 +81,16 @@ function checkPaths(outline: Outline, workspace: Workspace, report: Report): voi
     if (workspace.kindOf(entry.value) === undefined) report(entry, severity.error, 'file_missing',
       t('there is no {0} {1}', t(what), entry.value))
   }
+}
+
+/** A GPU that the engine does not name; without an engine that runs, nobody knows. */
+async function checkDevice(outline: Outline, workspace: Workspace, report: Report): Promise<void> {
+  const entry = outline.find('training.device')
+  if (entry === undefined || !/^cuda:\d+$/i.test(entry.value)) return
+  const gpus = (await workspace.devices()).filter(({ id }) => id.startsWith('cuda'))
+  if (gpus.length === 0 || gpus.some(({ id }) => id === entry.value.toLowerCase())) return
+  report(entry, severity.error, 'device_missing',
+    t('there is no GPU {0} here; there are {1}', entry.value, gpus.map(({ id, label }) => `${id} (${label})`).join(', ')), undefined, gpus[0]!.id)
 }
 
 function checkLayers(outline: Outline, model: ModelFacts, recipe: Recipe | null, report: Report): void {

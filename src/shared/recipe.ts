@@ -5,6 +5,7 @@
 export { recipeSchema, recipeVersion, sectionDocs, sectionNames, secretKeys, type Recipe,
   type SectionName } from './recipe/schema.ts'
 export { fieldAt, findField, isSection, recipeFields, spellings, type RecipeField } from './recipe/fields.ts'
+export { valueEntries } from './recipe/field.ts'
 export type { Availability, FieldKind, FieldMeta, PathRole } from './recipe/field.ts'
 export type { PathPart, RecipeIssue } from './recipe/issue.ts'
 export type { RecipeOverride } from './recipe/canonical.ts'

@@ -24,6 +24,14 @@ describe('devices', () => {
     assert.throws(() => chooseDevice('cuda:99'), (error) => UnslothError.is(error, 'GPU'))
   })
 
+  it('are GPUs by number; one that is not there is refused with those that are', () => {
+    const gpu = (index: number, name: string) => ({ index, name, capability: 90, multiprocessors: 132, totalBytes: 2 ** 37 })
+    const two = () => ({ gpus: [gpu(0, 'A100'), gpu(2, 'H200')], problem: '' })
+    assert.deepEqual(['auto', 'cuda', 'cuda:0', 'cuda:2'].map((name) => chooseDevice(name, 0, two)), [0, 0, 0, 2].map((index) => ({ kind: 'cuda', index })))
+    assert.throws(() => chooseDevice('cuda:1', 0, two), (error) => UnslothError.is(error, 'GPU') && error.message.includes('number 1') && error.hint!.includes('cuda:0 (A100), cuda:2 (H200)'))
+    assert.throws(() => chooseDevice('cuda:N', 0, two), (error) => UnslothError.is(error, 'USAGE'))
+  })
+
   it('without a usable GPU say why in one sentence, and auto takes the processor', () => {
     const { gpus, problem } = usableGpus()
     if (gpus.length > 0) {

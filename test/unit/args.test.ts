@@ -71,7 +71,7 @@ describe('command line', () => {
     fails('generate m --seed 1.5', /--seed is a whole number/)
     fails('generate m --top-p 2', /--top-p is a number from 0 to 1, not 2/)
     fails('generate m --seed', /--seed needs a value: --seed N/)
-    fails('generate m --device gpux', /--device is one of auto, cpu, cuda/)
+    fails('generate m --device gpux', /--device is one of auto, cpu, cuda, cuda:N/)
     fails('generate m --chat=perhaps', /--chat is true or false/)
     fails('finetune r.yaml --lerning_rate 1', /--lerning_rate is not a flag of finetune; did you mean --learning_rate\?/)
     fails('finetune a.yaml --config b.yaml', /two recipes are named/)

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { diagnoseRecipe } from '../../engine/recipe/parseRecipe.ts'
 import {
   closest, editDistance, effectiveBatch, evalInterval, parseByteSize, recipeFields, recipeSchema, schedulerCycles,
   targetModules, totalSteps, unsupportedSettings, validateRecipe, warmupSteps, type Recipe,
@@ -234,6 +235,24 @@ describe('recipe: problems', () => {
     ]
     for (const document of refused) assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) =>
       issue.code === 'unavailable'))
+  })
+
+  it('reads devices by name and number, and memory as a size or in GiB', () => {
+    const read = (training: Record<string, unknown>) => accept({ training }).training
+    assert.deepEqual(['GPU', 'cuda:1', 'CUDA:12', 'cpu'].map((device) => read({ device }).device), ['cuda', 'cuda:1', 'cuda:12', 'cpu'])
+    for (const device of ['cuda:', 'cuda:x', 'cuda:-1', 'cuda:1234', 'cudas', 1]) refuses({ training: { device } }, /training\.device must be one of auto, cpu, cuda, cuda:N; /)
+    const sizes = ['20GiB', '20', 20, 1.5, '512 MiB', '1GB', null, 'none']
+    assert.deepEqual(sizes.map((max_memory) => read({ max_memory }).max_memory), [20, 20, 20, 1.5, 0.5, 1e9 / 2 ** 30, null, null])
+    for (const max_memory of ['much', '20 bananas', 0, -1, '-1GiB', { 0: '20GiB' }, true])
+      refuses({ training: { max_memory } }, /training\.max_memory must be a size such as 20GiB or 20000MB, or a number of GiB; /)
+    const { issues } = diagnoseRecipe('model: x\ndata:\n  dataset: y\ntraining:\n  max_memory: lots\n', 'finetune.yaml')
+    assert.deepEqual(issues.map(({ range, message }) => [range.start.line, /lots/.test(message)]), [[5, true]])
+  })
+
+  it('says where keeping weights on the host has no effect', () => {
+    assert.ok(messages({ training: { training_type: 'full', offload_embedding: true } }).some((text) => text.includes('no effect with training_type: full')))
+    assert.ok(messages({ training: { device: 'cpu', offload_lm_head: true } }).some((text) => text.includes('no effect on the processor')))
+    assert.deepEqual(messages({ training: { device: 'cuda:1', offload_embedding: true, offload_lm_head: true } }), [])
   })
 
   it('drops secrets with a warning that does not repeat them', () => {

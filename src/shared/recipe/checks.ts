@@ -1,3 +1,4 @@
+import { valueEntries } from './field.ts'
 import { fieldAt, recipeFields } from './fields.ts'
 import type { RecipeIssue } from './issue.ts'
 import { hasEvalSet } from './derived.ts'
@@ -114,6 +115,11 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
         + 'is in lora.modules_to_save')
     }
   }
+  for (const key of ['offload_embedding', 'offload_lm_head'] as const) {
+    if (!training[key]) continue
+    if (full) warn(`training.${key}`, `training.${key} has no effect with training_type: full, which trains this layer`)
+    else if (training.device === 'cpu') warn(`training.${key}`, `training.${key} has no effect on the processor, whose memory is the host's`)
+  }
   if (hub.push && hub.repo_id === null) error('hub.push', 'hub.push needs hub.repo_id, such as me/my-model')
   if (data.stride >= data.chunk_size) {
     error('data.stride', `data.stride (${data.stride}) must be less than data.chunk_size (${data.chunk_size})`)
@@ -171,9 +177,9 @@ export function expectation(path: string): string {
   switch (meta.kind) {
     case 'boolean': return 'true or false'
     case 'integer': return `a whole number${tail}`
-    case 'number': return path === 'data.eval_split'
+    case 'number': return path === 'training.max_memory' ? 'a size such as 20GiB or 20000MB, or a number of GiB' : path === 'data.eval_split'
       ? 'a share below 1, a number of rows or the name of a split' : `a number${tail}`
-    case 'choice': return `one of ${Object.keys(meta.values ?? {}).join(', ')}`
+    case 'choice': return `one of ${valueEntries(meta).map(([name]) => name).join(', ')}`
     case 'list': return path === 'lora.layers_to_transform' ? 'a list of layer numbers from 0' : 'a list of names'
     case 'mapping': return 'pairs such as prompt: question, with names that this key knows'
     case 'text': return 'text'

@@ -1,5 +1,5 @@
 import { rangeText } from './checks.ts'
-import type { FieldMeta } from './field.ts'
+import { valueEntries, type FieldMeta } from './field.ts'
 import { recipeFields } from './fields.ts'
 import { sectionDocs, sectionNames } from './schema.ts'
 
@@ -15,7 +15,7 @@ function defaultText({ default: value, defaultDoc }: FieldMeta): string {
 }
 
 function valuesText(meta: FieldMeta): string {
-  if (meta.values !== undefined) return Object.keys(meta.values).map((name) => `\`${name}\``).join(', ')
+  if (meta.values !== undefined) return valueEntries(meta).map(([name]) => `\`${name}\``).join(', ')
   const range = rangeText(meta)
   const kind = meta.kind === 'integer' ? 'whole number' : meta.kind
   return range === '' ? kind : `${kind}, ${range}`
@@ -23,7 +23,7 @@ function valuesText(meta: FieldMeta): string {
 
 function description(meta: FieldMeta): string {
   const parts = [meta.doc]
-  if (meta.values !== undefined) parts.push(Object.entries(meta.values).map(([name, text]) =>
+  if (meta.values !== undefined) parts.push(valueEntries(meta).map(([name, text]) =>
     `\`${name}\`: ${text}`).join('; ') + '.')
   if (meta.effect !== undefined) parts.push(`*Effect:* ${meta.effect}`)
   if (meta.availability !== undefined) parts.push(`*Availability:* ${meta.availability.note}.`)

@@ -43,6 +43,8 @@ export interface FieldMeta extends FieldSpec {
   readonly nullable: boolean
   /** Closed set of values with one line on each. */
   readonly values?: Readonly<Record<string, string>>
+  /** Values beside the closed set: how they are written, one line on them, and which they are. */
+  readonly series?: ValueSeries
   /** Other spellings of a value, in lower case. */
   readonly synonyms?: Readonly<Record<string, unknown>>
   readonly min?: number
@@ -52,6 +54,18 @@ export interface FieldMeta extends FieldSpec {
   /** JSON Schema of what may be written, when it is wider than what the field becomes. */
   readonly input?: Readonly<Record<string, unknown>>
 }
+
+export interface ValueSeries {
+  /** As `cuda:N`. */
+  readonly name: string
+  readonly doc: string
+  /** A regular expression. */
+  readonly pattern: string
+}
+
+/** Every value of a closed set with one line on each, and the form of those that the set leaves open. */
+export const valueEntries = ({ values = {}, series }: Pick<FieldMeta, 'values' | 'series'>): [name: string, doc: string][] =>
+  [...Object.entries(values), ...(series === undefined ? [] : [[series.name, series.doc] as [string, string]])]
 
 export const fieldRegistry = z.registry<FieldMeta>()
 
@@ -197,6 +211,19 @@ export function pathList(spec: FieldSpec & { readonly default: readonly string[]
   const read = (value: unknown): unknown => typeof value === 'string' ? (value.trim() === '' ? [] : [value.trim()]) : value
   return z.preprocess(read, z.array(z.string().trim().min(1).max(4096)).max(4096)).default([...spec.default])
     .register(fieldRegistry, { ...spec, kind: 'list', nullable: false, input: listInput({ type: 'string' }) })
+}
+
+/** The same with names that follow a pattern, as those of numbered things. */
+export function openChoice<Value extends string, Other extends string>(spec: ChoiceSpec<Value> & { readonly series: ValueSeries }) {
+  const names = Object.keys(spec.values) as [Value, ...Value[]]
+  const known = new Map(Object.entries<string>(spec.synonyms ?? {}))
+  const read = (value: unknown): unknown => typeof value === 'string' ? known.get(value.trim().toLowerCase()) ?? value.trim().toLowerCase() : value
+  const oneOf = `one of ${valueEntries(spec).map(([name]) => name).join(', ')}`
+  const type = z.union([z.enum(names), z.string().regex(new RegExp(spec.series.pattern), oneOf)]) as unknown as z.ZodType<Value | Other>
+  return z.preprocess(read, type).default(spec.default).register(fieldRegistry, {
+    ...spec, kind: 'choice', nullable: false,
+    input: { anyOf: [{ enum: [...names, ...Object.keys(spec.synonyms ?? {})] }, { type: 'string', pattern: spec.series.pattern }] },
+  })
 }
 
 interface ChoiceListSpec<Value extends string> extends FieldSpec {

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { notYet, runsAs } from './availability.ts'
-import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, readNumber, special,
+import { parseByteSize } from './derived.ts'
+import { boolean, choice, integer, number, openChoice, optionalInteger, optionalNumber, optionalText, readNumber, special,
   text } from './field.ts'
 
 const schedulers = {
@@ -24,6 +25,16 @@ const optimizers = {
   sgd: 'plain gradient descent without momentum: no moments at all',
   adafactor: 'Adafactor with the given learning rate: moments of rows and columns only',
 } as const
+
+const memorySize = /^\s*\d+(?:\.\d+)?\s*(?:[kmgtKMGT]i?B)?\s*$/
+
+/** "20GiB" and "20000 MB" in GiB, "20" as it is; anything else stays for zod to refuse. */
+function readMemory(value: unknown): unknown {
+  if (typeof value !== 'string') return value
+  if (/^\s*(?:none|null)?\s*$/i.test(value)) return null
+  if (!memorySize.test(value)) return value
+  return /[a-z]/i.test(value) ? parseByteSize(value) / 2 ** 30 : Number(value)
+}
 
 export const trainingSection = z.strictObject({
   training_type: choice({
@@ -290,11 +301,35 @@ export const trainingSection = z.strictObject({
     synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32', fp16: 'float16', half: 'float16' },
     default: 'auto',
   }),
-  device: choice({
-    doc: 'Where to compute.',
-    values: { auto: 'the best there is', cpu: 'the processor', cuda: 'an NVIDIA GPU' },
+  device: openChoice<'auto' | 'cpu' | 'cuda', `cuda:${number}`>({
+    doc: 'Where to compute; `cuda:1` is the second GPU.',
+    values: { auto: 'the best there is', cpu: 'the processor', cuda: 'the first NVIDIA GPU' },
+    series: { name: 'cuda:N', doc: 'the GPU of this number, from 0', pattern: '^cuda:\\d{1,3}$' },
     synonyms: { gpu: 'cuda' },
     default: 'auto',
+  }),
+  max_memory: special(
+    z.preprocess(readMemory, z.number().gt(0).lte(65_536).nullable()).default(null),
+    {
+      kind: 'number',
+      doc: 'The most memory of the device that a run may take: a size such as `20GiB`, or a number of GiB. Empty: what is free. '
+        + 'The plan keeps below it by recomputing more, and refuses when that is not enough.',
+      default: null,
+      nullable: true,
+      above: 0,
+      max: 65_536,
+      input: { anyOf: [{ type: 'number', exclusiveMinimum: 0, maximum: 65_536 }, { type: 'string', pattern: memorySize.source }, { type: 'null' }] },
+    },
+  ),
+  offload_embedding: boolean({
+    doc: 'Keep the embedding in the memory of the host, locked, where the GPU reads the rows that it needs. On the processor this changes nothing.',
+    effect: 'Saves its size on the GPU at almost no cost. Where the head is tied to the embedding, the head is read from there too: see `offload_lm_head`.',
+    default: false,
+  }),
+  offload_lm_head: boolean({
+    doc: 'Keep the head (`lm_head`) in the memory of the host. On the processor this changes nothing.',
+    effect: 'The GPU copies it over its bus in each micro-step, for as long as it is needed: 20 to 40 ms for each GB. Worth it when memory is fullest in the layers, not at the loss.',
+    default: false,
   }),
   threads: integer({
     doc: 'Threads to compute with. 0: one for each physical core. The result does not depend on it.',

@@ -39,7 +39,7 @@ const found = world({
   checkpoints: (dir) =>
     Promise.resolve([{ name: `${dir}/r/checkpoints/step-000100`, path: '/w', step: 100, loss: 1.5, run: 'r',
       runDirectory: '/w/r', totalSteps: 200, resumable: true, createdAt: '' }]),
-  devices: () => Promise.resolve([{ id: 'cpu', label: '8 cores', totalBytes: 2 ** 34 }]),
+  devices: () => Promise.resolve([{ id: 'cuda:1', label: 'A100', totalBytes: 2 ** 36 }, { id: 'cpu', label: '8 cores', totalBytes: 2 ** 34 }]),
 })
 
 describe('recipe completion: keys', () => {
@@ -174,7 +174,9 @@ describe('recipe completion: values', () => {
     assert.ok(targets.includes('qkv_proj') && !targets.includes('q_proj') && targets.includes('[qkv_proj, o_proj]'))
     assert.deepEqual(await labels('training:\n  output_dir: out\n  resume_from: │', found),
       ['latest', 'out/r/checkpoints/step-000100'])
-    assert.match((await items('training:\n  device: │', found)).find(({ label }) => label === 'cpu')!.detail!, /8 cores, 16.0 GB/)
+    const devices = await items('training:\n  device: │', found)
+    assert.match(devices.find(({ label }) => label === 'cpu')!.detail!, /8 cores, 16.0 GB/)
+    assert.match(devices.find(({ label }) => label === 'cuda:1')!.detail!, /A100, 64.0 GB/)
     assert.deepEqual(await labels('lora:\n  init_adapter: │', found), ['./outputs/a'])
   })
 

@@ -179,6 +179,8 @@ describe('recipe diagnostics: the world', () => {
     ['column_missing', 1, 'model: ./m\ndata:\n  local_dataset: qa.jsonl\n  format_type: text\n  text_column: questoin\n'],
     ['column_missing', 1, 'model: ./m\ndata:\n  local_dataset: qa.jsonl\n  format_type: alpaca\n'],
     ['target_missing', 1, `${good}lora:\n  target_modules: [q_proj, v_prj]\n`],
+    ['device_missing', 1, `${good}training:\n  device: cuda:3\n  max_seq_length: 512\n`,
+      around({ devices: () => Promise.resolve([{ id: 'cuda:0', label: 'A100' }, { id: 'cpu', label: '8 cores' }]) })],
     ['layer_range', 1, `${good}lora:\n  layers_to_transform: [0, 4]\n`],
     ['sequence_length', 2, `${good}training:\n  max_seq_length: 1024\n`],
     ['data_truncated', 3, `${good}training:\n  max_seq_length: 128\n`,
