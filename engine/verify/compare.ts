@@ -43,7 +43,7 @@ const gpuTolerance = 1e-4
 export async function compare(
   golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>, target: Target = cpuTarget(),
 ): Promise<Comparison[]> {
-  if (target.activation !== 'f32') return compareSixteenBits(golden, computed, skip)
+  if (target.activation !== 'f32') return compareSixteenBits(golden, computed, skip, target.activation)
   const results: Comparison[] = []
   for (const name of golden.expected()) {
     const tolerance = toleranceOf(name, golden.modelFolder !== golden.folder, target.kind === 'cuda' ? gpuTolerance : 0)

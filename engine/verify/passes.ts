@@ -1,8 +1,10 @@
 import type { Recompute } from '../graph/backward.ts'
+import { stepScalarOffset } from '../graph/stepScalars.ts'
 import { logitsPlan, scoringPlan, trainingPlan } from '../model/stepGraph.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
 import { StepRunner, type PackedTokens } from '../runtime/stepRunner.ts'
+import { lossScaleDefaults } from '../train/lossScale.ts'
 
 /** A row of a golden batch: token ids, and the positions whose token is predicted (label of row p−1), each with a weight. */
 export interface ScoredRow {
@@ -78,14 +80,32 @@ export async function balance(model: LoadedModel, weights: DecoderWeights, rows:
   return runner.read('balanceLoss', 1)[0]!
 }
 
-/** Runs forward and backward with these weights on positions; gradients are left in the gradient arena. Σ weight·nll. */
-export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], recompute: Recompute = 'none', offload = 0): Promise<number> {
+export interface GradientOptions {
+  readonly recompute?: Recompute
+  /** Activations that wait in memory of the host. */
+  readonly offload?: number
+  /** Default: with activations in fp16. */
+  readonly lossScaling?: boolean | undefined
+}
+
+/** Runs forward and backward with these weights on positions; gradients are left in the gradient arena, without a loss scale. Σ weight·nll. */
+export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], { recompute = 'none', offload = 0, lossScaling }: GradientOptions = {}): Promise<number> {
   const { spec, target, runtime, trained, patched } = model
   const packed = packScored(rows)
-  runtime.reserve('grads', patched.layout.elements * 4)
-  runtime.write('grads', 0, new Float32Array(patched.layout.elements))
-  const runner = new StepRunner(runtime, spec, trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute, offload }))
+  const { elements } = patched.layout
+  runtime.reserve('grads', elements * 4)
+  const step = trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute, offload, lossScaling })
+  const runner = new StepRunner(runtime, spec, step)
   await model.refreshShadow()
-  await runner.run(packed)
+  for (let scale = step.lossScaling ? lossScaleDefaults.initial : 1; ; scale /= 2) {
+    runtime.write('grads', 0, new Float32Array(elements))
+    runtime.write('scalars', stepScalarOffset('scaling'), Float64Array.of(scale))
+    await runner.run(packed)
+    if (scale <= 1) break
+    const scaled = runtime.readFloats('grads', 0, elements)
+    if (!scaled.every(Number.isFinite)) continue
+    runtime.write('grads', 0, scaled.map((value) => value / scale))
+    break
+  }
   return runner.read('nll', packed.labelIndex.length).reduce((sum, nll, i) => sum + nll * packed.weights[i]!, 0)
 }

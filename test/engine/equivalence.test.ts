@@ -102,7 +102,7 @@ describe('the same computation done in different ways', () => {
               // B starts at zero, where A has no gradient.
               for (const parameter of model.patched.layout.parameters.filter((each) => each.name.includes('lora_B')))
                 model.writeParameter(parameter.name, Float32Array.from({ length: parameter.rows * parameter.cols }, (_, i) => Math.sin(i) / 20))
-              await gradients(model, rows, recompute, offload)
+              await gradients(model, rows, { recompute, offload })
               return model.runtime.readFloats('grads', 0, model.patched.layout.elements)
             }, target)
           const saved = await of('none', 1)

@@ -12,6 +12,7 @@ import type { OptimizerKind } from '../../engine/train/optimizerState.ts'
 import { learningRate } from '../../engine/train/schedule.ts'
 import { Trainer, type LossBatch, type StepOutcome } from '../../engine/train/trainer.ts'
 import { planTraining } from '../../engine/train/trainingPlan.ts'
+import { gradients, type ScoredRow } from '../../engine/verify/passes.ts'
 import { packedSuffix, unpackCase } from '../golden/packedCase.ts'
 import { assertClose, failure, fixtures, starter, temporaryFolder } from './support.ts'
 
@@ -155,6 +156,21 @@ describe('loss scaling', function () {
       return stateOf(trainer)
     })
     assert.deepEqual(plain, oneByOne.state)
+  })
+
+  it('gradients that are compared with a reference come without their scale, at one that they fit', async () => {
+    await withTrainer({}, async ({ model }) => {
+      for (const weight of [1e-3, 2 ** 110]) {
+        const rows: ScoredRow[] = madeUp(0).map((ids) => ({ ids: Int32Array.from(ids), weight: () => weight }))
+        const of = async (lossScaling: boolean) => {
+          const loss = await gradients(model, rows, { lossScaling })
+          return { loss, gradients: model.runtime.readFloats('grads', 0, model.patched.layout.elements) }
+        }
+        const plain = await of(false)
+        assert.ok(plain.gradients.some((value) => value !== 0) && plain.gradients.every(Number.isFinite))
+        assert.deepEqual(await of(true), plain)
+      }
+    })
   })
 
   it('a checkpoint keeps scale, good steps and skipped steps, bit for bit', async () => {

@@ -29,12 +29,12 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
   const { gpus, problem } = usableGpus()
   if (gpu.kind === 'cpu') throw new UnslothError('GPU', problem || 'There is no GPU to check.', { hint: '`unsloth doctor` says what this machine has.' })
   const cpu = chooseDevice('cpu')
-  const modes: readonly Compute[] = flags.compute === 'auto' ? ['float32', 'bfloat16'] : [flags.compute as Compute]
   const ops: OpResult[] = []
   const training: TrainingComparison[] = []
   const goldens: GoldenResult[] = []
   const say = flags.json ? () => undefined : (line: string) => console.log(line)
   const { name, capability, totalBytes } = gpus.find(({ index }) => index === gpu.index)!
+  const modes = flags.compute === 'auto' ? computeModes(capability) : [flags.compute as Compute]
   say(`${name}, compute capability ${capability / 10}, ${formatBytes(totalBytes)}`)
   for (const compute of modes) {
     const found = await checkOps(cpu, gpu, compute, positionals)
@@ -59,6 +59,9 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
   else say(failed === 0 ? 'all is well' : `${failed} checks failed`)
   return failed === 0 ? 0 : 1
 }
+
+/** What a GPU trains in: bfloat16 from Ampere on. */
+const computeModes = (capability: number): Compute[] => (capability >= 80 ? ['float32', 'bfloat16', 'float16'] : ['float32', 'float16'])
 
 async function checkOps(cpu: DeviceChoice, gpu: DeviceChoice, compute: Compute, names: readonly string[]): Promise<OpResult[]> {
   const [host, device] = [new Runtime(cpu), new Runtime(gpu)]
