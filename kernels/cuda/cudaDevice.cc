@@ -21,6 +21,8 @@ const OpFunction opTable[] = {
 };
 
 constexpr size_t mostGraphs = 96;
+/** Commands of one graph: each takes memory, and where there are more, rows are so long that starting them costs nothing. */
+constexpr int64_t mostRecorded = 16384;
 constexpr size_t leastScratch = size_t{64} << 20;
 
 bool environment(const char* name, bool otherwise) {
@@ -269,7 +271,7 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
 
   const GraphKey key{plan.id, dims, first, end};
   const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
-  if (known != graphs_.end() && capturing_ && !eager_) {
+  if (known != graphs_.end() && capturing_ && !eager_ && end - first <= mostRecorded) {
     if (known->graph == nullptr) known->graph = capture(plan, dims, first, end);
     if (known->graph == nullptr) {
       result.stopped = true;
@@ -282,7 +284,7 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
   }
   result.executed = enqueue(plan, dims, views(plan, dims), first, end, nullptr);
   result.stopped = result.executed < end - first;
-  graphs_.push_front({key});
+  if (known == graphs_.end()) graphs_.push_front({key});
   if (graphs_.size() > mostGraphs) {
     if (graphs_.back().graph != nullptr) cudaGraphExecDestroy(graphs_.back().graph);
     graphs_.pop_back();
