@@ -237,10 +237,10 @@ export const trainingSection = z.strictObject({
       + 'The result is the same, bit for bit.',
     effect: 'Recomputing takes about a third more time and far less memory.',
     values: {
-      auto: 'only when it would not fit otherwise',
+      auto: 'only as much as makes it fit; where that is not enough, a GPU lets layer inputs wait in memory of the host',
       none: 'keep everything',
       full: 'recompute every layer',
-      offload: 'recompute, and keep layer inputs in host memory; on the CPU the same as `full`',
+      offload: 'recompute, and let every layer’s input wait in memory of the host: the longest rows; on the CPU the same as `full`',
     },
     synonyms: { unsloth: 'offload', true: 'full', false: 'none', yes: 'full', no: 'none', on: 'full', off: 'none',
       standard: 'full' },
