@@ -1,6 +1,7 @@
 // Matrices in blocks of 4 bits (core/quant4.h): into plain numbers, and times a few rows as they are.
 #include "../core/quant4.h"
 #include "gemm.h"
+#include "mma.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "vector.cuh"
@@ -193,19 +194,6 @@ __global__ void __launch_bounds__(threads) fewRowsKernel(const FewRows g, const 
   }
 }
 
-/** c += a·b on 16×16 and 16×8 numbers of 16 bits. */
-template <class T>
-__device__ __forceinline__ void multiplyTile(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (std::is_same_v<T, bf16>)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /**
  * The same on tensor cores, for rows of 16 bits: 16 rows of W are the tile's rows, the rows of a its columns. A byte of W becomes a
  * pair of 16-bit numbers by a table of 256 that each lane has in its own bank; a block of 64 is four products, then its maximum
@@ -285,7 +273,7 @@ __global__ void __launch_bounds__(threads, 2) fewRowsTiles(const FewRows g, cons
               tileA[2 * j] = pairs[(w0 >> (16 * part + 8 * j) & 255u) * 32 + lane];
               tileA[2 * j + 1] = pairs[(w1 >> (16 * part + 8 * j) & 255u) * 32 + lane];
             }
-            multiplyTile<T>(c, tileA, pair[2 * part], pair[2 * part + 1]);
+            multiplyAdd<T>(c, tileA, pair[2 * part], pair[2 * part + 1]);
           }
         }
         const float upper = w.of(0, u, maxima, map), lower = w.of(1, u, maxima, map);
