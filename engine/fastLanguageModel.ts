@@ -14,6 +14,7 @@ import { LoadedModel } from './runtime/loadedModel.ts'
 import { describeModel, patchModel, type ModelDescription, type PatchedModel, type PatchOptions } from './runtime/patchedModel.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime, type DeviceChoice } from './runtime/runtime.ts'
+import type { HostWeight } from './runtime/weightArena.ts'
 import { saveAdapter } from './save/saveAdapter.ts'
 import { saveMerged4bit } from './save/save4bit.ts'
 import { saveMerged, type MergeCheck, type MergeOptions } from './save/saveMerged.ts'
@@ -43,6 +44,8 @@ export interface PretrainedOptions {
   readonly adapter?: string | undefined
   /** Keep the linear layers in 4 bits: those stored in more are quantised to NF4, maxima in 8 bits, while they are read. */
   readonly loadIn4bit?: boolean
+  /** Frozen weights to keep in memory of the system beside a GPU. */
+  readonly hostWeights?: readonly HostWeight[]
   /** How frozen weights are kept; default: as they are stored. */
   readonly dtype?: 'auto' | 'bfloat16' | 'float16' | 'float32'
   /** Default: what suits the device. */
@@ -74,7 +77,7 @@ export class FastLanguageModel {
   readonly warnings: readonly string[]
   private readonly description: ModelDescription
   private readonly seed: number
-  private readonly weightType: Pick<PatchOptions, 'weightType' | 'quantisation'>
+  private readonly weightType: Pick<PatchOptions, 'weightType' | 'quantisation' | 'hostWeights'>
   /** Adapter that was named in the model's place: where training goes on from, and what generates. */
   readonly adapter: string | undefined
   /** Repository and commit of a model of the Hub. */
@@ -93,6 +96,7 @@ export class FastLanguageModel {
     this.warnings = warnings
     this.weightType = {
       ...(options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }),
+      ...(options.hostWeights === undefined ? {} : { hostWeights: options.hostWeights }),
       ...(options.loadIn4bit === true ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
     }
     this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.target, this.weightType)

@@ -4,7 +4,7 @@ import { quant4Layout, quantBlock } from '../graph/quant4.ts'
 import type { Compute, Target } from '../graph/target.ts'
 import { native } from '../native.ts'
 import { freeBytes, freeHostBytes, targetOf } from '../runtime/chooseDevice.ts'
-import { LoadedModel } from '../runtime/loadedModel.ts'
+import { LoadedModel, reserveWeights } from '../runtime/loadedModel.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Trainer, type LossBatch, type StepOutcome } from '../train/trainer.ts'
@@ -146,7 +146,7 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
     const range = norm ? ([1 - bound, 1 + bound] as const) : ([-bound, bound] as const)
     await runtime.fillUniform(storage.arena, storage.offset, storage.rows * storage.cols, dtypeCode(storage.dtype), range, 1, index)
   }
-  runtime.reserve('weights', patched.arena.bytes)
+  reserveWeights(patched.arena, runtime)
   runtime.reserve('params', patched.layout.elements * 4)
   for (const { offset, bytes } of patched.arena.writes) runtime.write('weights', offset, bytes)
   for (const [index, entry] of patched.model.entries.entries()) await fill(entry.id, index)

@@ -6,9 +6,10 @@ export type RowRule = 'fixed' | 'tokens' | 'labelled' | 'sequences'
 export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'sequences']
 
 /**
- * Memory areas, each laid out by its owner: `activations`, and `offloaded` in memory of the system, by the planner.
+ * Memory areas, each laid out by its owner: `activations`, and `offloaded` in memory of the system, by the planner. `hostWeights` too lies
+ * in memory of the system.
  */
-export const arenas = ['weights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded'] as const
+export const arenas = ['weights', 'hostWeights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded'] as const
 export type Arena = (typeof arenas)[number]
 
 /** Whether the planner decides where a storage lies. */

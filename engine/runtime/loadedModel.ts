@@ -10,7 +10,7 @@ import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { CompiledPlan, Runtime } from './runtime.ts'
 import { PrincipalInit, type Principal } from './principalInit.ts'
-import { loadInto, parameterParts } from './weightArena.ts'
+import { loadInto, parameterParts, type WeightArena } from './weightArena.ts'
 
 export interface LoadOptions {
   /** Of new adapters. */
@@ -24,6 +24,12 @@ const secondStream = 2 ** 24
 
 /** A vector's elements are what its form orders. */
 const formShape = (rows: number, cols: number): [number, number] => (rows === 1 ? [cols, 1] : [rows, cols])
+
+/** Takes the memory of frozen weights. */
+export function reserveWeights({ bytes, hostBytes }: WeightArena, runtime: Runtime): void {
+  runtime.reserve('weights', bytes)
+  if (hostBytes > 0) runtime.reserve('hostWeights', hostBytes, 'host')
+}
 
 /** A patched model on a device. */
 export class LoadedModel {
@@ -62,9 +68,10 @@ export class LoadedModel {
   /** Reads the weights from the model's folder. */
   static async load(patched: PatchedModel, runtime: Runtime, options: LoadOptions): Promise<LoadedModel> {
     const { arena, layout, full, model } = patched
-    runtime.reserve('weights', arena.bytes)
+    reserveWeights(arena, runtime)
     for (const { offset, bytes } of arena.writes) runtime.write('weights', offset, bytes)
     await loadInto(runtime, 'weights', arena.parts, options.progress)
+    await loadInto(runtime, 'hostWeights', arena.hostParts, options.progress)
     if (layout.elements > 0) {
       runtime.reserve('params', layout.elements * 4)
       await loadInto(runtime, 'params', parameterParts(full, model, layout.parameters), options.progress)

@@ -14,7 +14,7 @@ import { weightTable, type WeightEntry } from '../model/weightTable.ts'
 import { loraModules, patchReport, trainedBiases, type LoraModule, type LoraOptions, type PatchReport } from '../patch/lora.ts'
 import { parameterLayout, type ParameterLayout } from '../patch/parameters.ts'
 import type { Quantisation } from './quantisedWeights.ts'
-import { layoutWeights, type WeightArena, type WeightSource } from './weightArena.ts'
+import { layoutWeights, type HostWeight, type WeightArena, type WeightSource } from './weightArena.ts'
 
 /** A model folder's description, before any weight is read. */
 export interface ModelDescription extends WeightSource {
@@ -76,6 +76,8 @@ export interface PatchOptions {
   readonly embeddingRate?: boolean
   /** LoRA+ (arXiv 2402.12354): B matrices have a learning rate of their own. */
   readonly loraPlus?: boolean
+  /** Frozen weights that lie in memory of the system beside a GPU; a processor has no other. */
+  readonly hostWeights?: readonly HostWeight[]
   /** Default: matrices that are stored in 4 bits stay so. */
   readonly quantisation?: Quantisation
 }
@@ -91,7 +93,7 @@ export function patchModel(model: ModelDescription, training: Training, target: 
   const frozen = training.kind === 'full' ? [] : model.entries
   return {
     target, model, training, modules, full,
-    arena: layoutWeights(frozen, model, options.weightType ?? target.weights, options.quantisation ?? { kind: 'stored' }),
+    arena: layoutWeights(frozen, model, options.weightType ?? target.weights, options.quantisation ?? { kind: 'stored' }, target.kind === 'cpu' ? [] : options.hostWeights),
     layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters, options.loraPlus === true),
     report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
   }

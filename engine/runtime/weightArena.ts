@@ -66,6 +66,9 @@ export interface WeightArena {
   readonly weights: ReadonlyMap<string, Weight>
   readonly bytes: number
   readonly parts: readonly LoadItem[]
+  /** The same of the arena in memory of the system. */
+  readonly hostBytes: number
+  readonly hostParts: readonly LoadItem[]
   /** Small tables that go with quantised weights. */
   readonly writes: readonly SmallWrite[]
   /** Whether any matrix stands in 4-bit blocks. */
@@ -112,41 +115,50 @@ async function unpacked({ absmax, code, nested, blockSize, dtype }: QuantisedTen
   return { ...base, absmax: maxima }
 }
 
+/** Weights that may lie in memory of the system: what is read by the row, or once in a micro-step. */
+export type HostWeight = 'embedding' | 'head'
+
 /** Kinds of weights that bitsandbytes quantises: the linear layers of the decoder. */
 const isQuantisable = ({ kind, rows }: WeightEntry): boolean => (kind === 'linear' && rows > 1) || kind === 'experts'
 
 /**
  * Places frozen weights one after another in their stored type; nothing is read yet. `type` is what 16- and 32-bit numbers become.
- * Matrices in 4 bits stay so, or become so, as `quantisation` says.
+ * Matrices in 4 bits stay so, or become so, as `quantisation` says. `host`: which lie in memory of the system.
  */
-export function layoutWeights(entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, quantisation: Quantisation): WeightArena {
+export function layoutWeights(
+  entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, quantisation: Quantisation, host: readonly HostWeight[] = [],
+): WeightArena {
   const weights = new Map<string, Weight>()
-  const parts: LoadItem[] = []
+  const parts = { weights: [] as LoadItem[], hostWeights: [] as LoadItem[] }
   const writes: SmallWrite[] = []
   const notes: string[] = []
-  let at = 0
+  const ends = { weights: 0, hostWeights: 0 }
   for (const entry of entries) {
+    const arena = host.some((id) => id === entry.id) ? 'hostWeights' : 'weights'
+    const at = ends[arena]
     const pieces = entry.pieces.map((piece) => located(source, entry, piece))
-    const place = (dtype: DType) => weights.set(entry.id, { value: whole({ name: entry.id, arena: 'weights', offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
+    const place = (dtype: DType) => weights.set(entry.id, { value: whole({ name: entry.id, arena, offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
     const inBlocks = !isQuantisable(entry) || quantisation.kind === 'none' ? undefined : (storedEntry(entry, pieces, at) ?? (quantisation.kind === 'load' ? packedEntry(entry, pieces, at, quantisation) : undefined))
     if (inBlocks !== undefined && 'dtype' in inBlocks) {
       place(inBlocks.dtype)
-      parts.push(...inBlocks.parts)
+      parts[arena].push(...inBlocks.parts)
       writes.push(...inBlocks.writes)
-      at = align(at + inBlocks.bytes)
+      ends[arena] = align(at + inBlocks.bytes)
       continue
     }
     if (inBlocks !== undefined) notes.push(`${entry.id} is kept in 16 bits: ${inBlocks.why}.`)
     const dtype = type ?? (pieces.every((piece) => piece.type === pieces[0]!.type) ? pieces[0]!.type : 'f32')
     let offset = at
     for (const located of pieces) {
-      parts.push(plainItem(located, dtype, offset, reorderOf(located, located.piece)))
+      parts[arena].push(plainItem(located, dtype, offset, reorderOf(located, located.piece)))
       offset += located.elements * bytesPerElement(dtype)
     }
     place(dtype)
-    at = align(offset)
+    ends[arena] = align(offset)
   }
-  return { weights, bytes: at, parts, writes, isQuantised: writes.length > 0, notes }
+  if (host.includes('head') && !host.includes('embedding') && !weights.has('head') && weights.has('embedding'))
+    notes.push('training.offload_lm_head has no effect: this head is tied to the embedding, and offload_embedding moves both.')
+  return { weights, bytes: ends.weights, parts: parts.weights, hostBytes: ends.hostWeights, hostParts: parts.hostWeights, writes, isQuantised: writes.length > 0, notes }
 }
 
 /** Where checkpoint tensors go in the fp32 parameter arena. */

@@ -3,6 +3,7 @@ import { planMemory } from '../graph/plan.ts'
 import { stepScalar, stepScalarBytes, stepScalarOffset } from '../graph/stepScalars.ts'
 import { parameterTensor, type ParameterRates } from '../patch/parameters.ts'
 import { shadowCast } from '../patch/shadow.ts'
+import type { Place } from '../native.ts'
 import type { PatchedModel } from '../runtime/patchedModel.ts'
 import type { CompiledPlan, Runtime } from '../runtime/runtime.ts'
 import { lossScaleDefaults, mostAhead, type LossScaleOptions, type LossScaleState } from './lossScale.ts'
@@ -51,14 +52,15 @@ export class Optimizer {
   /** Skipped steps after so many of the updates. */
   private known = { updates: 0, skipped: 0 }
 
-  constructor(runtime: Runtime, patched: PatchedModel, options: OptimizerOptions) {
+  /** `moments`: where those of the optimizer lie. */
+  constructor(runtime: Runtime, patched: PatchedModel, options: OptimizerOptions, moments: Place = 'device') {
     const { layout, target } = patched
     this.runtime = runtime
     this.options = options
     const plan = planOptimizer(layout, options)
     runtime.reserve('grads', layout.elements * 4)
-    if (plan.moment1 > 0) runtime.reserve('moment1', plan.moment1)
-    if (plan.moment2 > 0) runtime.reserve('moment2', plan.moment2)
+    if (plan.moment1 > 0) runtime.reserve('moment1', plan.moment1, moments)
+    if (plan.moment2 > 0) runtime.reserve('moment2', plan.moment2, moments)
     runtime.reserve('scalars', stepScalarBytes)
     const grads = parameterTensor('grads', 'grads', 0, 1, layout.elements)
     const [loss, squares, scalars] = [stepScalar('loss'), stepScalar('squares'), stepScalar('scalars')]

@@ -13,11 +13,11 @@ import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
 import { chooseDevice, freeBytes, freeHostBytes } from '../runtime/chooseDevice.ts'
+import { usableShare } from '../runtime/memory.ts'
 import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
-import { optimizerKinds } from './optimizerState.ts'
-import { peftOptions } from './recipeTraining.ts'
+import { hostWeights, peftOptions, planOptions } from './recipeTraining.ts'
 import type { LossBatch } from './trainer.ts'
 import { planTraining, type TrainingPlan } from './trainingPlan.ts'
 
@@ -47,9 +47,6 @@ export interface PreparedRun {
   readonly summaryLines: readonly string[]
   readonly warnings: readonly string[]
 }
-
-/** Part of the free memory that a plan may take; the rest is for the files' cache, the tokenizer and everything else. */
-const usableShare = 0.9
 
 export interface PrepareOptions {
   /** Stops the preparation with STOPPED. */
@@ -82,10 +79,10 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
   const longest = (samples: readonly Sample[]) => samples.reduce((most, sample) => Math.max(most, lengthOf(sample)), 0)
   const plan = planTraining(patched, {
-    checkpointing: training.gradient_checkpointing, threads: model.device.kind === 'cpu' ? model.device.threads : 1,
+    ...planOptions(recipe), threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
-    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, sequences: batches.mostSequences, evaluates: evaluation !== undefined, availableBytes: Math.floor(freeBytes(model.device) * usableShare),
-    availableHostBytes: freeHostBytes(model.device) * usableShare,
+    sequences: batches.mostSequences, evaluates: evaluation !== undefined,
+    availableBytes: Math.floor(freeBytes(model.device) * usableShare), availableHostBytes: Math.floor(freeHostBytes(model.device) * usableShare),
   })
   const capacity = plan.training.capacity
   const untrained = recipe.model.fix_tokenizer ? await untrainedInUse(model.tokenizer, train.samples) : new Map<number, number>()
@@ -107,7 +104,7 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, chatTemplate: await tokenizerOptions(recipe), randomState: training.random_seed,
-    dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit,
+    dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit, hostWeights: hostWeights(training),
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))

@@ -1,6 +1,9 @@
 import { targetModules, type Recipe } from '#shared/recipe.ts'
 import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
 import type { LoraInit, PatchOptions, Training } from '../runtime/patchedModel.ts'
+import type { HostWeight } from '../runtime/weightArena.ts'
+import { optimizerKinds } from './optimizerState.ts'
+import type { TrainingPlanOptions } from './trainingPlan.ts'
 
 /** Methods that are refused before have no meaning here. */
 function initOf({ init_lora_weights: init, use_loftq: loftq }: Recipe['lora']): LoraInit {
@@ -22,10 +25,23 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
 }
 
 /** How a recipe keeps what it does not train. */
-export function frozenWeights({ model, training }: Recipe): Pick<PatchOptions, 'weightType' | 'quantisation'> {
+export function frozenWeights({ model, training }: Recipe): Pick<PatchOptions, 'weightType' | 'quantisation' | 'hostWeights'> {
   return {
+    hostWeights: hostWeights(training),
     ...(model.dtype === 'auto' ? {} : { weightType: ({ bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const)[model.dtype] }),
     ...(training.load_in_4bit ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
+  }
+}
+
+/** The frozen weights that a recipe keeps in memory of the system. */
+export const hostWeights = ({ offload_embedding: embedding, offload_lm_head: head }: Recipe['training']): HostWeight[] =>
+  [...(embedding ? ['embedding' as const] : []), ...(head ? ['head' as const] : [])]
+
+/** What a recipe says of the plan of its steps. */
+export function planOptions({ training }: Recipe): Pick<TrainingPlanOptions, 'checkpointing' | 'optimizer' | 'paged' | 'neftune' | 'maxBytes'> {
+  return {
+    checkpointing: training.gradient_checkpointing, optimizer: optimizerKinds[training.optim]!, paged: training.optim.startsWith('paged_'),
+    neftune: training.neftune_noise_alpha ?? 0, ...(training.max_memory === null ? {} : { maxBytes: Math.floor(training.max_memory * 2 ** 30) }),
   }
 }
 

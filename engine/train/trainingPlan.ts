@@ -3,15 +3,14 @@ import type { MemoryPart } from '#shared/protocol.ts'
 import { formatBytes } from '#shared/units.ts'
 import { recomputeLevels, type Recompute } from '../graph/backward.ts'
 import type { Capacity } from '../graph/graph.ts'
-import { bytesPerElement } from '../graph/dtype.ts'
-import { scratchBytes } from '../graph/scratchBytes.ts'
 import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
-import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
+import type { Place } from '../native.ts'
 import { evaluatedWeights, trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
+import { plannedMemory, type MemoryOptions, type PlannedMemory } from './memoryParts.ts'
 
 export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
 
-export interface TrainingPlanOptions {
+export interface TrainingPlanOptions extends MemoryOptions {
   readonly checkpointing: Checkpointing
   /** Tokens of the longest sample (of the longest row, when packing). */
   readonly longestSample: number
@@ -20,31 +19,28 @@ export interface TrainingPlanOptions {
   /** Packed sequences of one optimizer step, at most. */
   readonly sequences: number
   readonly evaluates: boolean
-  /** Default AdamW with moments of 32 bits. */
-  readonly optimizer?: OptimizerKind
+  /** Moments may go to memory of the system, when the plan does not fit otherwise. */
+  readonly paged?: boolean
   /** Alpha of NEFTune; default 0, none. */
   readonly neftune?: number
   /** Default: with activations in fp16. */
   readonly lossScaling?: boolean
   /** Bytes of the device that the whole plan may take; a plan that does not fit at any setting is an error. */
   readonly availableBytes: number
+  /** What the user lets it take of that; default all. */
+  readonly maxBytes?: number
   /** Bytes of the system's memory that may be taken beside a GPU; default as many as it wants. */
   readonly availableHostBytes?: number
-  /** Of the processor's kernels. */
-  readonly threads: number
 }
 
 /** Every plan of a run with its exact memory, known before a byte is taken. */
-export interface TrainingPlan {
+export interface TrainingPlan extends PlannedMemory {
   readonly training: StepPlan
   readonly scoring: StepPlan | undefined
   /** What the backward pass recomputes in each layer; `mixed`: not the same in all. */
   readonly recompute: Recompute | 'mixed'
-  readonly parts: readonly MemoryPart[]
-  /** Of the device. */
-  readonly totalBytes: number
-  /** Of the system beside a GPU. */
-  readonly hostBytes: number
+  /** Where the moments of the optimizer lie. */
+  readonly moments: Place
   /** What was recomputed and why, in one line. */
   readonly summary: string
 }
@@ -86,18 +82,29 @@ function capacities(patched: PatchedModel, { longestSample, longestStep, sequenc
  * makes it fit, and where that is not enough, offloads as little as makes it fit. A processor has nowhere to offload to.
  */
 export function planTraining(patched: PatchedModel, options: TrainingPlanOptions): TrainingPlan {
+  if (options.paged !== true || patched.target.kind === 'cpu') return choose(patched, options, 'device')
+  try {
+    return choose(patched, options, 'device')
+  } catch (error) {
+    if (!UnslothError.is(error, 'MEMORY')) throw error
+    return choose(patched, options, 'host')
+  }
+}
+
+const limit = ({ availableBytes, maxBytes = Infinity }: TrainingPlanOptions): number => Math.min(availableBytes, maxBytes)
+
+function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Place): TrainingPlan {
   const { checkpointing, longestSample } = options
   const sizes = capacities(patched, options)
   const { layers } = patched.model.spec
   const offload = patched.target.kind === 'cuda' ? Infinity : 0
   const [nothing, everything]: Depth[] = [{ step: 0, offload: 0 }, { step: deepest(layers), offload: 0 }]
   const everywhere = { auto: nothing, none: nothing, full: everything, offload: { ...everything!, offload } }[checkpointing]!
-  const fits = ({ totalBytes, hostBytes }: TrainingPlan): boolean =>
-    totalBytes <= options.availableBytes && hostBytes <= (options.availableHostBytes ?? Infinity)
-  const at = (depth: Depth) => build(patched, sizes.at(-1)!, depth, options)
+  const fits = ({ totalBytes, hostBytes }: TrainingPlan): boolean => totalBytes <= limit(options) && hostBytes <= (options.availableHostBytes ?? Infinity)
+  const at = (depth: Depth) => build(patched, sizes.at(-1)!, depth, moments, options)
   let least: TrainingPlan | undefined
   for (const capacity of sizes) {
-    least = build(patched, capacity, everywhere, options)
+    least = build(patched, capacity, everywhere, moments, options)
     if (fits(least)) return least
   }
   if (checkpointing === 'auto') {
@@ -134,19 +141,31 @@ function firstThat(fits: (plan: TrainingPlan) => boolean, among: readonly Depth[
   return found
 }
 
-function tooLarge({ parts, totalBytes, hostBytes }: TrainingPlan, { availableBytes, availableHostBytes = Infinity, checkpointing }: TrainingPlanOptions): UnslothError {
-  if (totalBytes <= availableBytes)
-    return new UnslothError('MEMORY', `This run keeps ${formatBytes(hostBytes)} in the memory of the host, but only ${formatBytes(availableHostBytes)} are free there.`, {
-      hint: checkpointing === 'offload' ? 'Set training.gradient_checkpointing: full or auto, or lower training.max_seq_length.' : 'Lower training.max_seq_length, or end other programs.',
-    })
-  const largest = parts.filter(({ place }) => place === undefined).reduce((a, b) => (a.bytes >= b.bytes ? a : b))
-  const message = `This run needs ${formatBytes(totalBytes)}, but only ${formatBytes(availableBytes)} are free; the largest part is ${largest.name} with ${formatBytes(largest.bytes)}.`
-  return new UnslothError('MEMORY', message, {
-    hint: checkpointing === 'none' ? 'Set training.gradient_checkpointing: auto.' : 'Lower training.max_seq_length or lora.lora_r, or choose a smaller model.',
+const largestOf = (parts: readonly MemoryPart[], where: MemoryPart['place']): MemoryPart =>
+  parts.filter(({ place }) => place === where).reduce((a, b) => (a.bytes >= b.bytes ? a : b))
+
+const isCapped = ({ availableBytes, maxBytes = Infinity }: TrainingPlanOptions): boolean => maxBytes < availableBytes
+
+function tooLarge({ parts, totalBytes, hostBytes }: TrainingPlan, options: TrainingPlanOptions): UnslothError {
+  if (totalBytes <= limit(options)) {
+    const { name, bytes } = largestOf(parts, 'host')
+    const message = `This run keeps ${formatBytes(hostBytes)} in the memory of the host, but only ${formatBytes(options.availableHostBytes ?? Infinity)} are free there; the largest part is ${name} with ${formatBytes(bytes)}.`
+    return new UnslothError('MEMORY', message, { hint: hostHints[name] ?? 'Set training.offload_embedding and training.offload_lm_head to false, or end other programs.' })
+  }
+  const { name, bytes } = largestOf(parts, undefined)
+  const room = isCapped(options) ? `training.max_memory allows only ${formatBytes(limit(options))}` : `only ${formatBytes(options.availableBytes)} are free`
+  return new UnslothError('MEMORY', `This run needs ${formatBytes(totalBytes)}, but ${room}; the largest part is ${name} with ${formatBytes(bytes)}.`, {
+    hint: `${isCapped(options) ? 'Raise training.max_memory. ' : ''}${options.checkpointing === 'none' ? 'Set training.gradient_checkpointing: auto.' : 'Lower training.max_seq_length or lora.lora_r, or choose a smaller model.'}`,
   })
 }
 
-function build(patched: PatchedModel, capacity: Capacity, depth: Depth, options: TrainingPlanOptions): TrainingPlan {
+/** What to change when a part of the host's memory is too large. */
+const hostHints: Readonly<Record<string, string>> = {
+  optimizer: 'Set training.optim: adamw_8bit, or sgd, which has no moments.',
+  'offloaded activations': 'Set training.gradient_checkpointing: full, or lower training.max_seq_length.',
+}
+
+function build(patched: PatchedModel, capacity: Capacity, depth: Depth, moments: Place, options: TrainingPlanOptions): TrainingPlan {
   const { spec } = patched.model
   const { target } = patched
   const dropout = patched.modules.some((module) => module.dropout > 0)
@@ -155,25 +174,17 @@ function build(patched: PatchedModel, capacity: Capacity, depth: Depth, options:
     offload: depth.offload, lossScaling: options.lossScaling,
   })
   const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
-  const state = patched.layout.elements * 4
-  const moments = planOptimizer(patched.layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })
-  const parts: MemoryPart[] = [
-    { name: 'frozen weights', bytes: patched.arena.bytes },
-    { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
-    { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : patched.layout.elements * bytesPerElement(target.parameters) },
-    { name: 'gradients', bytes: state },
-    { name: 'optimizer', bytes: moments.moment1 + moments.moment2 },
-    { name: 'activations', bytes: Math.max(training.plan.activationBytes, scoring?.plan.activationBytes ?? 0) },
-    { name: 'batch', bytes: Math.max(training.ioBytes, scoring?.ioBytes ?? 0) },
-    { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },
-    { name: 'offloaded activations', bytes: training.plan.offloadedBytes, place: 'host' as const },
-  ].filter(({ bytes }) => bytes > 0)
-  const bytesIn = (where: MemoryPart['place']) => parts.reduce((sum, { bytes, place }) => (place === where ? sum + bytes : sum), 0)
-  const [totalBytes, hostBytes] = [bytesIn(undefined), bytesIn('host')]
+  const memory = plannedMemory(patched, training, scoring, moments, options)
   const { layers } = spec
-  const host = hostBytes === 0 ? '' : `${formatBytes(hostBytes)} of activations in host memory, `
-  const size = `${host}micro-steps of up to ${capacity.tokens} tokens, ${formatBytes(totalBytes)} of ${formatBytes(options.availableBytes)}`
-  return { training, scoring, recompute: uniform(depth, layers), parts, totalBytes, hostBytes, summary: `${described(depth, layers)}, ${size}` }
+  const size = `micro-steps of up to ${capacity.tokens} tokens, ${used(memory, options)}`
+  return { training, scoring, recompute: uniform(depth, layers), moments, ...memory, summary: `${described(depth, layers)}, ${size}` }
+}
+
+/** "18.2 GB of 20.0 GB (max_memory), 3.1 GB on the host (optimizer)" */
+function used({ totalBytes, parts, hostBytes }: PlannedMemory, options: TrainingPlanOptions): string {
+  const names = parts.filter(({ place }) => place === 'host').map(({ name }) => name)
+  const host = hostBytes === 0 ? '' : `, ${formatBytes(hostBytes)} on the host (${names.join(', ')})`
+  return `${formatBytes(totalBytes)} of ${formatBytes(limit(options))}${isCapped(options) ? ' (max_memory)' : ''}${host}`
 }
 
 /** What all layers recompute, or `mixed`. */

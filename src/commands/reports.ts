@@ -1,4 +1,4 @@
-import type { DoctorResult, InspectResult, PlanResult, VerifyResult } from '#shared/protocol.ts'
+import type { DoctorResult, InspectResult, MemoryPart, PlanResult, VerifyResult } from '#shared/protocol.ts'
 import { formatBytes, formatCompact, formatCount } from '#shared/units.ts'
 import type { RecipePlan } from '../language/workspace.ts'
 
@@ -30,9 +30,9 @@ export function planReport(recipe: string, { diagnostics, resolved, summary }: P
       ['Steps', `${formatCount(steps.total)} (${Number(steps.epochs.toFixed(2))} epochs, ${formatCount(steps.effectiveBatch)} samples each)`],
       ['Device', device],
     ]))
-    const share = (bytes: number): string => `${((100 * bytes) / memory.totalBytes).toFixed(0)} %`
+    const share = ({ bytes, place }: MemoryPart): string => (place === 'host' ? 'on the host' : `${((100 * bytes) / memory.totalBytes).toFixed(0)} %`)
     parts.push('## Memory', table(['Part', 'Size', 'Share'], [
-      ...memory.parts.map(({ name, bytes }) => [name, formatBytes(bytes), share(bytes)]),
+      ...memory.parts.map((part) => [part.name, formatBytes(part.bytes), share(part)]),
       ['**total**', `**${formatBytes(memory.totalBytes)}**`, memory.availableBytes === undefined ? '' : `of ${formatBytes(memory.availableBytes)} free`],
     ], new Set([1, 2])))
     if (patches.length > 0) parts.push('## Patches', patches.map((patch) => `- ${patch}`).join('\n'))
@@ -43,10 +43,10 @@ export function planReport(recipe: string, { diagnostics, resolved, summary }: P
 
 /** Where the memory goes, as the language server planned it without an engine. */
 export function memoryReport(recipe: string, { totalBytes, parts, summary, freeBytes, deviceBytes }: RecipePlan): string {
-  const share = (bytes: number): string => `${((100 * bytes) / totalBytes).toFixed(0)} %`
+  const share = ({ bytes, place }: MemoryPart): string => (place === 'host' ? 'on the host' : `${((100 * bytes) / totalBytes).toFixed(0)} %`)
   const room = freeBytes === undefined ? '' : `${formatBytes(freeBytes)} free${deviceBytes === undefined ? '' : ` of ${formatBytes(deviceBytes)}`}`
   return `${[`# Memory of ${recipe}`, summary, table(['Part', 'Size', 'Share'], [
-    ...parts.map(({ name, bytes }) => [name, formatBytes(bytes), share(bytes)]), ['**total**', `**${formatBytes(totalBytes)}**`, room],
+    ...parts.map((part) => [part.name, formatBytes(part.bytes), share(part)]), ['**total**', `**${formatBytes(totalBytes)}**`, room],
   ], new Set([1, 2]))].join('\n\n')}\n`
 }
 

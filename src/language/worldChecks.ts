@@ -1,5 +1,6 @@
 import { closest, type Recipe } from '#shared/recipe.ts'
 import { formatBytes, formatCount } from '#shared/units.ts'
+import { usableShare } from '../../engine/runtime/memory.ts'
 import { problem, severity, type RecipeProblem, type WorldCode } from './diagnostics.ts'
 import type { Entry, Outline } from './outline.ts'
 import { t } from './texts.ts'
@@ -8,9 +9,6 @@ import { lengthsOf, type DatasetFacts, type ModelFacts, type Workspace } from '.
 const asking = (near: string | undefined): string => (near === undefined ? '' : t('; did you mean {0}?', near))
 
 type Report = (entry: Entry, level: 1 | 2 | 3, code: WorldCode, message: string, item?: number, suggestion?: string) => void
-
-/** Share of the free memory that a plan may take before it is called too large; the engine keeps to the same. */
-const usableShare = 0.9
 
 /**
  * What a recipe asks of the world around it: files, layers, columns, context, memory. `recipe` is null while the text has
@@ -177,8 +175,12 @@ async function checkSizes(outline: Outline, recipe: Recipe, model: ModelFacts | 
   const plan = await workspace.plan(recipe, lengthsOf(tokens))
   if (!plan.ok) return
   const { totalBytes, freeBytes, parts } = plan.value
-  if (freeBytes !== undefined && totalBytes > freeBytes * usableShare) {
-    const largest = parts.reduce((a, b) => (a.bytes >= b.bytes ? a : b))
+  const cap = recipe.training.max_memory === null ? Infinity : recipe.training.max_memory * 2 ** 30
+  if (totalBytes > cap) {
+    report(outline.find('training.max_memory') ?? place, severity.warning, 'memory',
+      t('this run needs {0}, but training.max_memory allows {1}', formatBytes(totalBytes), formatBytes(cap)))
+  } else if (freeBytes !== undefined && totalBytes > freeBytes * usableShare) {
+    const largest = parts.filter((part) => part.place === undefined).reduce((a, b) => (a.bytes >= b.bytes ? a : b))
     report(place, severity.warning, 'memory',
       t('this run needs {0}, but {1} are free; the largest part is {2} with {3}', formatBytes(totalBytes), formatBytes(freeBytes),
         largest.name, formatBytes(largest.bytes)))

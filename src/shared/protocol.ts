@@ -89,6 +89,7 @@ export interface PlanSummary {
     readonly trainableParameters: number
   }
   readonly device: string
+  /** The total is of the device. */
   readonly memory: { readonly parts: readonly MemoryPart[]; readonly totalBytes: number; readonly availableBytes?: number }
   readonly steps: {
     readonly total: number

@@ -246,7 +246,7 @@ describe('recipe: problems', () => {
     for (const max_memory of ['much', '20 bananas', 0, -1, '-1GiB', { 0: '20GiB' }, true])
       refuses({ training: { max_memory } }, /training\.max_memory must be a size such as 20GiB or 20000MB, or a number of GiB; /)
     const { issues } = diagnoseRecipe('model: x\ndata:\n  dataset: y\ntraining:\n  max_memory: lots\n', 'finetune.yaml')
-    assert.deepEqual(issues.map(({ range, message }) => [range.start.line, /lots/.test(message)]), [[5, true]])
+    assert.deepEqual(issues.map(({ range, message }) => [range.start.line, message.includes('lots')]), [[5, true]])
   })
 
   it('says where keeping weights on the host has no effect', () => {

@@ -54,8 +54,12 @@ async function dryRun(recipe: Recipe, flags: { readonly json: boolean; readonly 
   else {
     console.log(formatRecipe(recipe))
     for (const line of prepared.summaryLines) console.log(line)
-    for (const { name, bytes } of prepared.plan.parts) console.log(`  ${name.padEnd(16)} ${formatBytes(bytes).padStart(10)}`)
-    console.log(`  ${'total'.padEnd(16)} ${formatBytes(prepared.plan.totalBytes).padStart(10)}`)
+    const { parts, totalBytes, hostBytes } = prepared.plan
+    const row = (name: string, bytes: number) => console.log(`  ${name.padEnd(23)} ${formatBytes(bytes).padStart(10)}`)
+    for (const { name, bytes, place } of parts) if (place === undefined) row(name, bytes)
+    row('total', totalBytes)
+    for (const { name, bytes, place } of parts) if (place === 'host') row(`${name} (host)`, bytes)
+    if (hostBytes > 0) row('total (host)', hostBytes)
     if (flags.print_plan) console.log(printPlan(prepared.plan.training.plan))
   }
   return 0

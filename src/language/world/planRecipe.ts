@@ -4,11 +4,11 @@ import { stepFlops } from '../../../engine/bench/flops.ts'
 import { secondsPerToken, type SpeedFigure } from '../../../engine/bench/speedFigures.ts'
 import { cpuTarget, cudaTarget, type Target } from '../../../engine/graph/target.ts'
 import { physicalCores } from '../../../engine/runtime/cores.ts'
+import { availableMemory, usableShare } from '../../../engine/runtime/memory.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
 import { describeModel, patchModel, type ModelDescription } from '../../../engine/runtime/patchedModel.ts'
-import { optimizerKinds } from '../../../engine/train/optimizerState.ts'
-import { frozenWeights, trainingOf } from '../../../engine/train/recipeTraining.ts'
-import { planTraining, type Checkpointing, type TrainingPlan } from '../../../engine/train/trainingPlan.ts'
+import { frozenWeights, planOptions, trainingOf } from '../../../engine/train/recipeTraining.ts'
+import { planTraining, type Checkpointing, type TrainingPlan, type TrainingPlanOptions } from '../../../engine/train/trainingPlan.ts'
 import type { RecipePlan } from '../workspace.ts'
 
 export interface PlanRequest {
@@ -31,9 +31,6 @@ function targetOf(compute: string, device: string): Target {
   return cpuTarget(compute === 'bfloat16' ? 'bfloat16' : 'float32')
 }
 
-/** Share of the free memory that the engine lets a plan take. */
-const usableShare = 0.9
-
 let latest: { readonly folder: string; readonly model: ModelDescription } | undefined
 
 /** Memory and parameters of a recipe, by the engine's own planner; only headers of the model's files are read. */
@@ -48,9 +45,10 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
-  const plan = (checkpointing: Checkpointing, availableBytes: number): TrainingPlan => planTraining(patched, {
-    optimizer: optimizerKinds[training.optim]!, neftune: training.neftune_noise_alpha ?? 0, checkpointing, longestSample: longest, longestStep: row * perStep,
-    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), availableBytes,
+  const options = planOptions(recipe)
+  const plan = (checkpointing: Checkpointing, room?: Room): TrainingPlan => planTraining(patched, {
+    ...options, checkpointing, ...(room ?? { availableBytes: Infinity, maxBytes: Infinity }), longestSample: longest, longestStep: row * perStep,
+    sequences: perRow * perStep, evaluates: hasEvalSet(recipe),
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })
   const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
@@ -63,15 +61,17 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   }
 }
 
+/** What a plan may take of device and host. */
+type Room = Pick<TrainingPlanOptions, 'availableBytes' | 'availableHostBytes'>
+
 /** The plan that the engine would choose; when none fits, the smallest one, so that the figure can be told. */
-function leastOrFitting(plan: (checkpointing: Checkpointing, bytes: number) => TrainingPlan, asked: Checkpointing,
+function leastOrFitting(plan: (checkpointing: Checkpointing, room?: Room) => TrainingPlan, asked: Checkpointing,
   free: number | undefined): TrainingPlan {
-  if (free === undefined) return plan(asked, Infinity)
   try {
-    return plan(asked, Math.floor(free * usableShare))
+    return plan(asked, { availableBytes: free === undefined ? Number.MAX_SAFE_INTEGER : Math.floor(free * usableShare), availableHostBytes: Math.floor(availableMemory() * usableShare) })
   } catch (error) {
     if (!UnslothError.is(error, 'MEMORY')) throw error
-    return plan(asked === 'auto' ? 'full' : asked, Infinity)
+    return plan(asked === 'auto' ? 'full' : asked)
   }
 }
 

@@ -1,0 +1,64 @@
+import type { MemoryPart } from '#shared/protocol.ts'
+import { bytesPerElement } from '../graph/dtype.ts'
+import { scratchBytes } from '../graph/scratchBytes.ts'
+import type { StepPlan } from '../model/stepGraph.ts'
+import type { Place } from '../native.ts'
+import type { PatchedModel } from '../runtime/patchedModel.ts'
+import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
+
+export interface MemoryOptions {
+  /** Default AdamW with moments of 32 bits. */
+  readonly optimizer?: OptimizerKind
+  /** Of the processor's kernels. */
+  readonly threads: number
+  /** What a process holds on the GPU before it takes memory of its own; default none. See GpuOverhead. */
+  readonly gpuOverhead?: GpuOverhead
+}
+
+/** Memory of a GPU that nobody asks for by name, as it was measured there. */
+export interface GpuOverhead {
+  /** Of the driver's context, and of kernels that were used. */
+  readonly contextBytes: number
+  /** Of one command in a CUDA graph that was recorded. */
+  readonly graphNodeBytes: number
+}
+
+/** Memory by what it is for, and its sums on the device and, beside a GPU, in memory of the system. */
+export interface PlannedMemory {
+  readonly parts: readonly MemoryPart[]
+  readonly totalBytes: number
+  readonly hostBytes: number
+}
+
+/** The memory of a run over these plans; `moments`: where those of the optimizer lie. */
+export function plannedMemory(patched: PatchedModel, training: StepPlan, scoring: StepPlan | undefined, moments: Place, options: MemoryOptions): PlannedMemory {
+  const { target, layout, arena } = patched
+  const state = layout.elements * 4
+  const optimizer = planOptimizer(layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })
+  const momentBytes = optimizer.moment1 + optimizer.moment2
+  const plans = [training, ...(scoring === undefined ? [] : [scoring])]
+  const most = (of: (step: StepPlan) => number) => Math.max(...plans.map(of))
+  const commands = plans.reduce((count, { plan }) => count + plan.commands.length, optimizer.update.length)
+  const onHost = (name: string, bytes: number) => ({ name, bytes, place: 'host' as const })
+  const parts: MemoryPart[] = [
+    { name: 'frozen weights', bytes: arena.bytes },
+    onHost(hostWeightsName(patched), arena.hostBytes),
+    { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
+    { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : layout.elements * bytesPerElement(target.parameters) },
+    { name: 'gradients', bytes: state },
+    moments === 'host' ? onHost('optimizer', momentBytes) : { name: 'optimizer', bytes: momentBytes },
+    { name: 'activations', bytes: most(({ plan }) => plan.activationBytes) },
+    onHost('offloaded activations', most(({ plan }) => plan.offloadedBytes)),
+    { name: 'batch', bytes: most(({ ioBytes }) => ioBytes) },
+    { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },
+    { name: 'GPU context and kernels', bytes: options.gpuOverhead?.contextBytes ?? 0 },
+    { name: 'CUDA graphs', bytes: commands * (options.gpuOverhead?.graphNodeBytes ?? 0) },
+  ].filter(({ bytes }) => bytes > 0)
+  const bytesIn = (where: MemoryPart['place']) => parts.reduce((sum, { bytes, place }) => (place === where ? sum + bytes : sum), 0)
+  return { parts, totalBytes: bytesIn(undefined), hostBytes: bytesIn('host') }
+}
+
+function hostWeightsName({ arena }: PatchedModel): string {
+  const ids = [...arena.weights].filter(([, { value }]) => value.storage.arena === 'hostWeights').map(([id]) => id)
+  return ids.join(' and ')
+}
