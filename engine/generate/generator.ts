@@ -9,6 +9,8 @@ import { sampleToken, uniform, type SamplingOptions } from './sampler.ts'
 export interface GenerationRequest {
   readonly ids: Int32Array
   readonly seed: number
+  /** Which of the generator's weights; the first when absent. */
+  readonly voice?: number
   /** Instead of the batch's. */
   readonly maxNewTokens?: number
 }
@@ -29,6 +31,7 @@ const prefillTokens = 512
 
 interface Row {
   readonly request: number
+  readonly voice: number
   readonly seed: number
   readonly ids: number[]
   readonly maxNewTokens: number
@@ -37,19 +40,25 @@ interface Row {
   readonly prompt: number
 }
 
+/** Plans over one set of weights: for prompts, and for one token of each text. */
+interface Voice {
+  readonly runner: StepRunner
+  readonly decoder: StepRunner
+}
+
 /**
- * Token generation with a key/value cache over any set of weights of a loaded model. Prompts of a batch run packed, each with its
- * own stretch of the cache, so that a text never depends on its neighbours.
+ * Token generation with a key/value cache over any sets of weights of a loaded model. Prompts of a batch run packed, each with its
+ * own stretch of the cache, so that a text never depends on its neighbours. Texts of several sets of weights grow in turn, token by
+ * token.
  */
 export class Generator {
   private readonly model: LoadedModel
-  private readonly runner: StepRunner
-  private readonly decoder: StepRunner
+  private readonly voices: readonly Voice[]
   private readonly rowsPerText: number
   private readonly batch: number
 
   /** `maxLength`: prompt and new tokens of one text together. */
-  constructor(model: LoadedModel, weights: DecoderWeights, options: { batch: number; maxLength: number }) {
+  constructor(model: LoadedModel, weights: DecoderWeights | readonly DecoderWeights[], options: { batch: number; maxLength: number }) {
     const { spec, runtime, target } = model
     this.model = model
     this.batch = options.batch
@@ -57,16 +66,20 @@ export class Generator {
     const cache = { rows: options.batch * options.maxLength }
     runtime.reserve('cache', cacheBytes(spec, cache, target.activation))
     const capacity = { tokens: Math.max(options.batch, Math.min(prefillTokens, options.batch * options.maxLength)), labelled: options.batch, sequences: options.batch }
-    this.runner = new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity, target, cache }))
     // One token of each text: few enough rows that a GPU multiplies 4-bit weights as they are.
     const each = { tokens: options.batch, labelled: options.batch, sequences: options.batch }
-    this.decoder = model.patched.arena.isQuantised && options.batch < capacity.tokens ? new StepRunner(runtime, spec, logitsPlan({ spec, weights, capacity: each, target, cache })) : this.runner
+    this.voices = [weights].flat().map((voice): Voice => {
+      const plan = (room: typeof each) => new StepRunner(runtime, spec, logitsPlan({ spec, weights: voice, capacity: room, target, cache }))
+      const runner = plan(capacity)
+      return { runner, decoder: model.patched.arena.isQuantised && options.batch < capacity.tokens ? plan(each) : runner }
+    })
   }
 
   /** The new tokens of each prompt, the ending id not included. */
   async generate(requests: readonly GenerationRequest[], options: GenerationOptions): Promise<number[][]> {
     if (requests.length > this.batch) throw new UnslothError('INTERNAL', `${requests.length} prompts for a batch of ${this.batch}`)
-    const rows = requests.map(({ ids, seed, maxNewTokens = options.maxNewTokens }, request): Row => ({ request, seed, ids: [...ids], maxNewTokens, cached: 0, prompt: ids.length }))
+    const rows = requests.map(({ ids, seed, voice = 0, maxNewTokens = options.maxNewTokens }, request): Row =>
+      ({ request, voice, seed, ids: [...ids], maxNewTokens, cached: 0, prompt: ids.length }))
     for (const row of rows) {
       if (row.prompt === 0) throw new UnslothError('USAGE', 'The prompt has no tokens.', { hint: 'Write at least one word, or use a tokenizer that adds a beginning-of-text token.' })
       if (row.prompt + row.maxNewTokens > this.rowsPerText)
@@ -75,7 +88,11 @@ export class Generator {
     let active = rows.filter(({ maxNewTokens }) => maxNewTokens > 0)
     while (active.length > 0) {
       if (options.signal?.aborted === true) break
-      const logits = await this.advance(active)
+      const logits = new Map<Row, Float32Array>()
+      for (const [index, voice] of this.voices.entries()) {
+        const mine = active.filter((row) => row.voice === index)
+        if (mine.length > 0) for (const [row, found] of await this.advance(voice, mine)) logits.set(row, found)
+      }
       active = active.filter((row) => {
         const mine = logits.get(row)
         if (mine === undefined) return true
@@ -91,8 +108,8 @@ export class Generator {
   }
 
   /** Runs tokens that are not in the cache yet, as many as the plan takes; logits of the rows that are complete then. */
-  private async advance(rows: readonly Row[]): Promise<Map<Row, Float32Array>> {
-    let room = this.runner.step.capacity.tokens
+  private async advance(voice: Voice, rows: readonly Row[]): Promise<Map<Row, Float32Array>> {
+    let room = voice.runner.step.capacity.tokens
     const steps: { row: Row; from: number; to: number }[] = []
     for (const row of rows) {
       const to = Math.min(row.ids.length, row.cached + room)
@@ -102,7 +119,7 @@ export class Generator {
     }
     const finished = steps.filter(({ row, to }) => to === row.ids.length)
     await this.model.refreshShadow()
-    const runner = steps.every(({ from, to }) => to - from === 1) ? this.decoder : this.runner
+    const runner = steps.every(({ from, to }) => to - from === 1) ? voice.decoder : voice.runner
     await runner.run(this.pack(steps))
     for (const { row, to } of steps) row.cached = to
     const { vocabulary } = this.model.spec

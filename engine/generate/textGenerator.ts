@@ -13,8 +13,8 @@ export interface TextOptions {
   /** Prompt and new tokens together, at most; the model's context when absent. */
   readonly maxLength?: number
   readonly seed: number
-  /** The base model, though an adapter is loaded. */
-  readonly base?: boolean
+  /** The base model, though an adapter is loaded: for all prompts, or for each. */
+  readonly base?: boolean | readonly boolean[]
   readonly onText?: (prompt: number, piece: string) => void
   readonly signal?: AbortSignal
 }
@@ -56,8 +56,11 @@ export class TextGenerator {
       texts[prompt] += piece
       options.onText?.(prompt, piece)
     }
-    await this.generator(options.base === true, prompts.length, Math.min(2 ** Math.ceil(Math.log2(maxLength)), context)).generate(
-      prompts.map((ids, prompt) => ({ ids, seed: options.seed, maxNewTokens: limits[prompt]! })),
+    const { base = false } = options
+    const isBase = prompts.map((_, prompt) => (typeof base === 'boolean' ? base : base[prompt] === true))
+    const voices = [...new Set(isBase)]
+    await this.generator(voices, prompts.length, Math.min(2 ** Math.ceil(Math.log2(maxLength)), context)).generate(
+      prompts.map((ids, prompt) => ({ ids, seed: options.seed, maxNewTokens: limits[prompt]!, voice: voices.indexOf(isBase[prompt]!) })),
       {
         maxNewTokens: options.maxNewTokens, sampling: options.sampling, stopIds: new Set(this.tokenizer.eosIds), ...(options.signal === undefined ? {} : { signal: options.signal }),
         onToken: (prompt, id) => {
@@ -77,11 +80,11 @@ export class TextGenerator {
   }
 
   /** Plans are kept for the next call: sizes are powers of two, so that there are few. */
-  private generator(base: boolean, batch: number, maxLength: number): Generator {
-    const key = `${base}.${batch}.${maxLength}`
+  private generator(voices: readonly boolean[], batch: number, maxLength: number): Generator {
+    const key = `${voices.join()}.${batch}.${maxLength}`
     const known = this.generators.get(key)
     if (known !== undefined) return known
-    const made = new Generator(this.model, base ? this.model.base : this.model.trained, { batch, maxLength })
+    const made = new Generator(this.model, voices.map((base) => (base ? this.model.base : this.model.trained)), { batch, maxLength })
     this.generators.set(key, made)
     return made
   }

@@ -1,5 +1,5 @@
 import { UnslothError } from '#shared/errors.ts'
-import { engineNotifications, type DoctorResult, type GenerateParams, type InspectResult, type PlanResult, type VerifyResult } from '#shared/protocol.ts'
+import { engineNotifications, type DoctorResult, type GeneratedText, type GenerateParams, type GenerateResult, type InspectResult, type PlanResult, type VerifyResult } from '#shared/protocol.ts'
 import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe.ts'
 import { dirname } from 'node:path'
 import { chatTemplateFor, encodeRendered } from '../data/chatTemplate.ts'
@@ -96,7 +96,9 @@ class GeneratorCache {
     return answer
   }
 
-  private async answer(params: GenerateParams, { signal, notify }: ServeContext) {
+  private async answer(params: GenerateParams, { signal, notify }: ServeContext): Promise<GenerateResult> {
+    const { id, withBase = false } = params
+    if (withBase && params.adapter === undefined) throw new UnslothError('USAGE', 'Without an adapter there is nothing to show beside the base model.')
     const generator = await this.open(params)
     const { tokenizer } = generator
     if ((params.prompt === undefined) === (params.messages === undefined)) throw new UnslothError('USAGE', 'Give a prompt or messages.')
@@ -105,13 +107,19 @@ class GeneratorCache {
       : encodeRendered(tokenizer, chatTemplateFor(tokenizer).render(params.messages!.map((message) => ({ ...message })), { addGenerationPrompt: true }))
     const began = performance.now()
     const { sampling = {} } = params
-    const [made] = await generator.complete([ids], {
-      maxNewTokens: sampling.maxNewTokens ?? 256, stop: sampling.stop ?? [], seed: sampling.seed ?? 3407, base: params.adapter === undefined, signal,
+    const isBase = withBase ? [false, true] : [params.adapter === undefined]
+    const ended = isBase.map(() => 0)
+    const made = await generator.complete(isBase.map(() => ids), {
+      maxNewTokens: sampling.maxNewTokens ?? 256, stop: sampling.stop ?? [], seed: sampling.seed ?? 3407, base: isBase, signal,
       sampling: { temperature: sampling.temperature ?? 0.7, topK: sampling.topK ?? 40, topP: sampling.topP ?? 0.9, minP: sampling.minP ?? 0, repetitionPenalty: sampling.repetitionPenalty ?? 1.1 },
-      onText: (_prompt, text) => notify(engineNotifications.generated, { id: params.id, text, tokens: 1 }),
+      onText: (prompt, text) => {
+        ended[prompt] = performance.now() - began
+        notify(engineNotifications.generated, { id, text, tokens: 1, ...(withBase && isBase[prompt]! ? { base: true } : {}) })
+      },
     })
-    const { text, promptTokens, newTokens, reason } = made!
-    return { text, promptTokens, newTokens, stopReason: reason, seconds: (performance.now() - began) / 1000 }
+    const [first, base] = made.map(({ text, promptTokens, newTokens, reason }, prompt): GeneratedText =>
+      ({ text, promptTokens, newTokens, stopReason: reason, seconds: ended[prompt]! / 1000 }))
+    return { ...first!, ...(base === undefined ? {} : { base }) }
   }
 
   /** A base model is answered by one that has an adapter loaded, when that is there. */

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import * as vscode from 'vscode'
 import { describeError, UnslothError } from '#shared/errors.ts'
-import { engineRequests, type GenerateResult } from '#shared/protocol.ts'
+import { engineRequests, type GeneratedText } from '#shared/protocol.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import type { Services } from '../services.ts'
 import { pathOf } from '../trees/nodes.ts'
@@ -20,59 +20,64 @@ const pace = 100
 interface Source {
   readonly title: string
   readonly model: string
+  /** With one, the base model's text stands beside its text. */
   readonly adapter?: string
 }
 
 interface Column {
-  readonly source: Source
   readonly title: string
   text: string
   note: string
 }
 
-/** Writes text with a model; of an adapter or a run, base and tuned side by side, from the same seed, as it comes. */
+/** Writes text with a model; of an adapter or a run, base and tuned side by side, from the same seed, both as they come. */
 export async function generate(services: Services, argument: unknown, given: string | undefined): Promise<void> {
-  const sources = await pickSources(services, argument)
+  const source = await pickSource(services, argument)
   const prompt = typeof given === 'string' ? given : await vscode.window.showInputBox({
     title: vscode.l10n.t('Generate'), prompt: vscode.l10n.t('The beginning of the text'), value: services.extension.workspaceState.get('prompt', 'Once upon a time'), ignoreFocusOut: true,
   })
   if (prompt === undefined || prompt === '') throw cancelled()
   await services.extension.workspaceState.update('prompt', prompt)
-  const columns = sources.map((source): Column => ({ source, title: source.title, text: '', note: vscode.l10n.t('waiting') }))
-  const uri = await services.reports.show(`${sources.at(-1)!.title}.txt`, render(prompt, columns))
-  await vscode.window.withProgress({ location: vscode.ProgressLocation.Window, title: vscode.l10n.t('Generating') }, async () => {
-    // One after the other: they share the device, and the weights of the base.
-    for (const column of columns) if (!(await stream(services, uri, prompt, columns, column))) return
-  })
+  const titles = source.adapter === undefined ? [source.title] : [vscode.l10n.t('base'), source.title]
+  const columns = titles.map((title): Column => ({ title, text: '', note: vscode.l10n.t('waiting') }))
+  const uri = await services.reports.show(`${source.title}.txt`, render(prompt, columns))
+  await vscode.window.withProgress({ location: vscode.ProgressLocation.Window, title: vscode.l10n.t('Generating') },
+    () => stream(services, uri, prompt, source, columns))
 }
 
-/** False when the document was closed, which cancels. */
-async function stream({ engine, reports }: Services, uri: vscode.Uri, prompt: string, columns: readonly Column[], column: Column): Promise<boolean> {
+/** Fills the columns of a document; closing it cancels. */
+async function stream({ engine, reports }: Services, uri: vscode.Uri, prompt: string, source: Source, columns: readonly Column[]): Promise<void> {
+  const { model, adapter } = source
+  const own = columns.at(-1)!
   const controller = new AbortController()
   const id = randomUUID()
   let timer: NodeJS.Timeout | undefined
+  let began = false
   const show = (): void => {
     clearTimeout(timer)
     timer = undefined
     if (!reports.update(uri, render(prompt, columns))) controller.abort()
   }
-  const subscription = engine.onGenerated(id, ({ text }) => {
+  const subscription = engine.onGenerated(id, ({ text, base = false }) => {
+    const column = base ? columns[0]! : own
     column.text += text
-    timer ??= setTimeout(show, pace)
+    if (began) timer ??= setTimeout(show, pace)
+    else {
+      began = true
+      for (const each of columns) each.note = vscode.l10n.t('writing')
+      show()
+    }
   })
-  column.note = vscode.l10n.t('writing')
-  show()
   try {
-    const { model, adapter } = column.source
     const result = await engine.request(engineRequests.generate, {
-      id, model, prompt, sampling: { seed, maxNewTokens, temperature: 0.7 }, ...(adapter === undefined ? {} : { adapter }),
+      id, model, prompt, sampling: { seed, maxNewTokens, temperature: 0.7 }, ...(adapter === undefined ? {} : { adapter, withBase: true }),
     }, { signal: controller.signal })
-    column.text = result.text
-    column.note = noteOf(result)
-    return !controller.signal.aborted
+    for (const [column, made] of [[columns[0]!, result.base], [own, result]] as const) {
+      if (made !== undefined) Object.assign(column, { text: made.text, note: noteOf(made) })
+    }
   } catch (error) {
-    if (UnslothError.is(error, 'STOPPED')) return false
-    column.note = describeError(error)
+    if (UnslothError.is(error, 'STOPPED')) return
+    for (const column of columns) column.note = describeError(error)
     throw error
   } finally {
     subscription.dispose()
@@ -80,7 +85,7 @@ async function stream({ engine, reports }: Services, uri: vscode.Uri, prompt: st
   }
 }
 
-function noteOf({ newTokens, seconds, stopReason }: GenerateResult): string {
+function noteOf({ newTokens, seconds, stopReason }: GeneratedText): string {
   const speed = seconds > 0 ? `, ${Math.round(newTokens / seconds)} tokens/s` : ''
   return `${newTokens} tokens${speed}${stopReason === 'length' ? ', cut' : ''}`
 }
@@ -91,29 +96,29 @@ function render(prompt: string, columns: readonly Column[]): string {
   return `${head}\n${shown.length === 1 ? `${shown[0]!.title}\n${'─'.repeat(58)}\n${shown[0]!.text}` : sideBySide(shown[0]!, shown[1]!)}\n`
 }
 
-async function pickSources(services: Services, argument: unknown): Promise<Source[]> {
+async function pickSource(services: Services, argument: unknown): Promise<Source> {
   const named = pathOf(argument)
-  if (named !== undefined) return sourcesOf(named)
+  if (named !== undefined) return sourceOf(named)
   const runs = services.runs.views.filter(({ dir }) => resultOf(dir) !== undefined).map((view) => ({ ...runChoice(view), path: view.dir }))
   if (runs.length > 0) {
     const model = { label: vscode.l10n.t('A model…'), path: undefined, iconPath: new vscode.ThemeIcon('symbol-structure') }
     const { path } = await choose([...runs, model], { title: vscode.l10n.t('Generate'), placeHolder: vscode.l10n.t('With which run?') })
-    if (path !== undefined) return sourcesOf(path)
+    if (path !== undefined) return sourceOf(path)
   }
   const { path, kind, name } = await pickModel(services, undefined, vscode.l10n.t('Generate'))
-  return kind === 'adapter' ? sourcesOf(path) : [{ title: name, model: path }]
+  return kind === 'adapter' ? sourceOf(path) : { title: name, model: path }
 }
 
 /** What a run has made: its adapter or newest checkpoint, else its merged model. */
 const resultOf = (run: string): string | undefined => adapterOf(run) ?? ['merged'].map((name) => join(run, name)).find((path) => existsSync(path))
 
-async function sourcesOf(path: string): Promise<Source[]> {
+async function sourceOf(path: string): Promise<Source> {
   const result = RunDirectory.isRun(path) ? resultOf(path) : path
   if (result === undefined) throw new UnslothError('RUN_INVALID', `${path}: this run has saved nothing yet.`, { hint: 'Wait for its first checkpoint, or for its end.' })
   const config = join(result, 'adapter_config.json')
-  if (!existsSync(config)) return [{ title: basename(result), model: result }]
+  if (!existsSync(config)) return { title: basename(result), model: result }
   const base = (JSON.parse(await readFile(config, 'utf8')) as { base_model_name_or_path?: unknown }).base_model_name_or_path
   if (typeof base !== 'string') throw new UnslothError('FILE_FORMAT', `${config} does not name the base model.`, { hint: 'Add base_model_name_or_path.' })
   const title = basename(result) === 'adapter' ? basename(dirname(result)) : basename(result)
-  return [{ title: vscode.l10n.t('base'), model: base }, { title: vscode.l10n.t('tuned: {0}', title), model: base, adapter: result }]
+  return { title: vscode.l10n.t('tuned: {0}', title), model: base, adapter: result }
 }

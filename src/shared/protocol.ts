@@ -157,24 +157,33 @@ export interface GenerateParams {
   readonly model: string
   /** Folder of an adapter; none: the base model. */
   readonly adapter?: string
+  /** Also what the base model makes of the same prompt and seed, token by token beside the adapter's text. */
+  readonly withBase?: boolean
   readonly device?: string
   /** One of the two. */
   readonly prompt?: string
   readonly messages?: readonly ChatMessage[]
   readonly sampling?: SamplingOptions
 }
-export interface GenerateResult {
+export interface GeneratedText {
   readonly text: string
   readonly promptTokens: number
   readonly newTokens: number
   readonly stopReason: 'end' | 'length' | 'stop' | 'cancelled'
+  /** From the start of all texts of the request to the end of this one. */
   readonly seconds: number
+}
+export interface GenerateResult extends GeneratedText {
+  /** Where it was asked for. */
+  readonly base?: GeneratedText
 }
 /** A piece of the text, in order; the pieces joined are the result's text. */
 export interface GeneratedPiece {
   readonly id: string
   readonly text: string
   readonly tokens: number
+  /** It belongs to the base model's text. */
+  readonly base?: boolean
 }
 
 export interface VerifyParams {

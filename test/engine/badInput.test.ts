@@ -13,7 +13,6 @@ import { smallDisk } from '../unit/run/support.ts'
 import { createRun, eventsOf, makeRecipe, ownRuntimeFolder, runProgram, starter, temporaryFolder, train, writeJsonl, type RecipeSections } from './support.ts'
 
 describe('bad input is refused with its place and what to do', function () {
-  this.timeout(30_000)
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   let copies = 0

@@ -6,9 +6,9 @@ import { openTensorSource } from '../../engine/io/tensorSource.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { packedSuffix, unpackCase } from '../golden/packedCase.ts'
 import { makeRecipe, ownRuntimeFolder, program, runProgram, starter, temporaryFolder, writeJsonl } from './support.ts'
+import { contention } from '../machineTime.ts'
 
 describe('the command line', function () {
-  this.timeout(60_000)
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   const yaml = () => join(folder, 'finetune.yaml')
@@ -106,7 +106,8 @@ describe('the command line', function () {
   it('the demo’s recipe takes its first step soon after the program has started', async () => {
     const best = Math.min(...[await firstStep(), await firstStep()])
     console.log(`      ${best.toFixed(0)} ms from the program's start to its first step`)
-    assert.ok(best < 3000, `${best} ms`)
+    const slower = contention()
+    assert.ok(best < 3000 * slower, `${best} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`)
   })
 
   /** Milliseconds from the program's start to the line of its first step. */

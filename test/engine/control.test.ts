@@ -8,16 +8,22 @@ import { openPeftAdapter } from '../../engine/io/peftAdapter.ts'
 import { withRun } from '../../engine/run/controlClient.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { adapterBytes, createRun, endChildren, eventsOf, losses, makeRecipe, ownRuntimeFolder, runProgram, startProgram, temporaryFolder, train, until, writeJsonl, type RecipeSections } from './support.ts'
+import { contention } from '../machineTime.ts'
 
 /** Thousands of steps, so that it is certainly still at work when it is asked something. */
 const long: RecipeSections = { training: { max_steps: 100_000, gradient_checkpointing: 'none' } }
 
 describe('control of a run in another process', function () {
-  this.timeout(60_000)
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   endChildren()
 
+  /** Since a time; a second of a machine with nothing else to do. */
+  const withinASecond = (asked: number): void => {
+    const took = performance.now() - asked
+    const slower = contention()
+    assert.ok(took < 1000 * slower, `${took} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`)
+  }
   const stepOf = async (run: RunDirectory): Promise<number> => (existsSync(run.path('metrics')) ? (await run.reader().readMetrics()).steps.length : 0)
   const inState = (run: RunDirectory, state: RunState) => until(async () => (await run.reader().status()).state === state, `${state} of ${run.dir}`)
   const started = (run: RunDirectory, step = 2) => until(async () => (await stepOf(run)) >= step, `step ${step} of ${run.dir}`)
@@ -38,7 +44,7 @@ describe('control of a run in another process', function () {
     const asked = performance.now()
     await withRun(run.dir, (control) => control.stop({ save: false }))
     assert.equal((await ended).code, 0)
-    assert.ok(performance.now() - asked < 1000, `${performance.now() - asked} ms`)
+    withinASecond(asked)
     const { state } = await run.reader().view()
     assert.equal(state, 'stopped')
     assert.ok(!existsSync(join(run.dir, 'adapter')))
@@ -53,7 +59,7 @@ describe('control of a run in another process', function () {
     const asked = performance.now()
     await withRun(run.dir, (control) => control.stop({ save: false }))
     assert.equal((await ended).code, 0)
-    assert.ok(performance.now() - asked < 1000, `${performance.now() - asked} ms`)
+    withinASecond(asked)
     assert.equal((await run.reader().status()).state, 'stopped')
     assert.equal(await stepOf(run), 0)
   })
@@ -160,14 +166,16 @@ describe('control of a run in another process', function () {
       const { run, child, ended } = runs(longStep())
       await inState(run, 'training')
       await new Promise((resolve) => setTimeout(resolve, 100))
+      let told = ''
+      child.stderr!.on('data', (text: string) => (told += text))
       child.kill(signals[0])
       if (signals[1] !== undefined) {
-        await new Promise((resolve) => setTimeout(resolve, 100))
+        await until(() => told.includes('press Ctrl-C again'), 'the answer to the first Ctrl-C')
         child.kill(signals[1])
       }
       const asked = performance.now()
       await ended
-      assert.ok(performance.now() - asked < 1000, `${performance.now() - asked} ms`)
+      withinASecond(asked)
       assert.equal((await run.reader().status()).state, 'stopped')
       assert.ok(!existsSync(join(run.dir, 'adapter')))
     }

@@ -57,6 +57,25 @@ describe('generation', function () {
     }
   })
 
+  it('base and tuned model write in turn what each writes alone', async () => {
+    const dir = await train(makeRecipe(folder, { training: { max_steps: 20, learning_rate: 1e-2 } }))
+    const both = await FastLanguageModel.forInference({ modelName: starter, adapter: join(dir, 'adapter'), threads: 2 })
+    try {
+      const ids = both.tokenizer.encode(prompt, { addSpecialTokens: true })
+      for (const options of [plain, sampled]) {
+        const turns: number[] = []
+        const [tuned, base] = await both.complete([ids, ids], { ...options, base: [false, true], onText: (which) => turns.push(which) })
+        assert.deepEqual(tuned, (await both.complete([ids], options))[0])
+        assert.deepEqual(base, (await both.complete([ids], { ...options, base: true }))[0])
+        assert.notEqual(tuned!.text, base!.text)
+        const changes = turns.filter((which, at) => at > 0 && which !== turns[at - 1]).length
+        assert.ok(changes > turns.length / 2, turns.join(''))
+      }
+    } finally {
+      both.dispose()
+    }
+  })
+
   it('a neighbour that nearly fills the context shortens no text', async () => {
     const long = Int32Array.from({ length: text.model.spec.context - 3 }, (_, i) => 5 + (i % 400))
     const [alone] = await text.complete([encode('Tom')], plain)

@@ -15,7 +15,6 @@ interface Measured {
 }
 
 describe('memory', function () {
-  this.timeout(60_000)
   const folder = temporaryFolder()
   const child = join(folder, 'memoryOfStep.mjs')
 

@@ -6,7 +6,6 @@ import { RpcConnection } from '../../engine/rpc/connection.ts'
 import { makeRecipe, ownRuntimeFolder, startProgram, starter, temporaryFolder, train } from './support.ts'
 
 describe('`unsloth serve` over its pipes', function () {
-  this.timeout(30_000)
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   let engine: ReturnType<typeof startProgram>
@@ -76,6 +75,13 @@ describe('`unsloth serve` over its pipes', function () {
     assert.equal(base.text, again.text)
     assert.notEqual(base.text, tuned.text)
     assert.deepEqual([base.newTokens, base.stopReason], [20, 'length'])
+    const order: boolean[] = []
+    client.onNotification(engineNotifications.generated, ({ base: ofBase = false }) => order.push(ofBase))
+    const sampling = { temperature: 0, repetitionPenalty: 1, maxNewTokens: 20 }
+    const both = await client.request(engineRequests.generate, { id: 'both', model: starter, prompt: 'Once upon a time', adapter, withBase: true, sampling })
+    assert.deepEqual([both.text, both.base!.text], [tuned.text, base.text])
+    assert.ok(order.indexOf(true) < order.lastIndexOf(false) && order.indexOf(false) < order.lastIndexOf(true), 'neither waits for the other')
+    await assert.rejects(client.request(engineRequests.generate, { id: 'f', model: starter, prompt: 'Once', withBase: true }), /nothing to show beside/)
   })
 
   it('cancels', async () => {

@@ -142,7 +142,7 @@ export function startProgram(args: readonly string[], options: ProgramOptions = 
 export const runProgram = (args: readonly string[], options: ProgramOptions = {}): Promise<Ended> => startProgram(args, options).ended
 
 /** Looks every few milliseconds until `look` finds something. */
-export async function until<T>(look: () => T | undefined | false | Promise<T | undefined | false>, what: string, milliseconds = 20_000): Promise<T> {
+export async function until<T>(look: () => T | undefined | false | Promise<T | undefined | false>, what: string, milliseconds = 90_000): Promise<T> {
   const deadline = performance.now() + milliseconds
   for (;;) {
     const found = await look()

@@ -27,14 +27,14 @@ async function killRuns(folder: string): Promise<void> {
 const wanted = process.env.UNSLOTH_HOST_WINDOWS?.split(',')
 
 describe('in a real VS Code', function () {
-  this.timeout(1_200_000)
+  this.timeout(3_600_000)
   const all: HostTestResult[] = []
   const folders: string[] = []
-  let place: string
+  let place: string | undefined
   let disk: string | undefined
 
   const folder = (...names: string[]): string => {
-    const path = join(place, ...names)
+    const path = join(place!, ...names)
     mkdirSync(path, { recursive: true })
     fillWorkspace(path)
     folders.push(path)
@@ -43,7 +43,7 @@ describe('in a real VS Code', function () {
 
   /** A file system of 1 MB where this may mount one; otherwise none, and the test's processes get a limit on the size of files. */
   const smallDisk = (): string => {
-    const path = join(place, 'small')
+    const path = join(place!, 'small')
     mkdirSync(path)
     // UNSLOTH_HOST_NO_MOUNT=1 tries the way of those who may not.
     if (process.env.UNSLOTH_HOST_NO_MOUNT !== '1'
@@ -61,7 +61,7 @@ describe('in a real VS Code', function () {
       reload: () => runSuite({ opened: folder('reload'), extension, tests, phases: ['reload', 'reloaded'] }),
       untrusted: () => runSuite({ opened: folder('untrusted'), extension, tests, phases: ['untrusted'], trust: true }),
       roots: () => {
-        const file = join(place, 'several.code-workspace')
+        const file = join(place!, 'several.code-workspace')
         writeFileSync(file, JSON.stringify({ folders: ['one', 'two'].map((name) => ({ path: folder(name) })) }))
         return runSuite({ opened: file, extension, tests, phases: ['roots'] })
       },
@@ -80,7 +80,7 @@ describe('in a real VS Code', function () {
   after(async () => {
     for (const path of folders) await killRuns(path)
     if (disk !== undefined) spawnSync('umount', [disk])
-    rmSync(place, { recursive: true, force: true, maxRetries: 5 })
+    if (place !== undefined) rmSync(place, { recursive: true, force: true, maxRetries: 5 })
   })
 
   it('every window ran its tests', () => {

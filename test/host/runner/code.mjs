@@ -8,7 +8,7 @@ import { Host } from './host.mjs'
 
 const { kind, command } = JSON.parse(process.env.UNSLOTH_HOST_EDITOR)
 const trust = process.env.UNSLOTH_HOST_TRUST === '1'
-const timeout = Number(process.env.UNSLOTH_HOST_TIMEOUT ?? 300_000)
+const timeout = Number(process.env.UNSLOTH_HOST_TIMEOUT ?? 900_000)
 const given = process.argv.slice(2)
 const flag = (name) => given.find((arg) => arg.startsWith(`--${name}=`))?.slice(name.length + 3)
 const opened = given.find((arg) => !arg.startsWith('-'))

@@ -1,8 +1,6 @@
 // A VS Code window under control: code-server as the editor, Chromium as its screen.
 import { spawn } from 'node:child_process'
-import { createWriteStream, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { get } from 'node:http'
-import { createServer } from 'node:net'
+import { createWriteStream, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { format } from 'node:util'
@@ -20,18 +18,23 @@ export const quietSettings = (trust) => ({
   ...settings, 'security.workspace.trust.enabled': trust, 'security.workspace.trust.startupPrompt': 'never', 'security.workspace.trust.banner': 'never',
 })
 
-const freePort = () => new Promise((resolve, reject) => {
-  const server = createServer().on('error', reject).listen(0, '127.0.0.1', () => {
-    const { port } = server.address()
-    server.close(() => resolve(port))
-  })
-})
+/** Milliseconds that a server has to start, on a machine with other work to do. */
+const patience = 180_000
 
-const answers = (port) => new Promise((resolve) => {
-  get({ host: '127.0.0.1', port, path: '/healthz' }, (response) => {
-    response.resume()
-    resolve(response.statusCode === 200)
-  }).on('error', () => resolve(false))
+/** The port that the system has given a server, which tells of it when it listens. */
+const portOf = (server) => new Promise((resolve, reject) => {
+  let said = ''
+  const give = (reason) => reject(new Error(`code-server does not answer (${reason}): ${said.slice(-2000)}`))
+  const timer = setTimeout(() => give(`after ${patience / 1000} s`), patience)
+  const listen = (text) => {
+    said += text
+    const port = /HTTP server listening on http:\/\/127\.0\.0\.1:(\d+)/.exec(said)?.[1]
+    if (port === undefined) return
+    clearTimeout(timer)
+    resolve(Number(port))
+  }
+  for (const stream of [server.stdout, server.stderr]) stream.setEncoding('utf8').on('data', listen)
+  server.once('error', ({ message }) => give(message)).once('exit', (code) => give(`it ended with ${code}`))
 })
 
 export class Host {
@@ -58,7 +61,6 @@ export class Host {
   async #start({ trust, vsix, settings, viewport, profile, extensions }) {
     const { node, server, chromium: executablePath } = installHost()
     const folder = (this.#folder = mkdtempSync(join(tmpdir(), 'unsloth-host-')))
-    this.port = await freePort()
     if (profile === undefined) {
       mkdirSync(join(folder, 'data', 'User'), { recursive: true })
       writeFileSync(join(folder, 'data', 'User', 'settings.json'), JSON.stringify({ ...quietSettings(trust), ...settings }))
@@ -69,20 +71,16 @@ export class Host {
     for (const name of Object.keys(env)) if (/^VSCODE_|^NODE_OPTIONS$|^npm_/.test(name)) delete env[name]
     if (vsix !== undefined) await ended(spawn(node, [server, ...places, '--config', '/dev/null', '--install-extension', vsix], { env, stdio: 'ignore' }))
     this.#server = spawn(node, [
-      server, '--bind-addr', `127.0.0.1:${this.port}`, '--auth', 'none', '--config', '/dev/null', ...places, '--disable-telemetry', '--disable-update-check',
+      server, '--bind-addr', '127.0.0.1:0', '--auth', 'none', '--config', '/dev/null', ...places, '--disable-telemetry', '--disable-update-check',
       ...(trust ? [] : ['--disable-workspace-trust']), '--disable-getting-started-override', '--vscode-option', 'enable-smoke-test-driver',
     ], { env, stdio: ['ignore', 'pipe', 'pipe'] })
     const log = createWriteStream(join(folder, 'server.log'))
     this.#server.stdout.pipe(log)
     this.#server.stderr.pipe(log, { end: false })
-    let gone = false
-    this.#server.once('exit', () => (gone = true))
-    for (const until = Date.now() + 60_000; !(await answers(this.port));) {
-      if (gone || Date.now() > until) throw new Error(`code-server does not answer: ${readFileSync(join(folder, 'server.log'), 'utf8').slice(-2000)}`)
-      await new Promise((resolve) => setTimeout(resolve, 50))
-    }
+    this.port = await portOf(this.#server)
     this.#browser = await chromium.launch({ executablePath, headless: true, args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'] })
     this.#context = await this.#browser.newContext({ viewport })
+    this.#context.setDefaultTimeout(patience)
   }
 
   /** An empty folder that is removed with the host. */

@@ -12,7 +12,7 @@ let editor
  * Opens a folder or a .code-workspace in a VS Code of its own, with an empty profile, and runs test modules inside its extension
  * host; each but the first one after the window has been loaded again. Resolves to what the tests said.
  */
-export async function runSuite({ opened, extension, tests, phases, env = {}, trust = false, settings = {}, timeout = 300_000 }) {
+export async function runSuite({ opened, extension, tests, phases, env = {}, trust = false, settings = {}, timeout = 900_000 }) {
   const { runTests } = createRequire(import.meta.url)('@vscode/test-electron')
   editor ??= await chooseEditor()
   const folder = mkdtempSync(join(tmpdir(), 'unsloth-suite-'))

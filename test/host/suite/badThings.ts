@@ -15,6 +15,10 @@ const recipeWith = (name: string, change: (text: string) => string): string => {
   return path
 }
 
+/** MB that a process has read so far; 0 where the system does not tell. */
+const bytesRead = (pid: number): number =>
+  process.platform === 'linux' ? Number(/rchar: (\d+)/.exec(readFileSync(`/proc/${pid}/io`, 'utf8'))![1]) / 2 ** 20 : 0
+
 describe('bad things', () => {
   let api: ExtensionApi
   let notifications: ReturnType<typeof catchNotifications>
@@ -27,9 +31,9 @@ describe('bad things', () => {
     notifications.told.length = 0
   })
 
-  const told = async (text: RegExp, timeout = 60_000): Promise<Told> => {
+  const told = async (text: RegExp): Promise<Told> => {
     try {
-      return await eventually(`a notification like ${text}`, () => notifications.told.find((one) => text.test(one.text)), timeout)
+      return await eventually(`a notification like ${text}`, () => notifications.told.find((one) => text.test(one.text)))
     } catch (error) {
       throw new Error(`Told was: ${notifications.told.map((one) => one.text).join('\n')}`, { cause: error })
     }
@@ -102,7 +106,7 @@ describe('bad things', () => {
         text.replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('fables.jsonl',
           'own.jsonl'))
       dir = (await fineTune(recipe))!
-      await eventually('a checkpoint', () => (api.services.runs.get(dir)?.checkpoint?.step ?? 0) > 0, 60_000)
+      await eventually('a checkpoint', () => (api.services.runs.get(dir)?.checkpoint?.step ?? 0) > 0)
     })
 
     it('the recipe is edited: the run and its panel keep the one that they began with', async () => {
@@ -114,8 +118,10 @@ describe('bad things', () => {
       const before = steps()
       await eventually('further steps', () => steps() > before + 2)
       await vscode.commands.executeCommand('unsloth.openRunRecipe', dir)
-      const shown = vscode.window.activeTextEditor!.document
-      assert.equal(shown.uri.fsPath, join(dir, 'recipe.yaml'))
+      const shown = await eventually('the recipe', () => {
+        const document = vscode.window.activeTextEditor?.document
+        return document?.uri.fsPath === join(dir, 'recipe.yaml') && document
+      })
       assert.equal(shown.getText(), frozen)
       assert.match(frozen, /max_steps: 20000/)
     })
@@ -142,7 +148,7 @@ describe('bad things', () => {
       renameSync(inWorkspace('away.jsonl'), inWorkspace('own.jsonl'))
       const stopped = steps()
       await vscode.commands.executeCommand('unsloth.resumeRun', dir)
-      await eventually('further steps', () => steps() > stopped, 60_000)
+      await eventually('further steps', () => steps() > stopped)
       await vscode.commands.executeCommand('unsloth.stopRun', dir, 'now')
       await eventually('the stop', () => state(dir) === 'stopped')
     })
@@ -165,10 +171,10 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
     const folder = disk === '' ? inWorkspace('full') : disk
     const dir = (await fineTune(recipeWith('full',
       (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))))!
-    const { kind, actions } = await told(/disk is full|does not allow a file of this size/i, 120_000)
+    const { kind, actions } = await told(/disk is full|does not allow a file of this size/i)
     await vscode.workspace.getConfiguration().update('unsloth.engine.path', undefined, vscode.ConfigurationTarget.Global)
     assert.deepEqual([kind, actions], ['error', ['Show Log']])
-    assert.equal(state(dir), 'failed')
+    await eventually('the failure', () => state(dir) === 'failed')
     const left = (readdirSync(dir, { recursive: true }) as string[]).filter((name) => /\.tmp|\.partial/.test(name))
     assert.deepEqual(left, [])
     assert.ok(!existsSync(join(dir, 'merged')))
@@ -180,36 +186,41 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
       (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`)
     writeFileSync(path, rows.join(''))
     truncateSync(path, 2 ** 31)
-    let lag = 0
+    let ticks: number[] = []
     let tick = performance.now()
     const timer = setInterval(() => {
-      lag = Math.max(lag, performance.now() - tick - 20)
+      ticks.push(performance.now() - tick - 20)
       tick = performance.now()
     }, 20)
+    // How long the editor waits on this machine when nothing is asked of it.
+    await eventually('a second', () => ticks.length >= 50)
+    const usual = Math.max(...ticks)
+    ticks = []
+    const read = bytesRead(process.pid)
     const memory = process.memoryUsage().rss
     const answers: PreviewAnswer[] = []
     const posted = api.services.previews.onDidPost((message) => message.type === 'answer' && answers.push(message))
     const questions = answerQuestions(['tiny'])
     try {
       api.services.library.invalidate()
-      const began = performance.now()
       const node = await eventually('its row',
         async () => (await api.trees.datasets.getChildren()).find((one) => one.path === path))
       const item = await api.trees.datasets.getTreeItem(node)
       assert.match(String(item.description), /rows · completion · 2\.0 GB/)
-      const tree = performance.now() - began
       await vscode.commands.executeCommand('unsloth.openDataset', path)
       const { preview, more } = await eventually('the preview', () => answers[0])
-      const shown = performance.now() - began
       assert.deepEqual([preview!.shown.length, preview!.samples, more], [10, 2_000, true])
-      assert.ok(tree < 3_000 && shown < 15_000, `tree after ${tree} ms, preview after ${shown} ms`)
-      assert.ok(lag < 1_000, `the editor waited ${lag} ms`)
+      const lag = Math.max(...ticks)
+      assert.ok(lag < 1_000 + 5 * usual, `the editor waited ${lag} ms, as a rule ${usual} ms`)
       const grown = (process.memoryUsage().rss - memory) / 2 ** 20
       assert.ok(grown < 200, `${grown} MB in the editor`)
       const engine = api.services.engine.state
+      // It is quick because little is read; how quick is the machine's affair.
+      assert.ok(bytesRead(process.pid) - read < 300, `${bytesRead(process.pid) - read} MB read by the editor`)
       if (process.platform === 'linux' && engine.kind === 'running') {
         const peak = Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${engine.pid}/status`, 'utf8'))![1]) / 1024
         assert.ok(peak < 700, `${peak} MB in the engine`)
+        assert.ok(bytesRead(engine.pid) < 1_000, `${bytesRead(engine.pid)} MB read by the engine`)
       }
     } finally {
       clearInterval(timer)

@@ -31,7 +31,7 @@ export async function run(): Promise<void> {
   const done = new Set(results.map(({ phase }) => phase))
   const phase = wanted.find((name) => !done.has(name))!
   const save = (): void => writeFileSync(path, JSON.stringify(results))
-  const mocha = new Mocha({ ui: 'bdd', timeout: 150_000, reporter: 'min', grep: process.env.UNSLOTH_HOST_GREP ?? '' })
+  const mocha = new Mocha({ ui: 'bdd', timeout: 300_000, reporter: 'min', grep: process.env.UNSLOTH_HOST_GREP ?? '' })
   mocha.suite.emit('pre-require', globalThis, '', mocha)
   try {
     await phases[phase]!()

@@ -6,6 +6,7 @@ import type { ToWebview } from '#shared/panelProtocol.ts'
 import { commandIds, languageId } from '../../../src/contributions.ts'
 import type { ExtensionApi } from '../../../src/extension.ts'
 import type { TreeNode } from '../../../src/trees/nodes.ts'
+import { contention } from '../../machineTime.ts'
 import { activated, answerQuestions, catchNotifications, eventually, inWorkspace, openRecipe, reportText, textOf } from './support.ts'
 
 let api: ExtensionApi
@@ -27,7 +28,8 @@ const noError = (): void => assert.deepEqual(notifications.told.filter(({ kind }
 
 describe('the extension', () => {
   it('activates in less than 300 ms', () => {
-    assert.ok(api.activation < 300, `${api.activation} ms`)
+    const slower = contention()
+    assert.ok(api.activation < 300 * slower, `${api.activation} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`)
   })
 
   it('registers every command', async () => {
@@ -107,9 +109,11 @@ describe('a recipe in the editor', () => {
   })
 
   it('explains keys', async () => {
-    const hovers = await vscode.commands.executeCommand<vscode.Hover[]>('vscode.executeHoverProvider', document.uri, at('learning_rate', 3))
-    const text = hovers.flatMap(({ contents }) => contents.map((part) => (typeof part === 'string' ? part : part.value))).join('\n')
-    assert.match(text, /[Ll]earning rate/)
+    await eventually('the explanation', async () => {
+      const hovers = await vscode.commands.executeCommand<vscode.Hover[]>('vscode.executeHoverProvider', document.uri, at('learning_rate', 3))
+      const text = hovers.flatMap(({ contents }) => contents.map((part) => (typeof part === 'string' ? part : part.value))).join('\n')
+      return /[Ll]earning rate/.test(text)
+    })
   })
 
   it('finds mistakes and repairs them', async () => {
@@ -117,10 +121,11 @@ describe('a recipe in the editor', () => {
     edit.replace(document.uri, new vscode.Range(at('max_steps'), at('max_steps', 'max_steps'.length)), 'max_stepz')
     await vscode.workspace.applyEdit(edit)
     const problem = await eventually('the mistake', () => vscode.languages.getDiagnostics(document.uri).find(({ message }) => message.includes('max_stepz')))
-    const actions = await vscode.commands.executeCommand<vscode.CodeAction[]>('vscode.executeCodeActionProvider', document.uri, problem.range)
-    const rename = actions.find(({ title }) => title.includes('max_steps'))
-    assert.ok(rename?.edit, actions.map(({ title }) => title).join(', '))
-    await vscode.workspace.applyEdit(rename.edit)
+    const rename = await eventually('the repair', async () => {
+      const actions = await vscode.commands.executeCommand<vscode.CodeAction[]>('vscode.executeCodeActionProvider', document.uri, problem.range)
+      return actions.find(({ title, edit: repair }) => title.includes('max_steps') && repair !== undefined)
+    })
+    await vscode.workspace.applyEdit(rename.edit!)
     await eventually('no mistake', () => vscode.languages.getDiagnostics(document.uri).every(({ severity }) => severity !== vscode.DiagnosticSeverity.Error))
     await document.save()
   })
@@ -135,16 +140,16 @@ describe('a recipe in the editor', () => {
     const known = new Set(commandIds as string[])
     const lenses = await vscode.commands.executeCommand<vscode.CodeLens[]>('vscode.executeCodeLensProvider', document.uri, 20)
     assert.deepEqual(lenses.map(({ command }) => command!.command).filter((id) => !known.has(id)), [])
-    const hints = await vscode.commands.executeCommand<vscode.InlayHint[]>('vscode.executeInlayHintProvider', document.uri, new vscode.Range(0, 0, document.lineCount, 0))
-    assert.ok(hints.length > 0)
+    const everywhere = new vscode.Range(0, 0, document.lineCount, 0)
+    await eventually('hints', async () =>
+      (await vscode.commands.executeCommand<vscode.InlayHint[]>('vscode.executeInlayHintProvider', document.uri, everywhere)).length > 0)
   })
 })
 
 describe('fine-tuning', () => {
   let dir: string
 
-  it('trains the starter from the command to its end, told by the messages of the panel', async function () {
-    this.timeout(120_000)
+  it('trains the starter from the command to its end, told by the messages of the panel', async () => {
     await openRecipe('finetune.yaml')
     const updates: ToWebview[] = []
     const ready: string[] = []
@@ -155,9 +160,9 @@ describe('fine-tuning', () => {
       noError()
       assert.ok(started !== undefined && existsSync(join(started, 'recipe.yaml')))
       dir = started
-      assert.match(api.statusBar.text, /\$\((loading~spin|watch|pass)\)/)
+      await eventually('the status bar', () => /\$\((loading~spin|watch|pass)\)/.test(api.statusBar.text))
       const infos = () => updates.flatMap((message) => ('runs' in message ? (message.runs ?? []) : [])).filter(({ id }) => id === dir)
-      await eventually('the end in the panel', () => infos().some(({ state }) => state === 'finished'), 90_000)
+      await eventually('the end in the panel', () => infos().some(({ state }) => state === 'finished'))
       assert.ok(ready.includes('ready'), ready.join(' '))
       const states = [...new Set(infos().map(({ state }) => state))]
       assert.ok(states.includes('training'), states.join(' '))
@@ -174,27 +179,34 @@ describe('fine-tuning', () => {
 
   it('shows the run in the tree with its curve and its results', async () => {
     const node = (await api.trees.runs.getChildren()).find(({ path }) => path === dir)!
-    const item = await api.trees.runs.getTreeItem(node)
-    assert.match(String(item.description), /^[▁-█]{2,} \d/u)
-    assert.match(item.contextValue ?? '', /\bfinished\b/)
-    const parts = (await api.trees.runs.getChildren(node)).map(({ kind, path }) => `${kind} ${basename(path)}`)
-    assert.ok(parts.includes('output adapter') && parts.includes('output merged'), parts.join(', '))
+    await eventually('its curve', async () => {
+      const item = await api.trees.runs.getTreeItem(node)
+      return /^[▁-█]{2,} \d/u.test(String(item.description)) && /\bfinished\b/.test(item.contextValue ?? '')
+    })
+    await eventually('its results', async () => {
+      const parts = (await api.trees.runs.getChildren(node)).map(({ kind, path }) => `${kind} ${basename(path)}`)
+      return parts.includes('output adapter') && parts.includes('output merged')
+    })
   })
 
   it('writes text with base and tuned model side by side', async () => {
-    const seen = new Set<string>()
+    const shown: string[] = []
     const name = `${basename(dir)}.txt`
-    const changes = vscode.workspace.onDidChangeTextDocument(({ document }) => document.uri.path.includes(name) && seen.add(document.getText()))
+    const { reports } = api.services
+    const update = reports.update.bind(reports)
+    reports.update = (uri, text) => {
+      shown.push(text)
+      return update(uri, text)
+    }
     await vscode.commands.executeCommand('unsloth.generate', dir, 'A fox')
     noError()
     const text = await eventually('both texts', () => {
       const report = reportText(name)
       return report !== undefined && (report.match(/tokens\/s|\d+ tokens/g) ?? []).length >= 2 && report
     })
-    changes.dispose()
-    // Texts with a part of what came in the end: it was seen while it was written.
-    const partial = [...seen].filter((shown) => shown.includes('(writing)'))
-    assert.ok(partial.length >= 2 && new Set(partial.map(({ length }) => length)).size >= 2, partial.join('\n'))
+    reports.update = update
+    // Both are shown while both are written.
+    assert.ok(shown.some((content) => /base \(writing\).*│ tuned: .*\(writing\)/.test(content)), shown.join('\n'))
     assert.match(text, /base \(\d+ tokens.*│ tuned: /)
     assert.match(text, /A fox.* │ A fox/)
   })
@@ -225,32 +237,31 @@ describe('fine-tuning', () => {
   it('says what is wrong with a recipe, with a way to it', async () => {
     await vscode.workspace.fs.writeFile(vscode.Uri.file(inWorkspace('bad.finetune.yaml')), Buffer.from('version: 1\nmodel: stories260k\ntraining:\n  max_stepz: 3\n'))
     await vscode.commands.executeCommand('unsloth.fineTune', inWorkspace('bad.finetune.yaml'))
-    const [told] = notifications.told
-    assert.match(told!.text, /bad\.finetune\.yaml:4:3: .*max_stepz/)
-    assert.deepEqual(told!.actions, ['Open Recipe'])
+    const told = await eventually('the notification', () => notifications.told[0])
+    assert.match(told.text, /bad\.finetune\.yaml:4:3: .*max_stepz/)
+    assert.deepEqual(told.actions, ['Open Recipe'])
   })
 
-  it('stops and saves, and goes on from the checkpoint', async function () {
-    this.timeout(120_000)
+  it('stops and saves, and goes on from the checkpoint', async () => {
     const run = (await vscode.commands.executeCommand<string>('unsloth.fineTune', inWorkspace('long.finetune.yaml')))
     noError()
     const step = (): number => api.services.runs.get(run)?.status.step ?? 0
-    await eventually('a few steps', () => step() > 3, 60_000)
-    assert.equal(api.trees.runsView.badge?.value, 1)
+    await eventually('a few steps', () => step() > 3)
+    await eventually('the badge', () => api.trees.runsView.badge?.value === 1)
     await vscode.commands.executeCommand('unsloth.stopRun', run, 'save')
-    await eventually('the stop', () => api.services.runs.get(run)?.state === 'stopped', 60_000)
+    await eventually('the stop', () => api.services.runs.get(run)?.state === 'stopped')
     const stopped = step()
-    assert.equal(api.services.runs.get(run)!.resumable, true)
-    assert.equal(api.trees.runsView.badge, undefined)
+    await eventually('the way to go on', () => api.services.runs.get(run)!.resumable)
+    await eventually('no badge', () => api.trees.runsView.badge === undefined)
     await vscode.commands.executeCommand('unsloth.resumeRun', run)
     noError()
-    await eventually('further steps', () => step() > stopped, 60_000)
+    await eventually('further steps', () => step() > stopped)
     await vscode.commands.executeCommand('unsloth.pauseRun', run)
-    await eventually('the pause', () => api.services.runs.get(run)?.state === 'paused', 60_000)
+    await eventually('the pause', () => api.services.runs.get(run)?.state === 'paused')
     await vscode.commands.executeCommand('unsloth.continueRun', run)
-    await eventually('the continuation', () => api.services.runs.get(run)?.state === 'training', 60_000)
+    await eventually('the continuation', () => api.services.runs.get(run)?.state === 'training')
     await vscode.commands.executeCommand('unsloth.stopRun', run, 'now')
-    await eventually('the second stop', () => api.services.runs.get(run)?.state === 'stopped', 60_000)
+    await eventually('the second stop', () => api.services.runs.get(run)?.state === 'stopped')
     noError()
   })
 
@@ -258,9 +269,9 @@ describe('fine-tuning', () => {
     const dirs = api.services.runs.views.map((view) => view.dir)
     await vscode.commands.executeCommand('unsloth.compareRuns', dirs[0], dirs.slice(0, 2))
     noError()
-    const diff = vscode.window.tabGroups.all.flatMap(({ tabs }) => tabs).find(({ input }) => input instanceof vscode.TabInputTextDiff)
-    assert.ok(diff, 'no comparison is open')
-    assert.ok(api.panels.panels.some(({ session }) => session.runs.length === 2))
+    await eventually('the comparison of the recipes', () =>
+      vscode.window.tabGroups.all.flatMap(({ tabs }) => tabs).some(({ input }) => input instanceof vscode.TabInputTextDiff))
+    await eventually('both in one panel', () => api.panels.panels.some(({ session }) => session.runs.length === 2))
   })
 
   it('deletes a run only after a question', async () => {
@@ -271,7 +282,7 @@ describe('fine-tuning', () => {
     question.answer('Delete')
     await deleting
     assert.equal(existsSync(victim), false)
-    assert.equal(api.services.runs.get(victim), undefined)
+    await eventually('that it is gone', () => api.services.runs.get(victim) === undefined)
   })
 })
 
@@ -282,7 +293,7 @@ describe('a new recipe', () => {
       const path = (await vscode.commands.executeCommand<string>('unsloth.newRecipe'))
       noError()
       assert.match(textOf(path), /model: \.\/models\/tiny[\s\S]*local_dataset: \.\/fables\.jsonl/)
-      assert.equal(vscode.window.activeTextEditor?.document.languageId, languageId)
+      await eventually('the recipe in its language', () => vscode.window.activeTextEditor?.document.languageId === languageId)
       assert.deepEqual(questions.left, [])
     } finally {
       questions.restore()

@@ -63,7 +63,7 @@ describe('preview of data', () => {
   })
 
   it('is not offered above the metrics of a run', async () => {
-    const run = api.services.runs.views[0]!
+    const run = await eventually('a run', () => api.services.runs.views[0])
     const { uri } = await vscode.workspace.openTextDocument(`${run.dir}/metrics.jsonl`)
     assert.deepEqual(await vscode.commands.executeCommand('vscode.executeCodeLensProvider', uri, 10), [])
   })

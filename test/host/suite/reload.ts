@@ -13,9 +13,9 @@ describe('before the window is loaded again', () => {
     })
     const dir = await vscode.commands.executeCommand<string | undefined>('unsloth.fineTune', inWorkspace('long.finetune.yaml'))
     assert.ok(dir)
-    await eventually('a checkpoint', () => (services.runs.get(dir)?.checkpoint?.step ?? 0) > 0, 60_000)
+    await eventually('a checkpoint', () => (services.runs.get(dir)?.checkpoint?.step ?? 0) > 0)
     // The page keeps what it shows when it has drawn; after that it can come back.
-    await eventually('the curve', () => updates > 8, 60_000)
+    await eventually('the curve', () => updates > 8)
     posted.dispose()
     await eventually('the page', () => panels.panels.some(({ panel, session }) => panel.visible && session.runs.includes(dir)))
   })

@@ -21,12 +21,12 @@ describe('after the window was loaded again', () => {
     assert.equal(run.alive, true)
     const { step } = run.status
     await eventually('further steps', () => (api.services.runs.get(run.dir)?.status.step ?? 0) > step)
-    assert.match(api.statusBar.text, /^\$\(loading~spin\) [\d,]+\/[\d,]+ · loss /)
+    await eventually('the status bar', () => /^\$\(loading~spin\) [\d,]+\/[\d,]+ · loss /.test(api.statusBar.text))
   })
 
   it('the panel is there again with all its data', async () => {
     const panel = await eventually('the panel', () => api.panels.panels.find(({ session }) => session.runs.includes(run.dir)))
-    assert.equal(panel.panel.visible, true)
+    await eventually('that it is shown', () => panel.panel.visible)
     const messages: ToWebview[] = []
     const posted = api.panels.onDidPost((event) => event.panel === panel && messages.push(event.message))
     try {
@@ -42,12 +42,12 @@ describe('after the window was loaded again', () => {
   it('a killed run is told as interrupted, with a way to go on', async () => {
     const pid = api.services.runs.get(run.dir)!.heartbeat!.pid
     process.kill(pid, 'SIGKILL')
-    await eventually('the interruption', () => api.services.runs.get(run.dir)?.state === 'interrupted', 20_000)
+    await eventually('the interruption', () => api.services.runs.get(run.dir)?.state === 'interrupted')
     const told = await eventually('the notification', () => notifications.told.find(({ text }) => text.includes('interrupted')))
     assert.deepEqual(told.actions, ['Resume'])
     const before = api.services.runs.get(run.dir)!.checkpoint!.step
     told.answer('Resume')
-    await eventually('the run', () => api.services.runs.get(run.dir)?.alive === true, 30_000)
+    await eventually('the run', () => api.services.runs.get(run.dir)?.alive === true)
     await eventually('steps beyond the checkpoint', () => (api.services.runs.get(run.dir)?.status.step ?? 0) > before)
     await vscode.commands.executeCommand('unsloth.stopRun', run.dir, 'now')
     await eventually('the stop', () => api.services.runs.get(run.dir)?.state === 'stopped')

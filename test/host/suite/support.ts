@@ -15,8 +15,11 @@ export async function activated(): Promise<ExtensionApi> {
 export const workspace = (): string => vscode.workspace.workspaceFolders![0]!.uri.fsPath
 export const inWorkspace = (...names: string[]): string => join(workspace(), ...names)
 
-/** Waits until `check` gives something, and says what it waited for when it does not. */
-export async function eventually<T>(what: string, check: () => T | undefined | false | Promise<T | undefined | false>, timeout = 30_000): Promise<T> {
+/**
+ * Waits until `check` gives something, and says what it waited for when it does not. Nothing that follows an event is read once:
+ * the limit is for a machine with other work to do.
+ */
+export async function eventually<T>(what: string, check: () => T | undefined | false | Promise<T | undefined | false>, timeout = 120_000): Promise<T> {
   const end = Date.now() + timeout
   for (;;) {
     const value = await check()

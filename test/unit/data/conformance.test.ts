@@ -33,7 +33,6 @@ async function compare(tokenizer: Tokenizer, folder: string): Promise<void> {
 }
 
 describe('tokenizer against the native engine', function () {
-  this.timeout(60_000)
 
   for (const name of names) {
     it(`gives the same ids for mixed texts: ${name}`, async () => compare(await fixtureTokenizer(name), join(fixtures, name)))

@@ -135,7 +135,6 @@ const sources: Readonly<Record<string, string>> = {
 }
 
 describe('damaged data', function () {
-  this.timeout(30_000)
   after(removeFolders)
 
   it('files are read, or refused with file and line', async () => {

@@ -138,7 +138,6 @@ describe('large data sets', () => {
   })
 
   it('larger than the memory are read through a window: 96 MB with a heap of 40 MB', function () {
-    this.timeout(60_000)
     const folder = folderWith({})
     const path = join(folder, 'large.jsonl')
     const descriptor = openSync(path, 'w')

@@ -6,6 +6,7 @@ import { Xoshiro128 } from '../../../engine/data/random.ts'
 import { parseRow } from '../../../engine/data/row.ts'
 import { PreviewCache } from '../../../engine/rpc/previewData.ts'
 import { fileWith, fixtures, folderWith, removeFolders } from './support.ts'
+import { processorTime } from '../../machineTime.ts'
 
 async function take(file: string, from: number, count = 3): Promise<[line: number, value: unknown][]> {
   const rows: [number, unknown][] = []
@@ -74,13 +75,13 @@ describe('index of rows', () => {
     const cache = new PreviewCache()
     await cache.preview({ recipe, rows: 1 }, context)
     const timed = async (firstRow: number): Promise<number> => {
-      const since = performance.now()
-      const { preview } = await cache.preview({ recipe, rows: 200, firstRow, count: 2 }, context)
-      assert.deepEqual(
-        preview?.shown.map(({ line }) => line),
-        [firstRow + 1, firstRow + 2],
-      )
-      return performance.now() - since
+      return processorTime(async () => {
+        const { preview } = await cache.preview({ recipe, rows: 200, firstRow, count: 2 }, context)
+        assert.deepEqual(
+          preview?.shown.map(({ line }) => line),
+          [firstRow + 1, firstRow + 2],
+        )
+      })
     }
     const [first, last] = [0, blocks * 4096 - 500]
     const begin = await timed(first)

@@ -26,7 +26,7 @@ describe('the engine client', () => {
     return { client, log, states }
   }
   const until = async (what: string, check: () => boolean): Promise<void> => {
-    for (const end = Date.now() + 10_000; !check();) {
+    for (const end = Date.now() + 60_000; !check();) {
       if (Date.now() > end) assert.fail(`waited for ${what}`)
       await new Promise((resolve) => setTimeout(resolve, 5))
     }

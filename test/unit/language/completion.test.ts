@@ -8,6 +8,7 @@ import { expandSnippet, sectionSnippets, wholeRecipes } from '../../../src/langu
 import { applyEdits, SourceText } from '../../../src/language/text.ts'
 import type { Workspace } from '../../../src/language/workspace.ts'
 import { cursor, world } from './support.ts'
+import { processorTime } from '../../machineTime.ts'
 
 async function items(marked: string, workspace: Workspace = world()): Promise<CompletionItem[]> {
   const { source, position } = cursor(marked)
@@ -214,11 +215,9 @@ describe('recipe completion: speed', () => {
     for (let line = 0; line < source.lineCount; line++) {
       const times = []
       for (let round = 0; round < 3; round++) {
-        const start = performance.now()
-        await complete(source, { line, character: source.line(line).length }, found)
-        times.push(performance.now() - start)
+        times.push(await processorTime(() => complete(source, { line, character: source.line(line).length }, found)))
       }
-      // The best of three: a pause of the machine is no slowness of the service.
+      // The best of three: what the first one compiles, and the collection of garbage, is no slowness of the service.
       slowest = Math.max(slowest, Math.min(...times))
     }
     assert.ok(slowest <= 20, `${slowest} ms`)

@@ -55,15 +55,17 @@ describe('RPC between client and engine', () => {
 
   it('cancels', async () => {
     let aborted = false
-    const { client } = open({
-      generate: (_params, { signal }) => new Promise((_resolve, reject) => signal.addEventListener('abort', () => {
-        aborted = true
-        reject(new UnslothError('STOPPED', 'stopped'))
-      })),
-    })
     const controller = new AbortController()
+    const { client } = open({
+      generate: (_params, { signal }) => new Promise((_resolve, reject) => {
+        signal.addEventListener('abort', () => {
+          aborted = true
+          reject(new UnslothError('STOPPED', 'stopped'))
+        })
+        controller.abort()
+      }),
+    })
     const answer = client.request(engineRequests.generate, generate, { signal: controller.signal })
-    setTimeout(() => controller.abort(), 5)
     await assert.rejects(answer, (error) => UnslothError.is(error, 'STOPPED') && error.message.includes('cancelled'))
     assert.equal(aborted, true)
     await assert.rejects(client.request(engineRequests.generate, generate, { signal: AbortSignal.abort() }), (error) => UnslothError.is(error, 'STOPPED'))

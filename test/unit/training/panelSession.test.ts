@@ -7,6 +7,17 @@ import { SampleRun } from '../../webview/sampleRuns.ts'
 
 const pause = (milliseconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
+/** Waits for what the session does after a while. */
+async function until(condition: () => boolean): Promise<void> {
+  for (const end = Date.now() + 60_000; !condition();) {
+    assert.ok(Date.now() < end, 'it did not come')
+    await pause(5)
+  }
+}
+
+/** Milliseconds between two messages. */
+const interval = 40
+
 const doNothing: (action: PanelAction, dir: string) => Promise<void> = () => Promise.resolve()
 
 function setUp(...runs: readonly SampleRun[]) {
@@ -23,7 +34,7 @@ function setUp(...runs: readonly SampleRun[]) {
       return line.delivers
     },
     trackers: { acquire: (dir) => ({ tracker: byDir.get(dir)!, dispose: () => void released.push(dir) }) },
-    strings: { loss: 'Loss' }, interval: 40, log: (message) => logged.push(message),
+    strings: { loss: 'Loss' }, interval, log: (message) => logged.push(message),
     onRuns: (infos) => titles.push(infos.map(({ name }) => name)),
     actions: { perform: (action, dir) => line.perform(action, dir), pickRuns: () => Promise.resolve([...byDir.keys()]) },
     saveCsv: () => Promise.resolve(), savePng: () => Promise.resolve(),
@@ -54,22 +65,24 @@ describe('the host’s side of a panel', () => {
     const run = new SampleRun('/runs/a', { steps: 50 })
     const { session, posted, ready, line } = setUp(run)
     await ready()
-    for (let i = 0; i < 30; i++) {
-      run.grow(1)
-      await pause(2)
+    const steps = (): number => posted.slice(1).flatMap((message) =>
+      (message.type === 'update' ? message.data.map(({ steps: rows }) => rows?.x.length ?? 0) : [])).reduce((sum, count) => sum + count, 0)
+    /** Grows the run many times; messages that came, and how many there was time for. */
+    const grow = async (times: number, each: number): Promise<readonly [number, number]> => {
+      const [began, before, known] = [performance.now(), posted.length, steps()]
+      for (let i = 0; i < times; i++) {
+        run.grow(1)
+        await pause(2)
+      }
+      await until(() => steps() >= known + times)
+      assert.equal(steps(), known + times, 'every step once')
+      return [posted.length - before, Math.ceil((performance.now() - began) / each) + 1]
     }
-    await pause(60)
-    assert.ok(posted.length >= 2 && posted.length <= 6, `${posted.length} messages`)
-    const sent = posted.slice(1).flatMap((message) =>
-      (message.type === 'update' ? message.data.map(({ steps }) => steps!.x.length) : []))
-    assert.equal(sent.reduce((sum, count) => sum + count, 0), 30, 'every step once')
+    const [many, room] = await grow(30, interval)
+    assert.ok(many <= room, `${many} messages in the time for ${room}`)
     line.delay = 150
-    const before = posted.length
-    for (let i = 0; i < 10; i++) {
-      run.grow(1)
-      await pause(20)
-    }
-    assert.ok(posted.length - before <= 3, `${posted.length - before} messages to a slow page`)
+    const [few, less] = await grow(30, line.delay)
+    assert.ok(few <= less, `${few} messages to a slow page in the time for ${less}`)
     session.dispose()
   })
 
@@ -79,14 +92,14 @@ describe('the host’s side of a panel', () => {
     await ready()
     line.delivers = false
     run.grow(1)
-    await pause(70)
+    await until(() => posted.length === 2)
     line.delivers = true
     run.grow(1)
-    await pause(70)
+    const whole = (): boolean => posted.slice(2).some((message) => message.type === 'update' && message.data[0]?.steps?.x.length === 52)
+    await until(whole)
     const last = posted.at(-1)!
     assert.ok(last.type === 'update')
     assert.equal(last.data[0]!.steps!.keep, 0)
-    assert.equal(last.data[0]!.steps!.x.length, 52)
     assert.equal(last.runs?.length, 1)
     session.dispose()
   })

@@ -14,7 +14,6 @@ import { RunTracker, RunTrackers } from '../../../src/training/runTracker.ts'
 const quick = { interval: 40, settle: 10 }
 
 describe('following a run directory', function () {
-  this.timeout(30_000)
   let folder: string
   let program: string
   let number = 0
@@ -72,7 +71,7 @@ describe('following a run directory', function () {
   async function until(tracker: RunTracker, what: string, condition: () => boolean): Promise<void> {
     if (condition()) return
     await new Promise<void>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new Error(`${what} did not come: ${JSON.stringify(tracker.info())}`)), 10_000)
+      const timer = setTimeout(() => reject(new Error(`${what} did not come: ${JSON.stringify(tracker.info())}`)), 60_000)
       const listener = tracker.onDidChange(() => {
         if (!condition()) return
         clearTimeout(timer)

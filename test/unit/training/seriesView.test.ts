@@ -6,6 +6,7 @@ import { RunSeries } from '../../../src/training/runSeries.ts'
 import { SeriesView } from '../../../src/training/seriesView.ts'
 import { PanelModel } from '../../../webview/training/panelModel.ts'
 import { batch, lossBatch } from './support.ts'
+import { processorTime } from '../../machineTime.ts'
 
 const wide: Viewport = { range: null, width: 1_000 }
 const settings = (some: Partial<PanelSettings> = {}): PanelSettings => ({ ...defaultSettings, ...some })
@@ -174,18 +175,15 @@ describe('a run as a panel looks at it', () => {
     assert.deepEqual(shown().ceilings, {})
   })
 
-  it('turns a million rows into a picture in a moment', () => {
+  it('turns a million rows into a picture in a moment', async () => {
     const series = new RunSeries()
     series.append(lossBatch(1_000_000))
     const { send } = line(series)
-    const start = performance.now()
-    const delta = send()!
-    const complete = performance.now() - start
+    let delta: ReturnType<typeof send>
+    const complete = await processorTime(() => (delta = send()))
     series.append(lossBatch(10, 1_000_000))
-    const again = performance.now()
-    send()
-    const tail = performance.now() - again
-    assert.ok(delta.steps!.x.length <= 3_000)
+    const tail = await processorTime(() => send())
+    assert.ok(delta!.steps!.x.length <= 3_000)
     // Some 40 and 1 ms; the bounds only tell a change of the kind of work.
     assert.ok(complete < 600, `${complete} ms for everything`)
     assert.ok(tail < 60, `${tail} ms for a tail`)
