@@ -1,6 +1,6 @@
 /**
  * Every name that the extension contributes to the editor: commands, settings, context keys, views. package.json repeats them;
- * test/unit/contributions.test.ts holds the two against each other. Pure, so that tests and webviews can read it.
+ * test/unit/extension/contributions.test.ts holds the two against each other. Pure, so that tests and webviews can read it.
  */
 
 /** Arguments of each command. A run is named by its directory; menus of trees pass their node instead. */
