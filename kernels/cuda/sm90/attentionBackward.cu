@@ -102,21 +102,21 @@ __global__ void __launch_bounds__(512, 1)
 
       // 64 keys of this warpgroup by the 64 rows of q or dO
       const auto multiplyRows = [&](float (&to)[32], int keysAt, int rowsAt) {
-        const uint64_t keys = descriptor(shared.at + keysAt + warpgroup * 64 * 128), rows = descriptor(shared.at + rowsAt);
+        const uint64_t keys = operandDescriptor(shared.at + keysAt + warpgroup * 64 * 128), rows = operandDescriptor(shared.at + rowsAt);
 #pragma unroll
         for (int k = 0; k < headDim / 16; ++k)
-          Wgmma<T, 64>::template shared<0, 0>(to, keys + (k / 4 * L::kvPanel + k % 4 * 32) / 16,
+          wgmma<T, 64, 0, 0>(to, keys + (k / 4 * L::kvPanel + k % 4 * 32) / 16,
                                               rows + (k / 4 * L::qPanel + k % 4 * 32) / 16, k > 0);
         wgmmaCommit();
       };
       const auto multiplyDk = [&] {  // of the block before
         const int stage = stageBefore();
         barrierWait(shared.barrier(L::dsFull + warpgroup * L::stages + stage), ring.phase ^ (ring.stage == 0));
-        const uint64_t ds = descriptor(shared.at + L::dsAt + stage * L::dsBytes + warpgroup * 64 * 128),
-                       rows = descriptor(shared.at + L::qAt + stage * L::qBytes, L::qPanel);
+        const uint64_t ds = operandDescriptor(shared.at + L::dsAt + stage * L::dsBytes + warpgroup * 64 * 128),
+                       rows = operandDescriptor(shared.at + L::qAt + stage * L::qBytes, L::qPanel);
         wgmmaFence();
 #pragma unroll
-        for (int k = 0; k < tileRows / 16; ++k) Wgmma<T, headDim>::template shared<0, 1>(dk, ds + k * 2, rows + k * 128, 1);
+        for (int k = 0; k < tileRows / 16; ++k) wgmma<T, headDim, 0, 1>(dk, ds + k * 2, rows + k * 128, 1);
         wgmmaCommit();
       };
       const auto goThrough = [&](auto isFirst, int ahead) {
@@ -155,11 +155,11 @@ __global__ void __launch_bounds__(512, 1)
           for (int e = 0; e < 8; ++e) s[8 * i + e] = exp2Approx(fmaf(s[8 * i + e], params.scaleLog2, -ofPair(l, e)));
         }
         toOperand<T>(p, s);
-        const uint64_t rows = descriptor(shared.at + L::oAt + stage * L::qBytes, L::qPanel);
+        const uint64_t rows = operandDescriptor(shared.at + L::oAt + stage * L::qBytes, L::qPanel);
         if constexpr (!narrow) barrierWait(shared.barrier(L::oFull + stage), ring.phase);
         wgmmaFence();
 #pragma unroll
-        for (int k = 0; k < tileRows / 16; ++k) Wgmma<T, headDim>::template registers<1>(dv, p[k], rows + k * 128, 1);
+        for (int k = 0; k < tileRows / 16; ++k) wgmma<T, headDim, 1>(dv, p[k], rows + k * 128, 1);
         wgmmaCommit();
         if constexpr (!narrow) multiplyDp();
         wgmmaWait<narrow ? 1 + !first : 0>();

@@ -3,9 +3,9 @@
 #include "../attention.h"
 #include "../element.cuh"
 #include "attentionTiles.cuh"
-#include "attentionWgmma.cuh"
 #include "tensorMap.h"
 #include "tma.cuh"
+#include "wgmma.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -218,19 +218,19 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     const int position = tile.position + warpgroup * 64 + rowInGroup;
 
     const auto multiplyQK = [&] {
-      const uint64_t q = descriptor(shared + qSlot * L::qBytes + warpgroup * 64 * 128),
-                     k = descriptor(shared + L::kAt + stageK * L::kvBytes);
+      const uint64_t q = operandDescriptor(shared + qSlot * L::qBytes + warpgroup * 64 * 128),
+                     k = operandDescriptor(shared + L::kAt + stageK * L::kvBytes);
 #pragma unroll
       for (int step = 0; step < headDim / 16; ++step)
-        Wgmma<T, tileKeys>::template shared<0, 0>(scores, q + (step / 4 * qPanel + step % 4 * 32) / 16,
+        wgmma<T, tileKeys, 0, 0>(scores, q + (step / 4 * qPanel + step % 4 * 32) / 16,
                                                   k + (step / 4 * kvPanel + step % 4 * 32) / 16, step > 0);
       wgmmaCommit();
     };
     const auto multiplyPV = [&] {
-      const uint64_t v = descriptor(shared + L::vAt + stageV * L::kvBytes, kvPanel);
+      const uint64_t v = operandDescriptor(shared + L::vAt + stageV * L::kvBytes, kvPanel);
 #pragma unroll
       for (int step = 0; step < tileKeys / 16; ++step)
-        Wgmma<T, headDim>::template registers<1>(out, p[step], v + step * (16 * 128 / 16), 1);
+        wgmma<T, headDim, 1>(out, p[step], v + step * (16 * 128 / 16), 1);
       wgmmaCommit();
     };
     const auto releaseK = [&] {

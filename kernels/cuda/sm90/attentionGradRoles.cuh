@@ -1,7 +1,7 @@
 #pragma once
 #include "attentionGradTiles.cuh"
-#include "attentionWgmma.cuh"
 #include "tma.cuh"
+#include "wgmma.cuh"
 
 /** The warps beside the gradient's two main warpgroups: what they share, the copies, and the sums of dQ. */
 namespace unsloth::cuda::sm90::attention {
@@ -141,11 +141,11 @@ __device__ __forceinline__ void sumDq(const GradShared<headDim>& shared, const G
 #pragma unroll 1
         for (int panel = 0; panel < L::panels; ++panel) {
           float dq[32];
-          const uint64_t ds = descriptor(shared.at + L::dsAt + ring.stage * L::dsBytes),
-                         keys = descriptor(shared.at + L::kAt + panel * L::kvPanel, L::kvPanel);
+          const uint64_t ds = operandDescriptor(shared.at + L::dsAt + ring.stage * L::dsBytes),
+                         keys = operandDescriptor(shared.at + L::kAt + panel * L::kvPanel, L::kvPanel);
           wgmmaFence();
 #pragma unroll
-          for (int k = 0; k < tileKeys / 16; ++k) Wgmma<T, 64>::template shared<1, 1>(dq, ds + k * 128, keys + k * 128, k > 0);
+          for (int k = 0; k < tileKeys / 16; ++k) wgmma<T, 64, 1, 1>(dq, ds + k * 128, keys + k * 128, k > 0);
           wgmmaCommit();
           wgmmaWait<0>();
           pin(dq);

@@ -114,6 +114,11 @@ __device__ __forceinline__ void namedBarrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/** Counts these threads at that barrier without waiting; `threads`: all that arrive or wait there. */
+__device__ __forceinline__ void namedArrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /** Registers per thread from here on, for all four warps of a warpgroup. */
 template <int count>
 __device__ __forceinline__ void moreRegisters() {
