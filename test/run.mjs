@@ -4,11 +4,12 @@
 //   npm test                 everything
 //   npm test -- gemm         only test files (or else test names) that contain "gemm"
 //
-// UNSLOTH_REQUIRE=vscode,cuda,models makes it a failure when that part cannot be tested here.
+// UNSLOTH_REQUIRE=vscode,cuda,models makes it a failure when that part cannot be tested here. UNSLOTH_LARGE=1 adds commands of the
+// processor on matrices of more than 2³¹ elements (9 GB of memory, minutes).
 import { spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { findProgram, root, run as runProgram } from '../tools/common.mjs'
 import { missingBrowser } from '../tools/browser.mjs'
 import { buildTarget, hasCuda } from '../tools/kernels.mjs'
@@ -76,34 +77,56 @@ async function instructionSets() {
   return ['portable', ...output.trim().split(' ').filter(Boolean)]
 }
 
-/** Programs of test/native, one run for each instruction set; each run counts as one test. */
-async function native(files) {
-  const description = readFileSync(join(root, 'kernels', 'CMakeLists.txt'), 'utf8')
-  console.log('\nnative')
-  const sets = await instructionSets()
-  for (const file of files) {
-    const name = /(\w+)\.cc$/.exec(file)[1]
-    try {
-      if (description.includes('UNSLOTH_TESTS')) runProgram(findProgram('cmake'), ['--preset', 'cpu', '-DUNSLOTH_TESTS=ON'], { cwd: join(root, 'kernels'), what: 'cmake' })
-      buildTarget('cpu', name)
-    } catch (error) {
-      console.log(`  ✗ ${name}: ${error.message}`)
-      count({ passed: 0, failed: 1 })
-      continue
-    }
-    for (const isa of sets) {
-      const child = spawn(join(root, 'build', 'cpu', name), [], { env: { ...process.env, UNSLOTH_CPU_ISA: isa }, stdio: ['ignore', 'pipe', 'inherit'] })
-      let output = ''
-      child.stdout.setEncoding('utf8').on('data', (text) => (output += text))
-      const passed = await new Promise((resolve) => {
-        child.on('error', () => resolve(false))
-        child.on('close', (status) => resolve(status === 0))
-      })
-      console.log(`  ${passed ? '✓' : '✗'} ${name} on ${isa}: ${output.trim().split('\n').join('\n    ')}`)
-      count({ passed: Number(passed), failed: Number(!passed) })
-    }
+/** Compiles a target of kernels/CMakeLists.txt; a failure is printed and counted, and false. */
+function compiles(preset, target) {
+  try {
+    runProgram(findProgram('cmake'), ['--preset', preset, '-DUNSLOTH_TESTS=ON'], { cwd: join(root, 'kernels'), what: 'cmake' })
+    buildTarget(preset, target)
+    return true
+  } catch (error) {
+    console.log(`  ✗ ${target}: ${error.message}`)
+    count({ passed: 0, failed: 1 })
+    return false
   }
 }
+
+/** Runs a program of test/native: its counts when its last line is "NAME: N passed, N failed", else it counts as one test. */
+async function runNative(preset, name, label, env = {}) {
+  const child = spawn(join(root, 'build', preset, name), [], { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+  let output = ''
+  child.stdout.setEncoding('utf8').on('data', (text) => (output += text))
+  const passed = await new Promise((resolve) => {
+    child.on('error', () => resolve(false))
+    child.on('close', (status) => resolve(status === 0))
+  })
+  const lines = output.trim().split('\n')
+  const counts = /: (\d+) passed, (\d+) failed/.exec(lines.at(-1))?.slice(1).map(Number) ?? [Number(passed), Number(!passed)]
+  console.log(`  ${passed ? '✓' : '✗'} ${label}: ${lines.join('\n    ')}`)
+  count({ passed: counts[0], failed: passed ? counts[1] : Math.max(1, counts[1]) })
+}
+
+const programName = (file) => basename(file).replace(/\.\w+$/, '')
+
+/** Programs of test/native, one run for each instruction set; what is large runs with the last, the best, alone. */
+async function native(files) {
+  console.log('\nnative')
+  const sets = await instructionSets()
+  for (const name of files.map(programName)) {
+    if (!compiles('cpu', name)) continue
+    for (const isa of name === largeTest ? sets.slice(-1) : sets) await runNative('cpu', name, `${name} on ${isa}`, { UNSLOTH_CPU_ISA: isa })
+  }
+}
+
+/** Those for a GPU. */
+async function nativeCuda(files) {
+  console.log('\nnative, on the GPU')
+  for (const name of files.map(programName)) if (compiles('cuda', name)) await runNative('cuda', name, name)
+}
+
+/** Takes 9 GB of memory: only when asked for. */
+const largeTest = 'largeTest'
+const programs = testFiles(join('test', 'native'), 'Test.cc').filter((file) => programName(file) !== largeTest || process.env.UNSLOTH_LARGE === '1')
+const cudaPrograms = testFiles(join('test', 'native'), 'Test.cu')
 
 /** Parts that not every machine can test: where their tests stand, and what is missing here. */
 const optionalParts = [
@@ -120,7 +143,7 @@ const optionalParts = [
     missing: missingHost,
   },
   {
-    name: 'cuda', folders: [join('test', 'cuda')],
+    name: 'cuda', folders: [join('test', 'cuda')], programs: cudaPrograms,
     missing() {
       if (!hasCuda()) return 'this version has no CUDA kernels yet'
       if (!existsSync('/proc/driver/nvidia/version') && findProgram('nvidia-smi') === undefined) return 'this machine has no NVIDIA driver'
@@ -129,9 +152,12 @@ const optionalParts = [
   },
 ]
 
-async function optional({ name, folders, missing }) {
+async function optional({ name, folders, missing, programs }, { files = folders.flatMap((folder) => testFiles(folder, '.test.ts')) } = {}) {
   const reason = await missing()
-  if (reason === undefined) await mocha(name, folders.flatMap((folder) => testFiles(folder, '.test.ts')))
+  if (reason === undefined) {
+    if (files.length > 0) await mocha(name, files)
+    if (programs !== undefined) await nativeCuda(programs)
+  }
   else if (required.includes(name)) {
     console.log(`✗ ${name}: required, but not tested: ${reason}`)
     count({ passed: 0, failed: 1 })
@@ -140,7 +166,6 @@ async function optional({ name, folders, missing }) {
 
 const apart = optionalParts.flatMap(({ folders }) => folders)
 const unit = testFiles('test', '.test.ts').filter((file) => !apart.some((folder) => file.startsWith(folder)))
-const nativeTests = testFiles(join('test', 'native'), 'Test.cc')
 /** `models`: larger real models, which tests look for themselves (test/engine/support.ts). */
 const requirable = [...new Set([...optionalParts.map((part) => part.name), 'models'])]
 for (const name of required.filter((name) => !requirable.includes(name))) {
@@ -150,10 +175,11 @@ for (const name of required.filter((name) => !requirable.includes(name))) {
 
 if (filters.length > 0) {
   const matches = (file) => filters.some((filter) => file.includes(filter))
-  const files = unit.filter(matches), programs = nativeTests.filter(matches)
+  const files = unit.filter(matches), chosen = programs.filter(matches), onGpu = cudaPrograms.filter(matches)
   if (files.length > 0) await mocha('tests', files)
-  else if (programs.length === 0) await mocha('tests', unit, { grep: filters.join('|') })
-  if (programs.length > 0) await native(programs)
+  else if (chosen.length === 0 && onGpu.length === 0) await mocha('tests', unit, { grep: filters.join('|') })
+  if (chosen.length > 0) await native(chosen)
+  if (onGpu.length > 0) await optional({ ...optionalParts.find(({ name }) => name === 'cuda'), programs: onGpu }, { files: [] })
 } else {
   await Promise.all([
     check('types', ['typescript', 'bin', 'tsc'], ['--noEmit']),
@@ -161,7 +187,7 @@ if (filters.length > 0) {
     check('lint', ['eslint', 'bin', 'eslint.js'], ['.', '--max-warnings', '0']),
   ])
   await mocha('tests', unit)
-  if (nativeTests.length > 0) await native(nativeTests)
+  await native(programs)
   console.log()
   for (const part of optionalParts) await optional(part)
 }

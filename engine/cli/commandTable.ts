@@ -131,6 +131,7 @@ export const commands = {
     positionals: [{ name: 'NAME', summary: 'commands to compare; all, training and a short bench when left out', many: true }],
     flags: {
       golden: { type: 'list', summary: 'reference cases, or folders of them, to verify on the GPU too', value: 'DIR' },
+      ops: { type: 'boolean', summary: 'compare commands alone: no training, no measurement' },
       no_bench: { type: 'boolean', summary: 'leave out the measurement' },
       device, compute, json,
     },

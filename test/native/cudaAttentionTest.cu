@@ -1,6 +1,6 @@
 // Each way to compute attention and its gradient against the reference of cudaAttentionCase.cuh: packed sequences of odd and zero
-// lengths, grouped heads, windows, softcaps, caches longer than the queries, head dimensions 8 … 256, all types. Exit status 1 on
-// a failure. `bench` then prints the speed of each; `bench only` nothing else.
+// lengths, grouped heads, windows, softcaps, caches longer than the queries, head dimensions 8 … 256, all types. `bench` prints the
+// speed of each instead.
 #include <cstring>
 
 #include "../../kernels/cuda/ops.h"
@@ -187,23 +187,18 @@ void benches(const Context& context) {
 
 }  // namespace
 
-void check(cudaError_t status, const char* doing) {
-  if (status == cudaSuccess) return;
-  std::printf("FAIL %s: %s\n", doing, cudaGetErrorString(status));
-  std::exit(1);
-}
-
 }  // namespace unsloth::cuda
 
 int main(int count, char** words) {
   using namespace unsloth::cuda;
-  const GpuInfo gpu = test::readGpu();
-  Context context;
-  check(cudaStreamCreate(&context.stream), "opening the GPU");
-  context.gpu = &gpu;
-  context.workspaceBytes = size_t{1} << 30;
-  context.workspace = test::allocate(context.workspaceBytes);
-  if (count < 3) {
+  return test::runProgram("cudaAttentionTest", [&] {
+    const GpuInfo gpu = test::readGpu();
+    Context context;
+    check(cudaStreamCreate(&context.stream), "opening the GPU");
+    context.gpu = &gpu;
+    context.workspaceBytes = size_t{1} << 30;
+    context.workspace = test::allocate(context.workspaceBytes);
+    if (count > 1 && std::strcmp(words[1], "bench") == 0) return benches(context), 0;
     runCases(context, "", {64, 8, 40, 80, 96, 120, 128, 192, 256});
     runOddCases(context);
     // What GPUs with less shared memory would run, and what runs without scratch memory.
@@ -215,8 +210,6 @@ int main(int count, char** words) {
       if (kilobytes == 64) other.workspaceBytes = 0;
       runCases(other, std::to_string(kilobytes) + " KB ", {64, 96, 128, 256});
     }
-    std::printf("%d checks, %d failures\n", checks, failures);
-  }
-  if (count > 1 && std::strcmp(words[1], "bench") == 0) benches(context);
-  return failures > 0 ? 1 : 0;
+    return test::finish("cudaAttentionTest", checks, failures);
+  });
 }

@@ -72,8 +72,8 @@ struct Bench {
   cpu::ThreadPool pool{8};
   std::byte* arena = nullptr;
   size_t arenaBytes = size_t{1} << 30;
-  int checks = 0;
-  std::map<std::string, int> failuresOf;  // the first few of each command are printed
+  int checks = 0, failures = 0;
+  std::map<std::string, int> complaintsOf;  // the first few of each command are printed
 
   Bench() {
     cuda::check(cudaStreamCreate(&context.stream), "making a stream");
@@ -106,7 +106,7 @@ class Case {
 
   /** An operand that is read: fp32 on the CPU when it is an activation, of its own type otherwise. */
   int input(DType type, int64_t rows, int64_t cols, std::vector<double> values, bool activation = true) {
-    return put({type, activation ? DType::F32 : type, rows, cols, std::move(values), false, false, -1, 0, 0});
+    return put({type, activation ? DType::F32 : type, rows, cols, std::move(values), false, false, -1, 0, 0, 0, {}});
   }
   int input(DType type, int64_t rows, int64_t cols) { return input(type, rows, cols, normal(rows * cols)); }
   /** A parameter or list of its own type on both sides. */
@@ -126,7 +126,7 @@ class Case {
    */
   int output(DType type, int64_t rows, int64_t cols, double relative, double absolute, std::vector<double> start = {},
              bool activation = true) {
-    return put({type, activation ? DType::F32 : type, rows, cols, std::move(start), true, false, -1, relative, absolute});
+    return put({type, activation ? DType::F32 : type, rows, cols, std::move(start), true, false, -1, relative, absolute, 0, {}});
   }
   /** As `output`, in the memory of operand `of`, which stands later in the list. */
   int outputOver(int of, DType type, int64_t rows, int64_t cols, double relative, double absolute) {
@@ -136,6 +136,8 @@ class Case {
   }
   /** The least size of the last output's numbers for its absolute bound: theirs may cancel each other out. */
   void ofSize(double size) { operands_.back().size = size; }
+  /** What each of the last output's numbers may be off besides. */
+  void within(std::vector<double> bounds) { operands_.back().bounds = std::move(bounds); }
   void absent() { put({}); }
 
   std::vector<int32_t> ints;
@@ -151,6 +153,7 @@ class Case {
     bool output = false, dense = false;
     int alias = -1;
     double relative = 0, absolute = 0, size = 0;
+    std::vector<double> bounds;  // empty: none
     bool present = false;
     int64_t ld = 0;
     size_t at = 0;  // in the arena, of element (0, 0)
@@ -163,7 +166,8 @@ class Case {
     return static_cast<int>(operands_.size()) - 1;
   }
   void complain(const std::string& what) {
-    if (++bench_.failuresOf[name_] > 4) return;
+    if (!complained_) complained_ = true, ++bench_.failures;
+    if (++bench_.complaintsOf[name_] > 4) return;
     std::string shape;
     for (const Operand& o : operands_)
       shape += o.present ? std::string(" ") + nameOf(o.type) + "[" + std::to_string(o.rows) + "," + std::to_string(o.cols) + "]"
@@ -181,6 +185,7 @@ class Case {
   Layout layout_;
   std::mt19937 generator_;
   std::vector<Operand> operands_;
+  bool complained_ = false;
 };
 
 inline void Case::layOut(std::vector<std::byte>& image) {
@@ -282,8 +287,9 @@ inline void Case::compare(size_t index, const std::vector<std::byte>& after) {
       if (std::isinf(wanted) && wanted == got) continue;
       // Half a unit in the last place of a number is between half/2 and half of it: the bound of its binade.
       const double unit = wanted == 0 ? 0 : std::exp2(std::floor(std::log2(std::abs(wanted)))) * half;
+      const double bound = o.bounds.empty() ? 0 : o.bounds[static_cast<size_t>(r * o.cols + c)];
       const double allowed =
-          std::max({unit, least, o.relative > 0 ? 0x1p-126 : 0.0}) + o.relative * std::abs(wanted) + o.absolute * size;
+          std::max({unit, least, o.relative > 0 ? 0x1p-126 : 0.0}) + o.relative * std::abs(wanted) + o.absolute * size + bound;
       if (std::abs(got - wanted) <= allowed) continue;
       char text[160];
       std::snprintf(text, sizeof text, "operand %zu (%lld,%lld) is %.9g, expected %.9g (allowed %.3g)", index,
@@ -330,23 +336,19 @@ inline std::vector<double> whole(int64_t count, const std::function<int64_t(int6
   return values;
 }
 
-/** The program: runs all cases and prints how many failed; exit status 1 when any did. */
+/** The program: runs all cases. */
 inline int runCases(const char* program, int count, char** arguments, std::initializer_list<void (*)()> groups) {
   for (int i = 1; i < count; ++i) {
     if (std::string(arguments[i]) == "small") small = true;
     else only = arguments[i];
   }
-  Bench all;
-  bench = &all;
-  for (const auto& group : groups) group();
-  int failures = 0;
-  for (const auto& [op, failed] : all.failuresOf) failures += failed, std::printf("%s: %d failures\n", op.c_str(), failed);
-  std::printf("%s: %d checks on %s, %d failures\n", program, all.checks, all.gpu.name.c_str(), failures);
-  return failures == 0 ? 0 : 1;
+  return cuda::test::runProgram(program, [&] {
+    Bench all;
+    bench = &all;
+    for (const auto& group : groups) group();
+    for (const auto& [op, complaints] : all.complaintsOf) std::printf("%s: %d complaints\n", op.c_str(), complaints);
+    return cuda::test::finish(program, all.checks, all.failures);
+  });
 }
 
 }  // namespace unsloth::test
-
-void unsloth::cuda::check(cudaError_t status, const char* doing) {
-  if (status != cudaSuccess) fail(std::string(doing) + ": " + cudaGetErrorString(status));
-}

@@ -1,5 +1,4 @@
-// Products of mixtures of experts on a GPU: kernels/cuda/expertGemm.h against a plain kernel, then their speed.
-//   npm run build:cuda -- --tests && build/cuda/cudaExpertTest
+// Products of mixtures of experts on a GPU: kernels/cuda/expertGemm.h against a plain kernel; `bench`: their speed.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,17 +9,12 @@
 
 #include "../../kernels/cuda/element.cuh"
 #include "../../kernels/cuda/expertGemm.h"
+#include "cudaTest.h"
 
 using namespace unsloth;
 using namespace unsloth::cuda;
 
 namespace {
-
-void require(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
 
 __device__ float load(const View& v, int64_t r, int64_t c) {
   const int64_t i = r * v.ld + c;
@@ -93,7 +87,7 @@ struct Case {
 
 class Memory {
  public:
-  explicit Memory(size_t bytes) { require(cudaMalloc(&base_, bytes), "cudaMalloc"); }
+  explicit Memory(size_t bytes) { check(cudaMalloc(&base_, bytes), "cudaMalloc"); }
   void reset() { used_ = 0; }
   void* take(size_t bytes) {
     void* const piece = base_ + used_;
@@ -133,7 +127,7 @@ ExpertGemmArgs build(Memory& memory, const Case& c) {
   double sum = 0;
   for (int64_t e = 0; e < c.experts; ++e) first[e + 1] = static_cast<int32_t>(std::lround((sum += share[e]) / total * c.slots));
   auto* const device = static_cast<int32_t*>(memory.take(4 * first.size()));
-  require(cudaMemcpy(device, first.data(), 4 * first.size(), cudaMemcpyHostToDevice), "first");
+  check(cudaMemcpy(device, first.data(), 4 * first.size(), cudaMemcpyHostToDevice), "first");
   g.first = device;
   if (c.mode == 2) {
     g.m = c.n, g.n = c.k, g.k = c.slots;
@@ -160,15 +154,15 @@ double errorOf(Memory& memory, const Case& c, const Context& context, bool simpl
   const ExpertGemmArgs g = build(memory, c);
   auto* const wanted = static_cast<float*>(memory.take(g.c.rows * g.c.cols * 4));
   auto* const sums = static_cast<double*>(memory.take(16));
-  require(cudaMemset(sums, 0, 16), "memset");
+  check(cudaMemset(sums, 0, 16), "memset");
   plain<<<dim3((g.c.cols + 127) / 128, g.c.rows), 128>>>(g, wanted);
-  require(cudaDeviceSynchronize(), "plain");
+  check(cudaDeviceSynchronize(), "plain");
   if (simple) expertGemmSimple(g, context);
   else if (!expertGemmWgmma(g, context)) return -1;
-  require(cudaDeviceSynchronize(), "product");
+  check(cudaDeviceSynchronize(), "product");
   compare<<<256, 256>>>(g.c, wanted, sums);
   double host[2];
-  require(cudaMemcpy(host, sums, 16, cudaMemcpyDeviceToHost), "sums");
+  check(cudaMemcpy(host, sums, 16, cudaMemcpyDeviceToHost), "sums");
   return std::sqrt(host[0] / host[1]);
 }
 
@@ -184,7 +178,7 @@ double microseconds(Memory& memory, const Case& c, const Context& context, bool 
   const int launches = simple ? 2 : 10;
   for (int i = 0; i < launches; ++i) run();
   cudaEventRecord(end, context.stream);
-  require(cudaDeviceSynchronize(), "bench");
+  check(cudaDeviceSynchronize(), "bench");
   float ms = 0;
   cudaEventElapsedTime(&ms, begin, end);
   return 1e3 * ms / launches;
@@ -197,22 +191,7 @@ std::string nameOf(const Case& c) {
          std::to_string(c.rank) + columns[static_cast<int>(c.columns)];
 }
 
-}  // namespace
-
-int main() {
-  cudaDeviceProp properties;
-  require(cudaGetDeviceProperties(&properties, 0), "device");
-  GpuInfo gpu;
-  gpu.capability = 10 * properties.major + properties.minor;
-  gpu.multiprocessors = properties.multiProcessorCount;
-  Context context;
-  context.gpu = &gpu;
-  context.workspaceBytes = 64 << 20;
-  require(cudaStreamCreate(&context.stream), "stream");
-  require(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
-  Memory memory(size_t{8} << 30);
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
-
+int checkAll(Memory& memory, const Context& context) {
   std::vector<Case> cases;
   for (const bool bf : {true, false})
     for (const auto& [slots, experts, n, k] : std::vector<std::array<int64_t, 4>>{{64, 4, 64, 64},
@@ -230,7 +209,7 @@ int main() {
       for (const auto columns : {ExpertColumns::none, ExpertColumns::main})
         for (const int64_t m : {n, int64_t{16}}) cases.push_back({2, slots, experts, m, k, 0, columns, bf, 0.5f});
     }
-  int failures = 0;
+  int checks = 0, failures = 0;
   for (const bool simple : {true, false}) {
     int done = 0, refused = 0;
     double worst16 = 0, worst32 = 0;
@@ -240,7 +219,7 @@ int main() {
         ++refused;
         continue;
       }
-      ++done;
+      ++done, ++checks;
       const bool rounded = c.bf && c.mode != 2;
       (rounded ? worst16 : worst32) = std::max(rounded ? worst16 : worst32, error);
       if (!(error < (rounded ? 4e-3 : 2e-5)) && ++failures <= 12)
@@ -249,6 +228,10 @@ int main() {
     std::printf("%-7s %d products, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", simple ? "simple" : "wgmma", done,
                 refused, worst16, worst32);
   }
+  return test::finish("cudaExpertTest", checks, failures);
+}
+
+void bench(Memory& memory, const Context& context) {
   // Qwen3-30B-A3B: 128 experts, 8 of them for a token, hidden 2048, intermediate 768; Mixtral-like: 8 experts, 2 for a token.
   const ExpertColumns low = ExpertColumns::low, main = ExpertColumns::main, none = ExpertColumns::none;
   for (const Case& c : std::vector<Case>{{0, 65536, 128, 1536, 2048, 16, low},
@@ -266,6 +249,20 @@ int main() {
     std::printf("%-80s %9.1f us %6.0f TFLOP/s; simple %9.1f us %6.1f TFLOP/s\n", nameOf(c).c_str(), fast, flops / fast / 1e6,
                 slow, slow > 0 ? flops / slow / 1e6 : 0.0);
   }
-  std::printf("%s\n", failures == 0 ? "all right" : "FAILED");
-  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  return test::runProgram("cudaExpertTest", [&] {
+    const GpuInfo gpu = test::readGpu();
+    Context context;
+    context.gpu = &gpu;
+    context.workspaceBytes = 64 << 20;
+    check(cudaStreamCreate(&context.stream), "stream");
+    check(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
+    Memory memory(size_t{8} << 30);
+    if (count > 1 && std::string(words[1]) == "bench") return bench(memory, context), 0;
+    return checkAll(memory, context);
+  });
 }

@@ -1,4 +1,5 @@
-// The products of kernels/cuda against sums in double, over shapes, layouts, types and epilogues; `bench` measures them.
+// The products of kernels/cuda against sums in double, over shapes, layouts, types and epilogues: `simple`, `skinny` or `mma`
+// alone, or all. `bench`, `benchSimple`, `benchSkinny` and `benchMma` measure them.
 #include <array>
 #include <cstring>
 
@@ -129,7 +130,7 @@ std::string nameOf(const Case& s) {
   return text;
 }
 
-int failures = 0, checked = 0, refused = 0;
+int failures = 0, checks = 0;
 
 void test(const char* kernel, Gemm gemm, const Case& s, const Context& context, bool mayRefuse = false) {
   GemmArgs g = build(s);
@@ -149,9 +150,10 @@ void test(const char* kernel, Gemm gemm, const Case& s, const Context& context, 
   check(cudaDeviceSynchronize(), "preparing");
   const bool taken = gemm(g, context);
   check(cudaStreamSynchronize(context.stream), kernel);
+  bool right = true;
   if (!taken) {
-    ++refused;
-    if (!mayRefuse) ++failures, printf("REFUSED %s %s\n", kernel, nameOf(s).c_str());
+    right = mayRefuse;
+    if (!mayRefuse) printf("REFUSED %s %s\n", kernel, nameOf(s).c_str());
   } else {
     const auto rows = sampleOf(s.m, 64), columns = sampleOf(s.n, 64);
     int64_t *dRows = toDevice(rows), *dColumns = toDevice(columns);
@@ -172,10 +174,9 @@ void test(const char* kernel, Gemm gemm, const Case& s, const Context& context, 
     const double error = relativeError(toHost(got), toHost(out)), allowed = s.out == DType::F32    ? 1e-5
                                                                             : s.out == DType::BF16 ? 3e-3
                                                                                                    : 5e-4;
-    ++checked;
-    if (!(error < allowed) || badCount != 0)
-      ++failures,
-          printf("WRONG %s %s: error %.2e, %d elements unwritten or overwritten\n", kernel, nameOf(s).c_str(), error, badCount);
+    right = error < allowed && badCount == 0;
+    if (!right)
+      printf("WRONG %s %s: error %.2e, %d elements unwritten or overwritten\n", kernel, nameOf(s).c_str(), error, badCount);
     // The same numbers in a second run, bit for bit.
     std::vector<float> once = toHost(g.c);
     check(cudaMemcpy(g.c.data, before.data, bytes, cudaMemcpyDeviceToDevice), "copying");
@@ -184,9 +185,10 @@ void test(const char* kernel, Gemm gemm, const Case& s, const Context& context, 
     check(cudaStreamSynchronize(context.stream), kernel);
     const std::vector<float> twice = toHost(g.c);
     if (memcmp(once.data(), twice.data(), once.size() * 4) != 0)
-      ++failures, printf("UNSTEADY %s %s\n", kernel, nameOf(s).c_str());
+      right = false, printf("UNSTEADY %s %s\n", kernel, nameOf(s).c_str());
     for (void* p : {(void*)dRows, (void*)dColumns, (void*)terms, out.data, got.data, (void*)bad}) check(cudaFree(p), "freeing");
   }
+  if (taken || !mayRefuse) ++checks, failures += !right;
   check(cudaFree(before.data), "freeing");
   destroy(g, s);
 }
@@ -368,28 +370,23 @@ void benchMma(const Context& context) {
 }  // namespace
 }  // namespace unsloth::cuda
 
-void unsloth::cuda::check(cudaError_t status, const char* doing) {
-  if (status == cudaSuccess) return;
-  printf("%s: %s\n", doing, cudaGetErrorString(status));
-  exit(2);
-}
-
 int main(int argc, char** argv) {
   using namespace unsloth::cuda;
-  const GpuInfo gpu = readGpu();
-  Context context;
-  context.gpu = &gpu;
-  context.workspaceBytes = 128 << 20;
-  context.workspace = allocate(context.workspaceBytes);
-  check(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "stream");
-  const std::string only = argc > 1 ? argv[1] : "all";
-  const auto wants = [&](const char* part) { return only == "all" || only == part; };
-  if (wants("simple")) testSimple(context);
-  if (wants("skinny")) testSkinny(context);
-  if (wants("mma")) testMma(context);
-  if (checked > 0) printf("%d products right of %d, %d refused\n", checked - failures, checked, refused);
-  if (wants("benchSimple")) benchSimple(context);
-  if (wants("benchMma")) benchMma(context);
-  if (wants("benchSkinny")) benchSkinny(context);
-  return failures == 0 ? 0 : 1;
+  return runProgram("cudaGemmTest", [&] {
+    const GpuInfo gpu = readGpu();
+    Context context;
+    context.gpu = &gpu;
+    context.workspaceBytes = 128 << 20;
+    context.workspace = allocate(context.workspaceBytes);
+    check(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "stream");
+    const std::string only = argc > 1 ? argv[1] : "";
+    const auto wants = [&](const char* part) { return only.empty() || only == part; };
+    if (wants("simple")) testSimple(context);
+    if (wants("skinny")) testSkinny(context);
+    if (wants("mma")) testMma(context);
+    if (only == "bench" || only == "benchSimple") benchSimple(context);
+    if (only == "bench" || only == "benchMma") benchMma(context);
+    if (only == "bench" || only == "benchSkinny") benchSkinny(context);
+    return only.starts_with("bench") ? 0 : finish("cudaGemmTest", checks, failures);
+  });
 }

@@ -12,10 +12,6 @@
 
 using namespace unsloth;
 
-void unsloth::cuda::check(cudaError_t status, const char* doing) {
-  if (status != cudaSuccess) fail(std::string(doing) + ": " + cudaGetErrorString(status));
-}
-
 namespace {
 
 using Op = void (*)(const Call&, const cuda::Context&);

@@ -1,4 +1,4 @@
-// 4-bit matrices and 8-bit optimizers on the GPU against the processor's kernels, then their speed. `small`: no benches.
+// 4-bit matrices and 8-bit optimizers on the GPU against the processor's kernels; `bench`: their speed.
 #include <cstring>
 #include <memory>
 #include <random>
@@ -13,12 +13,6 @@
 #include "cudaTest.h"
 
 namespace unsloth::cuda {
-
-void check(cudaError_t status, const char* doing) {
-  if (status == cudaSuccess) return;
-  std::printf("FAILED: %s: %s\n", doing, cudaGetErrorString(status));
-  std::exit(1);
-}
 
 namespace {
 
@@ -254,7 +248,7 @@ void bench() {
   std::printf("lion8 %ld: %.1f us, %.2f TB/s %.0f%%\n", n, seconds * 1e6, 14.0 * n / seconds * 1e-12, 1400.0 * n / seconds / ceiling);
 }
 
-int main(bool small) {
+int run(bool measure) {
   static const GpuInfo gpu = test::readGpu();
   cpu::ThreadPool threads(8);
   pool = &threads;
@@ -262,15 +256,17 @@ int main(bool small) {
   context.gpu = &gpu;
   context.workspaceBytes = size_t{64} << 20;
   check(cudaMalloc(&context.workspace, context.workspaceBytes), "taking the workspace");
+  if (measure) return bench(), 0;
   testDequantise();
   testFewRows();
   testOptimizers();
-  std::printf("%d of %d checks failed\n", failures, checks);
-  if (!small) bench();
-  return failures == 0 ? 0 : 1;
+  return test::finish("cudaQuantTest", checks, failures);
 }
 
 }  // namespace
 }  // namespace unsloth::cuda
 
-int main(int count, char** arguments) { return unsloth::cuda::main(count > 1 && std::string(arguments[1]) == "small"); }
+int main(int count, char** words) {
+  using namespace unsloth::cuda;
+  return test::runProgram("cudaQuantTest", [&] { return run(count > 1 && std::string(words[1]) == "bench"); });
+}

@@ -12,7 +12,10 @@
 #include "../../kernels/cuda/context.h"
 #include "../../kernels/cuda/element.cuh"
 
-/** What the test programs of single kernels share: memory, random numbers, the errors of a result and the time of a launch. */
+/**
+ * What the test programs share: memory, random numbers, the errors of a result, the time of a launch, and how a program ends.
+ * Without arguments they check; with the argument `bench` they measure.
+ */
 namespace unsloth::cuda::test {
 
 inline GpuInfo readGpu() {
@@ -25,6 +28,27 @@ inline GpuInfo readGpu() {
           p.sharedMemPerBlockOptin,
           static_cast<size_t>(p.l2CacheSize),
           p.totalGlobalMem};
+}
+
+/** The last line of a program, which test/run.mjs adds up, and its exit status. `notRun`: what this GPU has no means for. */
+inline int finish(const char* program, int64_t checks, int64_t failures, int64_t notRun = 0) {
+  std::printf("%s: %lld passed, %lld failed", program, static_cast<long long>(checks - failures),
+              static_cast<long long>(failures));
+  if (notRun > 0) std::printf(", %lld not run", static_cast<long long>(notRun));
+  std::printf("\n");
+  return failures == 0 && checks + notRun > 0 ? 0 : 1;
+}
+
+/** The program's exit status from body(), an error being a failure of its own. */
+template <class Body>
+int runProgram(const char* program, const Body& body) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    std::printf("FAILED: %s\n", error.what());
+    return finish(program, 1, 1);
+  }
 }
 
 inline __host__ __device__ uint32_t hash(uint64_t x) {

@@ -29,6 +29,7 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
   const { gpus, problem } = usableGpus()
   if (gpu.kind === 'cpu') throw new UnslothError('GPU', problem || 'There is no GPU to check.', { hint: '`unsloth doctor` says what this machine has.' })
   const cpu = chooseDevice('cpu')
+  const opsAlone = flags.ops || positionals.length > 0
   const ops: OpResult[] = []
   const training: TrainingComparison[] = []
   const goldens: GoldenResult[] = []
@@ -42,7 +43,7 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
     for (const { command, label, error, allowed, passed, message } of found)
       if (!passed) say(`  WRONG ${command} (${label}): ${message ?? `error ${error.toExponential(1)}, allowed ${allowed.toExponential(0)}`}`)
     say(`commands in ${compute}: ${found.filter(({ passed }) => passed).length} of ${found.length} agree with the processor`)
-    if (positionals.length > 0) continue
+    if (opsAlone) continue
     const result = await compareTraining(cpu, gpu, compute)
     training.push(result)
     say(`training in ${compute}: losses of ${result.steps} steps within ${(100 * result.error).toFixed(2)} % (${result.passed ? 'ok' : 'WRONG'}, allowed ${100 * result.allowed} %)`)
@@ -52,7 +53,7 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
       say(`golden ${golden.case} in ${compute}: ${golden.failed.length === 0 ? `all ${golden.quantities} quantities agree` : `WRONG: ${golden.failed.slice(0, 6).join('; ')}`}`)
     }
   }
-  const bench = positionals.length > 0 || flags.no_bench ? undefined : await shortBench(gpu)
+  const bench = opsAlone || flags.no_bench ? undefined : await shortBench(gpu)
   if (bench !== undefined) say(`qwen2.5-0.5b, 8 × 2048 tokens: ${bench.tokensPerSecond.toFixed(0)} tokens/s, ${(bench.gflops / 1e3).toFixed(0)} TFLOP/s, ${(100 * bench.share).toFixed(0)} % of a product's ${(bench.gemmPeak / 1e3).toFixed(0)}`)
   const failed = ops.filter(({ passed }) => !passed).length + training.filter(({ passed }) => !passed).length + goldens.filter(({ failed: bad }) => bad.length > 0).length
   if (flags.json) console.log(JSON.stringify({ gpu: name, capability, ops: ops.map((op) => ({ ...op, error: Number.isFinite(op.error) ? op.error : null })), training, goldens, bench, failed }, null, 2))

@@ -39,8 +39,8 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
   for (int i = 0; i < n; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-// The instruction names its registers one by one. UNSLOTH_R<count>: the first of d, eight in each UNSLOTH_P; UNSLOTH_F<count>: the
-// operands that these are. UNSLOTH_N<n>: what a form of the instruction needs for n columns: its registers, the numbers of the
+// The instruction names its registers one by one. UNSLOTH_R<count>: the first of d, eight in each UNSLOTH_P; UNSLOTH_F<count>:
+// the operands that these are. UNSLOTH_N<n>: what a form of the instruction needs for n columns: its registers, the numbers of the
 // operands behind them, and the operands.
 #define UNSLOTH_P0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define UNSLOTH_P1 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -115,8 +115,8 @@ __device__ __forceinline__ void wgmma(float (&d)[n / 2], uint64_t a, uint64_t b,
 }
 
 /**
- * The same with a[64,16] in registers: of rows 16·(t/32) + (t%32)/4 (a[0], a[2]) and eight below (a[1], a[3]) the pairs of columns
- * 2·(t%4) + {0, 1} (a[0], a[1]) and eight on (a[2], a[3]).
+ * The same with a[64,16] in registers: of rows 16·(t/32) + (t%32)/4 (a[0], a[2]) and eight below (a[1], a[3]) the pairs of
+ * columns 2·(t%4) + {0, 1} (a[0], a[1]) and eight on (a[2], a[3]).
  */
 template <class T, int n, int transposeB>
 __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b, int keep) {

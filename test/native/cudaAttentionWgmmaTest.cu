@@ -1,8 +1,5 @@
-// Attention of the Hopper kernels against a plain fp32 one on the GPU, then its speed.
-// nvcc -std=c++20 -O3 --expt-relaxed-constexpr -gencode arch=compute_90a,code=sm_90a -I kernels/cuda
-//   test/native/cudaAttentionBench.cu kernels/cuda/sm90/attention*.cu kernels/cuda/sm90/tensorMap.cu -o build/cudaAttentionBench
-// Exits with 1 when an error is too large. `cudaAttentionBench check` or `bench` does one of both, `profile 128` one
-// launch of each for a profiler.
+// Attention of the Hopper kernels against a plain fp32 one on the GPU. `bench` measures it; `profile 128` launches each once,
+// with that head dimension, for a profiler.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -11,14 +8,9 @@
 #include <random>
 #include <vector>
 
-#include "attention.h"
-#include "element.cuh"
-
-namespace unsloth::cuda {
-void check(cudaError_t status, const char* doing) {
-  if (status != cudaSuccess) fail(std::string(doing) + ": " + cudaGetErrorString(status));
-}
-}  // namespace unsloth::cuda
+#include "../../kernels/cuda/attention.h"
+#include "../../kernels/cuda/element.cuh"
+#include "cudaTest.h"
 
 using namespace unsloth;
 using namespace unsloth::cuda;
@@ -310,64 +302,68 @@ void bench(const Shape& shape, const char* name, Context context) {
   std::printf("\n");
 }
 
+int checks = 0, failures = 0;
+
+void count(bool good) { ++checks, failures += !good; }
+
+void verifyAll(const Context& context) {
+  for (int d : {128, 64}) {
+    count(verify({{128}, {}, 1, 1, d}, "one tile", context));
+    count(verify({{1}, {}, 2, 2, d}, "one row", context));
+    count(verify({{1000}, {}, 4, 1, d}, "1000", context));
+    count(verify({{1, 5, 63, 64, 65, 0, 127, 129, 192, 193, 0, 0}, {}, 8, 2, d}, "odd lengths", context));
+    count(verify({{300, 1, 700, 77}, {}, 14, 2, d}, "group of 7", context));
+    count(verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 100}, "window", context));
+    count(verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 300}, "window", context));
+    count(verify({{100, 1, 64, 333}, {77, 500, 0, 130}, 4, 1, d}, "more keys", context));
+    count(verify({{100, 1, 64, 333}, {77, 500, 0, 130}, 4, 2, d, 128}, "more keys, window", context));
+    count(verify({{300, 129}, {}, 4, 2, d, 0, 5.0f}, "softcap", context));
+    count(verify({{300, 129}, {}, 4, 2, d, 64, 5.0f}, "softcap, window", context));
+    count(verify({std::vector<int>(70, 40), {}, 4, 2, d}, "70 sequences", context));
+    count(verify({{2500}, {}, 16, 4, d}, "2500", context));
+  }
+  for (int d : {80, 96, 256}) {
+    count(verify({{1, 5, 63, 64, 65, 0, 127, 129, 192, 193, 0, 0}, {}, 8, 2, d}, "odd lengths", context));
+    count(verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 100}, "window", context));
+    count(verify({{300, 129}, {100, 0}, 4, 2, d, 200, 5.0f}, "all of it", context));
+  }
+}
+
+void benches(const Context& context) {
+  for (int d : {128, 64}) {
+    bench({std::vector<int>(2, 8192), {}, 32, 8, d}, "2x8192", context);
+    bench({std::vector<int>(8, 2048), {}, 32, 8, d}, "8x2048", context);
+    bench({std::vector<int>(1, 16384), {}, 32, 8, d}, "1x16384", context);
+  }
+  for (int d : {80, 96, 256}) bench({std::vector<int>(2, 8192), {}, d == 256 ? 16 : 32, 8, d}, "2x8192", context);
+  bench({std::vector<int>(4, 2048), {}, 32, 8, 128}, "4x2048", context);
+  bench({std::vector<int>(8, 2048), {}, 14, 2, 64}, "8x2048", context);
+  bench({std::vector<int>(100, 160), {}, 32, 8, 128}, "100x160", context);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool checks = argc < 2 || !std::strcmp(argv[1], "check"), benches = argc < 2 || !std::strcmp(argv[1], "bench");
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, 0), "reading the device");
-  GpuInfo gpu;
-  gpu.capability = properties.major * 10 + properties.minor, gpu.multiprocessors = properties.multiProcessorCount;
-  Context context;
-  context.gpu = &gpu;
-  check(cudaStreamCreate(&context.stream), "opening a stream");
-  context.workspaceBytes = size_t{700} << 20;
-  context.workspace = reserve<char>(context.workspaceBytes);
-  bool good = true;
-  try {
-    if (checks) {
-      for (int d : {128, 64}) {
-        good &= verify({{128}, {}, 1, 1, d}, "one tile", context);
-        good &= verify({{1}, {}, 2, 2, d}, "one row", context);
-        good &= verify({{1000}, {}, 4, 1, d}, "1000", context);
-        good &= verify({{1, 5, 63, 64, 65, 0, 127, 129, 192, 193, 0, 0}, {}, 8, 2, d}, "odd lengths", context);
-        good &= verify({{300, 1, 700, 77}, {}, 14, 2, d}, "group of 7", context);
-        good &= verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 100}, "window", context);
-        good &= verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 300}, "window", context);
-        good &= verify({{100, 1, 64, 333}, {77, 500, 0, 130}, 4, 1, d}, "more keys", context);
-        good &= verify({{100, 1, 64, 333}, {77, 500, 0, 130}, 4, 2, d, 128}, "more keys, window", context);
-        good &= verify({{300, 129}, {}, 4, 2, d, 0, 5.0f}, "softcap", context);
-        good &= verify({{300, 129}, {}, 4, 2, d, 64, 5.0f}, "softcap, window", context);
-        good &= verify({std::vector<int>(70, 40), {}, 4, 2, d}, "70 sequences", context);
-        good &= verify({{2500}, {}, 16, 4, d}, "2500", context);
-      }
-      for (int d : {80, 96, 256}) {
-        good &= verify({{1, 5, 63, 64, 65, 0, 127, 129, 192, 193, 0, 0}, {}, 8, 2, d}, "odd lengths", context);
-        good &= verify({{700, 0, 333, 5, 128}, {}, 4, 4, d, 100}, "window", context);
-        good &= verify({{300, 129}, {100, 0}, 4, 2, d, 200, 5.0f}, "all of it", context);
-      }
+  return test::runProgram("cudaAttentionWgmmaTest", [&] {
+    const GpuInfo gpu = test::readGpu();
+    if (gpu.capability != 90) {
+      std::printf("%s is no GPU of compute capability 9.0\n", gpu.name.c_str());
+      return test::finish("cudaAttentionWgmmaTest", 0, 0, 1);
     }
+    Context context;
+    context.gpu = &gpu;
+    check(cudaStreamCreate(&context.stream), "opening a stream");
+    context.workspaceBytes = size_t{700} << 20;
+    context.workspace = reserve<char>(context.workspaceBytes);
     if (argc > 1 && !std::strcmp(argv[1], "profile")) {
       Problem p({{8192}, {}, 32, 8, argc > 2 ? std::atoi(argv[2]) : 128});
       attentionWgmma(p.args, context);
       attentionGradWgmma(p.args, context);
       check(cudaDeviceSynchronize(), "profile");
+      return 0;
     }
-    if (benches) {
-      for (int d : {128, 64}) {
-        bench({std::vector<int>(2, 8192), {}, 32, 8, d}, "2x8192", context);
-        bench({std::vector<int>(8, 2048), {}, 32, 8, d}, "8x2048", context);
-        bench({std::vector<int>(1, 16384), {}, 32, 8, d}, "1x16384", context);
-      }
-      for (int d : {80, 96, 256}) bench({std::vector<int>(2, 8192), {}, d == 256 ? 16 : 32, 8, d}, "2x8192", context);
-      bench({std::vector<int>(4, 2048), {}, 32, 8, 128}, "4x2048", context);
-      bench({std::vector<int>(8, 2048), {}, 14, 2, 64}, "8x2048", context);
-      bench({std::vector<int>(100, 160), {}, 32, 8, 128}, "100x160", context);
-    }
-  } catch (const std::exception& e) {
-    std::printf("FAIL %s\n", e.what());
-    good = false;
-  }
-  std::printf(good ? "all good\n" : "NOT GOOD\n");
-  return good ? 0 : 1;
+    if (argc > 1 && !std::strcmp(argv[1], "bench")) return benches(context), 0;
+    verifyAll(context);
+    return test::finish("cudaAttentionWgmmaTest", checks, failures);
+  });
 }

@@ -1,5 +1,6 @@
-// Matrix products on a GPU: every way of kernels/cuda/gemm.h against a plain kernel, then their speed beside cuBLASLt's.
-//   build/cuda/cudaGemmBench [check | bench | tilings | epilogue] [end of a way's name [verbose]]
+// Matrix products on a GPU: every way of kernels/cuda/gemm.h that tensor cores take, with every tiling, against a plain kernel.
+// `bench`, `tilings` and `epilogue` measure their speed beside cuBLASLt's; `check` may be followed by the end of the name of the
+// only way to take.
 #include <array>
 #include <cstring>
 
@@ -193,7 +194,8 @@ struct NamedWay {
   Way way;
 };
 
-int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool verbose) {
+/** The exit status of the checks. */
+int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways) {
   std::vector<Case> cases;
   for (const int mode : {0, 1, 2})
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{128, 256, 64},
@@ -237,12 +239,11 @@ int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& wa
         if (rank == 16) cases.push_back(t);
       }
   }
-  int failures = 0;
+  int checks = 0, failures = 0;
   for (const NamedWay& way : ways) {
     double worst16 = 0, worst32 = 0;
     int done = 0, refused = 0, wrong = 0;
     for (const Case& c : cases) {
-      if (verbose) std::printf("%s: %s\n", way.name.c_str(), nameOf(c).c_str());
       const double error = relativeError(pool, c, context, way.way);
       if (error < 0) {
         ++refused;
@@ -253,12 +254,11 @@ int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& wa
       (c.out == DType::F32 ? worst32 : worst16) = std::max(c.out == DType::F32 ? worst32 : worst16, error);
       if (!(error <= bound) && ++wrong <= 6) std::printf("WRONG %s: %s error %.3g\n", way.name.c_str(), nameOf(c).c_str(), error);
     }
-    failures += wrong;
+    failures += wrong, checks += done;
     std::printf("check %-22s %d products right, %d wrong, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", way.name.c_str(),
                 done - wrong, wrong, refused, worst16, worst32);
-    std::fflush(stdout);
   }
-  return failures;
+  return test::finish("cudaGemmWgmmaTest", checks, failures);
 }
 
 /** Median TFLOP/s over launches on operands that rotate through more memory than L2 holds. */
@@ -312,11 +312,7 @@ void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways
   }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const std::string what = argc > 1 ? argv[1] : "all", only = argc > 2 ? argv[2] : "";
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+int run(const std::string& what, const std::string& only) {
   const GpuInfo gpu = test::readGpu();
   Context context;
   context.gpu = &gpu;
@@ -337,14 +333,13 @@ int main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors, L2 %d MB; cuBLASLt: %s\n", gpu.name.c_str(), gpu.multiprocessors,
               static_cast<int>(gpu.l2Bytes >> 20),
               lt.found ? (lt.path + " version " + std::to_string(lt.version)).c_str() : lt.problem.c_str());
-  int failures = 0;
-  if (what == "check" || what == "all") {
+  if (what == "check") {
     std::vector<NamedWay> ways = tilings;
     ways.push_back({"chosen", gemmWgmma});
     ways.push_back({"runGemm", [](const GemmArgs& g, const Context& c) { return runGemm(g, c), true; }});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
     if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
-    failures = checkAll(pool, context, ways, argc > 3);
+    return checkAll(pool, context, ways);
   }
   const std::vector<Shape> shapes{
       {"8B qkv", 8192, 6144, 4096},           {"8B o", 8192, 4096, 4096},         {"8B gate+up", 8192, 28672, 4096},
@@ -352,7 +347,7 @@ int main(int argc, char** argv) {
       {"8B qkv, few", 1024, 6144, 4096},      {"8B qkv, 2048", 2048, 6144, 4096}, {"8B down, few", 1024, 4096, 14336},
       {"8B gate+up, few", 2048, 28672, 4096}, {"1B gate+up", 16384, 16384, 2048}, {"1B down", 16384, 2048, 8192},
       {"0.5B gate+up", 16384, 9728, 896},     {"0.5B down", 16384, 896, 4864},    {"0.5B qkv", 16384, 1152, 896}};
-  if (what == "bench" || what == "all") {
+  if (what == "bench") {
     std::vector<Case> cases;
     for (const Shape& s : shapes)
       for (const int mode : {0, 1}) cases.push_back(mode == 0 ? Case{0, s.m, s.n, s.k} : Case{1, s.m, s.k, s.n});
@@ -360,7 +355,7 @@ int main(int argc, char** argv) {
     cases.push_back({0, 8192, 8192, 8192});
     bench(pool, context, {{"cublas", gemmCublasLt}, {"own", gemmWgmma}}, cases, 5);
   }
-  if (what == "tilings" || what == "all") {
+  if (what == "tilings") {
     std::vector<Case> cases;
     for (const int64_t m : {128, 384, 1280})
       for (const auto& [n, k] : std::vector<std::array<int64_t, 2>>{{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
@@ -372,7 +367,7 @@ int main(int argc, char** argv) {
       if (!way.name.ends_with("2/4")) ways.push_back(way);
     bench(pool, context, ways, cases, 3);
   }
-  if (what == "epilogue" || what == "all") {
+  if (what == "epilogue") {
     std::vector<Case> cases;
     for (const int terms : {0, 1, 3})
       for (const bool add : {false, true})
@@ -385,6 +380,11 @@ int main(int argc, char** argv) {
         }
     bench(pool, context, {{"own", gemmWgmma}, {"256/2", tilings[0].way}, {"128/2", tilings[12].way}}, cases, 5);
   }
-  std::printf("%s\n", failures == 0 ? "all right" : "FAILED");
-  return failures == 0 ? 0 : 1;
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return test::runProgram("cudaGemmWgmmaTest", [&] { return run(argc > 1 ? argv[1] : "check", argc > 2 ? argv[2] : ""); });
 }
