@@ -1,15 +1,17 @@
 import { strict as assert } from 'node:assert'
 import { compareOps } from '../../engine/gpucheck/compareOps.ts'
 import { compareTraining } from '../../engine/gpucheck/compareTraining.ts'
-import { chooseDevice } from '../../engine/runtime/chooseDevice.ts'
+import { computeModes } from '../../engine/gpucheck/computeModes.ts'
+import { chooseDevice, usableGpus } from '../../engine/runtime/chooseDevice.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
 
 /** What `unsloth gpu-check` compares; the golden cases are `unsloth verify --device cuda`. */
-for (const [compute, activation] of [['float32', 'f32'], ['bfloat16', 'bf16']] as const) {
+for (const compute of computeModes(usableGpus().gpus[0]?.capability ?? 0)) {
   describe(`the GPU in ${compute}`, () => {
     it('computes every command as the processor does', async () => {
       const [cpu, gpu] = [new Runtime(chooseDevice('cpu')), new Runtime(chooseDevice('cuda'))]
       try {
+        const activation = ({ float32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
         const results = await compareOps({ runtime: cpu, activation: 'f32' }, { runtime: gpu, activation })
         assert.ok(results.length > 100)
         assert.deepEqual(results.filter(({ passed }) => !passed), [])

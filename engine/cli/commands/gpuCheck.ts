@@ -6,6 +6,7 @@ import { formatBytes } from '#shared/units.ts'
 import { benchStep, type StepBench } from '../../bench/step.ts'
 import { compareOps, type OpResult } from '../../gpucheck/compareOps.ts'
 import { compareTraining, type TrainingComparison } from '../../gpucheck/compareTraining.ts'
+import { computeModes } from '../../gpucheck/computeModes.ts'
 import type { Compute } from '../../graph/target.ts'
 import { chooseDevice, usableGpus } from '../../runtime/chooseDevice.ts'
 import { Runtime, type DeviceChoice } from '../../runtime/runtime.ts'
@@ -60,9 +61,6 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
   else say(failed === 0 ? 'all is well' : `${failed} checks failed`)
   return failed === 0 ? 0 : 1
 }
-
-/** What a GPU trains in: bfloat16 from Ampere on. */
-const computeModes = (capability: number): Compute[] => (capability >= 80 ? ['float32', 'bfloat16', 'float16'] : ['float32', 'float16'])
 
 async function checkOps(cpu: DeviceChoice, gpu: DeviceChoice, compute: Compute, names: readonly string[]): Promise<OpResult[]> {
   const [host, device] = [new Runtime(cpu), new Runtime(gpu)]
