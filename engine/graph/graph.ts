@@ -9,7 +9,9 @@ export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'seq
  * Memory areas, each laid out by its owner: `activations`, and `offloaded` in memory of the system, by the planner. `hostWeights` too lies
  * in memory of the system.
  */
-export const arenas = ['weights', 'hostWeights', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded'] as const
+export const arenas = [
+  'weights', 'hostWeights', 'unpacked', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded',
+] as const
 export type Arena = (typeof arenas)[number]
 
 /** Whether the planner decides where a storage lies. */
@@ -110,11 +112,14 @@ export class Graph {
 
   /** Type that quantised matrices are turned into for products; undefined where products take them as they are. */
   readonly unpackedType: DType | undefined
+  /** Quantised matrices that stand in memory as plain numbers, too. */
+  readonly unpacked: ReadonlyMap<Storage, Tensor>
 
-  constructor(capacity: Capacity, activationType: DType = 'f32', unpackedType?: DType) {
+  constructor(capacity: Capacity, activationType: DType = 'f32', unpackedType?: DType, unpacked: ReadonlyMap<Storage, Tensor> = new Map()) {
     this.capacity = capacity
     this.activationType = activationType
     this.unpackedType = unpackedType
+    this.unpacked = unpacked
   }
 
   rowsOf(rule: RowRule, fixed = 1): number {

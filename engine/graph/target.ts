@@ -13,6 +13,8 @@ export interface Target {
   readonly parameters: 'f32' | 'bf16' | 'f16'
   /** Type that frozen weights are converted to; undefined keeps the stored one. */
   readonly weights: DType | undefined
+  /** Type that quantised matrices are turned into for products; undefined where products take them as they are. */
+  readonly unpacked: DType | undefined
   /** Rows of a micro-step are rounded up to a multiple of this; see padStep. */
   readonly rowMultiple: number
   /** Rows at a time of commands that work row by row, where a micro-step has more; see rowTiles.ts. */
@@ -23,15 +25,15 @@ export type Compute = 'float32' | 'bfloat16' | 'float16'
 
 /** A processor computes in fp32; with bfloat16 the operands of products are rounded. */
 export const cpuTarget = (compute: 'float32' | 'bfloat16' = 'float32'): Target => ({
-  kind: 'cpu', precision: compute === 'bfloat16' ? 1 : 0, activation: 'f32', parameters: 'f32', weights: undefined, rowMultiple: 1,
-  tileRows: 2048,
+  kind: 'cpu', precision: compute === 'bfloat16' ? 1 : 0, activation: 'f32', parameters: 'f32', weights: undefined, unpacked: undefined,
+  rowMultiple: 1, tileRows: 2048,
 })
 
 /** A GPU keeps activations, frozen weights and copies of the trained ones in one type, which its tensor cores multiply. */
 export function cudaTarget(compute: Compute = 'bfloat16'): Target {
   const type = ({ float32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
   return {
-    kind: 'cuda', precision: type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type, rowMultiple: 128,
-    tileRows: 16_384,
+    kind: 'cuda', precision: type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type,
+    unpacked: type, rowMultiple: 128, tileRows: 16_384,
   }
 }

@@ -107,9 +107,7 @@ const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: Precisi
   weight: weights.weight('head'), ...(spec.headBias === true ? { bias: weights.weight('head.bias') } : {}), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
 })
 
-/** A GPU multiplies quantised matrices by way of plain numbers of the type that it keeps frozen weights in. */
-const graphFor = (capacity: Capacity, { kind, activation, weights }: Target): Graph =>
-  new Graph(capacity, activation, kind === 'cuda' ? (weights ?? 'f32') : undefined)
+const graphFor = (capacity: Capacity, { target, unpacked }: StepOptions): Graph => new Graph(capacity, target.activation, target.unpacked, unpacked)
 
 export interface StepOptions {
   readonly spec: ArchSpec
@@ -117,6 +115,8 @@ export interface StepOptions {
   /** The largest live counts; the plan has room for their padding too. */
   readonly capacity: Capacity
   readonly target: Target
+  /** Quantised matrices that stand in memory as plain numbers, too; see unpackedWeights.ts. */
+  readonly unpacked?: ReadonlyMap<Storage, Tensor>
 }
 
 export interface TrainingOptions extends StepOptions {
@@ -156,7 +156,7 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const { precision, rowMultiple } = target
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = graphFor(capacity, target)
+  const graph = graphFor(capacity, options)
   const wired = inputs(io, spec, capacity, { dropout: options.dropout, neftune: options.neftune ?? 0 })
   const { labels, weights: rowWeights } = lossInputs(io, capacity)
   const balance = balanceInput(io, hasBalanceLoss(spec))
@@ -208,7 +208,7 @@ export function scoringPlan(options: StepOptions & { readonly balance?: boolean 
   const { precision, rowMultiple } = target
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = graphFor(capacity, target)
+  const graph = graphFor(capacity, options)
   const wired = inputs(io, spec, capacity, { dropout: false })
   const loss = lossInputs(io, capacity)
   const balance = balanceInput(io, options.balance === true)
@@ -226,7 +226,7 @@ export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape 
   const rowMultiple = options.cache === undefined ? target.rowMultiple : 1
   const capacity = paddedCapacity(options.capacity, rowMultiple)
   const io = new IoBuilder()
-  const graph = graphFor(capacity, target)
+  const graph = graphFor(capacity, options)
   const wired = inputs(io, spec, capacity, {
     dropout: false, ...(options.cache === undefined ? {} : { cache: { ...options.cache, dtype: target.activation } }),
   })

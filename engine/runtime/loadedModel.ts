@@ -10,6 +10,7 @@ import type { LoraModule } from '../patch/lora.ts'
 import { baseWeights, evaluatedWeights, type PatchedModel } from './patchedModel.ts'
 import type { CompiledPlan, Runtime } from './runtime.ts'
 import { PrincipalInit, type Principal } from './principalInit.ts'
+import type { UnpackedWeights } from './unpackedWeights.ts'
 import { loadInto, parameterParts, type WeightArena } from './weightArena.ts'
 
 export interface LoadOptions {
@@ -37,6 +38,7 @@ export class LoadedModel {
   readonly runtime: Runtime
   private readonly shadow: CompiledPlan | undefined
   private shadowIsStale = true
+  private unpacking: CompiledPlan | undefined
   /** What adapters of `pissa` started with, which the weights have lost: an adapter for the model's own files has it taken off. */
   readonly starts = new Map<string, Principal>()
 
@@ -54,8 +56,17 @@ export class LoadedModel {
     return this.patched.target
   }
 
+  /** Keeps these matrices unpacked beside the packed ones; plans that were built with them find them there after `refreshShadow`. */
+  keepUnpacked({ bytes, commands }: UnpackedWeights): void {
+    if (bytes === 0) return
+    this.runtime.reserve('unpacked', bytes)
+    this.unpacking = this.runtime.compile(planMemory(commands))
+  }
+
   /** Rounds trained matrices for the products that they enter, when they were written since. To be called before a plan runs. */
   async refreshShadow(): Promise<void> {
+    await this.unpacking?.run()
+    this.unpacking = undefined
     if (!this.shadowIsStale) return
     await this.shadow?.run()
     this.shadowIsStale = false

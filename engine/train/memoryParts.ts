@@ -4,6 +4,7 @@ import { scratchBytes } from '../graph/scratchBytes.ts'
 import type { StepPlan } from '../model/stepGraph.ts'
 import type { Place } from '../native.ts'
 import type { PatchedModel } from '../runtime/patchedModel.ts'
+import type { UnpackedWeights } from '../runtime/unpackedWeights.ts'
 import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
 
 export interface MemoryOptions {
@@ -30,8 +31,19 @@ export interface PlannedMemory {
   readonly hostBytes: number
 }
 
-/** The memory of a run over these plans; `moments`: where those of the optimizer lie. */
-export function plannedMemory(patched: PatchedModel, training: StepPlan, scoring: StepPlan | undefined, moments: Place, options: MemoryOptions): PlannedMemory {
+/** What takes memory in a run. */
+export interface MemoryUsers {
+  readonly training: StepPlan
+  readonly scoring: StepPlan | undefined
+  readonly unpacked: UnpackedWeights
+  /** Where the moments of the optimizer lie. */
+  readonly moments: Place
+}
+
+/** The memory of a run. */
+export function plannedMemory(
+  patched: PatchedModel, { training, scoring, moments, unpacked }: MemoryUsers, options: MemoryOptions,
+): PlannedMemory {
   const { target, layout, arena } = patched
   const state = layout.elements * 4
   const optimizer = planOptimizer(layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })
@@ -42,6 +54,7 @@ export function plannedMemory(patched: PatchedModel, training: StepPlan, scoring
   const onHost = (name: string, bytes: number) => ({ name, bytes, place: 'host' as const })
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: arena.bytes },
+    { name: 'unpacked weights', bytes: unpacked.bytes },
     onHost(hostWeightsName(patched), arena.hostBytes),
     { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
     { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : layout.elements * bytesPerElement(target.parameters) },

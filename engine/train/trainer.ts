@@ -49,6 +49,7 @@ export class Trainer {
     const { runtime, spec, patched } = model
     this.model = model
     this.options = options
+    model.keepUnpacked(plan.unpacked)
     this.optimizer = new Optimizer(runtime, patched, { ...options, lossScale: plan.training.lossScaling ? (options.lossScale ?? {}) : undefined }, plan.moments)
     this.training = new StepRunner(runtime, spec, plan.training)
     this.scoring = plan.scoring === undefined ? undefined : new StepRunner(runtime, spec, plan.scoring)

@@ -3,10 +3,11 @@ import type { MemoryPart } from '#shared/protocol.ts'
 import { formatBytes } from '#shared/units.ts'
 import { recomputeLevels, type Recompute } from '../graph/backward.ts'
 import type { Capacity } from '../graph/graph.ts'
-import { scoringPlan, trainingPlan, type StepPlan } from '../model/stepGraph.ts'
+import { scoringPlan, trainingPlan } from '../model/stepGraph.ts'
 import type { Place } from '../native.ts'
 import { evaluatedWeights, trainedWeights, type PatchedModel } from '../runtime/patchedModel.ts'
-import { plannedMemory, type MemoryOptions, type PlannedMemory } from './memoryParts.ts'
+import { nothingUnpacked, unpackWeights, type UnpackedWeights } from '../runtime/unpackedWeights.ts'
+import { plannedMemory, type MemoryOptions, type MemoryUsers, type PlannedMemory } from './memoryParts.ts'
 
 export type Checkpointing = 'auto' | 'none' | 'full' | 'offload'
 
@@ -34,13 +35,9 @@ export interface TrainingPlanOptions extends MemoryOptions {
 }
 
 /** Every plan of a run with its exact memory, known before a byte is taken. */
-export interface TrainingPlan extends PlannedMemory {
-  readonly training: StepPlan
-  readonly scoring: StepPlan | undefined
+export interface TrainingPlan extends PlannedMemory, MemoryUsers {
   /** What the backward pass recomputes in each layer; `mixed`: not the same in all. */
   readonly recompute: Recompute | 'mixed'
-  /** Where the moments of the optimizer lie. */
-  readonly moments: Place
   /** What was recomputed and why, in one line. */
   readonly summary: string
 }
@@ -52,8 +49,9 @@ export interface TrainingPlan extends PlannedMemory {
  */
 const microStepTokens = { cpu: [2048], cuda: [16_384, 8192, 4096, 2048] } as const
 
-/** How deep a plan saves memory. */
-interface Depth {
+/** How a plan spends or saves memory. */
+interface Choice {
+  readonly capacity: Capacity
   /**
    * What layers recompute: all of them level ⌊step/layers⌋ of `recomputeLevels`, the first `step mod layers` one more. The first layers'
    * values would wait longest, and the last ones' backward pass runs while memory is fullest.
@@ -61,6 +59,13 @@ interface Depth {
   readonly step: number
   /** How many of what the layers start from wait in memory of the host. */
   readonly offload: number
+  readonly moments: Place
+  readonly unpacked: UnpackedWeights
+}
+
+interface Planned {
+  readonly plan: TrainingPlan
+  readonly choice: Choice
 }
 
 const deepest = (layers: number): number => (recomputeLevels.length - 1) * layers
@@ -79,9 +84,18 @@ function capacities(patched: PatchedModel, { longestSample, longestStep, sequenc
 /**
  * Chooses the size of micro-steps, what is recomputed and what is offloaded. The size is the largest that an optimizer step can fill, up
  * to what suits the device, and never below the longest sample; smaller when that saves recomputing. `auto` then recomputes as little as
- * makes it fit, and where that is not enough, offloads as little as makes it fit. A processor has nowhere to offload to.
+ * makes it fit, and where that is not enough, offloads as little as makes it fit. A processor has nowhere to offload to. Where memory is
+ * plenty, quantised weights are kept unpacked, too, as far as half of it stays free.
  */
 export function planTraining(patched: PatchedModel, options: TrainingPlanOptions): TrainingPlan {
+  const { plan, choice } = leastThatFits(patched, options)
+  const room = limit(options) / 2 - plan.totalBytes
+  if (options.checkpointing === 'full' || options.checkpointing === 'offload' || !Number.isFinite(room)) return plan
+  const unpacked = unpackWeights(patched, room)
+  return unpacked.bytes === 0 ? plan : build(patched, { ...choice, unpacked }, options).plan
+}
+
+function leastThatFits(patched: PatchedModel, options: TrainingPlanOptions): Planned {
   if (options.paged !== true || patched.target.kind === 'cpu') return choose(patched, options, 'device')
   try {
     return choose(patched, options, 'device')
@@ -93,49 +107,51 @@ export function planTraining(patched: PatchedModel, options: TrainingPlanOptions
 
 const limit = ({ availableBytes, maxBytes = Infinity }: TrainingPlanOptions): number => Math.min(availableBytes, maxBytes)
 
-function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Place): TrainingPlan {
+function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Place): Planned {
   const { checkpointing, longestSample } = options
   const sizes = capacities(patched, options)
   const { layers } = patched.model.spec
-  const offload = patched.target.kind === 'cuda' ? Infinity : 0
-  const [nothing, everything]: Depth[] = [{ step: 0, offload: 0 }, { step: deepest(layers), offload: 0 }]
-  const everywhere = { auto: nothing, none: nothing, full: everything, offload: { ...everything!, offload } }[checkpointing]!
-  const fits = ({ totalBytes, hostBytes }: TrainingPlan): boolean => totalBytes <= limit(options) && hostBytes <= (options.availableHostBytes ?? Infinity)
-  const at = (depth: Depth) => build(patched, sizes.at(-1)!, depth, moments, options)
-  let least: TrainingPlan | undefined
+  const [whole, everything] = [deepest(layers), patched.target.kind === 'cuda' ? Infinity : 0]
+  const fits = ({ plan: { totalBytes, hostBytes } }: Planned): boolean => totalBytes <= limit(options) && hostBytes <= (options.availableHostBytes ?? Infinity)
+  const at = (step: number, offload = 0, capacity = sizes.at(-1)!): Planned => build(patched, { capacity, step, offload, moments, unpacked: nothingUnpacked }, options)
+  const everywhere = { auto: [0, 0], none: [0, 0], full: [whole, 0], offload: [whole, everything] }[checkpointing] as [number, number]
+  let least: Planned | undefined
   for (const capacity of sizes) {
-    least = build(patched, capacity, everywhere, moments, options)
+    least = at(...everywhere, capacity)
     if (fits(least)) return least
   }
   if (checkpointing === 'auto') {
-    const steps = (from: number, to: number): Depth[] => Array.from({ length: to - from + 1 }, (_, step) => ({ step: from + step, offload: 0 }))
-    const offloading = (step: number): Depth[] =>
-      Array.from({ length: offload === 0 ? 0 : at({ step, offload: 0 }).training.offloadable }, (_, count) => ({ step, offload: count + 1 }))
-    const [projections, whole] = [deepest(layers) - layers, deepest(layers)]
+    const steps = (from: number, to: number): Way => Array.from({ length: to - from + 1 }, (_, step) => () => at(from + step))
+    const offloading = (step: number): Way =>
+      everything === 0 ? [] : Array.from({ length: at(step).plan.training.offloadable }, (_, count) => () => at(step, count + 1))
+    const projections = whole - layers
     // Where every layer recomputes, what the last one needs meets the loss at its fullest: one less can take less.
     const ways = [
       steps(0, projections), ...(longestSample >= longAttention ? [offloading(projections)] : []), steps(projections, whole - 1), steps(whole, whole), offloading(whole),
     ]
     for (const way of ways) {
-      const found = firstThat(fits, way, at)
+      const found = firstThat(fits, way)
       if (found !== undefined) return found
     }
-    least = ways.flatMap((way) => way.slice(-1)).map(at).reduce((a, b) => (a.totalBytes <= b.totalBytes ? a : b))
+    least = ways.flatMap((way) => way.slice(-1)).map((last) => last()).reduce((a, b) => (a.plan.totalBytes <= b.plan.totalBytes ? a : b))
   }
-  throw tooLarge(least!, options)
+  throw tooLarge(least!.plan, options)
 }
 
-/** The plan of the first depth that fits, where each takes less than those before; undefined when the last does not. */
-function firstThat(fits: (plan: TrainingPlan) => boolean, among: readonly Depth[], planAt: (depth: Depth) => TrainingPlan): TrainingPlan | undefined {
-  const last = among.at(-1)
+/** Plans to be made, each taking less than those before. */
+type Way = readonly (() => Planned)[]
+
+/** The first that fits; undefined when the last does not. */
+function firstThat(fits: (planned: Planned) => boolean, way: Way): Planned | undefined {
+  const last = way.at(-1)
   if (last === undefined) return undefined
-  let found = planAt(last)
+  let found = last()
   if (!fits(found)) return undefined
-  let [low, high] = [-1, among.length - 1]
+  let [low, high] = [-1, way.length - 1]
   while (high - low > 1) {
     const middle = (low + high) >> 1
-    const plan = planAt(among[middle]!)
-    if (fits(plan)) [found, high] = [plan, middle]
+    const planned = way[middle]!()
+    if (fits(planned)) [found, high] = [planned, middle]
     else low = middle
   }
   return found
@@ -165,19 +181,21 @@ const hostHints: Readonly<Record<string, string>> = {
   'offloaded activations': 'Set training.gradient_checkpointing: full, or lower training.max_seq_length.',
 }
 
-function build(patched: PatchedModel, capacity: Capacity, depth: Depth, moments: Place, options: TrainingPlanOptions): TrainingPlan {
-  const { spec } = patched.model
-  const { target } = patched
+function build(patched: PatchedModel, choice: Choice, options: TrainingPlanOptions): Planned {
+  const { capacity, step, offload, moments, unpacked } = choice
+  const { target, model: { spec } } = patched
+  const common = { spec, capacity, target, unpacked: unpacked.tensors }
   const dropout = patched.modules.some((module) => module.dropout > 0)
   const training = trainingPlan({
-    spec, weights: trainedWeights(patched), capacity, target, dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(depth.step, spec.layers),
-    offload: depth.offload, lossScaling: options.lossScaling,
+    ...common, weights: trainedWeights(patched), dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(step, spec.layers), offload,
+    lossScaling: options.lossScaling,
   })
-  const scoring = options.evaluates ? scoringPlan({ spec, weights: evaluatedWeights(patched), capacity, target }) : undefined
-  const memory = plannedMemory(patched, training, scoring, moments, options)
-  const { layers } = spec
-  const size = `micro-steps of up to ${capacity.tokens} tokens, ${used(memory, options)}`
-  return { training, scoring, recompute: uniform(depth, layers), moments, ...memory, summary: `${described(depth, layers)}, ${size}` }
+  const scoring = options.evaluates ? scoringPlan({ ...common, weights: evaluatedWeights(patched) }) : undefined
+  const users = { training, scoring, unpacked, moments }
+  const memory = plannedMemory(patched, users, options)
+  const copies = unpacked.bytes === 0 ? '' : `${formatBytes(unpacked.bytes)} of weights unpacked, `
+  const summary = `${described(step, spec.layers)}, ${copies}micro-steps of up to ${capacity.tokens} tokens, ${used(memory, options)}`
+  return { choice, plan: { ...users, ...memory, recompute: uniform(step, spec.layers), summary } }
 }
 
 /** "18.2 GB of 20.0 GB (max_memory), 3.1 GB on the host (optimizer)" */
@@ -188,9 +206,9 @@ function used({ totalBytes, parts, hostBytes }: PlannedMemory, options: Training
 }
 
 /** What all layers recompute, or `mixed`. */
-const uniform = ({ step }: Depth, layers: number): TrainingPlan['recompute'] => (step % layers === 0 ? recomputeAt(step, layers)(0) : 'mixed')
+const uniform = (step: number, layers: number): TrainingPlan['recompute'] => (step % layers === 0 ? recomputeAt(step, layers)(0) : 'mixed')
 
-function described({ step }: Depth, layers: number): string {
+function described(step: number, layers: number): string {
   const [level, more] = [Math.floor(step / layers), step % layers]
   const of = (name: Recompute, count: string): string =>
     ({ none: count, mlp: `the MLP half of ${count}`, projections: `${count} but for attention`, layer: count })[name]

@@ -12,6 +12,9 @@ import { describeModel, patchModel, type PatchOptions, type Training } from '../
 import { Runtime } from '../../engine/runtime/runtime.ts'
 import { Generator } from '../../engine/generate/generator.ts'
 import { greedy } from '../../engine/generate/sampler.ts'
+import { madeUpBatch } from '../../engine/bench/batches.ts'
+import { Trainer } from '../../engine/train/trainer.ts'
+import { planTraining, type TrainingPlan } from '../../engine/train/trainingPlan.ts'
 import { allLogits } from '../../engine/verify/passes.ts'
 import { adapterBytes, losses, makeRecipe, starter, temporaryFolder, train } from './support.ts'
 
@@ -93,6 +96,39 @@ describe('QLoRA', () => {
       assert.deepEqual(made[index], Array.from({ length: 12 }, (_, i) => best(ids.length - 1 + i)))
     }
     runtime.dispose()
+  })
+
+  it('trains on copies that stay unpacked as on matrices that each product unpacks, bit by bit', async () => {
+    const lora: Training = { kind: 'lora', r: 4, alpha: 8, dropout: 0, rslora: false, targets: 'all-linear', modulesToSave: [] }
+    const description = await patched(model, lora)
+    const target = { ...cpuTarget(), unpacked: 'f32' as const }
+    const losses = async (available: (needed: number) => number) => {
+      const runtime = new Runtime({ kind: 'cpu', threads: 2 })
+      try {
+        const loaded = await LoadedModel.load(patchModel(description.model, lora, target), runtime, { seed: 1 })
+        const planFor = (availableBytes: number) => planTraining(loaded.patched, {
+          checkpointing: 'auto', longestSample: 64, longestStep: 64, sequences: 1, evaluates: true, availableBytes, threads: 2,
+        })
+        const plan = planFor(available(planFor(Infinity).totalBytes))
+        const trainer = new Trainer(loaded, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 })
+        const batch = madeUpBatch(64, loaded.spec.vocabulary)
+        const values = []
+        for (let step = 0; step < 3; ++step) values.push((await trainer.step(step, [batch], { default: 1e-2, embedding: 1e-2 })).loss)
+        return { plan, values: [...values, await trainer.evaluate([batch])] }
+      } finally {
+        runtime.dispose()
+      }
+    }
+    const packed = await losses((needed) => 1.9 * needed)
+    const kept = await losses((needed) => 20 * needed)
+    assert.equal(packed.plan.unpacked.bytes, 0)
+    assert.match(kept.plan.summary, /[\d.]+ [KM]B of weights unpacked, micro-steps/)
+    assert.ok(kept.plan.totalBytes - packed.plan.totalBytes <= kept.plan.unpacked.bytes && kept.plan.unpacked.bytes > 0)
+    const count = (plan: TrainingPlan) => plan.training.plan.commands.filter(({ name }) => name === 'dequantise').length
+    assert.ok(count(packed.plan) > 10)
+    assert.equal(count(kept.plan), 0)
+    assert.deepEqual(kept.values, packed.values)
+    assert.ok(packed.values[2]! < packed.values[0]!)
   })
 
   it('goes on from a checkpoint bit by bit, but not with another optimizer', async () => {
