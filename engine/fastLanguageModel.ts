@@ -7,7 +7,7 @@ import type { Compute, Target } from './graph/target.ts'
 import type { HubProgress } from './hub/transferProgress.ts'
 import { openPeftAdapter } from './io/peftAdapter.ts'
 import { extendContext } from './model/extendContext.ts'
-import { loraTraining, type PeftOptions } from './patch/peftOptions.ts'
+import { loraTraining, optionsOfAdapter, type PeftOptions } from './patch/peftOptions.ts'
 import { formatPatchReport } from './patch/lora.ts'
 import { chooseDevice, targetOf } from './runtime/chooseDevice.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
@@ -165,13 +165,7 @@ export class FastLanguageModel {
     const model = await FastLanguageModel.fromPretrained(options)
     const adapter = options.adapter ?? model.adapter
     if (adapter !== undefined) {
-      const { config } = await openPeftAdapter(adapter)
-      const targets = config.targetModules
-      model.getPeftModel({
-        r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, bias: config.bias, modulesToSave: config.modulesToSave,
-        targetModules: targets === 'all-linear' ? targets : typeof targets === 'string' ? [targets] : targets,
-        targetParameters: config.targetParameters, rankPattern: config.rankPattern, alphaPattern: config.alphaPattern,
-      })
+      model.getPeftModel(optionsOfAdapter(await openPeftAdapter(adapter)))
     }
     await model.load({ adapter })
     return model.generator()

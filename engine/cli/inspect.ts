@@ -76,6 +76,7 @@ function adapterFacts({ config, modules, saved, folder }: PeftAdapter): Facts {
     ['Scale', [...new Set([...modules.values()].map(({ scale }) => Number(scale.toPrecision(6))))].join(', ')],
     ['Dropout', config.dropout],
     ['rsLoRA', config.rslora ? 'yes' : undefined],
+    ['DoRA', config.dora ? 'yes' : undefined],
     ['Adapted modules', `${modules.size}: ${list(targets.sort())}`],
     ['Stored whole', saved.size === 0 ? undefined : list([...saved.keys()].sort())],
     ['Tokenizer', folder.tokenizerFiles.length === 0 ? undefined : list(folder.tokenizerFiles)],

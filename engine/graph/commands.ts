@@ -150,6 +150,18 @@ export const commandSignatures = {
   scaleRows: signature('y', 'x w'),
   /** dx[i] = w[i]·dy[i]; dw[i] = dy[i]·x[i]. dx may be dy's memory. */
   scaleRowsGrad: signature('dx dw?', 'dy x w'),
+  /** y = alpha·w⊙x [+ bias] [+ add], w[1,c] a factor of each column. y may be x or add. */
+  scaleColumns: signature('y', 'x w bias? add?', '', 'alpha'),
+  /** dx = alpha·w⊙dy; dm += alpha·Σ_rows dy⊙x / norm (nothing where norm is 0): gradient where w = m/norm. dx may be dy's memory. */
+  scaleColumnsGrad: signature('dx dm', 'dy x w norm', '', 'alpha'),
+  /** out[1,n] = Σ_c x[r,c]² of each row, in f64. */
+  rowSquares: signature('out', 'x'),
+  /**
+   * Row lengths of a weight with its adapter (DoRA, arXiv 2402.09353): norm_o = ‖W_o + scale·B_o·A‖ and gain = m/norm (0 where norm is
+   * 0) from squares_o = ‖W_o‖², wa[r,n] = A·Wᵀ and gram[r,r] = A·Aᵀ: norm² = squares + scale·2·B_o·wa + scale²·B_o·gram·B_oᵀ. These are
+   * sums of fp32 products: norm² is off by about 2⁻²²·(squares + scale²·B_o·gram·B_oᵀ), and never taken to be less than that.
+   */
+  doraNorm: signature('gain norm', 'squares m b wa gram', '', 'scale'),
   /** c += alpha·b_e·a_e for rows [row, row + c.rows) of a stack [E·out, in]: a [r·E, in] by rows, b [out, r·E] by columns (see expertGemm). */
   expertDelta: signature('c', 'a b', 'row experts', 'alpha'),
   /**

@@ -10,7 +10,7 @@ export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'seq
  * in memory of the system.
  */
 export const arenas = [
-  'weights', 'hostWeights', 'unpacked', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'io', 'cache', 'activations', 'offloaded',
+  'weights', 'hostWeights', 'unpacked', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'dora', 'io', 'cache', 'activations', 'offloaded',
 ] as const
 export type Arena = (typeof arenas)[number]
 

@@ -19,7 +19,7 @@ export interface TiledCommands {
 /** Commands whose outputs depend on the same row of their inputs alone, or add up over rows what they find there (gradients). */
 const byRow: ReadonlySet<CommandName> = new Set<CommandName>([
   'gemm', 'rmsNorm', 'rmsNormGrad', 'layerNorm', 'layerNormGrad', 'rope', 'glu', 'gluGrad', 'activation', 'activationGrad', 'add', 'columnSum',
-  'dropout', 'noise', 'cast',
+  'dropout', 'noise', 'cast', 'scaleColumns', 'scaleColumnsGrad',
 ])
 
 /** Commands on fixed matrices that a stretch may hold: they run once, before its first tile needs them. */

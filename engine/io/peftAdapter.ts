@@ -9,7 +9,7 @@ import { quote } from './printable.ts'
 import { writeSafetensors, type NamedTensor } from './safetensorsWriter.ts'
 import { openTensorSource, type TensorLocation } from './tensorSource.ts'
 
-/** The two matrices of one adapted module. */
+/** The matrices of one adapted module. */
 export interface LoraModule {
   /** Path in the base model: model.layers.0.self_attn.q_proj. */
   readonly module: string
@@ -17,6 +17,8 @@ export interface LoraModule {
   readonly a: TensorLocation
   /** [out, r]; of an embedding [hidden, r]. */
   readonly b: TensorLocation
+  /** [out]: DoRA's lengths of the rows. */
+  readonly magnitude?: TensorLocation
   readonly embedding: boolean
   readonly r: number
   readonly alpha: number
@@ -41,7 +43,7 @@ export const adapterConfigFile = 'adapter_config.json'
 const prefix = 'base_model.model.'
 
 /** What a tensor of an adapter file is; `weight` and `bias` belong to modules stored whole. */
-export type AdapterPart = 'lora_A' | 'lora_B' | 'lora_embedding_A' | 'lora_embedding_B' | 'weight' | 'bias'
+export type AdapterPart = 'lora_A' | 'lora_B' | 'lora_embedding_A' | 'lora_embedding_B' | 'lora_magnitude_vector' | 'weight' | 'bias'
 
 /** The tensor's name in adapter_model.safetensors. */
 export function adapterKey(module: string, part: AdapterPart): string {
@@ -49,9 +51,10 @@ export function adapterKey(module: string, part: AdapterPart): string {
 }
 
 const loraKey = /^(.+)\.lora_(A|B)(?:\.default)?\.weight$/
+/** PEFT writes the name bare; its module calls the same numbers `weight`. */
+const magnitudeKey = /^(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$/
 const embeddingKey = /^(.+)\.lora_embedding_(A|B)(?:\.default)?$/
 const foreignParts: readonly [RegExp, string][] = [
-  [/\.lora_magnitude_vector(\.|$)/, 'DoRA magnitudes'],
   [/\.lora_[AB](\.default)?\.bias$/, 'a bias in the adapter (lora_bias)'],
   [/\.trainable_tokens_delta$/, 'single trained embedding rows (trainable_token_indices)'],
 ]
@@ -59,10 +62,11 @@ const foreignParts: readonly [RegExp, string][] = [
 interface Halves {
   a?: TensorLocation
   b?: TensorLocation
+  magnitude?: TensorLocation
   embedding: boolean
 }
 
-function completeModule(module: string, { a, b, embedding }: Halves, config: LoraConfig, where: string): LoraModule {
+function completeModule(module: string, { a, b, magnitude, embedding }: Halves, config: LoraConfig, where: string): LoraModule {
   if (a === undefined || b === undefined)
     throw new UnslothError('MODEL_INVALID', `${where}: module ${quote(module)} lacks lora_${a === undefined ? 'A' : 'B'}.`, {
       hint: 'The adapter is incomplete: fetch or save it again.',
@@ -81,7 +85,23 @@ function completeModule(module: string, { a, b, embedding }: Halves, config: Lor
         `r = ${scaling.r} of ${adapterConfigFile}.`,
       { hint: 'Configuration and weights belong to different adapters, or "r" or "rank_pattern" was changed.' },
     )
-  return { module, a, b, embedding, ...scaling }
+  if (config.dora && embedding)
+    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: module ${quote(module)} is an embedding with DoRA, which is not supported.`, {
+      hint: 'Merge the adapter into its base model with PEFT, and use the merged model.',
+    })
+  if (config.dora !== (magnitude !== undefined))
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `${where}: module ${quote(module)} ${config.dora ? 'lacks' : 'has'} lora_magnitude_vector, but ${adapterConfigFile} says use_dora: ${config.dora}.`,
+      { hint: 'Configuration and weights belong to different adapters.' },
+    )
+  if (magnitude !== undefined && magnitude.shape.join() !== String(b.shape[0]))
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `${where}: module ${quote(module)}: lora_magnitude_vector [${magnitude.shape.join(', ')}] does not fit lora_B [${b.shape.join(', ')}].`,
+      { hint: 'The adapter is damaged: fetch or save it again.' },
+    )
+  return { module, a, b, ...(magnitude === undefined ? {} : { magnitude }), embedding, ...scaling }
 }
 
 /** Opens a PEFT LoRA adapter: configuration and tensor descriptions, no data. */
@@ -115,12 +135,18 @@ export async function openPeftAdapter(path: string, changedBase = false): Promis
       })
     const inner = key.slice(prefix.length)
     const embedding = embeddingKey.exec(inner)
+    const owner = magnitudeKey.exec(inner)?.[1]
+    if (owner !== undefined) {
+      halves.set(owner, { embedding: false, ...halves.get(owner), magnitude: tensor })
+      continue
+    }
     const [, module, half] = embedding ?? loraKey.exec(inner) ?? []
     if (module === undefined) {
       saved.set(inner.replace(/\.(?:base_layer|modules_to_save\.default)\.(weight|bias)$/, '.$1'), tensor)
       continue
     }
-    const pair = halves.get(module) ?? { embedding: embedding !== null }
+    const pair = halves.get(module) ?? { embedding: false }
+    pair.embedding ||= embedding !== null
     pair[half === 'A' ? 'a' : 'b'] = tensor
     halves.set(module, pair)
   }

@@ -20,6 +20,8 @@ export interface LoraConfig {
   readonly modulesToSave: readonly string[]
   /** Scale α/√r instead of α/r. */
   readonly rslora: boolean
+  /** Rows of the adapted weights have trained lengths (DoRA). */
+  readonly dora: boolean
   /** Exceptions to `r` and `alpha`: regular expression on the end of a module's path → value. */
   readonly rankPattern: Readonly<Record<string, number>>
   readonly alphaPattern: Readonly<Record<string, number>>
@@ -81,7 +83,6 @@ const harmless = new Set(['runtime_config', 'enable_lora', 'merge_weights', '_cu
 
 /** Features that change what the adapter computes, which this engine does not do: key → why. */
 const refused: Readonly<Record<string, string>> = {
-  use_dora: 'DoRA scales every row of the merged weight by a learned magnitude',
   lora_bias: 'the adapter has a bias in lora_B',
   alora_invocation_tokens: 'activated LoRA (aLoRA) is on only after an invocation sequence',
   layer_replication: 'the adapter repeats layers of the base model',
@@ -159,6 +160,7 @@ export function readLoraConfig(file: ConfigFile, changedBase = false): { readonl
     targetParameters: config.strings('target_parameters') ?? [],
     modulesToSave: config.strings('modules_to_save') ?? [],
     rslora: config.boolean(false, 'use_rslora'),
+    dora: config.boolean(false, 'use_dora'),
     rankPattern: readPattern(config, 'rank_pattern'),
     alphaPattern: readPattern(config, 'alpha_pattern'),
     initLoraWeights: typeof init === 'string' || typeof init === 'boolean' ? init : true,
@@ -212,6 +214,7 @@ export function loraConfigJson(config: LoraConfig): string {
     target_parameters: config.targetParameters.length > 0 ? config.targetParameters : null,
     modules_to_save: config.modulesToSave.length > 0 ? config.modulesToSave : null,
     use_rslora: config.rslora,
+    use_dora: config.dora,
     rank_pattern: config.rankPattern,
     alpha_pattern: config.alphaPattern,
     init_lora_weights: config.initLoraWeights,

@@ -9,6 +9,8 @@ export interface LoraOptions {
   /** Last parts of module names (`q_proj`), full module paths, or `all-linear`. */
   readonly targets: readonly string[] | 'all-linear'
   readonly rslora: boolean
+  /** Train the lengths of rows apart from their directions (DoRA, arXiv 2402.09353). Default: no. */
+  readonly dora?: boolean
   /** Biases that are trained along: all of them, or those of adapted layers. Default none. */
   readonly bias?: 'none' | 'all' | 'lora_only'
   /** Only these layers, when given. */
@@ -28,6 +30,8 @@ export interface LoraModule {
   /** Module path in the checkpoint, e.g. `model.layers.0.self_attn.q_proj`. */
   readonly module: string
   readonly weightId: string
+  /** Rows of that weight, of which these are `width` from `column` on. */
+  readonly weightRows: number
   readonly layer: number
   readonly column: number
   readonly width: number
@@ -36,6 +40,7 @@ export interface LoraModule {
   readonly rank: number
   readonly scale: number
   readonly dropout: number
+  readonly dora?: true
   /** The weight is a stack of this many experts: A is [experts·rank, inputs], B [width, experts·rank] as PEFT stores them. */
   readonly experts?: number
   /** How adapter files order the rows of B, when otherwise. */
@@ -55,7 +60,7 @@ function candidates(weights: readonly WeightEntry[]): LoraModule[] {
     .filter(({ kind }) => kind === 'linear')
     .flatMap((entry) =>
       entry.pieces.map((piece) => ({
-        module: piece.name.replace(/\.weight$/, ''), weightId: entry.id, layer: entry.layer, column: piece.row, width: piece.rows, inputs: entry.cols, rank: 0, scale: 0, dropout: 0,
+        module: piece.name.replace(/\.weight$/, ''), weightId: entry.id, weightRows: entry.rows, layer: entry.layer, column: piece.row, width: piece.rows, inputs: entry.cols, rank: 0, scale: 0, dropout: 0,
         ...(piece.form?.grouped === undefined ? {} : { form: { grouped: piece.form.grouped } }),
       })),
     )
@@ -81,13 +86,17 @@ function expertModules(weights: readonly WeightEntry[], options: LoraOptions): L
     throw new UnslothError('RECIPE', `lora.lora_dropout: ${options.dropout} is not possible with adapters on experts (${lastName(chosen[0]!.parameter!)}).`, {
       hint: 'Set lora_dropout to 0, or leave the experts out of lora.target_modules.',
     })
+  if (chosen.length > 0 && options.dora === true)
+    throw new UnslothError('RECIPE', `lora.use_dora is not possible with adapters on experts (${lastName(chosen[0]!.parameter!)}), as in PEFT.`, {
+      hint: 'Set use_dora: false, or leave the experts out of lora.target_modules and lora.target_parameters.',
+    })
   return chosen.map((entry) => {
     const parameter = entry.parameter!
     const owner = parameter.slice(0, parameter.lastIndexOf('.'))
     const around = chosen.slice(chosen.indexOf(entry) + 1).filter((other) => other.parameter!.startsWith(`${owner}.`)).length
     const experts = entry.experts!
     return {
-      module: owner + '.base_layer'.repeat(around), weightId: entry.id, layer: entry.layer, column: 0, width: entry.rows / experts,
+      module: owner + '.base_layer'.repeat(around), weightId: entry.id, weightRows: entry.rows, layer: entry.layer, column: 0, width: entry.rows / experts,
       inputs: entry.cols, rank: 0, scale: 0, dropout: 0, experts, parameter,
     }
   })
@@ -125,7 +134,7 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
     const joined = options.targetParameters === undefined && module.parameter !== undefined && lastName(name) === 'gate_up_proj' ? 2 : 1
     const rank = patternValue(options.rankPattern, name) ?? options.r * joined
     const alpha = patternValue(options.alphaPattern, name) ?? options.alpha * joined
-    return { ...module, rank, scale: loraScale(alpha, rank, options.rslora), dropout: options.dropout }
+    return { ...module, rank, scale: loraScale(alpha, rank, options.rslora), dropout: options.dropout, ...(options.dora === true ? { dora: true as const } : {}) }
   })
 }
 

@@ -1,7 +1,7 @@
 import { bytesPerElement, type DType } from '../graph/dtype.ts'
 import type { Target } from '../graph/target.ts'
 import { whole, type Arena, type Storage, type Tensor } from '../graph/graph.ts'
-import type { LoraGroup, Weight } from '../graph/ops/linear.ts'
+import type { Dora, LoraGroup, Weight } from '../graph/ops/linear.ts'
 import type { StoredForm } from '../model/storedForm.ts'
 import { pieceShape, type WeightEntry } from '../model/weightTable.ts'
 import type { LoraModule } from './lora.ts'
@@ -13,7 +13,7 @@ export type ParameterRates = { readonly default: number } & Partial<Readonly<Rec
 
 /** One trained matrix in the flat fp32 parameter arena; gradients and moments stand at the same offsets of their arenas. */
 export interface Parameter {
-  /** `<module>.lora_A.weight`, `<module>.lora_B.weight`, or the checkpoint's tensor name. */
+  /** `<module>.lora_A.weight`, `.lora_B.weight` or `.lora_magnitude_vector`, or the checkpoint's tensor name. */
   readonly name: string
   readonly rows: number
   readonly cols: number
@@ -45,10 +45,13 @@ export interface ParameterLayout {
   /** The trained form of a weight, or undefined when it is frozen. */
   readonly weights: ReadonlyMap<string, Weight>
   readonly lora: ReadonlyMap<string, LoraGroup>
+  /** Size of the arena of `LoraGroup.dora`; 0 without DoRA. */
+  readonly doraBytes: number
 }
 
 /** Matrices start at multiples of this many elements. */
 const unit = 64
+const roundUp = (elements: number): number => Math.ceil(elements / unit) * unit
 
 interface Block {
   readonly group: ParameterGroup
@@ -84,12 +87,13 @@ export function parameterLayout(
           parameters.push({ name, rows, cols, shape, form, offset: at, group, decay, ...(block.embedding === true ? { embedding: true } : {}) })
           at += rows * cols
         }
-        elements = Math.ceil(at / unit) * unit
+        elements = roundUp(at)
       }
       if (elements > start) ranges.push({ group, decay, offset: start, elements: elements - start })
     }
   }
-  return { parameters, ranges, elements, weights, lora }
+  const doraBytes = [...lora.values()].reduce((bytes, { dora }) => Math.max(bytes, dora === undefined ? 0 : dora.gain.storage.offset + roundUp(dora.gain.cols) * 4), 0)
+  return { parameters, ranges, elements, weights, lora, doraBytes }
 }
 
 /** A matrix of the flat arenas, `offset` in elements. */
@@ -129,10 +133,15 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
   for (const module of modules) byWeight.set(module.weightId, [...(byWeight.get(module.weightId) ?? []), module])
   const site = new Map(modules.map((module, index) => [module, index]))
   const blocks: Block[] = []
+  let doraElements = 0
   for (const [weightId, members] of byWeight) {
     const rank = members.reduce((sum, module) => sum + ranksOf(module), 0)
     const inputs = members[0]!.inputs
-    const offsets = { a: 0, b: members.map(() => 0) }
+    const offsets = { a: 0, b: members.map(() => 0), magnitudes: 0 }
+    const rows = members[0]!.weightRows
+    const doraAt = doraElements
+    const dora = members.some((module) => module.dora === true)
+    if (dora) doraElements += 3 * roundUp(rows)
     /** Called after every placement; complete once all matrices of the weight have their place. */
     const assemble = () => {
       let row = 0
@@ -145,7 +154,7 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
         return { column, width, rank: module.rank, a, b, scale, ...(module.dropout > 0 ? { dropout: { p: module.dropout, site: site.get(module)! } } : {}) }
       })
       const stackable = members.every(({ dropout, experts }) => dropout === 0 && experts === undefined)
-      groups.set(weightId, { parts, ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}) })
+      groups.set(weightId, { parts, ...(dora ? { dora: doraRows(weightId, members, rows, doraAt, offsets.magnitudes, trained) } : {}), ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}) })
     }
     blocks.push({
       group: 'default', decay: true,
@@ -165,6 +174,31 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
         },
       })
     })
+    if (dora) blocks.push({
+      group: groupOfB, decay: true,
+      pieces: members.map((module) => ({ name: `${module.module}.lora_magnitude_vector`, rows: 1, cols: module.width, shape: [module.width], form: module.form })),
+      place: (offset) => {
+        offsets.magnitudes = offset
+        assemble()
+      },
+    })
   }
   return blocks
+}
+
+/** Lengths of a weight's rows in their own arena, and the magnitudes of its modules, which stand one after another from `offset` on. */
+function doraRows(weightId: string, members: readonly LoraModule[], rows: number, doraAt: number, offset: number, trained: MakeTrained): Dora {
+  const stretches: { column: number; width: number; offset: number }[] = []
+  let at = offset
+  for (const { column, width } of members) {
+    const last = stretches.at(-1)
+    if (last !== undefined && last.column + last.width === column) last.width += width
+    else stretches.push({ column, width, offset: at })
+    at += width
+  }
+  const row = (name: string, index: number) => parameterTensor(`${weightId}.${name}`, 'dora', doraAt + index * roundUp(rows), 1, rows)
+  return {
+    squares: row('squares', 0), norm: row('norm', 1), gain: row('gain', 2),
+    magnitudes: stretches.map((stretch) => ({ column: stretch.column, width: stretch.width, value: trained(`${weightId}.lora_magnitude_vector`, stretch.offset, 1, stretch.width) })),
+  }
 }

@@ -1,3 +1,4 @@
+import type { PeftAdapter } from '../io/peftAdapter.ts'
 import type { LoraInit, Training } from '../runtime/patchedModel.ts'
 
 /** What `get_peft_model` takes, with its defaults. */
@@ -9,6 +10,7 @@ export interface PeftOptions {
   readonly loraAlpha?: number
   readonly loraDropout?: number
   readonly useRslora?: boolean
+  readonly useDora?: boolean
   readonly initLoraWeights?: LoraInit
   readonly bias?: 'none' | 'all' | 'lora_only'
   readonly modulesToSave?: readonly string[]
@@ -28,9 +30,23 @@ const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up
 export function loraTraining(options: PeftOptions): Training {
   return {
     kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0,
-    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, bias: options.bias ?? 'none', init: options.initLoraWeights ?? true,
+    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, dora: options.useDora ?? false, bias: options.bias ?? 'none', init: options.initLoraWeights ?? true,
     modulesToSave: options.modulesToSave ?? [], rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
     ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
     ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }),
+  }
+}
+
+/**
+ * The options that put a saved adapter's matrices on its base model: the modules that the file has, however they were chosen
+ * (regular expressions, layers, exceptions), with nothing dropped.
+ */
+export function optionsOfAdapter({ config, modules }: Pick<PeftAdapter, 'config' | 'modules'>): PeftOptions {
+  const owners = config.targetParameters.map((parameter) => parameter.slice(0, parameter.lastIndexOf('.')))
+  const isStack = (module: string): boolean => owners.some((owner) => `.${module.replace(/(?:\.base_layer)+$/, '')}`.endsWith(`.${owner}`))
+  return {
+    r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, useDora: config.dora, bias: config.bias, modulesToSave: config.modulesToSave,
+    targetModules: [...modules.keys()].filter((module) => !isStack(module)), targetParameters: config.targetParameters,
+    rankPattern: config.rankPattern, alphaPattern: config.alphaPattern,
   }
 }

@@ -2,7 +2,8 @@ import { UnslothError } from '#shared/errors.ts'
 import { bytesPerElement, dtypeCode } from '../graph/dtype.ts'
 import { planMemory } from '../graph/plan.ts'
 import type { Target } from '../graph/target.ts'
-import { shadowCast } from '../patch/shadow.ts'
+import { doraSquares } from '../patch/dora.ts'
+import { refreshCommands } from '../patch/shadow.ts'
 import type { ArchSpec } from '../model/archSpec.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
 import { toFileForm, toGraphForm } from '../model/storedForm.ts'
@@ -36,8 +37,8 @@ export function reserveWeights({ bytes, hostBytes }: WeightArena, runtime: Runti
 export class LoadedModel {
   readonly patched: PatchedModel
   readonly runtime: Runtime
-  private readonly shadow: CompiledPlan | undefined
-  private shadowIsStale = true
+  private readonly refreshed: CompiledPlan | undefined
+  private isStale = true
   private unpacking: CompiledPlan | undefined
   /** What adapters of `pissa` started with, which the weights have lost: an adapter for the model's own files has it taken off. */
   readonly starts = new Map<string, Principal>()
@@ -46,10 +47,14 @@ export class LoadedModel {
     this.patched = patched
     this.runtime = runtime
     const { layout, target } = patched
-    const casts = shadowCast(layout, target.parameters)
-    if (casts.length === 0) return
-    runtime.reserve('shadow', layout.elements * bytesPerElement(target.parameters))
-    this.shadow = runtime.compile(planMemory(casts))
+    const commands = refreshCommands(layout, patched.arena.weights, target)
+    if (commands.length === 0) return
+    if (target.parameters !== 'f32') runtime.reserve('shadow', layout.elements * bytesPerElement(target.parameters))
+    if (layout.doraBytes > 0) {
+      runtime.reserve('dora', layout.doraBytes)
+      runtime.write('dora', 0, new Float32Array(layout.doraBytes / 4).fill(1))
+    }
+    this.refreshed = runtime.compile(planMemory(commands))
   }
 
   get target(): Target {
@@ -63,13 +68,13 @@ export class LoadedModel {
     this.unpacking = this.runtime.compile(planMemory(commands))
   }
 
-  /** Rounds trained matrices for the products that they enter, when they were written since. To be called before a plan runs. */
+  /** Makes what follows from the trained matrices, when they were written since: see refreshCommands. To be called before a plan runs. */
   async refreshShadow(): Promise<void> {
     await this.unpacking?.run()
     this.unpacking = undefined
-    if (!this.shadowIsStale) return
-    await this.shadow?.run()
-    this.shadowIsStale = false
+    if (!this.isStale) return
+    await this.refreshed?.run()
+    this.isStale = false
   }
 
   get spec(): ArchSpec {
@@ -96,6 +101,7 @@ export class LoadedModel {
     const principal = new PrincipalInit(patched, runtime, options.seed)
     for (const [index, module] of patched.modules.entries()) await model.initialiseAdapter(module, index, options.seed, principal)
     principal.release()
+    await model.initialiseMagnitudes()
     return model
   }
 
@@ -132,6 +138,18 @@ export class LoadedModel {
     if (!init) await fill(b, -1 / Math.sqrt(rank), 1 / Math.sqrt(rank), index + secondStream)
   }
 
+  /** DoRA: rows start with the lengths that they have. */
+  private async initialiseMagnitudes(): Promise<void> {
+    const { layout, arena } = this.patched
+    if (layout.doraBytes === 0) return
+    await this.runtime.compile(planMemory(doraSquares(layout, arena.weights))).run()
+    await this.refreshShadow()
+    for (const { dora } of layout.lora.values())
+      for (const { column, width, value } of dora?.magnitudes ?? [])
+        this.runtime.write('params', (value.master ?? value.value).storage.offset, this.runtime.readFloats('dora', dora!.norm.storage.offset + column * 4, width))
+    this.isStale = true
+  }
+
   /** See evaluatedWeights. */
   get trained(): DecoderWeights {
     return evaluatedWeights(this.patched)
@@ -156,7 +174,7 @@ export class LoadedModel {
   writeParameter(name: string, values: Float32Array): void {
     const { offset, rows, cols, form } = this.parameter(name)
     if (values.length !== rows * cols) throw new UnslothError('MODEL_INVALID', `${name} has ${values.length} numbers, but ${rows}x${cols} are needed.`)
-    this.shadowIsStale = true
+    this.isStale = true
     this.runtime.write('params', offset * 4, form === undefined ? values : toGraphForm(values, form, ...formShape(rows, cols)))
   }
 

@@ -2,6 +2,7 @@ import { bytesPerElement, isQuantised, type DType } from '../graph/dtype.ts'
 import { rowRange, whole, type Command, type Storage, type Tensor } from '../graph/graph.ts'
 import { gemm } from '../graph/ops/linear.ts'
 import { planMemory } from '../graph/plan.ts'
+import { asColumn } from '../patch/dora.ts'
 import { toFileForm } from '../model/storedForm.ts'
 import { isVector, type WeightEntry, type WeightPiece } from '../model/weightTable.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
@@ -17,7 +18,8 @@ function pieceTensor(value: Tensor, entry: WeightEntry, piece: WeightPiece): Ten
 }
 
 /**
- * One checkpoint tensor as it is after training, in the given type: W + Σ scale·B·A summed in fp32 and rounded once; a tensor that
+ * One checkpoint tensor as it is after training, in the given type: W + Σ scale·B·A summed in fp32, rows
+ * stretched to their lengths (DoRA), and rounded once; a tensor that
  * was trained whole is that; anything else is the base's. Little-endian bytes, rows in order.
  */
 export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece: WeightPiece, dtype: DType): Promise<Uint8Array> {
@@ -28,9 +30,14 @@ export async function mergedTensor(model: LoadedModel, entry: WeightEntry, piece
   const commands: Command[] = [isQuantised(value.storage.dtype)
     ? { name: 'dequantise', tensors: [sum, value], ints: [piece.row], floats: [] }
     : { name: 'cast', tensors: [sum, pieceTensor(value, entry, piece)], ints: [], floats: [] }]
-  for (const part of model.trained.lora(entry.id)?.parts ?? [])
+  const lora = model.trained.lora(entry.id)
+  for (const part of lora?.parts ?? [])
     if (entry.experts !== undefined) commands.push({ name: 'expertDelta', tensors: [sum, part.a.value, part.b.value], ints: [piece.row, entry.experts], floats: [part.scale] })
     else if (part.column === piece.row) commands.push(gemm(1, sum, part.b.value, part.a.value, { alpha: part.scale, accumulate: true, precision: 0 }))
+  if (lora?.dora !== undefined) {
+    await model.refreshShadow()
+    commands.push({ name: 'scaleRows', tensors: [sum, sum, asColumn(lora.dora.gain, piece.row, rows)], ints: [], floats: [] })
+  }
   commands.push({ name: 'cast', tensors: [out, sum], ints: [], floats: [] })
   const plan = planMemory(commands)
   await model.runtime.compile(plan).run()

@@ -40,7 +40,7 @@ function plainAdapterConfig(model: LoadedModel): LoraConfig {
     // Targets that mean experts only stand in targetParameters.
     targetModules: training.targets === 'all-linear' ? [...named] : training.targets.filter((target) => named.has(lastName(target))),
     targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],
-    modulesToSave: training.modulesToSave, rslora: training.rslora, bias: training.bias ?? 'none',
+    modulesToSave: training.modulesToSave, rslora: training.rslora, dora: training.dora === true, bias: training.bias ?? 'none',
     rankPattern: { ...training.rankPattern, ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
     alphaPattern: { ...training.alphaPattern, ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
     // Neither pissa nor loftq leaves anything behind that a reader would have to repeat.
@@ -55,10 +55,10 @@ function adapterTensors(model: LoadedModel, forBase: boolean): AdapterTensor[] {
     // PEFT has the bias of a wrapped layer below it.
     const owner = /^(.*)\.bias$/.exec(name)?.[1]
     if (owner !== undefined) return { module: adapted.has(owner) ? `${owner}.base_layer` : owner, part: 'bias', dtype: 'F32', shape, data: () => floatBytes(model.readParameter(name)) }
-    const lora = /^(.*)\.(lora_[AB])\.weight$/.exec(name)
-    const [module, part] = lora === null ? [name.replace(/\.weight$/, ''), 'weight' as const] : [lora[1]!, lora[2] as 'lora_A' | 'lora_B']
+    const lora = /^(.*)\.(lora_[AB])\.weight$/.exec(name) ?? /^(.*)\.(lora_magnitude_vector)$/.exec(name)
+    const [module, part] = lora === null ? [name.replace(/\.weight$/, ''), 'weight' as const] : [lora[1]!, lora[2] as 'lora_A' | 'lora_B' | 'lora_magnitude_vector']
     const start = forBase ? model.starts.get(module) : undefined
-    if (start !== undefined && part !== 'weight') {
+    if (start !== undefined && (part === 'lora_A' || part === 'lora_B')) {
       const [rows, cols] = shape as [number, number]
       const grown = part === 'lora_A' ? [2 * rows, cols] : [rows, 2 * cols]
       return { module, part, dtype: 'F32', shape: grown, data: () => floatBytes(part === 'lora_A' ? below(model.readParameter(name), start.a) : beside(model.readParameter(name), start.b, rows)) }

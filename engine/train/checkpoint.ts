@@ -76,12 +76,16 @@ export async function restoreParameters(model: LoadedModel, folder: string): Pro
 }
 
 /** Of a checkpoint of `pissa` only on weights that have started so, too. */
-async function adapterTensors(folder: string, { starts }: LoadedModel): Promise<Map<string, TensorLocation>> {
+async function adapterTensors(folder: string, { starts, patched: { training } }: LoadedModel): Promise<Map<string, TensorLocation>> {
   const adapter = await openPeftAdapter(folder, starts.size > 0)
+  const dora = training.kind === 'lora' && training.dora === true
+  if (adapter.config.dora !== dora)
+    throw new UnslothError('MODEL_INVALID', `${folder}: the adapter has use_dora: ${adapter.config.dora}, but this recipe trains with ${dora}.`, { hint: `Set lora.use_dora: ${adapter.config.dora}.` })
   const tensors = new Map(adapter.saved)
-  for (const { module, a, b } of adapter.modules.values()) {
+  for (const { module, a, b, magnitude } of adapter.modules.values()) {
     tensors.set(`${module}.lora_A.weight`, a)
     tensors.set(`${module}.lora_B.weight`, b)
+    if (magnitude !== undefined) tensors.set(`${module}.lora_magnitude_vector`, magnitude)
   }
   return tensors
 }

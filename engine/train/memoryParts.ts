@@ -5,6 +5,8 @@ import type { StepPlan } from '../model/stepGraph.ts'
 import type { Place } from '../native.ts'
 import type { PatchedModel } from '../runtime/patchedModel.ts'
 import type { UnpackedWeights } from '../runtime/unpackedWeights.ts'
+import { planMemory } from '../graph/plan.ts'
+import { refreshCommands } from '../patch/shadow.ts'
 import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
 
 export interface MemoryOptions {
@@ -47,10 +49,11 @@ export function plannedMemory(
   const { target, layout, arena } = patched
   const state = layout.elements * 4
   const optimizer = planOptimizer(layout, { kind: options.optimizer ?? 'adamw', beta1: 0, beta2: 0, eps: 0, weightDecay: 0 })
+  const refresh = planMemory(refreshCommands(layout, arena.weights, target))
   const momentBytes = optimizer.moment1 + optimizer.moment2
   const plans = [training, ...(scoring === undefined ? [] : [scoring])]
   const most = (of: (step: StepPlan) => number) => Math.max(...plans.map(of))
-  const commands = plans.reduce((count, { plan }) => count + plan.commands.length, optimizer.update.length)
+  const commands = plans.reduce((count, { plan }) => count + plan.commands.length, optimizer.update.length + refresh.commands.length)
   const onHost = (name: string, bytes: number) => ({ name, bytes, place: 'host' as const })
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: arena.bytes },
@@ -58,9 +61,10 @@ export function plannedMemory(
     onHost(hostWeightsName(patched), arena.hostBytes),
     { name: patched.training.kind === 'full' ? 'trained weights' : 'adapters', bytes: state },
     { name: 'rounded copies', bytes: target.parameters === 'f32' ? 0 : layout.elements * bytesPerElement(target.parameters) },
+    { name: 'row lengths', bytes: layout.doraBytes },
     { name: 'gradients', bytes: state },
     moments === 'host' ? onHost('optimizer', momentBytes) : { name: 'optimizer', bytes: momentBytes },
-    { name: 'activations', bytes: most(({ plan }) => plan.activationBytes) },
+    { name: 'activations', bytes: Math.max(refresh.activationBytes, most(({ plan }) => plan.activationBytes)) },
     onHost('offloaded activations', most(({ plan }) => plan.offloadedBytes)),
     { name: 'batch', bytes: most(({ ioBytes }) => ioBytes) },
     { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },

@@ -2,7 +2,7 @@ import type { Command } from '../graph/graph.ts'
 import { planMemory } from '../graph/plan.ts'
 import { stepScalar, stepScalarBytes, stepScalarOffset } from '../graph/stepScalars.ts'
 import { parameterTensor, type ParameterRates } from '../patch/parameters.ts'
-import { shadowCast } from '../patch/shadow.ts'
+import { refreshCommands } from '../patch/shadow.ts'
 import type { Place } from '../native.ts'
 import type { PatchedModel } from '../runtime/patchedModel.ts'
 import type { CompiledPlan, Runtime } from '../runtime/runtime.ts'
@@ -74,7 +74,7 @@ export class Optimizer {
       clip,
       ...plan.update,
     ]
-    commands.push(...shadowCast(layout, target.parameters))
+    commands.push(...refreshCommands(layout, patched.arena.weights, target))
     this.compiled = runtime.compile(planMemory(commands))
     if (options.lossScale !== undefined) this.writeScaling({ scale: initial, goodSteps: 0, skipped: 0 })
   }

@@ -15,7 +15,7 @@ function initOf({ init_lora_weights: init, use_loftq: loftq }: Recipe['lora']): 
 export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
   const { training, lora } = recipe
   return {
-    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora,
+    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, useDora: lora.use_dora,
     initLoraWeights: initOf(lora), bias: lora.bias,
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),

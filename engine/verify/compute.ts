@@ -1,6 +1,7 @@
 import { join } from 'node:path'
-import { readFloat32, openTensorSource, requireTensor } from '../io/tensorSource.ts'
-import { readJsonObject } from '../io/modelFolder.ts'
+import { openPeftAdapter } from '../io/peftAdapter.ts'
+import { loraTraining, optionsOfAdapter } from '../patch/peftOptions.ts'
+import { restoreParameters } from '../train/checkpoint.ts'
 import { Generator } from '../generate/generator.ts'
 import { greedy } from '../generate/sampler.ts'
 import { cpuTarget, type Compute, type Target } from '../graph/target.ts'
@@ -52,9 +53,9 @@ export class CaseComputation {
     await this.withModel({ kind: 'none' }, (model) => this.baseForward(model))
     await this.quantisation()
     if (!this.wants('lora_') && !this.wants('curve_') && !this.wants('dpo_') && !this.wants('merged_')) return
-    const training = await this.adapterTraining()
+    const training = loraTraining(optionsOfAdapter(await openPeftAdapter(this.adapter)))
     await this.withModel(training, async (model) => {
-      await this.loadAdapter(model)
+      await restoreParameters(model, this.adapter)
       await this.adapterForward(model)
       if (this.wants('dpo_')) await this.preference(model)
       if (this.wants('curve_')) await this.trainingCurve(model)
@@ -82,20 +83,8 @@ export class CaseComputation {
     }
   }
 
-  private async adapterTraining(): Promise<Training> {
-    const config = await readJsonObject(join(this.golden.folder, 'adapter', 'adapter_config.json'))
-    return {
-      kind: 'lora', r: config.r as number, alpha: config.lora_alpha as number, dropout: 0, rslora: config.use_rslora === true,
-      targets: config.target_modules as string[], modulesToSave: (config.modules_to_save as string[] | null) ?? [],
-      targetParameters: (config.target_parameters as string[] | null | undefined) ?? [],
-      rankPattern: (config.rank_pattern as Record<string, number> | null | undefined) ?? {},
-      alphaPattern: (config.alpha_pattern as Record<string, number> | null | undefined) ?? {},
-    }
-  }
-
-  private async loadAdapter(model: LoadedModel): Promise<void> {
-    const source = await openTensorSource(join(this.golden.folder, 'adapter', 'adapter_model.safetensors'))
-    for (const { name } of model.patched.layout.parameters) model.writeParameter(name, await readFloat32(requireTensor(source, `base_model.model.${name}`)))
+  private get adapter(): string {
+    return join(this.golden.folder, 'adapter')
   }
 
   /** Rows without their padding (on the right), and the labels of the batch. */

@@ -71,6 +71,17 @@ CASES = {
     "qwen2-moe": ("qwen2_moe", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96, shared_expert_intermediate_size=80, **SMALL), ATTENTION, []),
 }
 
+# Options of LoraConfig on models of few numbers: name: (model_type, changes to BASE and SLIM, LoRA targets, options).
+SLIM = dict(hidden_size=16, intermediate_size=24)
+ADAPTERS = {
+    "dora": ("llama", {}, ALL, dict(use_dora=True, use_rslora=True, rank_pattern={"down_proj": 2, "layers.1.self_attn.q_proj": 6},
+                                    alpha_pattern={".*mlp.*": 3})),
+    "dora-bias": ("qwen2", {}, ["q_proj", "v_proj", "up_proj"], dict(use_dora=True, modules_to_save=["lm_head"], layers_to_transform=[1])),
+    "dora-fused": ("phi3", dict(sliding_window=16), FUSED, dict(use_dora=True)),
+    "dora-granite": ("granite", FACTORS, r".*\.(o|down|k)_proj", dict(use_dora=True)),
+    "dora-grouped": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense_4h_to_h"], dict(use_dora=True)),
+}
+
 # Made on request only: the engine does not support these yet.
 OTHERS = {
     "tiny-gpt-oss": ("gpt_oss", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=16), ATTENTION, []),
@@ -82,6 +93,13 @@ OTHERS = {
 
 CURVE = dict(rate=5e-3, warmup=2, steps=12, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, max_norm=1.0)
 BETA, PROMPT = 0.1, 5
+
+
+def coarse(p):
+    """Few distinct numbers, which pack well."""
+    with torch.no_grad():
+        step = 2.0 ** (p.detach().float().std().log2().round() - 2)
+        return torch.round(p / step) * step
 
 
 def build(kind, changes):
@@ -122,7 +140,8 @@ def layer_of(name):
 def trainable(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
-            yield name.replace("base_model.model.", "", 1).replace(".default", ""), p
+            name = name.replace("base_model.model.", "", 1).replace(".modules_to_save", "").replace(".default", "")
+            yield name.replace("magnitude_vector.weight", "magnitude_vector"), p
 
 
 def load_adapter(folder):
@@ -131,16 +150,29 @@ def load_adapter(folder):
 
 def make(name, folder):
     torch.manual_seed(sum(map(ord, name)))
-    kind, changes, targets, parameters = {**CASES, **OTHERS}[name]
+    options = {}
+    if name in ADAPTERS:
+        kind, changes, targets, options = ADAPTERS[name]
+        changes, parameters = {**SLIM, **changes}, []
+    else:
+        kind, changes, targets, parameters = {**CASES, **OTHERS}[name]
     # Experts are published one by one; without conversion a file has them stacked, as they are in memory.
-    build(kind, changes).save_pretrained(folder, save_original_format="stacked" not in name)
+    model = build(kind, changes)
+    if name in ADAPTERS:
+        for p in model.parameters():
+            p.data.copy_(coarse(p))
+    model.save_pretrained(folder, save_original_format="stacked" not in name)
     base = opened(folder, torch.bfloat16)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM", **options)
     adapted = peft.get_peft_model(base, config)
     with torch.no_grad():
         for parameter_name, p in adapted.named_parameters():
             if "lora_B" in parameter_name:
                 p.copy_(0.05 * torch.randn_like(p))
+            if "magnitude" in parameter_name:
+                p.mul_(1 + 0.1 * torch.randn_like(p))
+            if name in ADAPTERS and p.requires_grad:
+                p.copy_(coarse(p))
     adapted.save_pretrained(os.path.join(folder, "adapter"))
 
     out = {}
@@ -195,7 +227,7 @@ def make(name, folder):
     if aux is not None:
         out["router_aux_loss"] = aux
     for parameter_name, p in trainable(model):
-        if layer_of(parameter_name) in (0, last):
+        if layer_of(parameter_name) in (0, last, None):
             out[f"lora_grad.{parameter_name}"] = p.grad.clone()
 
     model.zero_grad()
@@ -213,7 +245,10 @@ def make(name, folder):
 
     model = load_adapter(folder)
     learned = [p for _, p in trainable(model)]
-    optimizer = torch.optim.AdamW(learned, lr=CURVE["rate"], betas=CURVE["betas"], eps=CURVE["eps"], weight_decay=CURVE["weight_decay"])
+    # As transformers: biases do not decay.
+    groups = [dict(params=[p for n, p in trainable(model) if n.endswith("bias") == still], weight_decay=0 if still else CURVE["weight_decay"])
+              for still in (False, True)]
+    optimizer = torch.optim.AdamW(groups, lr=CURVE["rate"], betas=CURVE["betas"], eps=CURVE["eps"])
     losses, norms, rates = [], [], []
     for step in range(CURVE["steps"]):
         warmup, steps = CURVE["warmup"], CURVE["steps"]
@@ -238,6 +273,8 @@ def make(name, folder):
         out["curve_final_logits"] = forward(model, ids[:1])[0]
         out["merged_logits"] = forward(model.merge_and_unload(), ids[:1])[0]
 
+    if name in ADAPTERS:  # what the adapter decides
+        out = {key: value for key, value in out.items() if not re.match("full_|dpo_|greedy", key)}
     tensors = {key: (value.detach().to(torch.int64 if not value.is_floating_point() else torch.float32)).contiguous() for key, value in out.items()}
     metadata = {"source": f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}; float64 eager CPU",
                 "curve": json.dumps(CURVE)}
@@ -246,7 +283,7 @@ def make(name, folder):
 
 def main():
     target, *names = sys.argv[1:]
-    for name in names or CASES:
+    for name in names or [*CASES, *ADAPTERS]:
         folder = os.path.join(target, name)
         os.makedirs(folder, exist_ok=True)
         try:

@@ -28,6 +28,20 @@ export interface LoraPart {
 export interface LoraGroup {
   readonly parts: readonly LoraPart[]
   readonly stackedA?: Weight
+  /** Trained lengths of the rows: see doraLinear. */
+  readonly dora?: Dora
+}
+
+/** What DoRA (arXiv 2402.09353) knows of a weight's rows, fp32 [1, out] each; made after each update by doraNorms. */
+export interface Dora {
+  /** ‖W_o‖², which never changes. */
+  readonly squares: Tensor
+  /** ‖W_o + scale·B_o·A‖ */
+  readonly norm: Tensor
+  /** magnitude / norm; 1 for rows without an adapter. */
+  readonly gain: Tensor
+  /** Trained lengths [1, width] of the rows that have an adapter, neighbours together. */
+  readonly magnitudes: readonly { readonly column: number; readonly width: number; readonly value: Weight }[]
 }
 
 export interface LinearOptions {
@@ -180,7 +194,8 @@ function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly 
   return gradients
 }
 
-function dropout(y: Tensor, x: Tensor, { p, site }: { p: number; site: number }, { randomness }: LinearOptions, accumulate: boolean): Command {
+/** Command for a part's dropout; the same mask both ways. */
+export function dropout(y: Tensor, x: Tensor, { p, site }: { p: number; site: number }, { randomness }: LinearOptions, accumulate: boolean): Command {
   if (randomness === undefined) throw new Error('dropout needs its keys')
   return { name: 'dropout', tensors: [y, x, randomness.tokenKeys, randomness.random], ints: [site, accumulate ? 1 : 0], floats: [p] }
 }

@@ -158,10 +158,10 @@ export const loraSection = z.strictObject({
     max: 100_000,
   }),
   use_dora: boolean({
-    doc: 'Weight-decomposed LoRA: learn the length of each row apart from its direction.',
+    doc: 'Weight-decomposed LoRA (DoRA): learn the length of each row apart from its direction. Not with adapters on experts.',
+    effect: 'Often learns better at a small `lora_r`. A little slower, and the products of adapted layers are kept beside their scaled values.',
     aliases: ['dora'],
     default: false,
-    availability: notYet('DoRA is not available yet; set it to false for plain LoRA'),
   }),
   use_loftq: boolean({
     doc: 'The same as `init_lora_weights: loftq`: start the adapter from the error of 4-bit quantisation. Needs `load_in_4bit` and a 16-bit model.',
