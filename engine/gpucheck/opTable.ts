@@ -103,17 +103,17 @@ function elementwise(): OpCase[] {
 
 /** Rank, scale and products of a weight [n, k] that fit each other: A·Wᵀ and A·Aᵀ of small numbers beside ‖W‖² = 1 … 4. */
 function doraNorms(): OpCase[] {
-  return [[96, 16], [77, 5], [300, 130]].map(([n, r]) => c(
+  return ([[96, 16], [77, 5], [300, 130]] as const).map(([n, r]) => c(
     'doraNorm', `${n} rows, rank ${r}`,
-    [stat(1, n!), stat(1, n!), numbers('f32', range(n!, (i) => 1 + (i % 4)), n!), positive(1, n!), x(n!, r!, 0.1), f32(r!, n!, 0.01), f32(r!, r!, 0.01)], [], [0.5]))
+    [stat(1, n), stat(1, n), numbers('f32', range(n, (i) => 1 + (i % 4)), n), positive(1, n), x(n, r, 0.1), f32(r, n, 0.01), f32(r, r, 0.01)], [], [0.5]))
 }
 
 function columns(): OpCase[] {
-  return [[130, 304], [37, 33]].flatMap(([n, h]) => [
-    c('scaleColumns', `${n}x${h}`, [y(n!, h!), x(n!, h!), f32(1, h!), undefined, undefined], [], [1]),
-    c('scaleColumns', `${n}x${h}, bias and residual`, [y(n!, h!), x(n!, h!), f32(1, h!), x(1, h!), x(n!, h!)], [], [0.5]),
-    c('scaleColumnsGrad', `${n}x${h}`, [y(n!, h!), f32(1, h!), x(n!, h!), x(n!, h!), f32(1, h!), positive(1, h!)], [], [0.5]),
-    c('rowSquares', `${n}x${h}`, [stat(1, n!), x(n!, h!)]),
+  return ([[130, 304], [37, 33]] as const).flatMap(([n, h]) => [
+    c('scaleColumns', `${n}x${h}`, [y(n, h), x(n, h), f32(1, h), undefined, undefined], [], [1]),
+    c('scaleColumns', `${n}x${h}, bias and residual`, [y(n, h), x(n, h), f32(1, h), x(1, h), x(n, h)], [], [0.5]),
+    c('scaleColumnsGrad', `${n}x${h}`, [y(n, h), f32(1, h), x(n, h), x(n, h), f32(1, h), positive(1, h)], [], [0.5]),
+    c('rowSquares', `${n}x${h}`, [stat(1, n), x(n, h)]),
   ])
 }
 

@@ -94,7 +94,6 @@ const refused: Readonly<Record<string, string>> = {
   velora_config: 'VeLoRA changes the adapter',
   monteclora_config: 'MonteCLoRA samples its weights',
   megatron_config: 'the adapter is for Megatron layers',
-  fan_in_fan_out: 'the weights of the base model are transposed (Conv1D)',
 }
 
 /** Initialisations after which the base weights are no longer those of the base model. */

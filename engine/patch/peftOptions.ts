@@ -42,7 +42,8 @@ export function loraTraining(options: PeftOptions): Training {
  * (regular expressions, layers, exceptions), with nothing dropped.
  */
 export function optionsOfAdapter({ config, modules }: Pick<PeftAdapter, 'config' | 'modules'>): PeftOptions {
-  const owners = config.targetParameters.map((parameter) => parameter.slice(0, parameter.lastIndexOf('.')))
+  // PEFT names a parameter with its owner (`mlp.experts.down_proj`) or alone.
+  const owners = ['experts', ...config.targetParameters.filter((parameter) => parameter.includes('.')).map((parameter) => parameter.slice(0, parameter.lastIndexOf('.')))]
   const isStack = (module: string): boolean => owners.some((owner) => `.${module.replace(/(?:\.base_layer)+$/, '')}`.endsWith(`.${owner}`))
   return {
     r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, useDora: config.dora, bias: config.bias, modulesToSave: config.modulesToSave,

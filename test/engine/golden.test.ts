@@ -36,6 +36,7 @@ describe('models made by transformers and PEFT', () => {
     'tiny-gemma', 'tiny-gemma2', 'tiny-gemma3', 'tiny-phi3', 'tiny-phi3-short', 'tiny-phi3-long', 'tiny-cohere', 'tiny-cohere2', 'tiny-granite', 'tiny-olmo2',
     'tiny-olmo3', 'tiny-smollm3', 'tiny-mixtral', 'tiny-mixtral-down', 'tiny-mixtral-stacked', 'tiny-qwen3-moe', 'tiny-granite-moe', 'tiny-glm4',
     'tiny-seed-oss', 'tiny-ernie', 'tiny-starcoder2', 'tiny-stablelm', 'olmo', 'phi', 'gpt-neox', 'gpt2', 'falcon', 'qwen2-moe',
+    'dora', 'dora-bias', 'dora-fused', 'dora-granite', 'dora-grouped',
   ]
   it('are all here', async () => {
     assert.deepEqual((await readdir(folder)).sort(), [...required].sort())

@@ -230,7 +230,7 @@ describe('recipe: problems', () => {
       ['training.load_in_8bit', 'logging.enable_wandb'])
     assert.deepEqual(unsupportedSettings(accept({})), [])
     const refused: readonly Document[] = [
-      { lora: { use_dora: true } }, { lora: { init_lora_weights: 'olora' } },
+      { lora: { init_lora_weights: 'olora' } },
       { save: { method: 'gguf' } }, { model: { name: 'x', trust_remote_code: true } },
     ]
     for (const document of refused) assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) =>

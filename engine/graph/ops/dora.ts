@@ -25,7 +25,7 @@ export function doraLinear(graph: Graph, name: string, x: Tensor, y: Tensor, opt
   if (alpha !== 1 && bias !== undefined) throw new Error('dora: a factor together with a bias is not used by any architecture')
   const z = graph.activation(`${name}.z`, y.cols, { rule: x.storage.rule, keep })
   if (lora.parts.some((part) => part.dropout !== undefined)) return withDropout(graph, name, x, z, y, options)
-  const { dora: _, ...plain } = lora
+  const plain = { parts: lora.parts, ...(lora.stackedA === undefined ? {} : { stackedA: lora.stackedA }) }
   linear(graph, name, x, z, { weight, lora: plain, precision })
   graph.record(
     {

@@ -60,7 +60,6 @@ describe('adapter_config.json', () => {
   })
 
   const refusals: [change: Record<string, unknown>, message: RegExp][] = [
-    [{ use_dora: true }, /"use_dora" is set: DoRA/],
     [{ lora_bias: true }, /"lora_bias" is set: .*bias in lora_B/],
     [{ alora_invocation_tokens: [1, 2] }, /aLoRA/],
     [{ bias: 'some' }, /"bias" is "some"/],
@@ -69,7 +68,6 @@ describe('adapter_config.json', () => {
     [{ trainable_token_indices: [5] }, /single rows/],
     [{ init_lora_weights: 'pissa_niter_4' }, /changes the base weights/],
     [{ use_something_new: true }, /"use_something_new" is set, a feature of a newer PEFT/],
-    [{ fan_in_fan_out: true }, /transposed/],
   ]
   for (const [change, message] of refusals)
     it(`refuses ${Object.keys(change)[0]} with the reason`, () => {
@@ -153,6 +151,13 @@ describe('PEFT adapter', () => {
     )
   })
 
+  it('takes magnitudes of DoRA under both names that PEFT has for them', async () => {
+    for (const name of ['lora_magnitude_vector', 'lora_magnitude_vector.default.weight']) {
+      const { modules } = await openWith([f32(`${q}.${name}`, [5]), ...pair], { use_dora: true })
+      assert.deepEqual(modules.get('model.layers.0.self_attn.q_proj')!.magnitude!.shape, [5])
+    }
+  })
+
   it('takes ranks from rank_pattern', async () => {
     const { modules } = await openWith(pair, { r: 8, rank_pattern: { q_proj: 4 } })
     assert.equal(modules.get('model.layers.0.self_attn.q_proj')!.scale, 2)
@@ -171,8 +176,15 @@ describe('PEFT adapter', () => {
     )
     await assert.rejects(
       openWith([...pair, f32(`${q}.lora_magnitude_vector`, [5])]),
-      failure('MODEL_UNSUPPORTED', /DoRA magnitudes/),
+      failure('MODEL_INVALID', /q_proj" has lora_magnitude_vector, but adapter_config.json says use_dora: false/),
     )
+    await assert.rejects(openWith(pair, { use_dora: true }), failure('MODEL_INVALID', /q_proj" lacks lora_magnitude_vector/))
+    await assert.rejects(
+      openWith([...pair, f32(`${q}.lora_magnitude_vector`, [6])], { use_dora: true }),
+      failure('MODEL_INVALID', /lora_magnitude_vector \[6\] does not fit lora_B \[5, 4\]/),
+    )
+    const table = [f32('base_model.model.e.lora_embedding_A', [4, 9]), f32('base_model.model.e.lora_embedding_B', [5, 4]), f32('base_model.model.e.lora_magnitude_vector', [5])]
+    await assert.rejects(openWith(table, { use_dora: true }), failure('MODEL_UNSUPPORTED', /"e" is an embedding with DoRA/))
     await assert.rejects(openWith([...pair, f32(`${q}.lora_B.bias`, [5])]), failure('MODEL_UNSUPPORTED', /bias in the adapter/))
     await assert.rejects(
       openWith([f32('model.layers.0.weight', [1])]),

@@ -53,7 +53,7 @@ const cases: readonly [code: ProblemCode, text: string, after: string][] = [
     `${head}training:\n  max_steps: 50\n  warmup_steps: 5\n`],
   ['conflict', `${head}training:\n  num_epochs: 0\n`, `${head}training:\n  num_epochs: 1\n`],
   ['ineffective', `${head}training:\n  eval_steps: 10\n`, `${head}  eval_split: 0.05\ntraining:\n  eval_steps: 10\n`],
-  ['unavailable', `${head}lora:\n  use_dora: true\n`, `${head}lora:\n`],
+  ['unavailable', `${head}lora:\n  init_lora_weights: olora\n`, `${head}lora:\n`],
   ['value', `${head}training:\n  lr_scheduler_type: cosin\n`, `${head}training:\n  lr_scheduler_type: cosine\n`],
   ['range', `${head}training:\n  batch_size: 0\n`, `${head}training:\n  batch_size: 1\n`],
   ['syntax', `${head}training:\n\tmax_steps: 4\n`, `${head}training:\n  max_steps: 4\n`],
