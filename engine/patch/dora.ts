@@ -13,9 +13,13 @@ const atOnce = 2 ** 24
 
 type Frozen = ReadonlyMap<string, Weight>
 
-/** The commands that measure the rows of every weight with DoRA. Once, when weights and adapters have their first values. */
-export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): Command[] {
-  return [...lora].flatMap(([id, { dora }]) => {
+/**
+ * The commands that measure the rows of every weight with DoRA, once they have their first values; the cache arena gives so many bytes
+ * for it.
+ */
+export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { readonly commands: readonly Command[]; readonly cacheBytes: number } {
+  let cacheBytes = 0
+  const commands = [...lora].flatMap(([id, { dora }]): Command[] => {
     if (dora === undefined) return []
     const { value } = frozen.get(id)!
     const { rows, cols, dtype } = value.storage
@@ -23,10 +27,15 @@ export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): Command[
     const each = Math.max(1, Math.floor(atOnce / (4 * cols)))
     return Array.from({ length: Math.ceil(rows / each) }, (_, block) => block * each).flatMap((row): Command[] => {
       const count = Math.min(each, rows - row)
-      const { operand, commands } = weightRows(value, row, count, 'f32', -1)
-      return [...commands, { name: 'rowSquares', tensors: [slice(dora.squares, row, count), operand], ints: [], floats: [] }]
+      const plain = whole({ name: `${id} unpacked`, arena: 'cache', offset: 0, dtype: 'f32', rows: count, cols, rule: 'fixed', keep: 'residual', layer: -1 })
+      cacheBytes = Math.max(cacheBytes, count * cols * 4)
+      return [
+        { name: 'dequantise', tensors: [plain, value], ints: [row], floats: [] },
+        { name: 'rowSquares', tensors: [slice(dora.squares, row, count), plain], ints: [], floats: [] },
+      ]
     })
   })
+  return { commands, cacheBytes }
 }
 
 /**

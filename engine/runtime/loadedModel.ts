@@ -142,7 +142,10 @@ export class LoadedModel {
   private async initialiseMagnitudes(): Promise<void> {
     const { layout, arena } = this.patched
     if (layout.doraBytes === 0) return
-    await this.runtime.compile(planMemory(doraSquares(layout, arena.weights))).run()
+    const { commands, cacheBytes } = doraSquares(layout, arena.weights)
+    this.runtime.reserve('cache', cacheBytes)
+    await this.runtime.compile(planMemory(commands)).run()
+    this.runtime.release('cache')
     await this.refreshShadow()
     for (const { dora } of layout.lora.values())
       for (const { column, width, value } of dora?.magnitudes ?? [])

@@ -16,6 +16,8 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import adapters
+
 VOCABULARY, WIDTH = 96, 32
 BASE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=1, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -79,6 +81,12 @@ ADAPTERS = {
     "dora-bias": ("qwen2", {}, ["q_proj", "v_proj", "up_proj"], dict(use_dora=True, modules_to_save=["lm_head"], layers_to_transform=[1])),
     "dora-fused": ("phi3", dict(sliding_window=16), FUSED, dict(use_dora=True)),
     "dora-granite": ("granite", FACTORS, r".*\.(o|down|k)_proj", dict(use_dora=True)),
+    "dora-nf4": ("llama", {}, ALL, dict(use_dora=True)),
+    "lora-options": ("qwen2", dict(num_hidden_layers=3), ATTENTION + ["down_proj"], dict(
+        bias="lora_only", rank_pattern={"self_attn.q_proj": 2, r"layers\.2\..*[kv]_proj": 3}, alpha_pattern={"o_proj": 5}, layers_to_transform=[0, 2],
+        layers_pattern="layers", exclude_modules=r".*\.0\.mlp.*")),
+    "lora-bias": ("gpt_neox", dict(rotary_pct=0.25), "all-linear", dict(bias="all", init_lora_weights=False)),
+    "lora-starts": ("llama", dict(num_hidden_layers=1), ["q_proj", "up_proj", "down_proj"], {}),
     "dora-grouped": ("gpt_neox", dict(rotary_pct=0.25), ["query_key_value", "dense_4h_to_h"], dict(use_dora=True)),
 }
 
@@ -140,7 +148,7 @@ def layer_of(name):
 def trainable(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
-            name = name.replace("base_model.model.", "", 1).replace(".modules_to_save", "").replace(".default", "")
+            name = name.replace("base_model.model.", "", 1).replace(".modules_to_save", "").replace(".default", "").replace(".base_layer", "")
             yield name.replace("magnitude_vector.weight", "magnitude_vector"), p
 
 
@@ -159,8 +167,8 @@ def make(name, folder):
     # Experts are published one by one; without conversion a file has them stacked, as they are in memory.
     model = build(kind, changes)
     if name in ADAPTERS:
-        for p in model.parameters():
-            p.data.copy_(coarse(p))
+        for n, p in model.named_parameters():
+            p.data.copy_(adapters.to_nf4(p) if name.endswith("nf4") and "proj" in n else coarse(p))
     model.save_pretrained(folder, save_original_format="stacked" not in name)
     base = opened(folder, torch.bfloat16)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM", **options)
@@ -230,6 +238,17 @@ def make(name, folder):
         if layer_of(parameter_name) in (0, last, None):
             out[f"lora_grad.{parameter_name}"] = p.grad.clone()
 
+    if name in ADAPTERS:
+        model.zero_grad()
+        _, _, loss, _ = loss_of(adapters.with_dropout(model))
+        loss.backward()
+        out["dropout_loss"] = loss
+        for parameter_name, p in trainable(model):
+            if layer_of(parameter_name) == 0:
+                out[f"dropout_grad.{parameter_name}"] = p.grad.clone()
+        model = load_adapter(folder)
+    if "starts" in name:
+        out.update(adapters.starts(opened(folder, torch.float32), targets, 4, 8))
     model.zero_grad()
     logp = lambda tokens: -token_nll(forward(model, tokens)[0], tokens)[:, PROMPT - 1:].sum(-1)
     with torch.no_grad(), model.disable_adapter():
