@@ -25,7 +25,7 @@ function ownTolerance(name: string, rounded: boolean): number {
   if (name === 'greedy_ids' || /^(nf4_|q8_|dequant\.)/.test(name)) return 0
   if (name.startsWith('adam8_')) return 2e-6 // bitsandbytes takes powers of β with a fast instruction
   if (rounded) return /^(lora_grad|curve_grad_norm)/.test(name) ? 2e-2 : name.endsWith('loss') ? 1e-3 : 1e-2
-  if (/^(full_grad|lora_grad|dpo_grad)/.test(name)) return 1e-4
+  if (/^(full_grad|lora_grad|dpo_grad|dropout_grad)/.test(name)) return 1e-4
   if (name.startsWith('curve_')) return 1e-4
   return 1e-5
 }

@@ -9,10 +9,12 @@ import { chooseDevice, targetOf } from '../runtime/chooseDevice.ts'
 import { decidable } from './sixteenBits.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel, type Training } from '../runtime/patchedModel.ts'
+import type { Quantisation } from '../runtime/quantisedWeights.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Optimizer } from '../train/optimizer.ts'
 import { learningRate } from '../train/schedule.ts'
 import type { Golden, Quantity } from './golden.ts'
+import { startQuantities } from './adapterStarts.ts'
 import { allLogits, balance, gradients, scores, type ScoredRow } from './passes.ts'
 import { mergedLogits } from './merged.ts'
 import { adam8Quantities, dequantQuantities, dynamicQuantities, nf4Quantities } from './quantised.ts'
@@ -21,11 +23,18 @@ import { referenceGreedy } from './referenceGreedy.ts'
 export interface ComputeOptions {
   readonly device: DeviceChoice
   readonly compute: Compute | 'auto'
+  /** How the adapted model is kept; default as it is stored. */
+  readonly quantisation?: Quantisation
 }
 
 /** Settings of the reference's training curve; see the golden's metadata. */
 const curve = { rate: 5e-3, warmup: 2, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01, maxNorm: 1 } as const
+/** Of the reference's dropout; see test/golden/adapters.py. */
+const dropout = { rate: 0.25, seed: 7, step: 3 } as const
 const dpo = { beta: 0.1, promptTokens: 5 } as const
+
+/** NF4 as the reference of LoftQ makes it. */
+const nf4: Quantisation = { kind: 'load', type: 'nf4', nested: false }
 
 /** Everything that a golden case asks for, under the golden's own names. */
 export class CaseComputation {
@@ -53,13 +62,21 @@ export class CaseComputation {
     await this.withModel({ kind: 'none' }, (model) => this.baseForward(model))
     await this.quantisation()
     if (!this.wants('lora_') && !this.wants('curve_') && !this.wants('dpo_') && !this.wants('merged_')) return
-    const training = loraTraining(optionsOfAdapter(await openPeftAdapter(this.adapter)))
-    await this.withModel(training, async (model) => {
+    const adapter = optionsOfAdapter(await openPeftAdapter(this.adapter))
+    await this.withModel(loraTraining(adapter), async (model) => {
       await restoreParameters(model, this.adapter)
       await this.adapterForward(model)
       if (this.wants('dpo_')) await this.preference(model)
       if (this.wants('curve_')) await this.trainingCurve(model)
     })
+    if (this.wants('dropout_'))
+      await this.withModel(loraTraining({ ...adapter, loraDropout: dropout.rate }), async (model) => {
+        await restoreParameters(model, this.adapter)
+        this.set('dropout_loss', await gradients(model, await this.labelledRows(), { dropout }))
+        this.setParameters(model, 'dropout_grad', (name) => model.readGradient(name))
+      })
+    for (const init of ['pissa', 'loftq'] as const)
+      if (this.wants(`${init}.`)) await this.withModel(loraTraining({ ...adapter, initLoraWeights: init }), (model) => startQuantities(this.golden, model, init, this.set.bind(this)), init === 'loftq' ? nf4 : undefined)
   }
 
   /** 4-bit weights and 8-bit optimizers, where the golden has them. */
@@ -72,11 +89,11 @@ export class CaseComputation {
   }
 
   /** Each part runs on its own device memory: what one leaves behind cannot help another. */
-  private async withModel(training: Training, use: (model: LoadedModel) => Promise<void>): Promise<void> {
+  private async withModel(training: Training, use: (model: LoadedModel) => Promise<void> | void, quantisation = training.kind === 'lora' ? this.options.quantisation : undefined): Promise<void> {
     const runtime = new Runtime(this.options.device)
     try {
       const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
-      const patched = patchModel(await describeModel(this.golden.modelFolder), training, this.target, { embeddingRate })
+      const patched = patchModel(await describeModel(this.golden.modelFolder), training, this.target, { embeddingRate, ...(quantisation === undefined ? {} : { quantisation }) })
       await use(await LoadedModel.load(patched, runtime, { seed: 0 }))
     } finally {
       runtime.dispose()

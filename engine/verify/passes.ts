@@ -3,6 +3,7 @@ import { stepScalarOffset } from '../graph/stepScalars.ts'
 import { logitsPlan, scoringPlan, trainingPlan } from '../model/stepGraph.ts'
 import type { DecoderWeights } from '../model/decoder.ts'
 import type { LoadedModel } from '../runtime/loadedModel.ts'
+import { trainedWeights } from '../runtime/patchedModel.ts'
 import { StepRunner, type PackedTokens } from '../runtime/stepRunner.ts'
 import { lossScaleDefaults } from '../train/lossScale.ts'
 
@@ -86,21 +87,23 @@ export interface GradientOptions {
   readonly offload?: number
   /** Default: with activations in fp16. */
   readonly lossScaling?: boolean | undefined
+  /** Seed and step of the dropout of adapters; without it nothing is dropped. */
+  readonly dropout?: { readonly seed: number; readonly step: number }
 }
 
 /** Runs forward and backward with these weights on positions; gradients are left in the gradient arena, without a loss scale. Σ weight·nll. */
-export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], { recompute = 'none', offload = 0, lossScaling }: GradientOptions = {}): Promise<number> {
+export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], { recompute = 'none', offload = 0, lossScaling, dropout }: GradientOptions = {}): Promise<number> {
   const { spec, target, runtime, trained, patched } = model
   const packed = packScored(rows)
   const { elements } = patched.layout
   runtime.reserve('grads', elements * 4)
-  const step = trainingPlan({ spec, weights: trained, capacity: capacityOf(packed), target, dropout: false, recompute: () => recompute, offload, lossScaling })
+  const step = trainingPlan({ spec, weights: dropout === undefined ? trained : trainedWeights(patched), capacity: capacityOf(packed), target, dropout: dropout !== undefined, recompute: () => recompute, offload, lossScaling })
   const runner = new StepRunner(runtime, spec, step)
   await model.refreshShadow()
   for (let scale = step.lossScaling ? lossScaleDefaults.initial : 1; ; scale /= 2) {
     runtime.write('grads', 0, new Float32Array(elements))
     runtime.write('scalars', stepScalarOffset('scaling'), Float64Array.of(scale))
-    await runner.run(packed)
+    await runner.run(packed, dropout)
     if (scale <= 1) break
     const scaled = runtime.readFloats('grads', 0, elements)
     if (!scaled.every(Number.isFinite)) continue

@@ -1,5 +1,7 @@
 """What golden cases of adapters hold beyond `generate.py`: dropout with known masks, weights that NF4 represents exactly, and the starts
 of PiSSA and LoftQ."""
+import re
+
 import peft
 import torch
 from peft.utils.loftq_utils import _low_rank_decomposition
@@ -37,9 +39,20 @@ class KeyedDropout(torch.nn.Module):
         return x * kept / (1 - RATE)
 
 
+ORDER = ["q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "o_proj", "attention.dense", "gate_proj", "up_proj", "gate_up_proj",
+         "dense_h_to_4h", "down_proj", "dense_4h_to_h"]
+
+
+def place(name):
+    """Where a module stands in the order in which a layer uses them."""
+    layer = re.search(r"\.(?:layers|h)\.(\d+)\.", name)
+    return int(layer.group(1)) if layer else -1, next((i for i, end in enumerate(ORDER) if name.endswith("." + end)), -1)
+
+
 def with_dropout(model):
     """The adapters' dropout replaced by one of known masks, in the order of the modules."""
-    layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.layer.Linear)]
+    layers = [module for name, module in sorted(model.named_modules(), key=lambda pair: place(pair[0]))
+              if isinstance(module, peft.tuners.lora.layer.Linear)]
     for site, layer in enumerate(layers):
         layer.lora_dropout["default"] = KeyedDropout(site)
     return model.train()

@@ -244,7 +244,7 @@ def make(name, folder):
         loss.backward()
         out["dropout_loss"] = loss
         for parameter_name, p in trainable(model):
-            if layer_of(parameter_name) == 0:
+            if layer_of(parameter_name) is not None:
                 out[f"dropout_grad.{parameter_name}"] = p.grad.clone()
         model = load_adapter(folder)
     if "starts" in name:
@@ -294,6 +294,8 @@ def make(name, folder):
 
     if name in ADAPTERS:  # what the adapter decides
         out = {key: value for key, value in out.items() if not re.match("full_|dpo_|greedy", key)}
+        # A bias of keys that no rotation follows has no gradient: Adam makes steps of its rounding errors.
+        out.pop("curve_final.gpt_neox.layers.1.attention.query_key_value.bias", None)
     tensors = {key: (value.detach().to(torch.int64 if not value.is_floating_point() else torch.float32)).contiguous() for key, value in out.items()}
     metadata = {"source": f"transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__}; float64 eager CPU",
                 "curve": json.dumps(CURVE)}
