@@ -42,13 +42,13 @@ export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { readon
  * The commands that make norm and gain of every weight with DoRA from its adapter as it is now: products of the weight with the rank
  * alone, W·Aᵀ and A·Aᵀ, so that no matrix of the weight's size is made (see doraNorm). A GPU turns a quantised weight into numbers first.
  */
-export function doraNorms({ lora }: ParameterLayout, frozen: Frozen, target: Pick<Target, 'kind' | 'weights'>): Command[] {
+export function doraNorms({ lora }: ParameterLayout, frozen: Frozen, { unpacked }: Pick<Target, 'unpacked'>): Command[] {
   return [...lora].flatMap(([id, { dora, parts }]) => parts.flatMap((part): Command[] => {
     if (dora === undefined) return []
     const { column, width, rank, a, b, scale } = part
     const { value } = frozen.get(id)!
-    const direct = target.kind === 'cpu' && isQuantised(value.storage.dtype)
-    const { operand, commands } = direct ? { operand: value, commands: [] } : weightRows(value, column, width, target.weights ?? 'f32', -1)
+    const direct = unpacked === undefined && isQuantised(value.storage.dtype)
+    const { operand, commands } = direct ? { operand: value, commands: [] } : weightRows(value, column, width, unpacked ?? 'f32', -1)
     const product = scratch(`${id}.wa`, rank, operand.storage.rows)
     const gram = scratch(`${id}.gram`, rank, rank)
     const of = (tensor: Tensor): Tensor => slice(tensor, column, width)

@@ -90,7 +90,7 @@ function withDropout(graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor
   const { weight, bias, lora, add, keep, precision } = options
   const { gain } = lora.dora!
   const alpha = options.alpha ?? 1
-  const rowsOf = ({ column, width }: Piece): Rows => weightRows(weight.value, column, width, graph.unpackedType ?? 'f32', graph.layer)
+  const rowsOf = ({ column, width }: Piece): Rows => weightRows(graph.unpacked.get(weight.value.storage) ?? weight.value, column, width, graph.unpackedType ?? 'f32', graph.layer)
   const { rule } = x.storage
   const u = graph.activation(`${name}.u`, lora.parts.reduce((sum, { rank }) => sum + rank, 0), { rule, keep })
   const pieces: Piece[] = []
