@@ -12,6 +12,7 @@ import { formatPatchReport } from './patch/lora.ts'
 import { chooseDevice, targetOf } from './runtime/chooseDevice.ts'
 import { LoadedModel } from './runtime/loadedModel.ts'
 import { describeModel, patchModel, type ModelDescription, type PatchedModel, type PatchOptions } from './runtime/patchedModel.ts'
+import { int8, nf4 } from './runtime/quantisedWeights.ts'
 import { resolveModel, type ResolvedModel } from './runtime/resolveModel.ts'
 import { Runtime, type DeviceChoice } from './runtime/runtime.ts'
 import type { HostWeight } from './runtime/weightArena.ts'
@@ -46,6 +47,8 @@ export interface PretrainedOptions {
   readonly loadIn4bit?: boolean
   /** Frozen weights to keep in memory of the system beside a GPU. */
   readonly hostWeights?: readonly HostWeight[]
+  /** The same in 8 bits: rows of int8 with their maxima, as LLM.int8 stores them. */
+  readonly loadIn8bit?: boolean
   /** How frozen weights are kept; default: as they are stored. */
   readonly dtype?: 'auto' | 'bfloat16' | 'float16' | 'float32'
   /** Default: what suits the device. */
@@ -97,7 +100,7 @@ export class FastLanguageModel {
     this.weightType = {
       ...(options.dtype === undefined || options.dtype === 'auto' ? {} : { weightType: weightTypes[options.dtype] }),
       ...(options.hostWeights === undefined ? {} : { hostWeights: options.hostWeights }),
-      ...(options.loadIn4bit === true ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
+      ...(options.loadIn4bit === true ? { quantisation: nf4 } : options.loadIn8bit === true ? { quantisation: int8 } : {}),
     }
     this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.target, this.weightType)
   }

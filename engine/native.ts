@@ -50,9 +50,10 @@ export interface LoadPart {
   readonly offset: number
 }
 
-/** Mirrors kernels/cpu/loadQuantised.h; offsets in bytes. */
+/** Mirrors kernels/core/device.h and kernels/cpu/loadQuantised.h; offsets in bytes. */
 export type QuantisedPart = LoadPart & (
   | { readonly kind: 'pack'; readonly fp4: boolean; readonly nested: boolean; readonly groupShift: number; readonly codesAt: number; readonly absmaxAt: number; readonly nestedAt: number }
+  | { readonly kind: 'packRows'; readonly cols: number; readonly numbersAt: number; readonly scalesAt: number }
   | { readonly kind: 'unpack'; readonly rounding: number; readonly blockSize: number; readonly code: Float32Array; readonly absmax: Float32Array }
   | { readonly kind: 'scaled'; readonly fp8: boolean; readonly cols: number; readonly blockRows: number; readonly blockCols: number; readonly divisor: number; readonly scales: Float32Array }
 )

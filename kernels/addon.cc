@@ -215,7 +215,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
     return part;
   }
 
-  /** A part whose numbers are quantised on the way in ("pack"), or in the file ("unpack", "scaled"). */
+  /** A part whose numbers are quantised on the way in ("pack", "packRows"), or in the file ("unpack", "scaled"). */
   Napi::Value loadQuantised(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&]() -> Napi::Value {
       const auto item = info[0].As<Napi::Object>();
@@ -229,14 +229,21 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
       auto bad = std::make_shared<double>();
       const auto finish = [bad](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *bad); };
       if (kind == "pack") {
-        cpu::Pack4Part part{.from = loadPart(item),
-                            .fp4 = item.Get("fp4").ToBoolean(),
-                            .nested = item.Get("nested").ToBoolean(),
-                            .groupShift = item.Get("groupShift").ToNumber().Int32Value(),
-                            .codesAt = sizeArgument(item.Get("codesAt")),
-                            .absmaxAt = sizeArgument(item.Get("absmaxAt")),
-                            .nestedAt = sizeArgument(item.Get("nestedAt"))};
-        return start(info, [=](Device& d) { *bad = static_cast<double>(cpu::load(part, d, threads)); }, finish);
+        Pack4Part part{.from = loadPart(item),
+                       .fp4 = item.Get("fp4").ToBoolean(),
+                       .nested = item.Get("nested").ToBoolean(),
+                       .groupShift = item.Get("groupShift").ToNumber().Int32Value(),
+                       .codesAt = sizeArgument(item.Get("codesAt")),
+                       .absmaxAt = sizeArgument(item.Get("absmaxAt")),
+                       .nestedAt = sizeArgument(item.Get("nestedAt"))};
+        return start(info, [=](Device& d) { *bad = static_cast<double>(d.load(part)); }, finish);
+      }
+      if (kind == "packRows") {
+        Pack8Part part{.from = loadPart(item),
+                       .cols = static_cast<int64_t>(sizeArgument(item.Get("cols"))),
+                       .numbersAt = sizeArgument(item.Get("numbersAt")),
+                       .scalesAt = sizeArgument(item.Get("scalesAt"))};
+        return start(info, [=](Device& d) { *bad = static_cast<double>(d.load(part)); }, finish);
       }
       if (kind == "unpack") {
         cpu::Unpack4Part part{.from = loadPart(item),

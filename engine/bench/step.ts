@@ -1,11 +1,13 @@
 import { dtypeCode, isQuantised } from '../graph/dtype.ts'
 import type { Storage } from '../graph/graph.ts'
 import { quant4Layout, quantBlock } from '../graph/quant4.ts'
+import { quant8Layout } from '../graph/quant8.ts'
 import type { Compute, Target } from '../graph/target.ts'
 import { native } from '../native.ts'
 import { freeBytes, freeHostBytes, targetOf } from '../runtime/chooseDevice.ts'
 import { LoadedModel, reserveWeights } from '../runtime/loadedModel.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
+import { int8, nf4 } from '../runtime/quantisedWeights.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { Trainer, type LossBatch, type StepOutcome } from '../train/trainer.ts'
 import type { OptimizerKind } from '../train/optimizerState.ts'
@@ -29,7 +31,8 @@ export interface StepBenchOptions {
   readonly checkpointing: Checkpointing
   readonly training: Training
   /** Frozen linear layers in 4 bits. */
-  readonly in4bit?: boolean
+  /** Of frozen linear layers; default: 16. */
+  readonly bits?: 4 | 8 | undefined
   readonly optimizer?: OptimizerKind
   /** Use only so many layers of the shape. */
   readonly layers?: number
@@ -81,7 +84,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const size = peakSize[device.kind]
   const peak = await measureGemm({ m: size, n: size, k: size, mode: 0, target, device })
   const patched = patchModel(
-    shapeModel(options.shape, 'BF16', options.layers), options.training, target, options.in4bit === true ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {})
+    shapeModel(options.shape, 'BF16', options.layers), options.training, target, options.bits === 4 ? { quantisation: nf4 } : options.bits === 8 ? { quantisation: int8 } : {})
   const { vocabulary } = patched.model.spec
   const samples = options.instruction ? instructionSteps(options.steps, options.sequences, vocabulary) : []
   const tokensOf = (step: (typeof samples)[number]) => step.reduce((sum, { ids }) => sum + ids.length, 0)
@@ -153,9 +156,14 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
   return LoadedModel.initialise(patched, runtime, { seed: 1 })
 }
 
-/** Codes from the bits of random numbers, maxima of the size that weights of this width have. */
+/** Numbers from the bits of random ones, maxima of the size that weights of this width have. */
 async function fillQuantised(runtime: Runtime, { arena, offset, rows, cols, dtype }: Storage, index: number): Promise<void> {
   const [elements, blocks] = [rows * cols, Math.ceil((rows * cols) / quantBlock)]
+  if (dtype === 'q8') {
+    const bytes = quant8Layout(rows, cols, { blockRows: 1, blockCols: cols })
+    await runtime.fillUniform(arena, offset + bytes.numbers, Math.floor(elements / 4), dtypeCode('f32'), [1, 2], 1, index)
+    return runtime.fillUniform(arena, offset + bytes.scales, rows, dtypeCode('f32'), [1 / Math.sqrt(cols), 2 / Math.sqrt(cols)], 1, index)
+  }
   const layout = quant4Layout(dtype as 'q4' | 'q4n', elements)
   await runtime.fillUniform(arena, offset + layout.codes, Math.floor(elements / 8), dtypeCode('f32'), [1, 2], 1, index)
   const maximum = 2 / Math.sqrt(cols)

@@ -162,6 +162,7 @@ export const commands = {
       layers: { type: 'integer', summary: 'use only so many layers of the shape', min: 1, max: 1000, value: 'N' },
       rank: { type: 'integer', summary: 'rank of the adapter; 0: full fine-tuning', default: 16, min: 0, max: 16384, value: 'R' },
       load_in_4bit: { type: 'boolean', summary: 'frozen linear layers in 4 bits' },
+      load_in_8bit: { type: 'boolean', summary: 'frozen linear layers in 8 bits' },
       optim: { type: 'text', summary: 'the optimizer', choices: ['adamw_torch', 'adamw_8bit', 'lion_32bit', 'lion_8bit', 'sgd', 'adafactor'], default: 'adamw_torch', value: 'NAME' },
       ops: { type: 'boolean', summary: 'operations only, no whole step' },
       device, compute, threads, json,

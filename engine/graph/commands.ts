@@ -165,8 +165,8 @@ export const commandSignatures = {
   /** c += alpha·b_e·a_e for rows [row, row + c.rows) of a stack [E·out, in]: a [r·E, in] by rows, b [out, r·E] by columns (see expertGemm). */
   expertDelta: signature('c', 'a b', 'row experts', 'alpha'),
   /**
-   * y = rows [row, row + y.rows) of a quantised matrix (q4, q4n; see kernels/core/quant4.h): code·absmax rounded to the type that the
-   * matrix had, then converted to y's.
+   * y = rows [row, row + y.rows) of a quantised matrix: code·absmax (q4, q4n; kernels/core/quant4.h) or number·scale / divisor (q8;
+   * kernels/core/quant8.h), rounded to the type that the matrix had, then converted to y's.
    */
   dequantise: signature('y', 'x', 'row'),
   /**

@@ -40,13 +40,20 @@ async function readScales(tensor: TensorLocation): Promise<Float32Array> {
 
 const fp8Block = 128
 
+const product = (sizes: readonly number[]): number => sizes.reduce((all, size) => all * size, 1)
+
+/** Of a matrix, or of a stack of them [experts, rows, cols], which is one with all rows below each other. */
 function blocksOf(weight: TensorLocation, scale: TensorLocation, kind: 'int8' | 'fp8'): { blockRows: number; blockCols: number } {
-  const [rows = 1, cols = 1] = weight.shape
-  const count = scale.shape.reduce((product, size) => product * size, 1)
-  if (weight.shape.length === 2) {
-    if (count === 1 && kind === 'fp8') return { blockRows: rows, blockCols: cols }
-    if (count === rows && (scale.shape.length === 1 || scale.shape[0] === rows)) return { blockRows: 1, blockCols: cols }
-    if (kind === 'fp8' && scale.shape.join() === [Math.ceil(rows / fp8Block), Math.ceil(cols / fp8Block)].join()) return { blockRows: fp8Block, blockCols: fp8Block }
+  const [rows = 1, cols = 1] = weight.shape.slice(-2)
+  const outer = weight.shape.slice(0, -2)
+  const [stack, count] = [product(outer), product(scale.shape)]
+  const has = (...shapes: readonly (readonly number[])[]) => shapes.some((shape) => shape.join() === scale.shape.join())
+  if (weight.shape.length === 2 || weight.shape.length === 3) {
+    if (count === 1 && kind === 'fp8') return { blockRows: stack * rows, blockCols: cols }
+    if (has([...outer, rows], [...outer, rows, 1], [stack * rows])) return { blockRows: 1, blockCols: cols }
+    if (kind === 'fp8' && outer.length > 0 && has([...outer], [...outer, 1], [...outer, 1, 1])) return { blockRows: rows, blockCols: cols }
+    const inBlocks = has([...outer, Math.ceil(rows / fp8Block), Math.ceil(cols / fp8Block)])
+    if (kind === 'fp8' && inBlocks && (outer.length === 0 || rows % fp8Block === 0)) return { blockRows: fp8Block, blockCols: fp8Block }
   }
   throw new UnslothError('MODEL_UNSUPPORTED', `${scale.path}: ${quote(scale.name)} has shape [${scale.shape.join(', ')}], which does not fit [${weight.shape.join(', ')}].`, {
     hint: 'Scales for the tensor, for each row and for blocks of 128 × 128 are known. Use the 16-bit version of the model.',

@@ -78,15 +78,15 @@ export interface PatchOptions {
   readonly loraPlus?: boolean
   /** Frozen weights that lie in memory of the system beside a GPU; a processor has no other. */
   readonly hostWeights?: readonly HostWeight[]
-  /** Default: matrices that are stored in 4 bits stay so. */
+  /** Default: matrices that are stored in 4 or 8 bits stay so. */
   readonly quantisation?: Quantisation
 }
 
 /** Decides what is frozen, what is trained and where everything stands. */
 export function patchModel(model: ModelDescription, training: Training, target: Target, options: PatchOptions = {}): PatchedModel {
   if (training.kind === 'full' && (model.quantised.size > 0 || options.quantisation?.kind === 'load'))
-    throw new UnslothError('RECIPE', 'training.training_type: weights of 4 bits cannot be trained in full.', {
-      hint: model.quantised.size > 0 ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).' : 'Set load_in_4bit: false, or training_type: lora.',
+    throw new UnslothError('RECIPE', 'training.training_type: quantised weights cannot be trained in full.', {
+      hint: model.quantised.size > 0 ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).' : 'Set load_in_4bit: false and load_in_8bit: false, or training_type: lora.',
     })
   const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
   const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? [...savedEntries(model, training.modulesToSave), ...trainedBiases(model.entries, modules, training.bias)] : []

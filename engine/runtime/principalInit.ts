@@ -40,7 +40,7 @@ export class PrincipalInit {
   async pissa(module: LoraModule, index: number): Promise<Principal> {
     const { weight, rows, cols } = this.weightOf(module)
     if (isQuantised(weight.storage.dtype))
-      throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa changes the weights, which 4 bits do not allow.', { hint: 'Set training.load_in_4bit: false and name a 16-bit model, or choose loftq.' })
+      throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow.', { hint: 'Name a 16-bit model and set training.load_in_4bit and training.load_in_8bit to false, or choose loftq.' })
     this.offset = 0
     const w = this.matrix('w', rows, cols)
     await this.run([{ name: 'cast', tensors: [w, this.part(weight, module)], ints: [], floats: [] }])

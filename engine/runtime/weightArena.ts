@@ -71,9 +71,9 @@ export interface WeightArena {
   readonly hostParts: readonly LoadItem[]
   /** Small tables that go with quantised weights. */
   readonly writes: readonly SmallWrite[]
-  /** Whether any matrix stands in 4-bit blocks. */
+  /** Whether any matrix stands in 4 or 8 bits. */
   readonly isQuantised: boolean
-  /** What could not be kept in 4 bits, and why: one sentence each. */
+  /** What could not be kept in few bits, and why: one sentence each. */
   readonly notes: readonly string[]
 }
 
@@ -121,17 +121,24 @@ export type HostWeight = 'embedding' | 'head'
 /** Kinds of weights that bitsandbytes quantises: the linear layers of the decoder. */
 const isQuantisable = ({ kind, rows }: WeightEntry): boolean => (kind === 'linear' && rows > 1) || kind === 'experts'
 
+/** Whoever quantised a checkpoint chose what stays in 16 bits: nothing of it is quantised further. */
+function chosenQuantisation({ quantised, scaled }: WeightSource, wanted: Quantisation): { quantisation: Quantisation; notes: string[] } {
+  const [has, asked] = [quantised.size > 0 ? 4 : scaled.size > 0 ? 8 : 16, wanted.kind !== 'load' ? 16 : wanted.type === 'int8' ? 8 : 4]
+  if (has === 16 || asked === 16) return { quantisation: wanted, notes: [] }
+  return { quantisation: { kind: 'stored' }, notes: has === asked ? [] : [`The checkpoint is stored in ${has} bits and stays so: load_in_${asked}bit has no effect.`] }
+}
+
 /**
  * Places frozen weights one after another in their stored type; nothing is read yet. `type` is what 16- and 32-bit numbers become.
- * Matrices in 4 bits stay so, or become so, as `quantisation` says. `host`: which lie in memory of the system.
+ * Matrices in few bits stay so, or become so, as `quantisation` says. `host`: which lie in memory of the system.
  */
 export function layoutWeights(
-  entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, quantisation: Quantisation, host: readonly HostWeight[] = [],
+  entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, wanted: Quantisation, host: readonly HostWeight[] = [],
 ): WeightArena {
+  const { quantisation, notes } = chosenQuantisation(source, wanted)
   const weights = new Map<string, Weight>()
   const parts = { weights: [] as LoadItem[], hostWeights: [] as LoadItem[] }
   const writes: SmallWrite[] = []
-  const notes: string[] = []
   const ends = { weights: 0, hostWeights: 0 }
   for (const entry of entries) {
     const arena = host.some((id) => id === entry.id) ? 'hostWeights' : 'weights'

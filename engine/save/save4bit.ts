@@ -10,6 +10,7 @@ import { isQuantised } from '../graph/dtype.ts'
 import { pieceShape } from '../model/weightTable.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
 import { describeModel, patchModel } from '../runtime/patchedModel.ts'
+import { nf4 } from '../runtime/quantisedWeights.ts'
 import { Runtime } from '../runtime/runtime.ts'
 import { relativeError } from '../verify/relativeError.ts'
 import { allLogits } from '../verify/passes.ts'
@@ -41,7 +42,7 @@ export async function saveMerged4bit(model: LoadedModel, folder: string, options
       await saveMerged(model, plain, options)
       const runtime = new Runtime(model.runtime.choice)
       try {
-        const patched = patchModel(await describeModel(plain), { kind: 'none' }, model.target, { quantisation: { kind: 'load', type: 'nf4', nested: true } })
+        const patched = patchModel(await describeModel(plain), { kind: 'none' }, model.target, { quantisation: nf4 })
         const quantised = await LoadedModel.load(patched, runtime, { seed: 0 })
         await writeWeights(quantised, draft, type, options)
         await writeConfig(quantised, plain, draft)

@@ -104,7 +104,7 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
   const named = pinned === undefined ? { modelName: recipe.model.name, revision: recipe.model.revision } : { modelName: pinned.id, revision: pinned.commit }
   const model = await FastLanguageModel.fromPretrained({
     ...named, useExactModelName: recipe.model.use_exact_model_name, signal: hub.signal, onDownload: hub.onProgress, maxSeqLength: training.max_seq_length, fullFinetuning: training.training_type === 'full', fixTokenizer: recipe.model.fix_tokenizer, chatTemplate: await tokenizerOptions(recipe), randomState: training.random_seed,
-    dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit, hostWeights: hostWeights(training),
+    dtype: recipe.model.dtype, compute: training.compute, device, loadIn4bit: training.load_in_4bit, loadIn8bit: training.load_in_8bit, hostWeights: hostWeights(training),
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))

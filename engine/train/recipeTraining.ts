@@ -1,6 +1,7 @@
 import { targetModules, type Recipe } from '#shared/recipe.ts'
 import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
 import type { LoraInit, PatchOptions, Training } from '../runtime/patchedModel.ts'
+import { int8, nf4 } from '../runtime/quantisedWeights.ts'
 import type { HostWeight } from '../runtime/weightArena.ts'
 import { optimizerKinds } from './optimizerState.ts'
 import type { TrainingPlanOptions } from './trainingPlan.ts'
@@ -29,7 +30,7 @@ export function frozenWeights({ model, training }: Recipe): Pick<PatchOptions, '
   return {
     hostWeights: hostWeights(training),
     ...(model.dtype === 'auto' ? {} : { weightType: ({ bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const)[model.dtype] }),
-    ...(training.load_in_4bit ? { quantisation: { kind: 'load', type: 'nf4', nested: true } } : {}),
+    ...(training.load_in_4bit ? { quantisation: nf4 } : training.load_in_8bit ? { quantisation: int8 } : {}),
   }
 }
 

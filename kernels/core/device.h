@@ -20,6 +20,21 @@ struct LoadPart {
   uint64_t offset = 0;  // bytes
 };
 
+/** A 16- or 32-bit tensor of a file that becomes a piece of a matrix of 4-bit blocks (quant4.h); offsets in bytes of the buffer. */
+struct Pack4Part {
+  LoadPart from;  // `target` and `offset` are not used
+  bool fp4 = false, nested = false;
+  int64_t groupShift = 8;
+  uint64_t codesAt = 0, absmaxAt = 0, nestedAt = 0;
+};
+
+/** A 16- or 32-bit tensor of a file that becomes rows of int8 with their maxima as scales (quant8.h); offsets in bytes of the buffer. */
+struct Pack8Part {
+  LoadPart from;  // `target` and `offset` are not used
+  int64_t cols = 0;
+  uint64_t numbersAt = 0, scalesAt = 0;
+};
+
 struct RunResult {
   int64_t executed = 0;  // commands completed
   bool stopped = false;
@@ -49,6 +64,9 @@ class Device {
   virtual std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) = 0;
   /** Returns how many elements were NaN or infinite. */
   virtual uint64_t load(const LoadPart& part) = 0;
+  /** The same, quantised as bitsandbytes does it: every device makes the same bytes. */
+  virtual uint64_t load(const Pack4Part& part) = 0;
+  virtual uint64_t load(const Pack8Part& part) = 0;
   /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i. */
   virtual void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) = 0;
   /**

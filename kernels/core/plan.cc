@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "quant4.h"
+#include "quant8.h"
 
 namespace unsloth {
 namespace {
@@ -20,7 +21,7 @@ int64_t wholeNumber(double value, const char* what) {
 PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& bufferBytes) {
   PlanTensor t;
   const int64_t dtype = wholeNumber(numbers[0], "dtype");
-  if (dtype > static_cast<int64_t>(DType::Q4N)) fail("plan: unknown dtype " + std::to_string(dtype));
+  if (dtype > static_cast<int64_t>(DType::Q8)) fail("plan: unknown dtype " + std::to_string(dtype));
   t.dtype = static_cast<DType>(dtype);
   const int64_t buffer = wholeNumber(numbers[1], "buffer");
   if (buffer >= static_cast<int64_t>(bufferBytes.size())) fail("plan: tensor names buffer " + std::to_string(buffer));
@@ -38,8 +39,9 @@ PlanTensor decodeTensor(const double* numbers, const std::vector<size_t>& buffer
   if (t.ld < t.cols) fail("plan: row stride " + std::to_string(t.ld) + " is below " + std::to_string(t.cols) + " columns");
   if (isQuantised(t.dtype)) {
     if (t.ld != t.cols || t.rule != RowRule::fixed || t.offset % Quant4Layout::part != 0) fail("plan: a quantised matrix is not whole");
-    const Quant4Layout layout{t.rows * t.cols, t.dtype == DType::Q4N};
-    if (static_cast<size_t>(t.offset + layout.leastBytes()) > bufferBytes[static_cast<size_t>(buffer)])
+    const int64_t least = t.dtype == DType::Q8 ? Quant8Layout{t.rows, t.cols}.leastBytes()
+                                               : Quant4Layout{t.rows * t.cols, t.dtype == DType::Q4N}.leastBytes();
+    if (static_cast<size_t>(t.offset + least) > bufferBytes[static_cast<size_t>(buffer)])
       fail("plan: a quantised matrix of " + std::to_string(t.rows) + "x" + std::to_string(t.cols) + " does not fit its buffer");
     return t;
   }

@@ -6,10 +6,10 @@
 namespace unsloth {
 
 /** Element types; the numbers are those of `dtypes` in engine/graph/dtype.ts. */
-enum class DType : int32_t { F32 = 0, BF16 = 1, F16 = 2, I32 = 3, F64 = 4, U8 = 5, Q4 = 6, Q4N = 7 };
+enum class DType : int32_t { F32 = 0, BF16 = 1, F16 = 2, I32 = 3, F64 = 4, U8 = 5, Q4 = 6, Q4N = 7, Q8 = 8, F8 = 9 };
 
-/** Matrices of 4-bit blocks: only whole ones, see quant4.h. */
-inline bool isQuantised(DType type) { return type == DType::Q4 || type == DType::Q4N; }
+/** Matrices of 4 or 8 bits: only whole ones, see quant4.h and quant8.h. */
+inline bool isQuantised(DType type) { return type == DType::Q4 || type == DType::Q4N || type == DType::Q8; }
 
 inline size_t bytesPerElement(DType type) {
   switch (type) {
@@ -18,9 +18,11 @@ inline size_t bytesPerElement(DType type) {
     case DType::I32: return 4;
     case DType::BF16:
     case DType::F16: return 2;
-    case DType::U8: return 1;
+    case DType::U8:
+    case DType::F8: return 1;
     case DType::Q4:
-    case DType::Q4N: break;  // no element has a place of its own
+    case DType::Q4N:
+    case DType::Q8: break;  // no element has a place of its own
   }
   return 0;
 }

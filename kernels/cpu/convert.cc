@@ -32,7 +32,9 @@ void fill(const Call& call, ThreadPool& pool) {
       case DType::F16: return fillWith<uint16_t>(to, floatToF16(single), n);
       case DType::U8: return fillWith<uint8_t>(to, static_cast<uint8_t>(value), n);
       case DType::Q4:
-      case DType::Q4N: args.refuse("x is quantised");
+      case DType::Q4N:
+      case DType::Q8:
+      case DType::F8: args.refuse("x is quantised");
     }
   });
 }

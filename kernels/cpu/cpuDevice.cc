@@ -5,8 +5,10 @@
 
 #include "../core/error.h"
 #include "../core/fileReader.h"
+#include "../core/quant4.h"
 #include "ops.h"
 #include "pages.h"
+#include "quantise.h"
 #include "random.h"
 
 namespace unsloth::cpu {
@@ -41,7 +43,9 @@ void narrow(std::byte* data, DType dtype, uint64_t i, float value) {
 uint64_t countNonFinite(const std::byte* data, DType dtype, uint64_t elements) {
   uint64_t bad = 0;
   for (uint64_t i = 0; i < elements; ++i) {
-    if (dtype == DType::BF16) {
+    if (dtype == DType::F8) {
+      bad += (static_cast<uint8_t>(data[i]) & 0x7fu) == 0x7fu;
+    } else if (dtype == DType::BF16) {
       bad += (reinterpret_cast<const uint16_t*>(data)[i] & 0x7f80u) == 0x7f80u;
     } else if (dtype == DType::F16) {
       bad += (reinterpret_cast<const uint16_t*>(data)[i] & 0x7c00u) == 0x7c00u;
@@ -117,6 +121,30 @@ uint64_t CpuDevice::load(const LoadPart& part) {
     for (uint64_t i = 0; i < count; ++i) narrow(target + at * targetWidth, part.target, i, widen(chunk.data(), part.source, i));
   }
   return bad;
+}
+
+uint64_t CpuDevice::load(const Pack4Part& part) {
+  const auto elements = static_cast<int64_t>(part.from.elements), blocks = (elements + Quant4Layout::block - 1) / Quant4Layout::block;
+  const auto at = [&](uint64_t offset, int64_t bytes) { return range(part.from.buffer, offset, static_cast<size_t>(bytes)); };
+  Quant4Target target{};
+  target.codes = reinterpret_cast<uint8_t*>(at(part.codesAt, (elements + 1) / 2));
+  target.groupShift = part.groupShift;
+  if (!part.nested) {
+    target.absmax = reinterpret_cast<float*>(at(part.absmaxAt, 4 * blocks));
+    return quantise4(part.from, part.fp4, target, pool_);
+  }
+  std::vector<float> absmax(static_cast<size_t>(blocks));
+  target.absmax = absmax.data();
+  target.absmaxCode = reinterpret_cast<uint8_t*>(at(part.absmaxAt, blocks));
+  target.nested = reinterpret_cast<float*>(at(part.nestedAt, 8 * ((blocks + (int64_t{1} << part.groupShift) - 1) >> part.groupShift)));
+  return quantise4(part.from, part.fp4, target, pool_);
+}
+
+uint64_t CpuDevice::load(const Pack8Part& part) {
+  const auto elements = static_cast<int64_t>(part.from.elements), rows = part.cols == 0 ? 0 : elements / part.cols;
+  auto* numbers = reinterpret_cast<uint8_t*>(range(part.from.buffer, part.numbersAt, static_cast<size_t>(elements)));
+  auto* scales = reinterpret_cast<float*>(range(part.from.buffer, part.scalesAt, static_cast<size_t>(4 * rows)));
+  return quantise8(part.from, part.cols, numbers, scales, pool_);
 }
 
 void CpuDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) {

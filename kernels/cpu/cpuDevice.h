@@ -20,6 +20,8 @@ class CpuDevice : public Device {
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
   std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;
   uint64_t load(const LoadPart& part) override;
+  uint64_t load(const Pack4Part& part) override;
+  uint64_t load(const Pack8Part& part) override;
   void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) override;
   RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) override;
 

@@ -6,21 +6,15 @@
 
 #include "../core/error.h"
 #include "../core/fileReader.h"
-#include "quantise.h"
+#include "../core/quant4.h"
+#include "../core/quant8.h"
+#include "threadPool.h"
 #include "vectorKernels.h"
 
 namespace unsloth::cpu {
 namespace {
 
 bool finite(float x) { return std::fabs(x) <= 3.4028235e38f; }
-
-/** OCP E4M3: no infinities, NaN is all ones. */
-float e4m3ToFloat(uint8_t bits) {
-  const int exponent = bits >> 3 & 15, fraction = bits & 7;
-  if ((bits & 0x7f) == 0x7f) return NAN;
-  const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9) : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
-  return bits & 0x80 ? -size : size;
-}
 
 /** Runs fill(first, count, out) over pieces of a tensor with all threads and writes each round of pieces to the device. */
 template <class Fill>
@@ -42,25 +36,6 @@ uint64_t convert(const LoadPart& part, uint64_t unit, Device& device, int thread
 }
 
 }  // namespace
-
-uint64_t load(const Pack4Part& part, Device& device, int threads) {
-  const auto elements = static_cast<int64_t>(part.from.elements), blocks = (elements + Quant4Layout::block - 1) / Quant4Layout::block;
-  std::vector<uint8_t> codes(static_cast<size_t>((elements + 1) / 2)), absmaxCodes(static_cast<size_t>(part.nested ? blocks : 0));
-  const int64_t groups = part.nested ? (blocks + (int64_t{1} << part.groupShift) - 1) >> part.groupShift : 0;
-  std::vector<float> absmax(static_cast<size_t>(blocks)), nested(static_cast<size_t>(2 * groups));
-  ThreadPool pool(threads);
-  const Quant4Target target{codes.data(), absmax.data(), part.nested ? absmaxCodes.data() : nullptr, nested.data(), part.groupShift};
-  const uint64_t bad = quantiseFile(part.from, part.fp4, target, pool);
-  const int32_t buffer = part.from.buffer;
-  device.write(buffer, part.codesAt, codes.data(), codes.size());
-  if (part.nested) {
-    device.write(buffer, part.absmaxAt, absmaxCodes.data(), absmaxCodes.size());
-    device.write(buffer, part.nestedAt, nested.data(), nested.size() * sizeof(float));
-  } else {
-    device.write(buffer, part.absmaxAt, absmax.data(), absmax.size() * sizeof(float));
-  }
-  return bad;
-}
 
 uint64_t load(const Unpack4Part& part, Device& device, int threads) {
   FileReader file(part.from.path);

@@ -5,14 +5,6 @@
 
 namespace unsloth::cpu {
 
-/** A 16- or 32-bit tensor of a file that becomes a piece of a quantised matrix; offsets in bytes of the buffer. */
-struct Pack4Part {
-  LoadPart from;  // `target` and `offset` are not used
-  bool fp4 = false, nested = false;
-  int64_t groupShift = 8;
-  uint64_t codesAt = 0, absmaxAt = 0, nestedAt = 0;
-};
-
 /** A 4-bit tensor of a file that becomes numbers of `from.target`, rounded to `rounding` before. */
 struct Unpack4Part {
   LoadPart from;  // `source` is not used; `elements` are those of the matrix
@@ -31,7 +23,6 @@ struct ScaledPart {
 };
 
 /** Each reads one tensor with all threads, one tensor's result in memory at a time, and returns how many values are not finite. */
-uint64_t load(const Pack4Part& part, Device& device, int threads);
 uint64_t load(const Unpack4Part& part, Device& device, int threads);
 uint64_t load(const ScaledPart& part, Device& device, int threads);
 

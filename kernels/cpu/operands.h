@@ -9,7 +9,7 @@
 namespace unsloth::cpu {
 
 inline std::string describe(const View& v) {
-  static const char* const names[] = {"f32", "bf16", "f16", "i32", "f64", "u8", "q4", "q4n"};
+  static const char* const names[] = {"f32", "bf16", "f16", "i32", "f64", "u8", "q4", "q4n", "q8", "f8"};
   return std::string(names[static_cast<int32_t>(v.dtype)]) + "[" + std::to_string(v.rows) + "," + std::to_string(v.cols) + "]";
 }
 

@@ -124,6 +124,12 @@ struct VectorKernels {
   void (*unpack4)(float* y, const uint8_t* codes, const float* table, float absmax, int64_t n);
   /** Codes of one block of n ≤ 64 elements (NF4 or FP4); returns its absmax, NaN when an element is not finite. */
   float (*pack4)(uint8_t* codes, const float* x, int64_t n, bool fp4);
+  /** y[i] = value_i·scale / divisor; value: table[numbers[i]], or int8 without a table. */
+  void (*unpack8)(float* y, const uint8_t* numbers, const float* table, float scale, float divisor, int64_t n);
+  /** numbers[i] = int8 nearest to x[i]·factor, to even on a tie. */
+  void (*pack8)(uint8_t* numbers, const float* x, float factor, int64_t n);
+  /** Largest |x|, NaN when one is not finite. */
+  float (*absmax)(const float* x, int64_t n);
 
   /** One block of n ≤ 256 parameters; m and v are their codes, absmaxM and absmaxV what these are relative to. */
   void (*adamw8)(float* p, uint8_t* m, uint8_t* v, float* absmaxM, float* absmaxV, const float* grad, const Adamw8Step& step, int64_t n);

@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../core/fileReader.h"
 #include "gpus.h"
 #include "operands.h"
 #include "ops.h"
@@ -158,28 +157,6 @@ void CudaDevice::reserveScratch(size_t bytes) {
   context_.workspaceBytes = 0;
   check(cudaMalloc(&context_.workspace, bytes), "reserving scratch memory");
   context_.workspaceBytes = bytes;
-}
-
-uint64_t CudaDevice::load(const LoadPart& part) {
-  const size_t sourceWidth = bytesPerElement(part.source), targetWidth = bytesPerElement(part.target);
-  std::byte* target = range(part.buffer, part.offset, part.elements * targetWidth);
-  const bool numbers = part.source != DType::I32 && part.source != DType::U8;
-  const bool same = part.source == part.target;
-  FileReader file(part.path);
-  check(cudaMemsetAsync(counter_, 0, sizeof *counter_, stream_), "loading weights");
-  const uint64_t chunk = Staging::slotBytes / sourceWidth;
-  for (uint64_t at = 0; at < part.elements; at += chunk) {
-    const uint64_t count = std::min(chunk, part.elements - at);
-    file.read(part.fileOffset + at * sourceWidth, staging_->acquire(), count * sourceWidth);
-    void* landing = same ? static_cast<void*>(target + at * targetWidth) : context_.workspace;
-    staging_->send(landing, count * sourceWidth);
-    if (!same) convert(target + at * targetWidth, part.target, landing, part.source, count, counter_, stream_);
-  }
-  if (same && numbers) countNonFinite(target, part.target, part.elements, counter_, stream_);
-  unsigned long long bad = 0;
-  check(cudaMemcpyAsync(&bad, counter_, sizeof bad, cudaMemcpyDeviceToHost, stream_), "loading weights");
-  check(cudaStreamSynchronize(stream_), "loading weights");
-  return bad;
 }
 
 void CudaDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../core/device.h"
+#include "../cpu/threadPool.h"
 #include "context.h"
 #include "copies.h"
 #include "staging.h"
@@ -28,6 +29,8 @@ class CudaDevice : public Device {
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
   std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;
   uint64_t load(const LoadPart& part) override;
+  uint64_t load(const Pack4Part& part) override;
+  uint64_t load(const Pack8Part& part) override;
   void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) override;
   RunResult run(const Plan& plan, const Dims& dims, const Dims& live, int64_t first, int64_t last, bool profile) override;
   void reserveScratch(size_t bytes) override;
@@ -59,10 +62,13 @@ class CudaDevice : public Device {
   cudaGraphExec_t capture(const Plan& plan, const Dims& dims, int64_t first, int64_t last);
   void dropGraphs();
   size_t freeBytes() const;
+  template <class Landed>
+  uint64_t stream(const LoadPart& part, uint64_t unit, std::byte* target, const Landed& landed);
 
   GpuInfo gpu_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Staging> staging_;
+  std::unique_ptr<cpu::ThreadPool> readers_;  // made when something is loaded
   std::shared_ptr<LateReads> lateReads_;  // also held by reads under way
   std::unique_ptr<Copies> copies_;
   Context context_;

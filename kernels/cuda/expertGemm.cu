@@ -5,6 +5,7 @@
 #include "gemmEpilogue.cuh"
 #include "operands.h"
 #include "ops.h"
+#include "quantised.h"
 
 namespace unsloth::cuda {
 namespace {
@@ -203,7 +204,8 @@ void expertGemm(const Call& call, const Context& context) {
   g.lowAlpha = static_cast<float>(call.f(1));
   g.c = operands.matrix(0, "c");
   g.a = operands.matrix(1, "a");
-  g.b = operands.matrix(2, "b");
+  const bool quantised = operands.has(2) && g.mode == 0 && isQuantised(call.t(2).dtype);
+  g.b = quantised ? call.t(2) : operands.matrix(2, "b");
   const View& first = operands.typed(3, "first", DType::I32, Operands::any, 1);
   operands.require(first.ld == 1 && first.rows >= 2, "first must be a list of one number more than there are experts");
   g.first = first.i32();
@@ -230,6 +232,10 @@ void expertGemm(const Call& call, const Context& context) {
     operands.require(g.lowB.rows == lowRows * height && g.lowB.cols == lowCols * width, "lowA and lowB do not fit");
   }
   if (g.m == 0 || g.n == 0) return;
+  if (quantised) {
+    operands.require(!byColumns, "a quantised b goes by rows");
+    return expertFewSlots({g.c, g.a, g.b, g.lowA, g.lowB, g.first, g.experts, g.n, g.k, g.alpha, g.lowAlpha, g.columns == ExpertColumns::low}, context);
+  }
   if (!expertGemmWgmma(g, context)) expertGemmSimple(g, context);
 }
 

@@ -1,70 +1,12 @@
 // Matrices in blocks of 4 bits (core/quant4.h): into plain numbers, and times a few rows as they are.
-#include "../core/quant4.h"
-#include "gemm.h"
 #include "mma.cuh"
-#include "operands.h"
-#include "ops.h"
-#include "vector.cuh"
+#include "quant4.cuh"
+#include "quantised.h"
 
 namespace unsloth::cuda {
 namespace {
 
 constexpr int threads = 256, unroll = 4, perThread = 8;  // a thread's 8 codes are one 32-bit word
-
-/** absmax of blocks, the header read once for each thread block. */
-struct Maxima {
-  const float* absmax;
-  const uint8_t* codes;
-  const float2* nested;
-  int shift;
-
-  /** What is read of a block, before the tables are needed. */
-  struct Raw {
-    float2 group;
-    uint32_t code;
-  };
-  __device__ __forceinline__ Raw load(int64_t block) const {
-    if (codes == nullptr) return {{__ldg(absmax + block), 0.0f}, 0};
-    return {__ldg(nested + (block >> shift)), __ldg(codes + block)};
-  }
-  __device__ __forceinline__ float finish(const Raw& raw, const float* map) const {
-    return codes == nullptr ? raw.group.x : __fadd_rn(__fmul_rn(map[raw.code], raw.group.x), raw.group.y);
-  }
-  __device__ __forceinline__ float operator()(int64_t block, const float* map) const { return finish(load(block), map); }
-};
-
-struct Tables {
-  float code[16], map[256];
-};
-
-/** Where the maxima stand, and the type that values are rounded to. */
-__device__ __forceinline__ Maxima maximaOf(const Quant4View& q, uint32_t& rounding) {
-  const auto* header = reinterpret_cast<const uint32_t*>(q.base + 64);
-  rounding = header[1];
-  return {q.absmax, q.absmaxCode, reinterpret_cast<const float2*>(q.nested), static_cast<int>(header[0])};
-}
-
-__device__ __forceinline__ void fillTables(const Quant4View& q, Tables& tables) {
-  if (threadIdx.x < 16) tables.code[threadIdx.x] = q.code[threadIdx.x];
-  if (q.absmaxCode != nullptr) tables.map[threadIdx.x % 256] = q.nestedCode[threadIdx.x % 256];
-  __syncthreads();
-}
-
-__device__ __forceinline__ Maxima prepare(const Quant4View& q, Tables& tables, uint32_t& rounding) {
-  const Maxima maxima = maximaOf(q, rounding);
-  fillTables(q, tables);
-  return maxima;
-}
-
-/** What the matrix's own type makes of a value. */
-__device__ __forceinline__ float rounded(float value, uint32_t type) {
-  if (type == static_cast<uint32_t>(DType::BF16)) return __bfloat162float(__float2bfloat16_rn(value));
-  if (type == static_cast<uint32_t>(DType::F16)) return __half2float(__float2half_rn(value));
-  return value;
-}
-
-/** Code k of a word: bytes in order, the first of a pair in the high half. */
-__device__ __forceinline__ uint32_t codeOf(uint32_t word, int k) { return word >> (8 * (k / 2) + (k % 2 == 0 ? 4 : 0)) & 15u; }
 
 /**
  * y[i] = round(code·absmax) for elements [first, first + count) of the flattened matrix, first and count multiples of 8.
@@ -119,15 +61,6 @@ __global__ void __launch_bounds__(threads) dequantiseEach(T* y, int64_t ld, cons
  * block, its warps share k. Sums code·x of 8 codes before the maximum comes in. Reads 0.53 bytes and does 2m FLOPs for each weight.
  */
 constexpr int group = 4;
-
-struct FewRows {
-  const void *a, *bias, *add;
-  void* c;
-  int64_t ldA, ldAdd, ldC, n, k;
-  int m;
-  float alpha;
-  bool accumulate;
-};
 
 template <class T, int rows>
 __global__ void __launch_bounds__(threads) fewRowsKernel(const FewRows g, const Quant4View q) {
@@ -339,7 +272,13 @@ void launchFewRows(const FewRows& g, const Quant4View& q, const Context& context
   checkLaunch("gemm");
 }
 
-void dequantiseInto(const View& y, const View& x, int64_t row, const Context& context) {
+}  // namespace
+
+void fewRows4(DType type, const FewRows& g, const View& b, const Context& context) {
+  withType(type, "gemm", [&](auto tag) { launchFewRows<typename decltype(tag)::type>(g, Quant4View(b), context); });
+}
+
+void dequantise4(const View& y, const View& x, int64_t row, const Context& context) {
   const Quant4View q(x);
   const int64_t first = row * x.cols, count = y.rows * y.cols;
   if (count == 0) return;
@@ -358,42 +297,4 @@ void dequantiseInto(const View& y, const View& x, int64_t row, const Context& co
   checkLaunch("dequantise");
 }
 
-}  // namespace
-
-void gemmQuantised(const GemmArgs& args, const Context& context) {
-  if (args.m == 0 || args.n == 0) return;
-  const View* all[] = {&args.c, &args.a, &args.bias, &args.add};
-  const auto vector = static_cast<int64_t>(bytesPerElement(args.a.dtype)) * perThread;
-  bool few = args.mode == 0 && args.m <= 8 && args.k % Quant4Layout::block == 0 && reinterpret_cast<uintptr_t>(args.a.data) % vector == 0 &&
-             args.a.ld % perThread == 0;
-  for (const View* v : all) few = few && (!v->present() || v->dtype == args.c.dtype);
-  if (few) {
-    const FewRows g{args.a.data, args.bias.data, args.add.data, args.c.data, args.a.ld, args.add.ld, args.c.ld, args.n, args.k,
-                    static_cast<int>(args.m), args.alpha, args.accumulate};
-    withType(args.c.dtype, "gemm", [&](auto tag) { launchFewRows<typename decltype(tag)::type>(g, Quant4View(args.b), context); });
-    return;
-  }
-  // Anything else goes through plain numbers in the scratch.
-  GemmArgs plain = args;
-  plain.terms.clear();
-  plain.b = args.b;
-  plain.b.dtype = args.a.dtype;
-  plain.b.data = scratch<std::byte>(context, 0, static_cast<size_t>(args.b.rows * args.b.cols) * bytesPerElement(plain.b.dtype), "gemm");
-  dequantiseInto(plain.b, args.b, 0, context);
-  gemmSimple(plain, context);
-}
-
-namespace ops {
-
-void dequantise(const Call& call, const Context& context) {
-  const Operands args(call, "dequantise", 2, 1, 0);
-  const View& y = args.matrix(0, "y");
-  const View& x = args.shaped(1, "x", Operands::any, y.cols);
-  args.require(isQuantised(x.dtype), "x is not quantised");
-  const int64_t row = call.i(0);
-  args.require(row >= 0 && row + y.rows <= x.rows, "the rows are not in x");
-  dequantiseInto(y, x, row, context);
-}
-
-}  // namespace ops
 }  // namespace unsloth::cuda

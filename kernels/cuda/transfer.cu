@@ -42,6 +42,14 @@ void convertTo(T* target, const void* source, DType sourceType, uint64_t element
   });
 }
 
+/** Counts NaN among e4m3 numbers, which have no infinities. */
+__global__ void countKernel8(const uint8_t* numbers, uint64_t elements, unsigned long long* bad) {
+  unsigned long long mine = 0;
+  for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < elements; i += uint64_t{gridDim.x} * blockDim.x)
+    mine += (numbers[i] & 0x7fu) == 0x7fu;
+  if (mine != 0) atomicAdd(bad, mine);
+}
+
 template <class T>
 __global__ void uniformKernel(T* target, uint64_t elements, float a, float b, uint32_t seed, uint32_t number) {
   for (uint64_t block = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; block < (elements + 3) / 4; block += uint64_t{gridDim.x} * blockDim.x) {
@@ -61,7 +69,8 @@ void convert(void* target, DType targetType, const void* source, DType sourceTyp
 }
 
 void countNonFinite(const void* data, DType dtype, uint64_t elements, unsigned long long* bad, cudaStream_t stream) {
-  convertTo(static_cast<float*>(nullptr), data, dtype, elements, bad, stream);
+  if (dtype == DType::F8) countKernel8<<<blocksFor(elements), threadsPerBlock, 0, stream>>>(static_cast<const uint8_t*>(data), elements, bad);
+  else convertTo(static_cast<float*>(nullptr), data, dtype, elements, bad, stream);
   checkLaunch("checking weights");
 }
 

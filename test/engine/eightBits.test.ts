@@ -1,16 +1,20 @@
 import { strict as assert } from 'node:assert'
-import { cpSync } from 'node:fs'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { roundToBf16 } from '../../engine/graph/dtype.ts'
+import { quant8Layout } from '../../engine/graph/quant8.ts'
 import { cpuTarget } from '../../engine/graph/target.ts'
-import { openTensorSource, readFloat32, readTensorBytes } from '../../engine/io/tensorSource.ts'
+import { halfToNumber, numberToHalf } from '../../engine/io/tensorConvert.ts'
+import { openTensorSource, readFloat32, readTensorBytes, requireTensor } from '../../engine/io/tensorSource.ts'
 import { writeSafetensors, type TensorDeclaration } from '../../engine/io/safetensorsWriter.ts'
 import { LoadedModel } from '../../engine/runtime/loadedModel.ts'
-import { describeModel, patchModel } from '../../engine/runtime/patchedModel.ts'
+import type { WeightEntry } from '../../engine/model/weightTable.ts'
+import { describeModel, patchModel, type PatchedModel } from '../../engine/runtime/patchedModel.ts'
+import { int8 } from '../../engine/runtime/quantisedWeights.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
 import { mergedTensor } from '../../engine/save/merge.ts'
-import { starter, temporaryFolder } from './support.ts'
+import { assertClose, failure, losses, makeRecipe, starter, temporaryFolder, train } from './support.ts'
 
 /** All finite e4m3 numbers by their bits, from the format's definition. */
 const e4m3 = Array.from({ length: 256 }, (_, bits) => {
@@ -78,6 +82,18 @@ async function inEightBits(folder: string, { suffix, int8, block, shape }: Schem
   return values
 }
 
+const isLinear = ({ kind, rows }: WeightEntry) => kind === 'linear' && rows > 1
+
+/** Every linear layer stands in one byte a weight, and a few for its scales. */
+function assertBytes({ model, arena }: PatchedModel): void {
+  const linear = model.entries.filter(isLinear)
+  assert.ok(linear.length > 10)
+  assert.deepEqual(linear.filter(({ id }) => arena.weights.get(id)!.value.storage.dtype !== 'q8'), [])
+  const others = model.entries.filter((entry) => !isLinear(entry)).reduce((sum, { rows, cols }) => sum + 4 * rows * cols + 256, 0)
+  const bytes = linear.reduce((sum, { rows, cols }) => sum + rows * cols + 4 * rows + 1024, 0)
+  assert.ok(arena.bytes <= bytes + others, `${arena.bytes} bytes for ${bytes} of linear layers and ${others} of others`)
+}
+
 describe('checkpoints in 8 bits', () => {
   const folder = temporaryFolder()
   for (const scheme of schemes)
@@ -86,18 +102,37 @@ describe('checkpoints in 8 bits', () => {
       const expected = await inEightBits(path, scheme)
       const runtime = new Runtime({ kind: 'cpu', threads: 2 })
       try {
-        const model = await LoadedModel.load(patchModel(await describeModel(path), { kind: 'none' }, cpuTarget()), runtime, { seed: 0 })
-        for (const entry of model.patched.model.entries)
-          for (const piece of entry.pieces) {
-            const values = expected.get(piece.name)
-            if (values === undefined) continue
-            const ours = new Float32Array((await mergedTensor(model, entry, piece, 'f32')).slice().buffer)
-            assert.equal(ours.findIndex((value, i) => value !== values[i]), -1, piece.name)
-          }
+        const description = await describeModel(path)
+        const patched = patchModel(description, { kind: 'none' }, cpuTarget())
+        assertBytes(patched)
+        for (const quantisation of [{ kind: 'stored' }, { kind: 'none' }] as const) {
+          const model = await LoadedModel.load(patchModel(description, { kind: 'none' }, cpuTarget(), { quantisation }), runtime, { seed: 0 })
+          for (const entry of model.patched.model.entries)
+            for (const piece of entry.pieces) {
+              const values = expected.get(piece.name)
+              if (values === undefined) continue
+              const ours = new Float32Array((await mergedTensor(model, entry, piece, 'f32')).slice().buffer)
+              assert.equal(ours.findIndex((value, i) => value !== values[i]), -1, `${piece.name}, ${quantisation.kind}`)
+            }
+        }
       } finally {
         runtime.dispose()
       }
     })
+
+  it('with a number that is NaN are refused by name', async () => {
+    const path = join(folder, 'nan')
+    await inEightBits(path, schemes[1]!)
+    const source = await openTensorSource(path)
+    const { name, offset, path: file } = [...source.tensors.values()].find(({ dtype }) => dtype === 'F8_E4M3')!
+    const bytes = readFileSync(file)
+    bytes[offset + 5] = 0xff
+    writeFileSync(file, bytes)
+    const runtime = new Runtime({ kind: 'cpu', threads: 1 })
+    const loading = LoadedModel.load(patchModel(await describeModel(path), { kind: 'none' }, cpuTarget()), runtime, { seed: 0 })
+    await assert.rejects(loading, failure('MODEL_INVALID', new RegExp(`${name} holds 1 values that are NaN`)))
+    runtime.dispose()
+  })
 
   it('without scales are refused by name', async () => {
     const path = join(folder, 'lost')
@@ -109,5 +144,65 @@ describe('checkpoints in 8 bits', () => {
     const path = join(folder, 'other')
     await inEightBits(path, { ...schemes[1]!, shape: (rows) => [rows / 2, 2] })
     await assert.rejects(describeModel(path), (error) => UnslothError.is(error, 'MODEL_UNSUPPORTED') && error.message.includes('which does not fit'))
+  })
+})
+
+/** A row as LLM.int8 quantises it: in fp16, times 127 over its maximum, to the nearest whole number. */
+function llmInt8(row: Float32Array): { numbers: Int8Array; absmax: number } {
+  const halves = row.map((value) => halfToNumber(numberToHalf(value)))
+  const absmax = halves.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+  const factor = Math.fround(127 / absmax)
+  const nearest = (value: number) => (Math.abs(value % 1) === 0.5 ? 2 * Math.round(value / 2) : Math.round(value))
+  return { numbers: Int8Array.from(halves, (value) => nearest(Math.fround(value * factor))), absmax }
+}
+
+describe('load_in_8bit', () => {
+  const folder = temporaryFolder()
+
+  it('keeps rows of int8 with their maxima, as LLM.int8 makes them', async () => {
+    const runtime = new Runtime({ kind: 'cpu', threads: 2 })
+    try {
+      const model = await LoadedModel.load(patchModel(await describeModel(starter), { kind: 'none' }, cpuTarget(), { quantisation: int8 }), runtime, { seed: 0 })
+      assertBytes(model.patched)
+      for (const entry of model.patched.model.entries.filter(isLinear)) {
+        const { offset } = model.patched.arena.weights.get(entry.id)!.value.storage
+        const layout = quant8Layout(entry.rows, entry.cols, { blockRows: 1, blockCols: entry.cols })
+        for (const { name, row, rows } of entry.pieces) {
+          const source = await readFloat32(requireTensor(model.patched.model.source, name))
+          const numbers = new Int8Array(runtime.read('weights', offset + layout.numbers + row * entry.cols, rows * entry.cols))
+          const scales = runtime.readFloats('weights', offset + layout.scales + 4 * row, rows)
+          for (let i = 0; i < rows; ++i) {
+            const expected = llmInt8(source.subarray(i * entry.cols, (i + 1) * entry.cols))
+            assert.equal(scales[i], expected.absmax, name)
+            assert.deepEqual(numbers.subarray(i * entry.cols, (i + 1) * entry.cols), expected.numbers, `${name}, row ${i}`)
+          }
+        }
+      }
+    } finally {
+      runtime.dispose()
+    }
+  })
+
+  it('trains adapters, and merges into a 16-bit model that answers as the trained one', async () => {
+    const run = await train(makeRecipe(folder, { training: { load_in_8bit: true, max_steps: 12 }, save: { method: ['lora', 'merged_16bit'] } }))
+    const steps = losses(run)
+    assert.ok(steps.slice(6).reduce((sum, loss) => sum + loss, 0) < steps.slice(0, 6).reduce((sum, loss) => sum + loss, 0), steps.join())
+    assertClose(steps, losses(await train(makeRecipe(join(folder, 'wide'), { training: { max_steps: 12 } }))), 1e-2, 'losses beside those of the 16-bit model')
+    const types = new Set([...(await openTensorSource(join(run, 'merged'))).tensors.values()].map(({ dtype }) => dtype))
+    assert.deepEqual([...types], ['BF16'])
+  })
+
+  it('leaves a checkpoint in 4 bits as it is, and says so', async () => {
+    const run = await train(makeRecipe(join(folder, 'four'), { training: { load_in_4bit: true, max_steps: 1 }, save: { method: ['merged_4bit'] } }))
+    const { arena } = patchModel(await describeModel(join(run, 'merged-4bit')), { kind: 'none' }, cpuTarget(), { quantisation: int8 })
+    assert.deepEqual(arena.notes, ['The checkpoint is stored in 4 bits and stays so: load_in_8bit has no effect.'])
+    assert.ok([...arena.weights.values()].every(({ value }) => value.storage.dtype !== 'q8'))
+  })
+
+  it('is refused with full fine-tuning, and with pissa', async () => {
+    const refused = (sections: Parameters<typeof makeRecipe>[1], message: RegExp) => assert.throws(() => makeRecipe(folder, sections), failure('RECIPE', message))
+    refused({ training: { load_in_8bit: true, training_type: 'full' } }, /needs load_in_8bit: false/)
+    refused({ training: { load_in_8bit: true }, lora: { init_lora_weights: 'pissa' } }, /use load_in_8bit: false/)
+    await assert.rejects(async () => patchModel(await describeModel(starter), { kind: 'full' }, cpuTarget(), { quantisation: int8 }), failure('RECIPE', /quantised weights cannot be trained in full/, /load_in_8bit: false/))
   })
 })

@@ -54,7 +54,7 @@ struct Matrix {
     cpu::Quant4Target target{reinterpret_cast<uint8_t*>(bytes.data() + Quant4Layout::codesAt), absmax.data(),
                              layout.nested ? reinterpret_cast<uint8_t*>(bytes.data() + layout.absmaxAt()) : nullptr,
                              reinterpret_cast<float*>(bytes.data() + layout.nestedAt()), 8};
-    cpu::quantise(values.data(), DType::F32, n, fp4, target, *pool);
+    cpu::quantise4(values.data(), DType::F32, n, fp4, target, *pool);
     if (!layout.nested) std::memcpy(bytes.data() + layout.absmaxAt(), absmax.data(), absmax.size() * 4);
     void* memory = allocate(bytes.size());
     check(cudaMemcpy(memory, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copying");

@@ -225,9 +225,9 @@ describe('recipe: problems', () => {
   })
 
   it('names settings that are not available yet', () => {
-    const recipe = accept({ training: { load_in_8bit: true, optim: 'paged_adamw_8bit' }, logging: { enable_wandb: true } })
+    const recipe = accept({ training: { optim: 'paged_adamw_8bit' }, logging: { enable_wandb: true } })
     assert.deepEqual(unsupportedSettings(recipe).map((issue) => issue.path.join('.')),
-      ['training.load_in_8bit', 'logging.enable_wandb'])
+      ['logging.enable_wandb'])
     assert.deepEqual(unsupportedSettings(accept({})), [])
     const refused: readonly Document[] = [
       { lora: { init_lora_weights: 'olora' } },

@@ -23,7 +23,7 @@ export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>)
     else
       steps.push(await benchStep({
         shape, tokens: flags.tokens, sequences: flags.batch, instruction: flags.data === 'instruction', steps: flags.steps, ...settings,
-        checkpointing: flags.recompute as Checkpointing, training, in4bit: flags.load_in_4bit, optimizer: optimizerKinds[flags.optim]!, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
+        checkpointing: flags.recompute as Checkpointing, training, bits: flags.load_in_4bit ? 4 : flags.load_in_8bit ? 8 : undefined, optimizer: optimizerKinds[flags.optim]!, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
       }))
   }
   if (positionals.length > 0 && ops.length === 0) throw new UnslothError('USAGE', `There is no operation ${positionals.join(', ')} to measure.`, { hint: '`unsloth bench --ops` shows all.' })

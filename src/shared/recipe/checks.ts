@@ -77,7 +77,7 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
   }
   if (full && (training.load_in_4bit || training.load_in_8bit)) {
     error(training.load_in_4bit ? 'training.load_in_4bit' : 'training.load_in_8bit',
-      'quantised weights cannot be trained: training_type: full needs load_in_4bit: false')
+      `quantised weights cannot be trained: training_type: full needs ${training.load_in_4bit ? 'load_in_4bit' : 'load_in_8bit'}: false`)
   }
   checkData(recipe, error)
   if (training.eval_steps > 0 && !hasEvalSet(recipe)) {
@@ -98,8 +98,9 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     if (init === 'loftq' && !training.load_in_4bit) {
       error(lora.use_loftq ? 'lora.use_loftq' : 'lora.init_lora_weights', 'lora.init_lora_weights: loftq starts from the error of 4-bit quantisation; set training.load_in_4bit: true')
     }
-    if (init === 'pissa' && training.load_in_4bit) {
-      error('lora.init_lora_weights', 'lora.init_lora_weights: pissa changes the weights, which 4 bits do not allow; use loftq, or load_in_4bit: false')
+    if (init === 'pissa' && (training.load_in_4bit || training.load_in_8bit)) {
+      error('lora.init_lora_weights', `lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow; ${
+        training.load_in_4bit ? 'use loftq, or load_in_4bit: false' : 'use load_in_8bit: false'}`)
     }
     if (lora.layers_to_transform !== null && lora.finetune_last_n_layers !== null) {
       error('lora.finetune_last_n_layers', 'lora.layers_to_transform and lora.finetune_last_n_layers exclude each other')

@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { notYet, runsAs } from './availability.ts'
+import { notYet } from './availability.ts'
 import { parseByteSize } from './derived.ts'
 import { boolean, choice, integer, number, openChoice, optionalInteger, optionalNumber, optionalText, readNumber, special,
   text } from './field.ts'
@@ -54,16 +54,16 @@ export const trainingSection = z.strictObject({
     examples: [512, 1024, 2048, 4096],
   }),
   load_in_4bit: boolean({
-    doc: 'Keep the frozen linear layers in 4 bits (QLoRA: NF4, maxima in 8 bits). Models that are stored in 4 bits stay so either way. '
+    doc: 'Keep the frozen linear layers in 4 bits (QLoRA: NF4, maxima in 8 bits). Models that are stored in 4 or 8 bits stay so either way. '
       + 'The Python tools have this on by default; here it is off.',
     effect: 'A quarter of the memory for the weights, slightly less exact and slower.',
     default: false,
   }),
   load_in_8bit: boolean({
-    doc: 'Keep the frozen weights in 8 bits.',
+    doc: 'Keep the frozen linear layers in 8 bits: rows of int8 with their maxima, the memory of LLM.int8. bitsandbytes also multiplies in '
+      + 'int8; here they are multiplied as 16-bit numbers, which is nearer to the 16-bit model.',
+    effect: 'Half the memory for the weights, almost as exact, slightly slower.',
     default: false,
-    availability: runsAs('8-bit weights are not available yet; they stay in the precision of the checkpoint, '
-      + 'which is more exact and takes up to twice the memory'),
   }),
   output_dir: text({
     doc: 'Folder below which each run makes its own directory. A relative path is relative to the recipe.',

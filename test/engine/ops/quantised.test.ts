@@ -1,6 +1,7 @@
 import { strict as assert } from 'node:assert'
 import { commandNames } from '../../../engine/graph/commands.ts'
 import { dtypeCode } from '../../../engine/graph/dtype.ts'
+import { quant8Header, quant8Layout, type Numbers8 } from '../../../engine/graph/quant8.ts'
 import { dynamicMap, fp4Code, nf4Code, quant4Header, quant4Layout } from '../../../engine/graph/quant4.ts'
 import { at, close, equal, matrix, random, roundTo, type Matrix } from '../../reference/matrix.ts'
 import { deviceOf } from './command.ts'
@@ -49,8 +50,42 @@ function quantised({ rows, cols, nested, fp4 = false, rounding = 'bf16' }: Case,
   return { bytes, values }
 }
 
+interface Case8 {
+  readonly rows: number
+  readonly cols: number
+  readonly numbers: Numbers8
+  readonly block: readonly [number, number]
+  readonly rounding: 'bf16' | 'f16' | 'f32'
+}
+
+/** All e4m3 numbers by their bits, from the format's definition; its two NaN are left out. */
+const e4m3 = (bits: number): number => {
+  const [exponent, fraction, sign] = [(bits >> 3) & 15, bits & 7, bits > 127 ? -1 : 1]
+  return sign * (exponent === 0 ? (fraction / 8) * 2 ** -6 : (1 + fraction / 8) * 2 ** (exponent - 7))
+}
+
+/** A random matrix of 8 bits: its bytes, and its values from the definition. */
+function eightBits({ rows, cols, numbers, block: [blockRows, blockCols], rounding }: Case8, seed: number): { bytes: Uint8Array; values: Matrix } {
+  const divisor = numbers === 'int8' ? 127 : 1
+  const layout = quant8Layout(rows, cols, { blockRows, blockCols })
+  const bytes = new Uint8Array(layout.bytes)
+  bytes.set(quant8Header({ numbers, rounding: dtypeCode(rounding), blockRows, blockCols, divisor }))
+  const across = Math.ceil(cols / blockCols)
+  const scales = new Float32Array(bytes.buffer, layout.scales, across * Math.ceil(rows / blockRows)).map((_, i) => 0.01 + (i % 17) / 1000)
+  bytes.set(new Uint8Array(scales.buffer), layout.scales)
+  const random8 = random(1, rows * cols, seed)
+  const values = matrix(rows, cols, (row, col) => {
+    const byte = Math.floor((at(random8, 0, row * cols + col) + 1) * 127.99)
+    const kept = numbers === 'fp8' && (byte & 127) === 127 ? byte - 1 : byte
+    bytes[layout.numbers + row * cols + col] = kept
+    const scale = scales[Math.floor(row / blockRows) * across + Math.floor(col / blockCols)]!
+    return roundTo(rounding, Math.fround(Math.fround((numbers === 'int8' ? (kept << 24) >> 24 : e4m3(kept)) * scale) / divisor))
+  })
+  return { bytes, values }
+}
+
 interface Part {
-  readonly dtype: 'f32' | 'bf16' | 'f16' | 'q4' | 'q4n' | 'f64' | 'u8'
+  readonly dtype: 'f32' | 'bf16' | 'f16' | 'q4' | 'q4n' | 'q8' | 'f64' | 'u8'
   readonly rows: number
   readonly cols: number
   readonly bytes: Uint8Array
@@ -99,7 +134,22 @@ const cases: readonly Case[] = [
 ]
 const title = ({ rows, cols, nested, fp4, rounding }: Case) => `[${rows},${cols}]${nested ? ' nested' : ''}${fp4 === true ? ' FP4' : ''}${rounding === undefined ? '' : ` of ${rounding}`}`
 
+const cases8: readonly Case8[] = [
+  { rows: 7, cols: 96, numbers: 'int8', block: [1, 96], rounding: 'bf16' }, { rows: 9, cols: 1337, numbers: 'int8', block: [1, 1337], rounding: 'f16' },
+  { rows: 70, cols: 200, numbers: 'fp8', block: [70, 200], rounding: 'bf16' }, { rows: 300, cols: 261, numbers: 'fp8', block: [128, 128], rounding: 'bf16' },
+  { rows: 40, cols: 130, numbers: 'fp8', block: [1, 130], rounding: 'f32' },
+]
+const title8 = ({ rows, cols, numbers, block, rounding }: Case8) => `[${rows},${cols}] ${numbers} of ${rounding}, scales for [${block.join()}]`
+
 describe('dequantise', () => {
+  for (const one of cases8)
+    it(`${title8(one)} gives number·scale, rounded, of any rows`, async () => {
+      const { bytes, values } = eightBits(one, 3)
+      const [first, rows] = [1, one.rows - 2]
+      const [y] = await compute('dequantise', [plain(matrix(rows, one.cols, () => 77)), { dtype: 'q8', rows: one.rows, cols: one.cols, bytes }], [first], [])
+      equal(numbersOf(y!, rows, one.cols), matrix(rows, one.cols, (row, col) => at(values, row + first, col)), 'y')
+    })
+
   for (const one of cases)
     it(`${title(one)} gives code·absmax, rounded, of any rows`, async () => {
       const { bytes, values } = quantised(one, 3)
@@ -112,6 +162,17 @@ describe('dequantise', () => {
     const { bytes } = quantised(cases[0]!, 3)
     await assert.rejects(compute('dequantise', [plain(matrix(5, 64)), { dtype: 'q4', rows: 5, cols: 64, bytes }], [1], []), /dequantise: the rows are not in x/)
   })
+})
+
+describe('gemm with a matrix of 8 bits', () => {
+  for (const one of cases8)
+    for (const [mode, m] of [[0, 3], [0, 50], [1, 50]] as const)
+      it(`${title8(one)}, mode ${mode}, ${m} rows: the bits of the same product with its values`, async () => {
+        const { bytes, values } = eightBits(one, 5)
+        const [k, n] = mode === 0 ? [one.cols, one.rows] : [one.rows, one.cols]
+        const run = async (b: Part) => numbersOf((await compute('gemm', [plain(matrix(m, n)), plain(random(m, k, 6)), b, undefined, undefined], [mode, 0, 0], [1]))[0]!, m, n)
+        equal(await run({ dtype: 'q8', rows: one.rows, cols: one.cols, bytes }), await run(plain(values)), 'c')
+      })
 })
 
 describe('gemm with a quantised matrix', () => {
