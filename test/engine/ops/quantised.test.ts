@@ -106,7 +106,7 @@ async function compute(name: (typeof commandNames)[number], parts: readonly (Par
     for (const part of parts) {
       offsets.push(size)
       if (part === undefined) continue
-      tensors.push(dtypeCode(part.dtype), 0, size, part.rows, part.cols, part.cols, 0)
+      tensors.push(dtypeCode(part.dtype), 0, size, part.rows, part.cols, part.cols, 0, 0)
       size += Math.ceil(part.bytes.length / 256) * 256
     }
     const buffer = device.alloc(size)
