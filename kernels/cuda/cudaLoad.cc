@@ -91,7 +91,7 @@ uint64_t CudaDevice::load(const Pack4Part& part) {
   auto* absmax = reinterpret_cast<float*>(static_cast<std::byte*>(context_.workspace) + Staging::slotBytes);
   const size_t bytes = static_cast<size_t>(4 * blocks);
   if (bytes > context_.workspaceBytes - Staging::slotBytes) {
-    lent.buffer = alloc(bytes);
+    lent.buffer = alloc(bytes, Place::device);
     absmax = reinterpret_cast<float*>(block(lent.buffer).data);
   }
   const uint64_t bad = pack(absmax);
