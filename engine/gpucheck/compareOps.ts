@@ -5,7 +5,7 @@ import { opTable } from './opTable.ts'
 import { runOp, type OpDevice } from './runOp.ts'
 
 export interface OpResult {
-  readonly command: CommandName
+  readonly command: CommandName | 'load'
   readonly label: string
   readonly numbers: 'f32' | 'bf16' | 'f16'
   /** ‖GPU − processor‖ / ‖processor‖ of the worst output. */

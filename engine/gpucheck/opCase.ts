@@ -8,6 +8,8 @@ export type Fill =
   | { readonly kind: 'positive' }
   | { readonly kind: 'value'; readonly value: number }
   | { readonly kind: 'numbers'; readonly numbers: readonly number[] }
+  /** A quantised matrix as it stands in memory. */
+  | { readonly kind: 'bytes'; readonly bytes: Uint8Array }
 
 /** One operand: `numbers` says whether it takes the activations' type, a fixed one, or is an index. */
 export interface OpOperand {

@@ -1,5 +1,6 @@
 import type { CommandName } from '../graph/commands.ts'
 import { column, f32, numbers, positive, stat, x, y, zeros, type OpCase, type OpOperand } from './opCase.ts'
+import { quantisedCases } from './quantisedCases.ts'
 
 type Operands = readonly (OpOperand | undefined)[]
 
@@ -161,5 +162,5 @@ function experts(): OpCase[] {
 }
 
 /** Every kind of command on small odd shapes. */
-export const opTable = (): OpCase[] => [...gemms(), ...attentions(), ...norms(), ...elementwise(), ...rows(), ...columns(), ...doraNorms(), ...heads(), ...experts()]
+export const opTable = (): OpCase[] => [...gemms(), ...attentions(), ...norms(), ...elementwise(), ...rows(), ...columns(), ...doraNorms(), ...heads(), ...experts(), ...quantisedCases()]
 

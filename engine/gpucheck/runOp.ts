@@ -28,7 +28,8 @@ function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: '
       case 'normal': result[i] = round(normal(i) * fill.scale); break
       case 'positive': result[i] = round(0.5 + 0.1 * Math.abs(normal(i))); break
       case 'value': result[i] = round(fill.value); break
-      case 'numbers': result[i] = fill.numbers[i]!
+      case 'numbers': result[i] = fill.numbers[i]!; break
+      case 'bytes': throw new Error('a quantised matrix is no output')
     }
   }
   return result
@@ -70,12 +71,14 @@ export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbe
     const dtype = operand.type === 'activation' ? activation : operand.type
     const { rows, cols } = operand
     const storage: Storage = { name: String(index), arena, offset, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 }
-    offset = align(offset + rows * cols * bytesPerElement(dtype))
+    offset = align(offset + (operand.fill.kind === 'bytes' ? operand.fill.bytes.length : rows * cols * bytesPerElement(dtype)))
     return whole(storage)
   })
   runtime.reserve(arena, offset, op.place)
   tensors.forEach((tensor, index) => {
-    if (tensor !== undefined) runtime.write(arena, tensor.storage.offset, encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
+    if (tensor === undefined) return
+    const { fill } = op.operands[index]!
+    runtime.write(arena, tensor.storage.offset, fill.kind === 'bytes' ? fill.bytes : encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
   })
   const command: Command = { name: op.command, tensors, ints: op.ints, floats: op.floats }
   const rows = { tokens: op.tokens ?? 0, labelled: 0, sequences: op.sequences ?? 0 }

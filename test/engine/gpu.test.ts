@@ -1,5 +1,6 @@
 import { strict as assert } from 'node:assert'
 import { UnslothError } from '#shared/errors.ts'
+import { compareLoading } from '../../engine/gpucheck/compareLoading.ts'
 import { opTable } from '../../engine/gpucheck/opTable.ts'
 import { runOp } from '../../engine/gpucheck/runOp.ts'
 import { commandNames } from '../../engine/graph/commands.ts'
@@ -107,10 +108,22 @@ describe('the table that a GPU is checked by', () => {
     }
   })
 
+  it('quantises what is loaded to the same bytes with any number of threads', async () => {
+    const [one, two] = [new Runtime({ kind: 'cpu', threads: 1 }), new Runtime({ kind: 'cpu', threads: 2 })]
+    try {
+      const results = await compareLoading(one, two)
+      assert.ok(results.length > 30)
+      assert.deepEqual(results.filter(({ passed }) => !passed), [])
+    } finally {
+      one.dispose()
+      two.dispose()
+    }
+  })
+
   it('has nearly every command', () => {
     const covered = new Set(opTable().map(({ command }) => command))
     const elsewhere = ['routeGrad', 'balanceLoss', 'expertDelta']
-    const optimizers = ['adamw8', 'lion', 'lion8', 'sgd', 'adafactor', 'dequantise', 'noise']
+    const optimizers = ['adamw8', 'lion', 'lion8', 'sgd', 'adafactor', 'noise']
     assert.deepEqual(commandNames.filter((name) => !covered.has(name) && !elsewhere.includes(name) && !optimizers.includes(name)), [])
   })
 })

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { describeError, UnslothError } from '#shared/errors.ts'
 import { formatBytes } from '#shared/units.ts'
 import { benchStep, type StepBench } from '../../bench/step.ts'
+import { compareLoading } from '../../gpucheck/compareLoading.ts'
 import { compareOps, type OpResult } from '../../gpucheck/compareOps.ts'
 import { compareTraining, type TrainingComparison } from '../../gpucheck/compareTraining.ts'
 import { computeModes } from '../../gpucheck/computeModes.ts'
@@ -65,7 +66,9 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
 async function checkOps(cpu: DeviceChoice, gpu: DeviceChoice, compute: Compute, names: readonly string[]): Promise<OpResult[]> {
   const [host, device] = [new Runtime(cpu), new Runtime(gpu)]
   try {
-    return await compareOps({ runtime: host, activation: 'f32' }, { runtime: device, activation: types[compute] }, names)
+    const ops = await compareOps({ runtime: host, activation: 'f32' }, { runtime: device, activation: types[compute] }, names)
+    const loads = compute === 'float32' && (names.length === 0 || names.includes('load')) ? await compareLoading(host, device) : []
+    return [...ops, ...loads]
   } finally {
     host.dispose()
     device.dispose()
