@@ -34,7 +34,7 @@ export async function quantisedTensors(source: TensorSource): Promise<ReadonlyMa
     const [, name, type] = stateKey.exec(key) ?? []
     if (name !== undefined) found.set(name, await readQuantised(source, name, type as 'nf4' | 'fp4'))
   }
-  const lost = [...source.tensors.values()].find(({ name, dtype }) => dtype === 'U8' && name.endsWith('.weight') && !found.has(name) && source.tensors.has(`${name}.absmax`))
+  const lost = [...source.tensors.values()].find(({ name, dtype }) => dtype === 'U8' && !found.has(name) && source.tensors.has(`${name}.absmax`))
   if (lost !== undefined) throw bad(lost, 'is quantised, but its quant_state is missing')
   return found
 }
