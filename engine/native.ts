@@ -13,6 +13,8 @@ export interface NativeDevice {
   /** Zero-filled memory; of the device unless told. */
   alloc(bytes: number, place?: Place): number
   free(buffer: number): void
+  /** What is reserved now, and how many commands stand in a GPU's graphs. */
+  reserved(): { readonly deviceBytes: number; readonly hostBytes: number; readonly graphCommands: number }
   write(buffer: number, offset: number, data: NodeJS.TypedArray): void
   read(buffer: number, offset: number, bytes: number): ArrayBuffer
   /** A copy in the order of the commands: resolves when what was started before it is done. */
@@ -101,6 +103,8 @@ export interface NativeGpuStatus {
   readonly totalBytes: number
   /** Of this process alone. */
   readonly processBytes?: number
+  /** Other processes that compute on it, as far as they are told: not those outside of a container. */
+  readonly others: readonly { readonly pid: number; readonly bytes: number }[]
   /** 0 … 1 */
   readonly utilisation?: number
   /** °C */
@@ -120,7 +124,8 @@ interface NativeModule {
 
 let loaded: NativeModule | undefined
 
-function addonPath(): string {
+/** The file that is loaded. */
+export function addonPath(): string {
   const chosen = process.env.UNSLOTH_ADDON
   const candidates = chosen !== undefined ? [chosen] : ['cuda', 'cpu'].map((preset) => join(projectRoot(), 'build', preset, 'kernels.node'))
   const path = candidates.find((candidate) => existsSync(candidate))

@@ -86,6 +86,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
                        {
                            InstanceMethod<&DeviceObject::alloc>("alloc"),
                            InstanceMethod<&DeviceObject::free>("free"),
+                           InstanceMethod<&DeviceObject::reserved>("reserved"),
                            InstanceMethod<&DeviceObject::write>("write"),
                            InstanceMethod<&DeviceObject::read>("read"),
                            InstanceMethod<&DeviceObject::readLater>("readLater"),
@@ -140,6 +141,18 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
     guarded(info.Env(), [&] {
       const std::lock_guard lock(mutex_);
       device().free(info[0].ToNumber().Int32Value());
+    });
+  }
+
+  Napi::Value reserved(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&]() -> Napi::Value {
+      const std::lock_guard lock(mutex_);
+      const Reserved all = device().reserved();
+      auto result = Napi::Object::New(info.Env());
+      result.Set("deviceBytes", static_cast<double>(all.device));
+      result.Set("hostBytes", static_cast<double>(all.host));
+      result.Set("graphCommands", static_cast<double>(all.graphCommands));
+      return result;
     });
   }
 
@@ -414,6 +427,14 @@ Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
     result.Set("usedBytes", static_cast<double>(status->usedBytes));
     result.Set("totalBytes", static_cast<double>(status->totalBytes));
     if (status->processBytes) result.Set("processBytes", static_cast<double>(*status->processBytes));
+    auto others = Napi::Array::New(env);
+    for (const cuda::GpuProcess& process : status->others) {
+      auto item = Napi::Object::New(env);
+      item.Set("pid", process.pid);
+      item.Set("bytes", static_cast<double>(process.bytes));
+      others.Set(others.Length(), item);
+    }
+    result.Set("others", others);
     if (status->utilisation) result.Set("utilisation", *status->utilisation);
     if (status->temperature) result.Set("temperature", *status->temperature);
     if (status->power) result.Set("power", *status->power);

@@ -1,7 +1,7 @@
-import { homedir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname } from 'node:path'
 import { mkdirSync } from 'node:fs'
 import * as z from 'zod'
+import { cacheFile } from '../io/cacheFile.ts'
 import { nodeFs, readJson, writeFileAtomic } from '../run/files.ts'
 import type { StepBench } from './step.ts'
 
@@ -24,11 +24,8 @@ export type SpeedFigure = z.infer<typeof figureSchema>
 const fileSchema = z.object({ version: z.literal(1), figures: z.array(figureSchema) })
 const mostFigures = 100
 
-/** Where figures are kept: `${XDG_CACHE_HOME:-~/.cache}/unsloth-vscode/speed.json`. */
-export function speedFile(environment: NodeJS.ProcessEnv = process.env): string {
-  const base = environment.XDG_CACHE_HOME
-  return join(base !== undefined && base !== '' ? base : join(homedir(), '.cache'), 'unsloth-vscode', 'speed.json')
-}
+/** Where figures are kept. */
+export const speedFile = (environment: NodeJS.ProcessEnv = process.env): string => cacheFile('speed.json', environment)
 
 /** What was measured on this machine; nothing when the file is not there or not ours. */
 export const readSpeeds = (path = speedFile()): readonly SpeedFigure[] => fileSchema.safeParse(readJson(path)).data?.figures ?? []

@@ -3,8 +3,9 @@ import type { Storage } from '../graph/graph.ts'
 import { quant4Layout, quantBlock } from '../graph/quant4.ts'
 import { quant8Layout } from '../graph/quant8.ts'
 import type { Compute, Target } from '../graph/target.ts'
-import { native } from '../native.ts'
 import { freeBytes, freeHostBytes, targetOf } from '../runtime/chooseDevice.ts'
+import { GpuMeter } from '../runtime/gpuMeter.ts'
+import { gpuOverhead } from '../runtime/gpuOverhead.ts'
 import { LoadedModel, reserveWeights } from '../runtime/loadedModel.ts'
 import { patchModel, type PatchedModel, type Training } from '../runtime/patchedModel.ts'
 import { int8, nf4 } from '../runtime/quantisedWeights.ts'
@@ -91,8 +92,9 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const longestStep = options.instruction ? Math.max(...samples.map(tokensOf)) : options.tokens * options.sequences
   const plan = planTraining(patched, {
     checkpointing: options.checkpointing, optimizer: options.optimizer ?? 'adamw', longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
-    availableBytes: freeBytes(device), availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1,
+    availableBytes: freeBytes(device), availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1, gpuOverhead: await gpuOverhead(device),
   })
+  const meter = device.kind === 'cuda' ? new GpuMeter(device.index) : undefined
   const runtime = new Runtime(device)
   try {
     const model = await madeUpModel(patched, runtime)
@@ -100,14 +102,14 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
     const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
     const { losses, seconds, tokens } = await timeSteps(trainer, steps, device.kind === 'cuda')
-    const status = device.kind === 'cuda' ? native().gpuStatus(device.index) : undefined
+    const measuredBytes = meter?.bytes
     const gflops = stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens) * (tokens / seconds) / 1e9
     return {
       shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
       device: device.kind === 'cpu' ? `${device.threads} threads` : `cuda:${device.index}`,
       numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.activation, losses, seconds,
       tokensPerSecond: tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
-      ...(status === undefined ? {} : { measuredBytes: status.processBytes ?? status.usedBytes }),
+      ...(measuredBytes === undefined ? {} : { measuredBytes }),
       commands: options.profile ? byCommand(plan, await trainer.profile(steps[0]![0]!)) : [],
     }
   } finally {

@@ -203,6 +203,12 @@ export const commands = {
     flags: { check: { type: 'boolean', summary: 'write nothing; fail when a file is not current' } },
     internal: true,
   },
+  'gpu-overhead': {
+    summary: 'measure what a process takes on a GPU beside what it asks for',
+    positionals: [],
+    flags: { device },
+    internal: true,
+  },
   serve: {
     summary: 'answer requests of an editor on standard input and output',
     positionals: [],

@@ -1,6 +1,7 @@
 import { cpus } from 'node:os'
 import type { DevicesResult } from '#shared/protocol.ts'
 import { native } from '../native.ts'
+import { knownOverhead } from '../runtime/gpuOverhead.ts'
 import { availableMemory, totalMemory } from '../runtime/memory.ts'
 
 /** The devices that runs here can compute on, the one that `auto` takes first, with the memory that is free at this moment. */
@@ -9,7 +10,8 @@ export function devices(): DevicesResult {
   const { cuda } = native().describe()
   const gpus = (cuda?.gpus ?? []).map(({ index, name, totalBytes }) => {
     const status = native().gpuStatus(index)
-    return { id: `cuda:${index}`, label: name, totalBytes,
+    const overhead = knownOverhead(index)
+    return { id: `cuda:${index}`, label: name, totalBytes, ...(overhead === undefined ? {} : { overhead }),
       ...(status === undefined ? {} : { freeBytes: status.totalBytes - status.usedBytes }) }
   })
   const problem = cuda?.problem ?? ''

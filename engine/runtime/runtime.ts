@@ -5,6 +5,7 @@ import type { Plan } from '../graph/plan.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
 import { fromNative, native, type LoadPart, type NativeDevice, type Place, type QuantisedPart, type RunResult } from '../native.ts'
 import { physicalCores } from './cores.ts'
+import { arenaNames, refusedMemory } from './refusedMemory.ts'
 
 /** Rows of one run; see RowRule. */
 export type Rows = Capacity
@@ -48,7 +49,7 @@ export class Runtime {
     try {
       this.buffers.set(arena, { handle: this.device.alloc(bytes, place), bytes, place, version: (known?.version ?? 0) + 1 })
     } catch (error) {
-      throw fromNative(error, `Reserving ${bytes} bytes for ${arena} failed`)
+      throw refusedMemory(error, this.choice, { bytes, place, what: arenaNames[arena] })
     }
   }
 
@@ -62,6 +63,11 @@ export class Runtime {
     const known = this.buffers.get(arena)
     if (known === undefined) throw new UnslothError('INTERNAL', `the ${arena} arena was never reserved`)
     return known
+  }
+
+  /** What the device has reserved in all; see NativeDevice. */
+  reserved(): ReturnType<NativeDevice['reserved']> {
+    return this.device.reserved()
   }
 
   bytesOf(arena: Arena): number {
@@ -125,7 +131,7 @@ export class Runtime {
     try {
       this.device.reserveScratch(bytes)
     } catch (error) {
-      throw fromNative(error, `Reserving ${bytes} bytes of scratch failed`)
+      throw refusedMemory(error, this.choice, { bytes, place: 'device', what: 'kernel scratch' })
     }
   }
 

@@ -3,27 +3,26 @@ import { bytesPerElement } from '../graph/dtype.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
 import type { StepPlan } from '../model/stepGraph.ts'
 import type { Place } from '../native.ts'
+import type { GpuOverhead } from '../runtime/gpuOverhead.ts'
 import type { PatchedModel } from '../runtime/patchedModel.ts'
 import type { UnpackedWeights } from '../runtime/unpackedWeights.ts'
 import { planMemory } from '../graph/plan.ts'
 import { refreshCommands } from '../patch/shadow.ts'
 import { planOptimizer, type OptimizerKind } from './optimizerState.ts'
 
+/** Commands of one CUDA graph and of all, at most; mirrors kernels/cuda/cudaDevice.cc. */
+const mostRecorded = 16_384
+const mostRecordedInAll = 65_536
+
 export interface MemoryOptions {
   /** Default AdamW with moments of 32 bits. */
   readonly optimizer?: OptimizerKind
   /** Of the processor's kernels. */
   readonly threads: number
-  /** What a process holds on the GPU before it takes memory of its own; default none. See GpuOverhead. */
-  readonly gpuOverhead?: GpuOverhead
-}
-
-/** Memory of a GPU that nobody asks for by name, as it was measured there. */
-export interface GpuOverhead {
-  /** Of the driver's context, and of kernels that were used. */
-  readonly contextBytes: number
-  /** Of one command in a CUDA graph that was recorded. */
-  readonly graphNodeBytes: number
+  /** What a process holds on its GPU beside what it asks for; default none. */
+  readonly gpuOverhead?: GpuOverhead | undefined
+  /** Row counts of micro-steps that recur: each is recorded as a CUDA graph. Default 1. */
+  readonly graphs?: number
 }
 
 /** Memory by what it is for, and its sums on the device and, beside a GPU, in memory of the system. */
@@ -53,7 +52,8 @@ export function plannedMemory(
   const momentBytes = optimizer.moment1 + optimizer.moment2
   const plans = [training, ...(scoring === undefined ? [] : [scoring])]
   const most = (of: (step: StepPlan) => number) => Math.max(...plans.map(of))
-  const commands = plans.reduce((count, { plan }) => count + plan.commands.length, optimizer.update.length + refresh.commands.length)
+  const recorded = plans.map(({ plan }) => plan.commands.length).filter((count) => count <= mostRecorded)
+  const commands = Math.min(mostRecordedInAll, optimizer.update.length + refresh.commands.length + (options.graphs ?? 1) * recorded.reduce((sum, count) => sum + count, 0))
   const onHost = (name: string, bytes: number) => ({ name, bytes, place: 'host' as const })
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: arena.bytes },

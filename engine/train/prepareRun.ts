@@ -7,19 +7,21 @@ import { readRecipeData, tokenizerOptions } from '../data/recipeData.ts'
 import { lengthOf, type Sample } from '../data/sample.ts'
 import { tokenizerWarnings, untrainedInUse } from '../data/tokenizerDoctor.ts'
 import { FastLanguageModel } from '../fastLanguageModel.ts'
+import { paddedCapacity } from '../graph/padding.ts'
 import type { HubOptions } from '../hub/snapshot.ts'
 import type { HubProgress } from '../hub/transferProgress.ts'
 import { parameterCount } from '../model/weightTable.ts'
 import { latestCheckpoint, readCheckpoint, type CheckpointInfo } from '../run/checkpoints.ts'
 import { listRuns } from '../run/runReader.ts'
 import { chooseDevice, freeBytes, freeHostBytes } from '../runtime/chooseDevice.ts'
+import { gpuOverhead } from '../runtime/gpuOverhead.ts'
 import { usableShare } from '../runtime/memory.ts'
 import type { DeviceChoice } from '../runtime/runtime.ts'
 import { evaluationBatches, TrainingBatches } from './batches.ts'
 import { localData, type HubSources } from './hubSources.ts'
 import { hostWeights, peftOptions, planOptions } from './recipeTraining.ts'
 import type { LossBatch } from './trainer.ts'
-import { planTraining, type TrainingPlan } from './trainingPlan.ts'
+import { planTraining, type TrainingPlan, type TrainingPlanOptions } from './trainingPlan.ts'
 
 /** A run as far as it is decided before weights are read: enough for a dry run, and for training without further decisions. */
 export interface PreparedRun {
@@ -78,12 +80,14 @@ export async function prepareRun(asked: Recipe, { onDownload, sources = {}, devi
   const steps = totalSteps(recipe, batches.count)
   if (steps === 0) throw new UnslothError('RECIPE', 'training.num_epochs and training.max_steps leave no step to take.')
   const longest = (samples: readonly Sample[]) => samples.reduce((most, sample) => Math.max(most, lengthOf(sample)), 0)
-  const plan = planTraining(patched, {
+  const asking: TrainingPlanOptions = {
     ...planOptions(recipe), threads: model.device.kind === 'cpu' ? model.device.threads : 1,
     longestSample: Math.max(longest(train.samples), longest(evaluation?.samples ?? [])), longestStep: batches.longestStep,
     sequences: batches.mostSequences, evaluates: evaluation !== undefined,
     availableBytes: Math.floor(freeBytes(model.device) * usableShare), availableHostBytes: Math.floor(freeHostBytes(model.device) * usableShare),
-  })
+    gpuOverhead: await gpuOverhead(model.device),
+  }
+  const plan = planWithGraphs(patched, asking, batches, steps)
   const capacity = plan.training.capacity
   const untrained = recipe.model.fix_tokenizer ? await untrainedInUse(model.tokenizer, train.samples) : new Map<number, number>()
   return {
@@ -108,6 +112,26 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
   })
   if (training.training_type === 'full') return model
   return model.getPeftModel(peftOptions(recipe, model.patched.model.spec.layers))
+}
+
+/** Steps whose row counts are looked at. */
+const countedSteps = 256
+
+/** A plan for a GPU counts a graph for each row count that recurs, and what recurs depends on the size of micro-steps. */
+function planWithGraphs(patched: FastLanguageModel['patched'], options: TrainingPlanOptions, batches: TrainingBatches, steps: number): TrainingPlan {
+  const plan = planTraining(patched, options)
+  if (patched.target.kind === 'cpu') return plan
+  const { rowMultiple, capacity } = plan.training
+  const seen = new Map<string, number>()
+  for (let step = 0; step < Math.min(steps, countedSteps); ++step) {
+    for (const { ids, labelIndex, kvLength } of batches.microSteps(step, [capacity])) {
+      const rows = paddedCapacity({ tokens: ids.length, labelled: labelIndex.length, sequences: kvLength.length }, rowMultiple)
+      const key = Object.values(rows).join()
+      seen.set(key, (seen.get(key) ?? 0) + 1)
+    }
+  }
+  const graphs = [...seen.values()].filter((count) => count > 1).length
+  return graphs <= 1 ? plan : planTraining(patched, { ...options, graphs })
 }
 
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0)

@@ -8,6 +8,7 @@ import { acquireDevice } from '../run/deviceQueue.ts'
 import type { RunWriter } from '../run/runWriter.ts'
 import { native } from '../native.ts'
 import { chooseDevice, deviceName } from '../runtime/chooseDevice.ts'
+import { GpuMeter } from '../runtime/gpuMeter.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import { restoreCheckpoint, writeCheckpoint } from './checkpoint.ts'
 import { readSources, writeSources } from './hubSources.ts'
@@ -49,6 +50,8 @@ export class TrainingRun {
   private readonly events: RunEvents
   /** Bytes of this process before weights were loaded: what the plan does not count. */
   private residentBefore = 0
+  /** Counts this process on its GPU; made before it takes memory there. */
+  private meter: GpuMeter | undefined
 
   constructor(writer: RunWriter, recipe: Recipe, control: RunControl, events: RunEvents = {}) {
     this.writer = writer
@@ -112,21 +115,24 @@ export class TrainingRun {
     })
     let runtime: Runtime | undefined
     try {
-      this.state('preparing')
-      const prepared = await prepareRun(this.recipe, {
-        signal: abort.signal, device, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
-      })
-      this.writer.progress({ detail: null, etaSeconds: null })
-      writeSources(this.writer.run.dir, prepared.sources)
-      for (const warning of prepared.warnings) this.warn(warning)
-      this.events.onPrepared?.(prepared)
-      for (const line of prepared.summaryLines) this.writer.log(line)
-      runtime = new Runtime(prepared.model.device)
-      this.control.onStop = (request) => {
-        if (request === 'stopNow') runtime?.stop()
+      if (device.kind === 'cuda') this.meter ??= new GpuMeter(device.index)
+      for (let attempt = 1; ; ++attempt) {
+        const prepared = await this.prepare(device, abort.signal)
+        try {
+          runtime = new Runtime(prepared.model.device)
+          this.control.onStop = (request) => {
+            if (request === 'stopNow') runtime?.stop()
+          }
+          if (abort.signal.aborted) throw stopped()
+          return await this.train(prepared, await this.load(prepared, runtime))
+        } catch (error) {
+          // Before the first step nothing is lost by beginning anew with what is free now.
+          const again = attempt === 1 && UnslothError.is(error, 'MEMORY') && this.writer.status.state === 'loading' && this.recipe.training.gradient_checkpointing === 'auto'
+          if (!again) throw error
+          runtime?.dispose()
+          this.warn(`${error.message} The run is planned again with what is free now.`)
+        }
       }
-      if (abort.signal.aborted) throw stopped()
-      return await this.train(prepared, runtime)
     } finally {
       this.control.onStop = undefined
       runtime?.dispose()
@@ -134,16 +140,34 @@ export class TrainingRun {
     }
   }
 
-  private async train(prepared: PreparedRun, runtime: Runtime): Promise<Ending> {
-    const { recipe } = this
-    const { training } = recipe
+  private async prepare(device: DeviceChoice, signal: AbortSignal): Promise<PreparedRun> {
+    this.state('preparing')
+    const prepared = await prepareRun(this.recipe, {
+      signal, device, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
+    })
+    this.writer.progress({ detail: null, etaSeconds: null })
+    writeSources(this.writer.run.dir, prepared.sources)
+    for (const warning of prepared.warnings) this.warn(warning)
+    this.events.onPrepared?.(prepared)
+    for (const line of prepared.summaryLines) this.writer.log(line)
+    return prepared
+  }
+
+  /** Reads the weights and takes all memory that the plan names. */
+  private async load(prepared: PreparedRun, runtime: Runtime): Promise<Trainer> {
+    const { training } = this.recipe
     this.state('loading', null, { plannedBytes: prepared.plan.totalBytes, totalSteps: prepared.totalSteps })
     this.residentBefore = process.memoryUsage.rss()
     fillUntrainedRows(await prepared.model.load({ runtime, adapter: prepared.initAdapter }), prepared.untrained)
-    const trainer = prepared.model.trainer(prepared.plan, {
+    return prepared.model.trainer(prepared.plan, {
       maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
       eps: training.adam_epsilon, weightDecay: training.weight_decay, kind: optimizerKinds[training.optim]!,
     })
+  }
+
+  private async train(prepared: PreparedRun, trainer: Trainer): Promise<Ending> {
+    const { recipe } = this
+    const { training } = recipe
     const progress = new Progress(await this.start(trainer, prepared), prepared)
     this.state('training')
     const every = evalInterval(recipe, prepared.totalSteps)
@@ -229,9 +253,9 @@ export class TrainingRun {
     if (device.kind === 'cpu') return { memory_bytes: Math.max(0, process.memoryUsage.rss() - this.residentBefore) }
     const status = native().gpuStatus(device.index)
     if (status === undefined) return {}
-    const { processBytes, usedBytes, utilisation, temperature, power } = status
+    const { usedBytes, utilisation, temperature, power } = status
     return {
-      memory_bytes: processBytes ?? usedBytes, gpu_memory_bytes: usedBytes,
+      memory_bytes: this.meter?.bytes ?? usedBytes, gpu_memory_bytes: usedBytes,
       ...(utilisation === undefined ? {} : { gpu_utilization: 100 * utilisation }),
       ...(temperature === undefined ? {} : { gpu_temperature: temperature }), ...(power === undefined ? {} : { gpu_power: power }),
     }

@@ -47,6 +47,13 @@ enum class Place {
   host,  // memory of the system, locked, which a GPU reads and writes over its bus
 };
 
+/** What a device has reserved, in bytes as they were asked for. */
+struct Reserved {
+  size_t device = 0;
+  size_t host = 0;            // locked memory of the system
+  int64_t graphCommands = 0;  // in all graphs that were recorded
+};
+
 /** Where buffers live and commands run. Every method but `requestStop` is called by one thread at a time. */
 class Device {
  public:
@@ -55,6 +62,7 @@ class Device {
   virtual int32_t alloc(size_t bytes, Place place) = 0;
   virtual void free(int32_t buffer) = 0;
   virtual size_t bytes(int32_t buffer) const = 0;
+  virtual Reserved reserved() const = 0;
   virtual void write(int32_t buffer, size_t offset, const void* data, size_t count) = 0;
   virtual void read(int32_t buffer, size_t offset, void* data, size_t count) = 0;
   /**

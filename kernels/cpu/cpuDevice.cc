@@ -79,6 +79,12 @@ void CpuDevice::free(int32_t buffer) {
   blocks_.erase(buffer);
 }
 
+Reserved CpuDevice::reserved() const {
+  Reserved all;
+  for (const auto& [id, block] : blocks_) all.device += block.bytes;
+  return all;
+}
+
 const CpuDevice::Block& CpuDevice::block(int32_t buffer) const {
   const auto found = blocks_.find(buffer);
   if (found == blocks_.end()) fail("there is no buffer " + std::to_string(buffer));

@@ -16,6 +16,7 @@ class CpuDevice : public Device {
   int32_t alloc(size_t bytes, Place place) override;
   void free(int32_t buffer) override;
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
+  Reserved reserved() const override;
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
   std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;

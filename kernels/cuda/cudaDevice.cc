@@ -20,6 +20,8 @@ const OpFunction opTable[] = {
 };
 
 constexpr size_t mostGraphs = 96;
+/** Commands of all graphs, which the plan of a run counts on (engine/train/memoryParts.ts). */
+constexpr int64_t mostRecordedInAll = 65536;
 /** Commands of one graph: each takes memory, and where there are more, rows are so long that starting them costs nothing. */
 constexpr int64_t mostRecorded = 16384;
 constexpr size_t leastScratch = size_t{64} << 20;
@@ -100,6 +102,20 @@ int32_t CudaDevice::alloc(size_t bytes, Place place) {
   check(cleared, "clearing memory");
   blocks_[nextBuffer_] = made;
   return nextBuffer_++;
+}
+
+Reserved CudaDevice::reserved() const {
+  Reserved all;
+  all.device = context_.workspaceBytes;
+  for (const auto& [id, held] : blocks_) (held.place == Place::host ? all.host : all.device) += held.bytes;
+  all.graphCommands = recorded();
+  return all;
+}
+
+int64_t CudaDevice::recorded() const {
+  int64_t commands = 0;
+  for (const CachedGraph& cached : graphs_) commands += cached.graph == nullptr ? 0 : cached.key.last - cached.key.first;
+  return commands;
 }
 
 void CudaDevice::release(const Block& gone) noexcept {
@@ -249,7 +265,11 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
   const GraphKey key{plan.id, dims, first, end};
   const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
   if (known != graphs_.end() && capturing_ && !eager_ && end - first <= mostRecorded) {
-    if (known->graph == nullptr) known->graph = capture(plan, dims, first, end);
+    if (known->graph == nullptr) {
+      graphs_.splice(graphs_.begin(), graphs_, known);
+      while (graphs_.size() > 1 && recorded() + (end - first) > mostRecordedInAll) dropOldest();
+      known->graph = capture(plan, dims, first, end);
+    }
     if (known->graph == nullptr) {
       result.stopped = true;
       return result;
@@ -262,10 +282,7 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
   result.executed = enqueue(plan, dims, views(plan, dims), first, end, nullptr);
   result.stopped = result.executed < end - first;
   if (known == graphs_.end()) graphs_.push_front({key});
-  if (graphs_.size() > mostGraphs) {
-    if (graphs_.back().graph != nullptr) cudaGraphExecDestroy(graphs_.back().graph);
-    graphs_.pop_back();
-  }
+  if (graphs_.size() > mostGraphs) dropOldest();
   return result;
 }
 
@@ -278,6 +295,12 @@ void CudaDevice::forget(const Plan& plan) {
     if (it->graph != nullptr) cudaGraphExecDestroy(it->graph);
     it = graphs_.erase(it);
   }
+}
+
+void CudaDevice::dropOldest() {
+  // Launched graphs are let finish: the driver keeps what runs.
+  if (graphs_.back().graph != nullptr) cudaGraphExecDestroy(graphs_.back().graph);
+  graphs_.pop_back();
 }
 
 void CudaDevice::dropGraphs() {

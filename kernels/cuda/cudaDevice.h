@@ -25,6 +25,7 @@ class CudaDevice : public Device {
   int32_t alloc(size_t bytes, Place place) override;
   void free(int32_t buffer) override;
   size_t bytes(int32_t buffer) const override { return block(buffer).bytes; }
+  Reserved reserved() const override;
   void write(int32_t buffer, size_t offset, const void* data, size_t count) override;
   void read(int32_t buffer, size_t offset, void* data, size_t count) override;
   std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) override;
@@ -60,7 +61,9 @@ class CudaDevice : public Device {
   std::vector<View> views(const Plan& plan, const Dims& dims) const;
   int64_t enqueue(const Plan& plan, const Dims& dims, const std::vector<View>& views, int64_t first, int64_t last, std::vector<cudaEvent_t>* events);
   cudaGraphExec_t capture(const Plan& plan, const Dims& dims, int64_t first, int64_t last);
+  void dropOldest();
   void dropGraphs();
+  int64_t recorded() const;
   size_t freeBytes() const;
   template <class Landed>
   uint64_t stream(const LoadPart& part, uint64_t unit, std::byte* target, const Landed& landed);

@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <vector>
 
 namespace unsloth::cuda {
 namespace {
@@ -53,14 +52,16 @@ struct Nvml {
   }
 };
 
-std::optional<uint64_t> processBytes(const Nvml& nvml, Handle gpu) {
-  if (nvml.processes == nullptr) return {};
+void readProcesses(const Nvml& nvml, Handle gpu, GpuStatus& status) {
+  if (nvml.processes == nullptr) return;
   std::vector<Process> list(64);
   auto count = static_cast<unsigned>(list.size());
-  if (nvml.processes(gpu, &count, list.data()) != 0) return {};
-  for (unsigned i = 0; i < count; ++i)
-    if (list[i].pid == static_cast<unsigned>(getpid()) && list[i].usedBytes != ~0ull) return list[i].usedBytes;
-  return {};
+  if (nvml.processes(gpu, &count, list.data()) != 0) return;
+  for (unsigned i = 0; i < count; ++i) {
+    if (list[i].usedBytes == ~0ull) continue;
+    if (list[i].pid == static_cast<unsigned>(getpid())) status.processBytes = list[i].usedBytes;
+    else status.others.push_back({list[i].pid, list[i].usedBytes});
+  }
 }
 
 }  // namespace
@@ -75,7 +76,7 @@ std::optional<GpuStatus> gpuStatus(int index) {
   GpuStatus status;
   status.usedBytes = memory.used;
   status.totalBytes = memory.total;
-  status.processBytes = processBytes(nvml, gpu);
+  readProcesses(nvml, gpu, status);
   Utilisation busy{};
   unsigned number = 0;
   if (nvml.utilisation != nullptr && nvml.utilisation(gpu, &busy) == 0) status.utilisation = busy.gpu / 100.0;

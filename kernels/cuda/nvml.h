@@ -1,8 +1,15 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace unsloth::cuda {
+
+/** A process that computes on a GPU. */
+struct GpuProcess {
+  unsigned pid;
+  uint64_t bytes;
+};
 
 /** What the driver's management library tells about a GPU at this moment; absent where it does not know. */
 struct GpuStatus {
@@ -10,6 +17,8 @@ struct GpuStatus {
   uint64_t totalBytes = 0;
   /** Of this process alone. */
   std::optional<uint64_t> processBytes;
+  /** Of others that the library names: not those outside of a container. */
+  std::vector<GpuProcess> others;
   std::optional<double> utilisation;  // 0 … 1
   std::optional<double> temperature;  // °C
   std::optional<double> power;        // W

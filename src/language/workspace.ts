@@ -1,5 +1,5 @@
 import type { Recipe } from '#shared/recipe.ts'
-import type { MemoryPart } from '#shared/protocol.ts'
+import type { DeviceEntry, MemoryPart } from '#shared/protocol.ts'
 
 /** A model that can be named in a recipe. */
 export interface FoundModel {
@@ -67,6 +67,8 @@ export interface FoundDevice {
   readonly label: string
   readonly freeBytes?: number
   readonly totalBytes?: number
+  /** See DeviceEntry. */
+  readonly overhead?: DeviceEntry['overhead']
 }
 
 /** What the engine's planner says about a recipe. */

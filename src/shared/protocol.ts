@@ -221,6 +221,8 @@ export interface DeviceEntry {
   readonly totalBytes: number
   /** Absent where nobody tells. */
   readonly freeBytes?: number
+  /** Of a GPU: what a process takes there beside what it asks for, where that was measured. */
+  readonly overhead?: { readonly contextBytes: number; readonly graphNodeBytes: number }
 }
 export interface DevicesResult {
   /** The one that `auto` takes first. */

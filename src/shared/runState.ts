@@ -20,7 +20,7 @@ export type ShownState = RunState | 'interrupted'
 const nextStates: Readonly<Record<RunState, readonly RunState[]>> = {
   queued: ['preparing', 'loading', 'failed', 'stopped'],
   preparing: ['queued', 'loading', 'failed', 'stopped'],
-  loading: ['queued', 'training', 'evaluating', 'saving', 'failed', 'stopped'],
+  loading: ['queued', 'preparing', 'training', 'evaluating', 'saving', 'failed', 'stopped'],
   training: ['evaluating', 'saving', 'paused', 'finished', 'failed', 'stopped'],
   evaluating: ['training', 'saving', 'paused', 'finished', 'failed', 'stopped'],
   saving: ['training', 'evaluating', 'paused', 'finished', 'failed', 'stopped'],

@@ -207,7 +207,7 @@ export class World {
     const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
       recipe, folder: folder.value, longestSample: lengths.longest, usualSample: lengths.usual, device: device?.id ?? 'cpu',
         speeds: readSpeeds(this.speedFile), freeBytes: device?.freeBytes,
-        deviceBytes: device?.totalBytes,
+        deviceBytes: device?.totalBytes, overhead: device?.overhead,
     })))
     // Free memory changes all the time; the plan is kept and only compared anew.
     return planned.ok ? { ok: true, value: { ...planned.value, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes } }

@@ -1,3 +1,4 @@
+import type { DeviceEntry } from '#shared/protocol.ts'
 import { effectiveBatch, hasEvalSet, type Recipe } from '#shared/recipe.ts'
 import { UnslothError } from '#shared/errors.ts'
 import { stepFlops } from '../../../engine/bench/flops.ts'
@@ -23,6 +24,7 @@ export interface PlanRequest {
   readonly device: string
   readonly freeBytes: number | undefined
   readonly deviceBytes: number | undefined
+  readonly overhead: DeviceEntry['overhead']
 }
 
 /** Number formats on a device; the engine itself takes float16 on GPUs that have no bfloat16. */
@@ -48,7 +50,7 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   const options = planOptions(recipe)
   const plan = (checkpointing: Checkpointing, room?: Room): TrainingPlan => planTraining(patched, {
     ...options, checkpointing, ...(room ?? { availableBytes: Infinity, maxBytes: Infinity }), longestSample: longest, longestStep: row * perStep,
-    sequences: perRow * perStep, evaluates: hasEvalSet(recipe),
+    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), gpuOverhead: request.overhead,
     threads: training.threads === 0 ? physicalCores() : training.threads,
   })
   const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
