@@ -8,7 +8,7 @@ import type { DeviceChoice } from './runtime.ts'
 
 /** What arenas are for, as plans name it. */
 export const arenaNames: Readonly<Record<Arena, string>> = {
-  weights: 'frozen weights', hostWeights: 'frozen weights on the host', params: 'trained weights', shadow: 'rounded copies', grads: 'gradients',
+  weights: 'frozen weights', unpacked: 'unpacked weights', dora: 'row lengths', hostWeights: 'frozen weights on the host', params: 'trained weights', shadow: 'rounded copies', grads: 'gradients',
   moment1: 'the optimizer', moment2: 'the optimizer', scalars: 'scalars', io: 'the batch', cache: 'keys and values', activations: 'activations', offloaded: 'offloaded activations',
 }
 
