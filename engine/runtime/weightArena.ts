@@ -193,11 +193,17 @@ export async function loadInto(runtime: Runtime, arena: Arena, items: readonly L
   for (const item of items) {
     if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
     const bad = item.reorder === undefined ? await loadItem(runtime, arena, item) : await loadReordered(runtime, arena, item, item.reorder)
-    if (bad > 0)
-      throw new UnslothError('MODEL_INVALID', `${item.path}: ${item.name} holds ${bad} values that are NaN or infinite.`, { hint: 'The checkpoint is damaged: download it again.' })
+    if (bad > 0) throw notFinite(item, bad)
     done += item.elements
     progress?.(done, total)
   }
+}
+
+function notFinite({ path, name, source, target }: LoadItem, bad: number): UnslothError {
+  const narrowed = target === dtypeCode('f16') && source !== target
+  return new UnslothError('MODEL_INVALID', `${path}: ${name} holds ${bad} values that are NaN${narrowed ? ', infinite, or beyond 65504, where float16 ends' : ' or infinite'}.`, {
+    hint: narrowed ? 'Set training.compute to bfloat16 or float32 and model.dtype to auto; if that fails too, the checkpoint is damaged.' : 'The checkpoint is damaged: download it again.',
+  })
 }
 
 /** Returns the number of values that are not finite. */

@@ -70,7 +70,7 @@ class Device {
    * writes it to its argument.
    */
   virtual std::function<void(void*)> readLater(int32_t buffer, size_t offset, size_t count) = 0;
-  /** Returns how many elements were NaN or infinite. */
+  /** Returns how many elements are NaN or infinite, or become so in the type they are converted to. */
   virtual uint64_t load(const LoadPart& part) = 0;
   /** The same, quantised as bitsandbytes does it: every device makes the same bytes. */
   virtual uint64_t load(const Pack4Part& part) = 0;

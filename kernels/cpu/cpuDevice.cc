@@ -123,8 +123,9 @@ uint64_t CpuDevice::load(const LoadPart& part) {
   for (uint64_t at = 0; at < part.elements; at += loadChunk) {
     const uint64_t count = std::min(loadChunk, part.elements - at);
     file.read(part.fileOffset + at * sourceWidth, chunk.data(), count * sourceWidth);
-    bad += countNonFinite(chunk.data(), part.source, count);
-    for (uint64_t i = 0; i < count; ++i) narrow(target + at * targetWidth, part.target, i, widen(chunk.data(), part.source, i));
+    std::byte* const to = target + at * targetWidth;
+    for (uint64_t i = 0; i < count; ++i) narrow(to, part.target, i, widen(chunk.data(), part.source, i));
+    bad += countNonFinite(to, part.target, count);
   }
   return bad;
 }

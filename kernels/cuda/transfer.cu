@@ -22,9 +22,9 @@ template <class S, class T>
 __global__ void convertKernel(T* target, const S* source, uint64_t elements, unsigned long long* bad) {
   unsigned long long mine = 0;
   for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < elements; i += uint64_t{gridDim.x} * blockDim.x) {
-    const float value = load(source + i);
-    mine += !isfinite(value);
-    if (target != nullptr) target[i] = narrow<T>(value);
+    const T value = narrow<T>(load(source + i));
+    mine += !isfinite(widen(value));
+    if (target != nullptr) target[i] = value;
   }
   if (mine != 0) atomicAdd(bad, mine);
 }

@@ -122,6 +122,14 @@ describe('bad input is refused with its place and what to do', function () {
       writeFileSync(weights, file)
       await refused({ model }, 'MODEL_INVALID', /model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight holds 1 values that are NaN or infinite/, /download it again/)
     })
+    it('weights beyond float16, where they are to be kept so', async () => {
+      const { model, weights } = copy()
+      const tensor = (await openTensorSource(weights)).tensors.get('model.layers.3.mlp.up_proj.weight')!
+      const file = readFileSync(weights)
+      file.writeUInt16LE(0x4780, tensor.offset + 2 * 77) // 65536
+      writeFileSync(weights, file)
+      await refused({ model: { name: model, dtype: 'float16' } }, 'MODEL_INVALID', /up_proj\.weight holds 1 values that are NaN, infinite, or beyond 65504, where float16 ends/, /training\.compute to bfloat16/)
+    })
     it('a tokenizer larger than the embedding, where it is not to be repaired', async () => {
       const { model } = copy()
       const path = join(model, 'tokenizer.json')

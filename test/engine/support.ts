@@ -32,7 +32,7 @@ export function writeJsonl(path: string, rows: readonly unknown[]): string {
 
 type Section = Readonly<Record<string, unknown>>
 export interface RecipeSections {
-  readonly model?: string | { readonly name: string; readonly fix_tokenizer: boolean }
+  readonly model?: string | { readonly name: string; readonly fix_tokenizer?: boolean; readonly dtype?: string }
   readonly data?: Section
   readonly training?: Section
   readonly lora?: Section
