@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::threads)
   using Shape = DecodeShape<D>;
   using Tile = SharedTile<D>;
   constexpr int threads = Shape::threads, warps = Shape::warps, keys = Shape::keys, stages = Shape::stages;
-  if (!multiplies<T>()) return;
+  if (!multiplies<T>()) return neverLaunched();
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ float tops[warps][tileRows], totals[warps][tileRows];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

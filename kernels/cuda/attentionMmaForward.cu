@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKern
   using Shape = ForwardShape<D>;
   using Tile = SharedTile<D>;
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8, DT = D / 8;
-  if (!multiplies<T>()) return;
+  if (!multiplies<T>()) return neverLaunched();
   AttentionTile tile;
   if (!locateQueries<Shape::threads>(a, BM, blockIdx.x / a.group, tile)) return;
   const int kvHead = blockIdx.y, head = kvHead * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
   using Tile = SharedTile<D>;
   using Exchange = SharedTile<Shape::queries>;
   constexpr int BN = Shape::keys, BM = Shape::queries, KT = Shape::keyTiles, QC = Shape::chunk, threads = Shape::threads;
-  if (!multiplies<T>()) return;
+  if (!multiplies<T>()) return neverLaunched();
   AttentionTile tile;
   if (!locateKeys<threads>(a, BN, blockIdx.x, tile)) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = Shape::halves > 1 ? warp % 2 : 0;

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
   using Tile = SharedTile<D>;
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8,
                 threads = Shape::threads;
-  if (!multiplies<T>()) return;
+  if (!multiplies<T>()) return neverLaunched();
   AttentionTile tile;
   if (!locateQueries<threads>(a, BM, blockIdx.x / a.group, tile)) return;
   const int kvHead = blockIdx.y, head = kvHead * a.group + blockIdx.x % a.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -44,7 +44,7 @@ struct Shape {
 
 using Large = Shape<128, 256, 2, 4, 1>;
 using Medium = Shape<128, 128, 2, 2, 2>;
-using Small = Shape<64, 64, 2, 2, 3>;  // the only one that the shared memory of sm_75 holds
+using Small = Shape<64, 64, 2, 2, 3>;  // the only one whose two stages the shared memory of sm_75 holds, and that is compiled for it
 
 /** The part of a tile's k that one unit of work covers, source by source. */
 struct Unit {
@@ -156,7 +156,7 @@ struct Producer {
 template <class T, class S, int mode>
 __global__ void __launch_bounds__(S::threads, S::blocks) mmaKernel(const __grid_constant__ MmaArgs args) {
 #if __CUDA_ARCH__ < 800
-  if constexpr (std::is_same_v<T, bf16> || !std::is_same_v<S, Small>) return;  // never launched there
+  if constexpr (std::is_same_v<T, bf16> || !std::is_same_v<S, Small>) return neverLaunched();
 #endif
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   __shared__ int flag;
@@ -290,6 +290,7 @@ struct Cut {
 template <class S>
 Cut planCut(const MmaArgs& args, const Context& context, double efficiency) {
   Cut best;
+  if (context.gpu->capability < 80 && !std::is_same_v<S, Small>) return best;
   constexpr int fixedBytes = S::outBytes + 64;
   int blocks = S::blocks;
   const auto stagesOf = [&] {

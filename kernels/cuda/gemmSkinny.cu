@@ -72,7 +72,7 @@ template <class T, int width, bool bigAlongK, bool smallAlongK>
 __global__ void __launch_bounds__(TileOf<bigAlongK>::threads, width > 64 ? 1 : 2)
     skinnyKernel(const __grid_constant__ SkinnyArgs args) {
 #if __CUDA_ARCH__ < 800
-  if constexpr (std::is_same_v<T, bf16>) return;  // never launched there
+  if constexpr (std::is_same_v<T, bf16>) return neverLaunched();
 #endif
   using TileHere = TileOf<bigAlongK>;
   constexpr int tileRows = TileHere::rows, depth = TileHere::depth, warps = TileHere::warps, threads = TileHere::threads;

@@ -10,6 +10,9 @@ namespace unsloth::cuda {
 /** Address of a pointer into shared memory as ld, st, cp.async and ldmatrix take it. */
 __device__ __forceinline__ uint32_t sharedAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+/** In the place of a kernel that the GPU has no instructions for: should a launcher choose it, that is an error, never a missing result. */
+__device__ __forceinline__ void neverLaunched() { __trap(); }
+
 /** Copies `bytes` (0 … 16) from global to 16 bytes of shared memory and fills up with zeros. Both addresses are multiples of 16.
  */
 __device__ __forceinline__ void copyAsync16(uint32_t shared, const void* global, int bytes) {
@@ -80,7 +83,7 @@ __device__ __forceinline__ void multiplyAdd(float (&d)[4], const uint32_t (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
   if constexpr (std::is_same_v<T, bf16>) {
-    __trap();  // launchers refuse bf16 before sm_80
+    neverLaunched();
   } else {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -92,7 +95,10 @@ __device__ __forceinline__ void multiplyAdd(float (&d)[4], const uint32_t (&a)[4
 #endif
 }
 
-/** Whether the GPU multiplies matrices of this type with the instructions above. */
+/**
+ * Whether the GPU multiplies matrices of this type with the instructions above. Every launcher of a kernel that uses them asks this, so
+ * that before sm_80 bf16 goes the simple ways. Of all kernels those alone are `neverLaunched` there, and the larger shapes of gemmMma.
+ */
 inline bool hasTensorCores(DType dtype, int capability) {
   return (dtype == DType::BF16 && capability >= 80) || (dtype == DType::F16 && capability >= 75);
 }
