@@ -21,7 +21,7 @@ export interface QuantisedTensor {
   readonly nested?: { readonly absmax: Float32Array; readonly code: Float32Array; readonly offset: number; readonly blockSize: number }
 }
 
-const stateKey = /^(.*)\.quant_state\.bitsandbytes__(nf4|fp4)$/
+const stateKey = /^(.*)\.quant_state\.bitsandbytes__(.*)$/
 const dtypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const
 const again = 'The checkpoint is damaged: download it again.'
 
@@ -32,7 +32,9 @@ export async function quantisedTensors(source: TensorSource): Promise<ReadonlyMa
   const found = new Map<string, QuantisedTensor>()
   for (const key of source.tensors.keys()) {
     const [, name, type] = stateKey.exec(key) ?? []
-    if (name !== undefined) found.set(name, await readQuantised(source, name, type as 'nf4' | 'fp4'))
+    if (name === undefined) continue
+    if (type !== 'nf4' && type !== 'fp4') throw bad(requireTensor(source, key), `is of the unknown type ${quote(type!)}`, 'nf4 and fp4 are known. Use the 16-bit version of the model.')
+    found.set(name, await readQuantised(source, name, type))
   }
   const lost = [...source.tensors.values()].find(({ name, dtype }) => dtype === 'U8' && !found.has(name) && source.tensors.has(`${name}.absmax`))
   if (lost !== undefined) throw bad(lost, 'is quantised, but its quant_state is missing')
@@ -56,6 +58,7 @@ async function readQuantised(source: TensorSource, name: string, type: 'nf4' | '
     if (typeof value === 'number' && Number.isSafeInteger(value) && value > 0) return value
     throw bad(at, `has no valid ${key}`)
   }
+  if (state.quant_type !== type) throw bad(at, `says quant_type ${quote(String(state.quant_type))}`, `It should be ${type}: ${again.charAt(0).toLowerCase()}${again.slice(1)}`)
   const shape = Array.isArray(state.shape) ? state.shape.map((value) => size('shape', value)) : []
   if (shape.length === 0) throw bad(at, 'has no shape')
   const blockSize = size('blocksize', state.blocksize)

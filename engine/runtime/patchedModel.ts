@@ -1,6 +1,7 @@
 import type { Target } from '../graph/target.ts'
 import { UnslothError } from '#shared/errors.ts'
 import type { DType } from '../graph/dtype.ts'
+import { isJsonObject } from '../io/jsonText.ts'
 import { readModelFolder } from '../io/modelFolder.ts'
 import { quantisedTensors } from '../io/bitsandbytes.ts'
 import { scaledTensors } from '../io/scaledTensors.ts'
@@ -24,8 +25,20 @@ export interface ModelDescription extends WeightSource {
   readonly entries: readonly WeightEntry[]
 }
 
+/** How checkpoints may be quantised: bitsandbytes in 4 and 8 bits, and FP8 e4m3 with scales under the names that these writers use. */
+const quantisers: ReadonlySet<unknown> = new Set(['bitsandbytes', 'fp8', 'fbgemm_fp8', 'compressed-tensors', 'modelopt'])
+
+function requireKnownQuantiser({ quantization_config: asked }: HfConfig, where: string): void {
+  const method = isJsonObject(asked) ? asked.quant_method : undefined
+  if (method === undefined || method === null || quantisers.has(method)) return
+  throw new UnslothError('MODEL_UNSUPPORTED', `${where}: a checkpoint of quant_method ${JSON.stringify(method)} cannot be read.`, {
+    hint: 'Name the 16-bit version of the model; training.load_in_4bit quantises it on the way in. bitsandbytes and FP8 (e4m3) can be read.',
+  })
+}
+
 export async function describeModel(folder: string): Promise<ModelDescription> {
   const { config } = await readModelFolder(folder, 'model')
+  requireKnownQuantiser(config!.values, config!.where)
   const spec = archSpec(config!.values, config!.where)
   const source = await openTensorSource(folder)
   const entries = weightTable(spec, (name) => source.tensors.has(name))

@@ -62,6 +62,19 @@ describe('experts trained by a recipe', function () {
     assert.ok(text!.newTokens > 0)
   })
 
+  for (const bits of [4, 8] as const)
+    it(`are trained on and beside experts in ${bits} bits, and merge into a model that answers as the trained one`, async () => {
+      const method = bits === 4 ? ['lora', 'merged_16bit', 'merged_4bit'] : ['lora', 'merged_16bit']
+      const dir = await train(recipe(`bits${bits}`, { training: { [`load_in_${bits}bit`]: true, learning_rate: 2e-2, max_steps: 6 }, save: { method } }))
+      const steps = losses(dir)
+      assert.ok(steps.slice(3).reduce((sum, loss) => sum + loss, 0) < steps.slice(0, 3).reduce((sum, loss) => sum + loss, 0), steps.join())
+      const { tensors } = await openTensorSource(join(dir, 'adapter', 'adapter_model.safetensors'))
+      assert.ok(['q_proj.lora_A', 'mlp.experts.base_layer.lora_B', 'mlp.experts.lora_A'].every((part) => [...tensors.keys()].some((name) => name.includes(part))))
+      const merged = await logitsOf(join(dir, 'merged'))
+      assert.ok(relativeError(merged, await logitsOf(mixtral)) > 1e-2, 'training changed the answers')
+      if (bits === 4) assert.ok(relativeError(await logitsOf(join(dir, 'merged-4bit')), merged) < 0.3)
+    })
+
   it('go on from a checkpoint as if they had not stopped', async () => {
     const straight = await train(recipe('straight', { training: { max_steps: 4 } }))
     const first = await train(recipe('halves', { training: { max_steps: 4, save_steps: 2, save_total_limit: 5 } }))

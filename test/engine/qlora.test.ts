@@ -1,9 +1,10 @@
 import { strict as assert } from 'node:assert'
-import { cpSync, readdirSync, readFileSync } from 'node:fs'
+import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { isQuantised } from '../../engine/graph/dtype.ts'
 import { cpuTarget } from '../../engine/graph/target.ts'
+import { quantStateJson } from '../../engine/io/bitsandbytes.ts'
 import { openTensorSource, readTensorBytes } from '../../engine/io/tensorSource.ts'
 import { writeSafetensors } from '../../engine/io/safetensorsWriter.ts'
 import { listCheckpoints } from '../../engine/run/checkpoints.ts'
@@ -154,6 +155,11 @@ describe('QLoRA', () => {
 
   const damage: readonly (readonly [string, RegExp, (name: string, bytes: Uint8Array) => Uint8Array | undefined])[] = [
     ['a state that is cut off', /quant_state.*is not the JSON of a quantisation state/, (name, bytes) => (name.endsWith(state) ? bytes.slice(0, 30) : bytes)],
+    ['a state of an unknown type', /quant_state\.bitsandbytes__nf4" says quant_type "nf2"/, (name, bytes) => (name.endsWith(state) ? Buffer.from(text(bytes).replace('"nf4"', '"nf2"')) : bytes)],
+    ['maxima that are missing', /tensor ".*v_proj\.weight\.absmax" is missing/, (name, bytes) => (name.endsWith('layers.1.self_attn.v_proj.weight.absmax') ? undefined : bytes)],
+    ['scales of maxima that are missing', /tensor ".*v_proj\.weight\.nested_absmax" is missing/, (name, bytes) => (name.endsWith('layers.1.self_attn.v_proj.weight.nested_absmax') ? undefined : bytes)],
+    ['scales of maxima that are cut off', /nested_absmax" is F32 of 0 bytes, but F32 of 4 are needed/, (name, bytes) => (name.endsWith('layers.1.self_attn.v_proj.weight.nested_absmax') ? bytes.slice(0, -4) : bytes)],
+    ['an offset that is no number', /has no valid nested_offset/, (name, bytes) => (name.endsWith(state) ? Buffer.from(text(bytes).replace(/"nested_offset": [^}]*/, '"nested_offset": NaN')) : bytes)],
     ['a state that is missing', /is quantised, but its quant_state is missing/, (name, bytes) => (name.endsWith(`layers.0.self_attn.q_proj.weight.${state}`) ? undefined : bytes)],
     ['a wrong block size', /has blocksize 48/, (name, bytes) => (name.endsWith(state) ? Buffer.from(text(bytes).replace('"blocksize": 64', '"blocksize": 48')) : bytes)],
     ['another block size than the maxima', /absmax.*blocks of 128 need U8/, (name, bytes) => (name.endsWith(state) ? Buffer.from(text(bytes).replace('"blocksize": 64', '"blocksize": 128')) : bytes)],
@@ -170,7 +176,35 @@ describe('QLoRA', () => {
       await assert.rejects(load(copy), (error) => UnslothError.is(error, 'MODEL_INVALID') && message.test(error.message) && error.message.includes(copy))
     })
 
-  it('refuses a maximum in fp32 that is NaN, and names the tensor', async () => {
+  it('refuses a maximum in fp32 that is NaN', async () => {
+    const plain = await changed(model, join(folder, 'single'), (_, bytes) => bytes)
+    const source = await openTensorSource(model)
+    const weight = [...source.tensors.keys()].find((name) => name.endsWith('layers.0.mlp.up_proj.weight'))!
+    const { shape } = JSON.parse(text(await readTensorBytes(source.tensors.get(`${weight}.${state}`)!))) as { shape: number[] }
+    const maxima = new Float32Array((shape[0]! * shape[1]!) / 64).fill(0.1)
+    maxima[3] = NaN
+    const tensors = []
+    for (const tensor of source.tensors.values()) {
+      const own = tensor.name.startsWith(`${weight}.`)
+      if (own && tensor.name.includes('nested')) continue
+      const data = !own ? await readTensorBytes(tensor)
+        : tensor.name.endsWith('.absmax') ? new Uint8Array(maxima.buffer)
+          : tensor.name.endsWith(state) ? quantStateJson({ type: 'nf4', dtype: 'bf16', shape }) : await readTensorBytes(tensor)
+      const single = own && tensor.name.endsWith('.absmax')
+      tensors.push({ name: tensor.name, dtype: single ? ('F32' as const) : tensor.dtype, shape: single ? [maxima.length] : data.length === tensor.bytes ? tensor.shape : [data.length], data })
+    }
+    await writeSafetensors(join(plain, 'model.safetensors'), tensors)
+    await assert.rejects(load(plain), (error) => UnslothError.is(error, 'MODEL_INVALID') && error.message.includes(`${weight} holds 1 values that are NaN`) && error.message.includes(plain))
+  })
+
+  it('refuses what other tools have quantised, and says what to name', async () => {
+    const copy = await changed(model, join(folder, 'gptq'), (_, bytes) => bytes)
+    const file = join(copy, 'config.json')
+    writeFileSync(file, readFileSync(file, 'utf8').replace('"bitsandbytes"', '"gptq"'))
+    await assert.rejects(load(copy), (error) => UnslothError.is(error, 'MODEL_UNSUPPORTED') && error.message.includes('quant_method "gptq"') && (error.hint ?? '').includes('16-bit version'))
+  })
+
+  it('refuses a number that is NaN while it is quantised, and names the tensor', async () => {
     const { name, path } = [...(await openTensorSource(starter)).tensors.values()].find((tensor) => tensor.name.endsWith('layers.0.mlp.up_proj.weight'))!
     const copy = await changed(starter, join(folder, 'nan'), (tensor, bytes) => {
       if (tensor === name) bytes.fill(0xff, 0, 2)
