@@ -14,6 +14,11 @@ export interface LoraConfig {
   readonly dropout: number
   /** Module names; a text is a regular expression or `all-linear`. */
   readonly targetModules: readonly string[] | string
+  /** Modules left out though they are targets; a text is a regular expression. Written, not read: a file says which modules it has. */
+  readonly excludeModules?: readonly string[] | string
+  /** The layers that targets mean, and what stands before their number. Written, not read. */
+  readonly layersToTransform?: readonly number[]
+  readonly layersPattern?: readonly string[]
   /** Stacked parameters with LoRA of their own (experts). */
   readonly targetParameters: readonly string[]
   /** Modules trained and stored whole. */
@@ -210,6 +215,9 @@ export function loraConfigJson(config: LoraConfig): string {
     lora_alpha: config.alpha,
     lora_dropout: new PyFloat(config.dropout),
     target_modules: config.targetModules,
+    exclude_modules: config.excludeModules ?? null,
+    layers_to_transform: config.layersToTransform ?? null,
+    layers_pattern: config.layersPattern ?? null,
     target_parameters: config.targetParameters.length > 0 ? config.targetParameters : null,
     modules_to_save: config.modulesToSave.length > 0 ? config.modulesToSave : null,
     use_rslora: config.rslora,

@@ -40,7 +40,8 @@ export function decoder(graph: Graph, spec: ArchSpec, weights: DecoderWeights, i
   const { embedding, embeddingRounds } = spec.multiplier
   let x = embed(graph, inputs.ids, weights.weight('embedding'), embeddingRounds && precision === 1 ? roundToBf16(embedding) : embedding)
   if (spec.learnedPositions === true) x = addRows(graph, 'positioned', x, embed(graph, inputs.positions, weights.weight('positions'), 1, 'position'), 1, 'residual')
-  if (inputs.noise !== undefined) x = noise(graph, x, inputs.noise, inputs.randomness!)
+  // transformers adds the noise to what the embedding module gives: Gemma's has its factor inside, others are multiplied afterwards.
+  if (inputs.noise !== undefined) x = noise(graph, x, { ...inputs.noise, alpha: inputs.noise.alpha * (embeddingRounds ? 1 : embedding) }, inputs.randomness!)
   const tables = new Map<AttentionKind, Tensor>()
   for (const kind of ['full', 'window'] as const) {
     const shared = kind === 'window' && spec.rope.window === spec.rope.full ? tables.get('full') : undefined

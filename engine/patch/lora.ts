@@ -1,4 +1,5 @@
 import { UnslothError } from '#shared/errors.ts'
+import { endsIn, expression, isTarget, type ModuleChoice } from './targets.ts'
 import type { StoredForm } from '../model/storedForm.ts'
 import type { WeightEntry } from '../model/weightTable.ts'
 
@@ -6,15 +7,19 @@ export interface LoraOptions {
   readonly r: number
   readonly alpha: number
   readonly dropout: number
-  /** Last parts of module names (`q_proj`), full module paths, or `all-linear`. */
-  readonly targets: readonly string[] | 'all-linear'
+  /** Last parts of module names (`q_proj`), full module paths, a pattern, or `all-linear`. */
+  readonly targets: ModuleChoice | 'all-linear'
+  /** Modules that get none though they are targets. */
+  readonly exclude?: ModuleChoice
   readonly rslora: boolean
   /** Train the lengths of rows apart from their directions (DoRA, arXiv 2402.09353). Default: no. */
   readonly dora?: boolean
   /** Biases that are trained along: all of them, or those of adapted layers. Default none. */
   readonly bias?: 'none' | 'all' | 'lora_only'
-  /** Only these layers, when given. */
+  /** Only these layers, when given. A target that is a full path is taken anyway. */
   readonly layers?: readonly number[]
+  /** What stands before the layer's number in a path, by regular expression; default: anything. */
+  readonly layersPattern?: readonly string[]
   /**
    * Stacked expert parameters by the end of their name (`mlp.experts.gate_up_proj`). When absent, targets named like the parts of
    * an expert (`gate_proj`, `up_proj`, `down_proj`) mean the experts too.
@@ -68,8 +73,6 @@ function candidates(weights: readonly WeightEntry[]): LoraModule[] {
 
 const partsOfExperts: Readonly<Record<string, readonly string[]>> = { gate_up_proj: ['gate_proj', 'up_proj', 'gate_up_proj'], down_proj: ['down_proj'] }
 
-const endsIn = (name: string, target: string): boolean => name === target || name.endsWith(`.${target}`)
-
 /**
  * Stacked experts that are adapted. PEFT wraps a module once for each of its parameters, the later around the earlier: the last
  * one's matrices stand under the module's name, those before it under one `base_layer` more each.
@@ -79,7 +82,7 @@ function expertModules(weights: readonly WeightEntry[], options: LoraOptions): L
   const wanted = ({ parameter }: WeightEntry): boolean => {
     if (options.targetParameters !== undefined) return options.targetParameters.some((target) => endsIn(parameter!, target))
     const { targets } = options
-    return targets !== 'all-linear' && (partsOfExperts[lastName(parameter!)] ?? []).some((part) => targets.includes(part))
+    return targets !== 'all-linear' && !('pattern' in targets) && (partsOfExperts[lastName(parameter!)] ?? []).some((part) => targets.includes(part))
   }
   const chosen = stacks.filter(wanted)
   if (chosen.length > 0 && options.dropout > 0)
@@ -107,7 +110,7 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
   const all = candidates(weights)
   const { targets } = options
   const experts = expertModules(weights, options)
-  if (targets !== 'all-linear') {
+  if (targets !== 'all-linear' && !('pattern' in targets)) {
     // With experts chosen by parameter, names of their parts (as in the default targets) mean the dense layers that have them.
     const covered = options.targetParameters === undefined ? experts : options.targetParameters.length > 0 ? weights.filter(({ kind }) => kind === 'experts') : []
     const parts = covered.flatMap(({ parameter }) => partsOfExperts[lastName(parameter!)] ?? [])
@@ -123,11 +126,11 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
     throw new UnslothError('RECIPE', `lora.target_parameters: this model has no ${unknown.join(', ')}.`, {
       hint: stacks.length === 0 ? 'It has no experts; leave target_parameters out.' : `It has ${[...new Set(stacks.map((parameter) => parameter.split('.').slice(-3).join('.')))].join(', ')}.`,
     })
-  const chosen = all.filter(
-    ({ module, layer }) => (targets === 'all-linear' || targets.some((target) => endsIn(module, target))) && (options.layers?.includes(layer) ?? true),
-  )
-  const modules = [...chosen, ...experts]
-  if (modules.length === 0) throw new UnslothError('RECIPE', 'lora.target_modules and lora.layers_to_transform leave nothing to train.')
+  const modules = [...all.filter(({ module, layer }) => isTarget(module, layer, options)), ...experts]
+  if (modules.length === 0)
+    throw new UnslothError('RECIPE', 'lora.target_modules, exclude_modules and layers_to_transform leave nothing to train.', {
+      hint: `Layers have paths such as ${all[0]?.module ?? 'none'}; a regular expression has to match all of one.`,
+    })
   return modules.map((module) => {
     const name = module.parameter ?? module.module
     // Gate and up of experts are one matrix: as much rank as the two would have had, as PEFT converts such targets.
@@ -139,7 +142,7 @@ export function loraModules(weights: readonly WeightEntry[], options: LoraOption
 }
 
 function patternValue(pattern: Readonly<Record<string, number>> | undefined, name: string): number | undefined {
-  return Object.entries(pattern ?? {}).find(([key]) => new RegExp(`^(?:.*\\.)?(?:${key})$`).test(name))?.[1]
+  return Object.entries(pattern ?? {}).find(([key]) => expression(`^(?:.*\\.)?(?:${key})$`, 'rank_pattern or alpha_pattern').test(name))?.[1]
 }
 
 /** The biases that are trained along with the adapters; a fused one only with adapters on all of its layers. */

@@ -64,7 +64,7 @@ interface Block {
 /**
  * Lays out everything that is trained. `full` entries are trained as they are; LoRA modules get A and B, the As of one weight
  * stacked so that one product serves them all. Decayed and undecayed, default and embedding parameters stand in separate
- * stretches. Biases and norms are not decayed, as in transformers.
+ * stretches. Biases and norms are not decayed, as in transformers; with LoRA+ all vectors learn at the rate of B, as in PEFT.
  */
 export function parameterLayout(
   full: readonly WeightEntry[], modules: readonly LoraModule[], embeddingGroup: boolean, type: Target['parameters'] = 'f32', loraPlus = false,
@@ -72,7 +72,7 @@ export function parameterLayout(
   const trained = trainedAs(type)
   const weights = new Map<string, Weight>()
   const lora = new Map<string, LoraGroup>()
-  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup, trained)), ...loraBlocks(modules, lora, trained, loraPlus ? 'loraB' : 'default')]
+  const blocks = [...full.map((entry) => fullBlock(entry, weights, embeddingGroup, trained, loraPlus)), ...loraBlocks(modules, lora, trained, loraPlus ? 'loraB' : 'default')]
   const parameters: Parameter[] = []
   const ranges: ParameterRange[] = []
   let elements = 0
@@ -111,9 +111,9 @@ const trainedAs = (type: Target['parameters']): MakeTrained => (name, offset, ro
   return type === 'f32' ? { value: master, grad } : { value: parameterTensor(name, 'shadow', offset, rows, cols, type), master, grad }
 }
 
-function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGroup: boolean, trained: MakeTrained): Block {
+function fullBlock(entry: WeightEntry, weights: Map<string, Weight>, embeddingGroup: boolean, trained: MakeTrained, loraPlus: boolean): Block {
   const vector = entry.kind === 'bias' || entry.kind === 'norm'
-  const group = embeddingGroup && (entry.kind === 'embedding' || entry.kind === 'head') ? 'embedding' : 'default'
+  const group = embeddingGroup && (entry.kind === 'embedding' || entry.kind === 'head') ? 'embedding' : loraPlus && vector ? 'loraB' : 'default'
   return {
     group,
     decay: !vector,

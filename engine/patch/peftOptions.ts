@@ -1,10 +1,13 @@
 import type { PeftAdapter } from '../io/peftAdapter.ts'
+import type { ModuleChoice } from './targets.ts'
 import type { LoraInit, Training } from '../runtime/patchedModel.ts'
 
 /** What `get_peft_model` takes, with its defaults. */
 export interface PeftOptions {
   readonly r?: number
-  readonly targetModules?: readonly string[] | 'all-linear'
+  readonly targetModules?: ModuleChoice | 'all-linear'
+  /** Modules that get no adapter though they are targets. */
+  readonly excludeModules?: ModuleChoice
   /** Stacked experts, by the end of their name; when absent they follow `targetModules`. */
   readonly targetParameters?: readonly string[]
   readonly loraAlpha?: number
@@ -15,6 +18,7 @@ export interface PeftOptions {
   readonly bias?: 'none' | 'all' | 'lora_only'
   readonly modulesToSave?: readonly string[]
   readonly layersToTransform?: readonly number[]
+  readonly layersPattern?: readonly string[]
   /** Other ranks and alphas by regular expression, as in PEFT. */
   readonly rankPattern?: Readonly<Record<string, number>>
   readonly alphaPattern?: Readonly<Record<string, number>>
@@ -33,6 +37,8 @@ export function loraTraining(options: PeftOptions): Training {
     targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, dora: options.useDora ?? false, bias: options.bias ?? 'none', init: options.initLoraWeights ?? true,
     modulesToSave: options.modulesToSave ?? [], rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
     ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
+    ...(options.excludeModules === undefined ? {} : { exclude: options.excludeModules }),
+    ...(options.layersPattern === undefined ? {} : { layersPattern: options.layersPattern }),
     ...(options.targetParameters === undefined ? {} : { targetParameters: options.targetParameters }),
   }
 }

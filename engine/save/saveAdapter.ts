@@ -35,17 +35,34 @@ function plainAdapterConfig(model: LoadedModel): LoraConfig {
   const named = new Set(linear.map(({ module }) => lastName(module)))
   // Experts whose rank differs, under the pattern that PEFT writes for them.
   const special = [...new Map(stacks.filter(({ rank }) => rank !== training.r).map((module) => [`.*\\.${lastName(module.parameter!)}`, module])).entries()]
+  const { targets, exclude, layers, layersPattern } = training
+  // PEFT takes a regular expression or layers, not both.
+  const byPath = targets !== 'all-linear' && 'pattern' in targets && layers !== undefined
+  const ranks = linear.map(({ module, rank }) => [module, rank] as const)
+  const alphas = linear.map(({ module, rank, scale }) => [module, Number((scale * (training.rslora ? Math.sqrt(rank) : rank)).toPrecision(12))] as const)
   return {
     baseModel: origin?.id ?? folder, revision: origin?.revision ?? null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
     // Targets that mean experts only stand in targetParameters.
-    targetModules: training.targets === 'all-linear' ? [...named] : training.targets.filter((target) => named.has(lastName(target))),
+    targetModules: targets === 'all-linear' ? [...named] : byPath ? linear.map(({ module }) => module) : 'pattern' in targets ? targets.pattern : targets.filter((target) => named.has(lastName(target))),
+    ...(exclude === undefined ? {} : { excludeModules: 'pattern' in exclude ? exclude.pattern : exclude }),
+    ...(layers === undefined || byPath ? {} : { layersToTransform: layers, ...(layersPattern === undefined ? {} : { layersPattern }) }),
     targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],
     modulesToSave: training.modulesToSave, rslora: training.rslora, dora: training.dora === true, bias: training.bias ?? 'none',
-    rankPattern: { ...training.rankPattern, ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
-    alphaPattern: { ...training.alphaPattern, ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
+    rankPattern: { ...settled(training.rankPattern, ranks, training.r), ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
+    alphaPattern: { ...settled(training.alphaPattern, alphas, training.alpha), ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
     // Neither pissa nor loftq leaves anything behind that a reader would have to repeat.
     initLoraWeights: typeof training.init === 'string' && training.init !== 'gaussian' ? true : (training.init ?? true),
   }
+}
+
+/**
+ * Patterns that give the same values in the order in which a reader of the file meets them: PEFT sorts them, and takes the first that
+ * matches. Where that would change a value, modules are named one by one.
+ */
+function settled(patterns: Readonly<Record<string, number>> = {}, values: readonly (readonly [string, number])[], otherwise: number): Readonly<Record<string, number>> {
+  const sorted = Object.entries(patterns).sort(([a], [b]) => (a < b ? -1 : 1)).map(([pattern, value]) => [new RegExp(`^(?:.*\\.)?(?:${pattern})$`), value] as const)
+  const same = values.every(([module, value]) => (sorted.find(([pattern]) => pattern.test(module))?.[1] ?? otherwise) === value)
+  return same ? patterns : Object.fromEntries(values.filter(([, value]) => value !== otherwise))
 }
 
 /** Every trained matrix under PEFT's names, in fp32. */

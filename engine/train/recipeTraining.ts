@@ -1,4 +1,4 @@
-import { targetModules, type Recipe } from '#shared/recipe.ts'
+import { moduleChoice, targetModules, type Recipe } from '#shared/recipe.ts'
 import { loraTraining, type PeftOptions } from '../patch/peftOptions.ts'
 import type { LoraInit, PatchOptions, Training } from '../runtime/patchedModel.ts'
 import { int8, nf4 } from '../runtime/quantisedWeights.ts'
@@ -19,6 +19,8 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
     r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, useDora: lora.use_dora,
     initLoraWeights: initOf(lora), bias: lora.bias,
     modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
+    ...(lora.exclude_modules.length === 0 ? {} : { excludeModules: moduleChoice(lora.exclude_modules) }),
+    ...(lora.layers_pattern.length === 0 ? {} : { layersPattern: lora.layers_pattern }),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
     rankPattern: lora.rank_pattern, alphaPattern: lora.alpha_pattern, loraPlus: lora.loraplus_lr_ratio !== null,
     embeddingLearningRate: training.embedding_learning_rate !== null, ...chosenLayers(recipe, layers),

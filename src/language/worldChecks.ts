@@ -95,6 +95,7 @@ function checkLayers(outline: Outline, model: ModelFacts, recipe: Recipe | null,
   if (recipe?.training.training_type === 'full') return
   const targets = outline.find('lora.target_modules')
   const names = targets === undefined ? []
+    : targets.items.length === 0 && /[\\*+?()[\]{}|^$]/.test(targets.value) ? []
     : targets.items.length > 0 ? targets.items.map(({ value }) => value) : targets.value.split(',').map((name) => name.trim())
   const known = new Set([...model.targetModules, 'all-linear', 'embed_tokens', 'lm_head', ''])
   for (const [index, name] of names.entries()) {

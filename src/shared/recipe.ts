@@ -12,7 +12,7 @@ export type { RecipeOverride } from './recipe/canonical.ts'
 export { validateRecipe, type ValidateOptions, type Validation } from './recipe/validate.ts'
 export { checkRecipe, expectation, rangeText, unsupportedSettings } from './recipe/checks.ts'
 export {
-  effectiveBatch, evalInterval, hasEvalSet, loraScale, parseByteSize, schedulerCycles, stepsPerEpoch, targetModules,
+  effectiveBatch, evalInterval, hasEvalSet, loraScale, parseByteSize, schedulerCycles, stepsPerEpoch, targetModules, moduleChoice,
   totalSteps, warmupSteps,
 } from './recipe/derived.ts'
 export { closest, editDistance } from './recipe/suggest.ts'

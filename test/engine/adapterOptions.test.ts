@@ -47,6 +47,22 @@ describe('options of adapters', () => {
     assert.deepEqual(config.alpha_pattern, { down_proj: 3.5 })
   })
 
+  it('names its layers for PEFT as the recipe does, or one by one where PEFT would read that otherwise', async () => {
+    const config = async (name: string, lora: Readonly<Record<string, unknown>>) => {
+      const run = await train(makeRecipe(join(folder, name), { training: { max_steps: 1 }, lora }))
+      return JSON.parse(readFileSync(join(run, 'adapter', 'adapter_config.json'), 'utf8')) as Record<string, unknown>
+    }
+    const chosen = await config('layers', { target_modules: ['q_proj', 'o_proj'], layers_to_transform: [1], layers_pattern: 'layers', exclude_modules: '.*\\.o_proj' })
+    assert.deepEqual([chosen.target_modules, chosen.layers_to_transform, chosen.layers_pattern, chosen.exclude_modules], [['q_proj'], [1], ['layers'], '.*\\.o_proj'])
+    const pattern = await config('pattern', { target_modules: '.*\\.1\\..*(q|up)_proj' })
+    assert.deepEqual([pattern.target_modules, pattern.layers_to_transform], ['.*\\.1\\..*(q|up)_proj', null])
+    const both = await config('both', { target_modules: '.*(q|up)_proj', layers_to_transform: 0 })
+    assert.deepEqual([both.target_modules, both.layers_to_transform], [['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj'], null])
+    // Sorted, as PEFT writes them, `layers.1` would come first.
+    const ranks = await config('ranks', { target_modules: 'q_proj', rank_pattern: { q_proj: 2, 'layers\\.1\\..*': 3 } })
+    assert.ok(Object.entries(ranks.rank_pattern as object).every(([name, rank]) => /^model\.layers\.\d+\.self_attn\.q_proj$/.test(name) && rank === 2))
+  })
+
   it('NEFTune: noise in training, none in evaluation', async () => {
     const run = (name: string, training: object) => train(makeRecipe(join(folder, name), {
       data: { eval_dataset: writeJsonl(join(folder, 'held-out.jsonl'), fables(30).slice(24)) }, training: { max_steps: 2, eval_steps: 1, learning_rate: 1e-9, ...training },

@@ -23,6 +23,9 @@ const names = [
   'tiny-starcoder2', 'tiny-stablelm', 'olmo', 'phi', 'gpt-neox', 'gpt2', 'falcon', 'qwen2-moe',
 ]
 
+/** With norms behind the projections, with a factor on them, and with biases. */
+const withDora: ReadonlySet<string> = new Set(['tiny-gemma2', 'tiny-granite', 'tiny-starcoder2'])
+
 const tokens = (length: number, seed: number): Int32Array => {
   const next = uniform(seed)
   return Int32Array.from({ length }, () => 3 + Math.floor(next() * 90))
@@ -92,13 +95,13 @@ describe('the same computation done in different ways', () => {
           }
         }))
 
-      for (const training of ['lora', 'full'] as const)
+      for (const training of ['lora', 'full', ...(withDora.has(name) ? ['dora' as const] : [])] as const)
         it(`${training} gradients: recomputed equal saved, one thread two, and offloaded kept, bit for bit; tiles of rows equal all rows`, async () => {
           const rows: ScoredRow[] = [tokens(30, 8), tokens(11, 9)].map((ids) => ({ ids, weight: (position) => (position % 3 === 0 ? undefined : 0.05) }))
           const targets = name.includes('mixtral') ? ['q_proj', 'gate_proj', 'down_proj'] : 'all-linear'
-          const lora: Training = { kind: 'lora', r: 3, alpha: 6, dropout: 0, rslora: false, targets, modulesToSave: [] }
+          const lora: Training = { kind: 'lora', r: 3, alpha: 6, dropout: 0, rslora: false, targets, modulesToSave: [], dora: training === 'dora' }
           const of = (recompute: Recompute, threads: number, { target = cpuTarget(), offload = 0 } = {}) =>
-            withModel(name, training === 'lora' ? lora : { kind: 'full' }, threads, async (model) => {
+            withModel(name, training === 'full' ? { kind: 'full' } : lora, threads, async (model) => {
               // B starts at zero, where A has no gradient.
               for (const parameter of model.patched.layout.parameters.filter((each) => each.name.includes('lora_B')))
                 model.writeParameter(parameter.name, Float32Array.from({ length: parameter.rows * parameter.cols }, (_, i) => Math.sin(i) / 20))

@@ -2,6 +2,7 @@ import { valueEntries } from './field.ts'
 import { fieldAt, recipeFields } from './fields.ts'
 import type { RecipeIssue } from './issue.ts'
 import { hasEvalSet } from './derived.ts'
+import { isModuleName } from './loraSection.ts'
 import type { Recipe, SectionName } from './schema.ts'
 
 /** A problem found in a validated recipe, by canonical key. */
@@ -108,6 +109,17 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     if (lora.target_modules.length === 0 && lora.modules_to_save.length === 0) {
       error('lora.target_modules', 'lora.target_modules names no layer')
     }
+    for (const key of ['target_modules', 'exclude_modules'] as const) {
+      const patterns = lora[key].filter((name) => !isModuleName(name))
+      if (patterns.length === 0) continue
+      if (lora[key].length > 1) error(`lora.${key}`, `lora.${key}: a regular expression (${patterns[0]!}) stands alone, not in a list`)
+      else if (!isExpression(patterns[0]!)) error(`lora.${key}`, `lora.${key}: ${patterns[0]!} is not a regular expression`)
+    }
+    const wrong = lora.layers_pattern.find((pattern) => !isExpression(pattern))
+    if (wrong !== undefined) error('lora.layers_pattern', `lora.layers_pattern: ${wrong} is not a regular expression`)
+    if (lora.layers_pattern.length > 0 && lora.layers_to_transform === null) {
+      error('lora.layers_pattern', 'lora.layers_pattern needs lora.layers_to_transform')
+    }
     if (lora.target_modules.length > 1 && lora.target_modules.includes('all-linear')) {
       error('lora.target_modules', 'lora.target_modules: all-linear stands for every linear layer; write it alone')
     }
@@ -126,6 +138,14 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     error('data.stride', `data.stride (${data.stride}) must be less than data.chunk_size (${data.chunk_size})`)
   }
   return findings
+}
+
+function isExpression(text: string): boolean {
+  try {
+    return new RegExp(text) instanceof RegExp
+  } catch {
+    return false
+  }
 }
 
 function checkData({ data, training }: Recipe, error: (key: string, message: string) => void): void {

@@ -1,3 +1,4 @@
+import { isModuleName } from './loraSection.ts'
 import type { Recipe } from './schema.ts'
 
 /** Samples (rows, when packing) in one optimizer step. */
@@ -45,10 +46,16 @@ export function loraScale(recipe: Recipe): number {
   return lora_alpha / (use_rslora ? Math.sqrt(lora_r) : lora_r)
 }
 
+/** A list of names, or the regular expression that stands alone in it. */
+export function moduleChoice(names: readonly string[]): readonly string[] | { readonly pattern: string } {
+  const [first] = names
+  return names.length === 1 && !isModuleName(first!) ? { pattern: first! } : names
+}
+
 /** The adapted layers, or `all-linear`. */
-export function targetModules(recipe: Recipe): 'all-linear' | readonly string[] {
+export function targetModules(recipe: Recipe): 'all-linear' | ReturnType<typeof moduleChoice> {
   const { target_modules } = recipe.lora
-  return target_modules.includes('all-linear') ? 'all-linear' : target_modules
+  return target_modules.includes('all-linear') ? 'all-linear' : moduleChoice(target_modules)
 }
 
 const byteUnits: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12, ki: 2 ** 10, mi: 2 ** 20,

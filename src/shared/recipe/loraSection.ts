@@ -6,6 +6,17 @@ import { boolean, choice, integer, number, optionalInteger, optionalNumber, opti
 export const defaultTargetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
 
 const moduleName = /^[A-Za-z_][\w-]*(?:\.[\w-]+)*$/
+/** A name, or what only a regular expression has. */
+const nameOrPattern = /^(?:[A-Za-z_][\w-]*(?:\.[\w-]+)*|.*[\\*+?()[\]{}|^$].*)$/
+
+export const isModuleName = (text: string): boolean => moduleName.test(text)
+
+/** A comma-separated list of names; any other text is one regular expression. */
+function readModules(value: unknown): unknown {
+  const list = readList(value)
+  return typeof value === 'string' && Array.isArray(list) && !list.every((name) => isModuleName(String(name))) && nameOrPattern.test(value.trim()) ? [value.trim()] : list
+}
+
 const vision = 'it concerns vision models only and is ignored; choose layers with lora.target_modules'
 const visionSwitch = (what: string) => boolean({
   doc: `Adapt ${what} of a vision model. Text models ignore it.`,
@@ -69,11 +80,12 @@ export const loraSection = z.strictObject({
     examples: [16],
   }),
   target_modules: special(
-    z.preprocess(readList, z.array(z.string().trim().regex(moduleName, 'the name of a layer')).max(1024))
+    z.preprocess(readModules, z.array(z.string().trim().regex(nameOrPattern, 'the name of a layer')).max(1024))
       .default([...defaultTargetModules]),
     {
       kind: 'list',
-      doc: 'Layers that get an adapter, by the last part of their name: a list, a comma-separated text, or `all-linear`. '
+      doc: 'Layers that get an adapter, by the last part of their name: a list, a comma-separated text, `all-linear`, '
+        + 'or one regular expression on the whole path: `.*layers\\.[0-9]\\..*_proj`. '
         + '`embed_tokens` and `lm_head` are trained whole (as in `modules_to_save`).',
       effect: 'Attention and MLP layers together learn best; attention alone saves memory.',
       default: [...defaultTargetModules],
@@ -86,6 +98,17 @@ export const loraSection = z.strictObject({
           { type: 'null' },
         ],
       },
+    },
+  ),
+  exclude_modules: special(
+    z.preprocess(readModules, z.array(z.string().trim().regex(nameOrPattern, 'the name of a layer')).max(1024)).default([]),
+    {
+      kind: 'list',
+      doc: 'Layers that get no adapter though `target_modules` names them: by the last parts of their names, or one regular expression on the whole path.',
+      default: [],
+      nullable: false,
+      examples: ['layers.0.mlp.down_proj'],
+      input: { anyOf: [{ type: 'string' }, { type: 'array', items: { type: 'string' } }, { type: 'null' }] },
     },
   ),
   target_parameters: textList({
@@ -152,6 +175,10 @@ export const loraSection = z.strictObject({
       },
     },
   ),
+  layers_pattern: textList({
+    doc: 'What stands before the number of a layer in the paths that `layers_to_transform` counts: `layers`, `h`. Regular expressions as in PEFT. Empty: anything.',
+    default: [],
+  }),
   finetune_last_n_layers: optionalInteger({
     doc: 'Adapt only the last so many decoder layers. Use this or `layers_to_transform`.',
     min: 1,
