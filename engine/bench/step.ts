@@ -47,7 +47,7 @@ export interface StepBench {
   readonly sequences: number
   readonly instruction: boolean
   readonly device: string
-  readonly numbers: Target['activation'] | 'bf16 products'
+  readonly numbers: Target['activation'] | 'bf16 products' | 'tf32 products'
   readonly losses: readonly number[]
   /** Of a step on average, without the first few. */
   readonly seconds: number
@@ -107,7 +107,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
     return {
       shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
       device: device.kind === 'cpu' ? `${device.threads} threads` : `cuda:${device.index}`,
-      numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.activation, losses, seconds,
+      numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.precision === 2 ? 'tf32 products' : target.activation, losses, seconds,
       tokensPerSecond: tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
       ...(measuredBytes === undefined ? {} : { measuredBytes }),
       commands: options.profile ? byCommand(plan, await trainer.profile(steps[0]![0]!)) : [],

@@ -24,7 +24,7 @@ const threads = { type: 'integer', summary: 'threads to compute with; 0: one for
   max: 1024, value: 'N' } as const
 const device = { type: 'text', summary: 'where to compute', choices: ['auto', 'cpu', 'cuda', 'cuda:N'], pattern: /^cuda:\d{1,3}$/, default: 'auto',
   value: 'NAME' } as const
-const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'bfloat16', 'float16'],
+const compute = { type: 'text', summary: 'precision of the arithmetic', choices: ['auto', 'float32', 'tfloat32', 'bfloat16', 'float16'],
   default: 'auto', value: 'TYPE' } as const
 const runDirectory = { name: 'DIR', summary: 'run directory', required: true } as const
 

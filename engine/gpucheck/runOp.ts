@@ -1,7 +1,7 @@
 import { normals } from '../bench/madeUpNumbers.ts'
 import { bytesPerElement, roundToBf16, type DType } from '../graph/dtype.ts'
 import { whole, type Arena, type Command, type Storage, type Tensor } from '../graph/graph.ts'
-import { commandSignatures } from '../graph/commands.ts'
+import { commandSignatures, type CommandName } from '../graph/commands.ts'
 import { align, planMemory } from '../graph/plan.ts'
 import { bfloat16ToNumber, halfToNumber, numberToBfloat16, numberToHalf } from '../io/tensorConvert.ts'
 import type { Runtime } from '../runtime/runtime.ts'
@@ -61,10 +61,15 @@ function decode(bytes: ArrayBuffer, type: DType): Float64Array {
 export interface OpDevice {
   readonly runtime: Runtime
   readonly activation: 'f32' | 'bf16' | 'f16'
+  /** Products of fp32 round to TF32. */
+  readonly tf32?: boolean
 }
 
+/** Where the commands that can round to TF32 are told so, among their ints. */
+export const precisionPlace: Partial<Readonly<Record<CommandName, number>>> = { gemm: 2, headLoss: 0 }
+
 /** The outputs of a case, widened; `numbers` is the type whose numbers the operands hold. */
-export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbers: 'f32' | 'bf16' | 'f16'): Promise<Float64Array[]> {
+export async function runOp({ runtime, activation, tf32 = false }: OpDevice, op: OpCase, numbers: 'f32' | 'bf16' | 'f16'): Promise<Float64Array[]> {
   let offset = 0
   const tensors: (Tensor | undefined)[] = op.operands.map((operand, index) => {
     if (operand === undefined) return undefined
@@ -80,7 +85,8 @@ export async function runOp({ runtime, activation }: OpDevice, op: OpCase, numbe
     const { fill } = op.operands[index]!
     runtime.write(arena, tensor.storage.offset, fill.kind === 'bytes' ? fill.bytes : encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
   })
-  const command: Command = { name: op.command, tensors, ints: op.ints, floats: op.floats }
+  const ints = tf32 ? op.ints.map((value, at) => (at === precisionPlace[op.command] ? 2 : value)) : op.ints
+  const command: Command = { name: op.command, tensors, ints, floats: op.floats }
   const rows = { tokens: op.tokens ?? 0, labelled: 0, sequences: op.sequences ?? 0 }
   await runtime.compile(planMemory([command])).run({ padded: rows, live: rows })
   const { outputs } = commandSignatures[op.command]

@@ -24,7 +24,7 @@ export const commandSignatures = {
    * c = [c +] alpha·op(a)op(b) + Σ_j alpha_j·a_j·op(b_j) + bias + add.
    * mode 0: a[m,k] b[n,k] (Y = XWᵀ); 1: a[m,k] b[k,n] (dX = dY·W); 2: a[k,m] b[k,n] (dW = dYᵀX).
    * Low-rank pairs (a_j, b_j) add to the columns of c from column_j on: that is how LoRA rides in the same pass.
-   * precision 0: fp32; 1: operands rounded to bf16 while packed, sums in fp32. 2mnk FLOPs.
+   * precision 0: fp32; 1: operands rounded to bf16 while packed, sums in fp32; 2, on a GPU with fp32 operands: rounded to TF32. 2mnk FLOPs.
    */
   gemm: signature('c', 'a b bias? add? …lowA …lowB', 'mode accumulate precision …column', 'alpha …alpha'),
   /** out[n,h] = scale · table[ids]. */

@@ -1,7 +1,10 @@
 import type { DType } from './dtype.ts'
 
-/** 0: sums and products in fp32; 1: operands of products rounded to bf16 first. A GPU goes by the types of its operands instead. */
-export type PrecisionCode = 0 | 1
+/**
+ * 0: sums and products in fp32; 1: operands of products rounded to bf16 first (a GPU goes by the types of its operands instead); 2, on a
+ * GPU: those of the model's products with fp32 activations rounded to TF32.
+ */
+export type PrecisionCode = 0 | 1 | 2
 
 /** The number formats and the granularity that plans are built for. */
 export interface Target {
@@ -21,7 +24,11 @@ export interface Target {
   readonly tileRows: number
 }
 
-export type Compute = 'float32' | 'bfloat16' | 'float16'
+export type Compute = 'float32' | 'tfloat32' | 'bfloat16' | 'float16'
+
+/** Whether results on a GPU differ from fp32 by the rounding of 8 or 11 bits. */
+export const roundsOn = ({ activation, precision }: Pick<Target, 'activation' | 'precision'>): 'bf16' | 'f16' | 'tf32' | undefined =>
+  activation !== 'f32' ? activation : precision === 2 ? 'tf32' : undefined
 
 /** A processor computes in fp32; with bfloat16 the operands of products are rounded. */
 export const cpuTarget = (compute: 'float32' | 'bfloat16' = 'float32'): Target => ({
@@ -31,9 +38,9 @@ export const cpuTarget = (compute: 'float32' | 'bfloat16' = 'float32'): Target =
 
 /** A GPU keeps activations, frozen weights and copies of the trained ones in one type, which its tensor cores multiply. */
 export function cudaTarget(compute: Compute = 'bfloat16'): Target {
-  const type = ({ float32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
+  const type = ({ float32: 'f32', tfloat32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
   return {
-    kind: 'cuda', precision: type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type,
+    kind: 'cuda', precision: compute === 'tfloat32' ? 2 : type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type,
     unpacked: type, rowMultiple: 128, tileRows: 16_384,
   }
 }

@@ -31,13 +31,17 @@ export function chooseDevice(name: string, threads = 0, usable = usableGpus): De
 }
 
 /** Number formats on a device: `auto` is fp32 on a processor and bfloat16 on a GPU (float16 where it has none). */
-export function targetOf(device: DeviceChoice, compute: Compute | 'auto'): Target {
+export function targetOf(device: DeviceChoice, compute: Compute | 'auto', usable = usableGpus): Target {
   if (device.kind === 'cpu') {
-    if (compute === 'float16')
-      throw new UnslothError('RECIPE', 'training.compute: float16 is for GPUs.', { hint: 'Use auto, float32 or bfloat16 on the processor.' })
+    if (compute === 'float16' || compute === 'tfloat32')
+      throw new UnslothError('RECIPE', `training.compute: ${compute} is for GPUs.`, { hint: 'Use auto, float32 or bfloat16 on the processor.' })
     return cpuTarget(compute === 'auto' ? 'float32' : compute)
   }
-  const capability = usableGpus().gpus.find(({ index }) => index === device.index)?.capability ?? 80
+  const capability = usable().gpus.find(({ index }) => index === device.index)?.capability ?? 80
+  if (compute === 'tfloat32' && capability < 80)
+    throw new UnslothError('RECIPE', `training.compute: tfloat32 is for GPUs from Ampere (compute capability 8.0) on; ${deviceName(device)} has ${(capability / 10).toFixed(1)}.`, {
+      hint: 'Use auto, float16 or float32.',
+    })
   return cudaTarget(compute === 'auto' ? (capability >= 80 ? 'bfloat16' : 'float16') : compute)
 }
 

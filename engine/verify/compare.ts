@@ -1,4 +1,4 @@
-import { cpuTarget, type Target } from '../graph/target.ts'
+import { cpuTarget, roundsOn, type Target } from '../graph/target.ts'
 import type { Golden, Quantity } from './golden.ts'
 import { relativeError } from './relativeError.ts'
 import { compareSixteenBits } from './sixteenBits.ts'
@@ -43,7 +43,8 @@ const gpuTolerance = 1e-4
 export async function compare(
   golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>, target: Target = cpuTarget(),
 ): Promise<Comparison[]> {
-  if (target.activation !== 'f32') return compareSixteenBits(golden, computed, skip, target.activation)
+  const rounding = roundsOn(target)
+  if (rounding !== undefined) return compareSixteenBits(golden, computed, skip, rounding)
   const results: Comparison[] = []
   for (const name of golden.expected()) {
     const tolerance = toleranceOf(name, golden.modelFolder !== golden.folder, target.kind === 'cuda' ? gpuTolerance : 0)

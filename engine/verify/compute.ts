@@ -4,7 +4,7 @@ import { loraTraining, optionsOfAdapter } from '../patch/peftOptions.ts'
 import { restoreParameters } from '../train/checkpoint.ts'
 import { Generator } from '../generate/generator.ts'
 import { greedy } from '../generate/sampler.ts'
-import { cpuTarget, type Compute, type Target } from '../graph/target.ts'
+import { cpuTarget, roundsOn, type Compute, type Target } from '../graph/target.ts'
 import { chooseDevice, targetOf } from '../runtime/chooseDevice.ts'
 import { decidable } from './sixteenBits.ts'
 import { LoadedModel } from '../runtime/loadedModel.ts'
@@ -159,15 +159,15 @@ export class CaseComputation {
     const total = this.golden.shape('greedy_ids')[0]!
     const prompt = rows[0]!.subarray(0, 8)
     if (model.spec.rope.full.table(1).key !== '') {
-      // In 16 bits nothing says which of these tokens rounding could decide: their logits come from texts cut in the reference's way.
-      const made = this.target.activation === 'f32' ? await referenceGreedy(model, prompt, total) : await this.golden.integers('greedy_ids')
+      // With rounding nothing says which of these tokens rounding could decide: their logits come from texts cut in the reference's way.
+      const made = roundsOn(this.target) === undefined ? await referenceGreedy(model, prompt, total) : await this.golden.integers('greedy_ids')
       this.set('greedy_ids', made, [total])
       return
     }
     const generator = new Generator(model, model.base, { batch: 1, maxLength: total })
     const [made] = await generator.generate([{ ids: prompt, seed: 0 }], { maxNewTokens: total - prompt.length, sampling: greedy, stopIds: new Set() })
     const ids = Int32Array.from([...prompt, ...made!])
-    this.set('greedy_ids', this.target.activation === 'f32' ? ids : await this.decidableGreedy(model, ids, prompt.length), [total])
+    this.set('greedy_ids', roundsOn(this.target) === undefined ? ids : await this.decidableGreedy(model, ids, prompt.length), [total])
   }
 
   /** See `decidable`: against the same model in fp32 on the processor. */

@@ -9,7 +9,7 @@ const grouped = /^(lora_grad|lora_grad_row_norm|full_grad|full_grad_row_norm|dpo
  * What a run with activations in bf16 may be off by: logits 2 %, losses 0.5 %, losses along a curve 2 %, gradients 1.5 times what HF
  * itself is off by when it runs the case in bfloat16. Preference losses are differences of near-equal numbers, and models after
  * training differ in their weights too (and, where a router is near a tie, in an expert): wider. undefined: not judged; after a few
- * updates by AdamW, which divides by √v, the sign of a tiny gradient decides. In fp16, `finer` of all that.
+ * updates by AdamW, which divides by √v, the sign of a tiny gradient decides. In fp16 and TF32, `finer` of all that.
  */
 function toleranceOf(kind: string, reference: number, finer: number): number | undefined {
   if (/^(nf4_|q8_|dequant\.|adam8_)/.test(kind)) return kind.startsWith('adam8_') ? 2e-6 : 0
@@ -37,12 +37,12 @@ function joined(parts: readonly (Float32Array | Int32Array)[]): Float32Array {
   return all
 }
 
-/** Compares what was computed with 16-bit activations; greedy tokens are compared as `decidable` left them. */
+/** Compares what was computed with 16-bit activations, or products in TF32; greedy tokens are compared as `decidable` left them. */
 export async function compareSixteenBits(
-  golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>, type: 'bf16' | 'f16',
+  golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>, type: 'bf16' | 'f16' | 'tf32',
 ): Promise<Comparison[]> {
-  // fp16 rounds to 11 bits where bf16 rounds to 8: transformers' own errors in it are 1/8 of those in bf16, along training curves too.
-  const finer = type === 'f16' ? 1 / 8 : 1
+  // fp16 and TF32 round to 11 bits where bf16 rounds to 8: transformers' own errors in fp16 are 1/8 of those in bf16, along curves too.
+  const finer = type === 'bf16' ? 1 : 1 / 8
   const reference = golden.has('bf16_error.lora_grad') ? (await golden.floats('bf16_error.lora_grad'))[0]! : 2e-2
   const kinds = new Map<string, string[]>()
   for (const name of golden.expected()) {

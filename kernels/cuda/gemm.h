@@ -23,6 +23,7 @@ struct GemmArgs {
   View c, a, b, bias, add;  // bias [1,n] or [n,1], add [m,n]; absent: data == nullptr
   bool accumulate = false;
   float alpha = 1;
+  bool tf32 = false;  // operands may be rounded to TF32
   std::vector<GemmTerm> terms;
 };
 
@@ -34,6 +35,7 @@ bool gemmWgmma(const GemmArgs& args, const Context& context);     // sm_90a: wgm
 bool gemmCublasLt(const GemmArgs& args, const Context& context);  // where the library was found
 bool gemmMma(const GemmArgs& args, const Context& context);       // sm_80 and later: mma.sync
 bool gemmSkinny(const GemmArgs& args, const Context& context);    // one side is at most 128: LoRA's U, dU, dA, dB
+bool gemmTf32(const GemmArgs& args, const Context& context);      // sm_80 and later, where TF32 is wanted; any type and shape
 bool gemmSimple(const GemmArgs& args, const Context& context);    // fp32 arithmetic, any type and shape
 
 /** The product, without its low-rank pairs, with a quantised b (core/quant4.h): few rows as it is, more by way of the scratch. */

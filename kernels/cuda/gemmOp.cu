@@ -47,6 +47,7 @@ void addTerms(const GemmArgs& args, const Context& context) {
     part.b = term.b;
     part.accumulate = true;
     part.alpha = term.alpha;
+    part.tf32 = args.tf32;
     runGemm(part, context);
   }
 }
@@ -70,6 +71,7 @@ void runGemm(const GemmArgs& args, const Context& context) {
     gemmQuantised(args, context);
     return addTerms(args, context);
   }
+  if (args.tf32 && gemmTf32(args, context)) return;
   const Preference preferred = preference();
   const bool isNarrow = std::min(args.m, args.n) <= narrow;
   if (isNarrow && args.terms.empty() && preferred != Preference::cublasLt && gemmSkinny(args, context)) return;
@@ -108,6 +110,7 @@ void gemm(const Call& call, const Context& context) {
   g.mode = call.i(0);
   g.accumulate = call.i(1) != 0;
   g.alpha = static_cast<float>(call.f(0));
+  g.tf32 = call.i(2) == 2;
   g.c = operands.matrix(0, "c");
   g.a = operands.matrix(1, "a");
   g.b = operands.has(2) && g.mode != 2 && isQuantised(call.t(2).dtype) ? call.t(2) : operands.matrix(2, "b");

@@ -207,10 +207,11 @@ View alignedRows(const View& logits) {
   return v;
 }
 
-void multiply(int mode, float alpha, const View& c, const View& a, const View& b, bool accumulate, const View& bias,
+void multiply(int mode, float alpha, const View& c, const View& a, const View& b, bool accumulate, const View& bias, bool tf32,
               const Context& context) {
   GemmArgs g;
   g.mode = mode;
+  g.tf32 = tf32;
   g.m = c.rows, g.n = c.cols, g.k = mode == 2 ? a.rows : a.cols;
   g.c = c, g.a = a, g.b = b, g.bias = bias;
   g.accumulate = accumulate;
@@ -240,6 +241,7 @@ void headLoss(const Call& call, const Context& context) {
   const auto* labels = args.list<int32_t>(7, "labels", DType::I32, rows);
   const auto* weights = args.list<float>(8, "weights", DType::F32, rows);
   const auto scale = static_cast<float>(call.f(0)), softcap = static_cast<float>(call.f(1));
+  const bool tf32 = call.i(0) == 2;
   args.require(!hasBias || softcap == 0, "a bias goes without softcap");
   if (rows == 0) return;
 
@@ -250,14 +252,14 @@ void headLoss(const Call& call, const Context& context) {
   for (int64_t first = 0; first < rows; first += perChunk) {
     const int64_t count = std::min(perChunk, rows - first);
     const View z = rowsOf(logits, 0, count), hidden = rowsOf(h, first, count);
-    multiply(0, softcap == 0 ? scale : 1, z, hidden, w, false, bias, context);
+    multiply(0, softcap == 0 ? scale : 1, z, hidden, w, false, bias, tf32, context);
     lossOfRows({z.data, z.ld, static_cast<int>(vocabulary), 0, labels + first, weights + first, nll.f32() + first * nll.ld,
                 nll.ld, scale, softcap, wantsDH},
                z, context);
     if (!wantsDH) continue;
     if (wantsDBias) addToBias(dBias, z, 1 / scale, context);  // ∂z/∂bias is 1, where ∂z/∂(h·wᵀ) is the scale
-    multiply(1, 1, rowsOf(call.t(1), first, count), z, w, false, View{}, context);
-    if (wantsDW) multiply(2, 1, call.t(2), z, hidden, true, View{}, context);
+    multiply(1, 1, rowsOf(call.t(1), first, count), z, w, false, View{}, tf32, context);
+    if (wantsDW) multiply(2, 1, call.t(2), z, hidden, true, View{}, tf32, context);
   }
 }
 

@@ -11,6 +11,7 @@ import { chooseDevice, targetOf, usableGpus } from '../../engine/runtime/chooseD
 import { padStep } from '../../engine/runtime/padStep.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
 import { packMicroSteps } from '../../engine/train/batches.ts'
+import { failure } from '../unit/io/support.ts'
 import { decidable } from '../../engine/verify/sixteenBits.ts'
 
 const sample = (key: number, tokens: number) => {
@@ -69,7 +70,11 @@ describe('devices', () => {
     assert.deepEqual(targetOf({ kind: 'cpu', threads: 1 }, 'auto'), cpuTarget())
     assert.equal(cudaTarget().activation, 'bf16')
     assert.equal(cudaTarget('float32').weights, undefined)
-    assert.throws(() => targetOf({ kind: 'cpu', threads: 1 }, 'float16'), (error) => UnslothError.is(error, 'RECIPE'))
+    for (const compute of ['float16', 'tfloat32'] as const) assert.throws(() => targetOf({ kind: 'cpu', threads: 1 }, compute), failure('RECIPE', /is for GPUs/))
+    const old = () => ({ gpus: [{ index: 0, name: 'T4', capability: 75, multiprocessors: 40, totalBytes: 2 ** 34 }], problem: '' })
+    assert.deepEqual(targetOf({ kind: 'cuda', index: 0 }, 'auto', old), cudaTarget('float16'))
+    assert.throws(() => targetOf({ kind: 'cuda', index: 0 }, 'tfloat32', old), failure('RECIPE', /from Ampere.*cuda:0 has 7\.5/, /float16/))
+    assert.deepEqual({ ...cudaTarget('tfloat32'), precision: 0 }, cudaTarget('float32'))
   })
 })
 

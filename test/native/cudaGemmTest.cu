@@ -88,6 +88,7 @@ struct Case {
   int64_t slack = 0;      // added to row strides, as in a slice of a wider matrix
   int64_t offset = 0;     // elements by which operands miss alignment
   DType inB = DType::U8;  // U8: as `in`
+  bool tf32 = false;
 };
 
 using Gemm = bool (*)(const GemmArgs&, const Context&);
@@ -95,7 +96,7 @@ using Gemm = bool (*)(const GemmArgs&, const Context&);
 GemmArgs build(const Case& s) {
   GemmArgs g;
   const DType inB = s.inB == DType::U8 ? s.in : s.inB;
-  g.mode = s.mode, g.m = s.m, g.n = s.n, g.k = s.k, g.accumulate = s.accumulate, g.alpha = s.alpha;
+  g.mode = s.mode, g.m = s.m, g.n = s.n, g.k = s.k, g.accumulate = s.accumulate, g.alpha = s.alpha, g.tf32 = s.tf32;
   const int64_t aRows = s.mode == 2 ? s.k : s.m, aCols = s.mode == 2 ? s.m : s.k, bRows = s.mode == 0 ? s.n : s.k,
                 bCols = s.mode == 0 ? s.k : s.n;
   g.a = randomMatrix(s.in, aRows, aCols, aCols + s.slack, 1, s.offset);
@@ -171,7 +172,8 @@ void test(const char* kernel, Gemm gemm, const Case& s, const Context& context, 
     checkLaunch("expected");
     int badCount = 0;
     check(cudaMemcpy(&badCount, bad, 4, cudaMemcpyDeviceToHost), "reading");
-    const double error = relativeError(toHost(got), toHost(out)), allowed = s.out == DType::F32    ? 1e-5
+    const double error = relativeError(toHost(got), toHost(out)), allowed = s.tf32                   ? 1e-3
+                                                                            : s.out == DType::F32  ? 1e-5
                                                                             : s.out == DType::BF16 ? 3e-3
                                                                                                    : 5e-4;
     right = error < allowed && badCount == 0;
@@ -211,6 +213,21 @@ void testSimple(const Context& context) {
                                            {mode, 5, 20, 4000, F16, F32, true}})
       test("gemmSimple", gemmSimple, s, context);
   }
+  if (context.gpu->capability >= 80)
+    for (int mode = 0; mode < 3; ++mode) {
+      const int terms = mode == 2 ? 0 : 2;
+      for (Case s : std::vector<Case>{{mode, 128, 128, 128, F32, F32},
+                                      {mode, 33, 65, 77, F32, F32, true},
+                                      {mode, 64, 64, 9, F32, F32, false, true},
+                                      {mode, 300, 500, 1000, F32, F32, false, true, true, 0.5f, terms},
+                                      {mode, 130, 70, 5000, F32, F32, true, false, false, 2},
+                                      {mode, 2000, 1500, 100, F32, F32, false, false, false, 1, terms, 5, 3},
+                                      {mode, 1664, 1540, 72, F32, F32, true, false, true, 1, terms, 16, 1, 1},
+                                      {mode, 200, 130, 50, F32, F32, true, true, true, 1, terms, 16, 0, 0, BF16}}) {
+        s.tf32 = true;
+        test("gemmTf32", gemmTf32, s, context);
+      }
+    }
   test("gemmSimple", gemmSimple, {0, 70, 110, 40, F32, F32, true, true, false, 1, 10, 3}, context);
   test("gemmSimple", gemmSimple, {1, 70, 40, 0, F32, F32, false, true}, context);
 }

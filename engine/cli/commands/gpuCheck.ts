@@ -7,7 +7,7 @@ import { benchStep, type StepBench } from '../../bench/step.ts'
 import { compareLoading } from '../../gpucheck/compareLoading.ts'
 import { compareOps, type OpResult } from '../../gpucheck/compareOps.ts'
 import { compareTraining, type TrainingComparison } from '../../gpucheck/compareTraining.ts'
-import { computeModes } from '../../gpucheck/computeModes.ts'
+import { computeModes, numbersOf } from '../../gpucheck/computeModes.ts'
 import type { Compute } from '../../graph/target.ts'
 import { chooseDevice, usableGpus } from '../../runtime/chooseDevice.ts'
 import { Runtime, type DeviceChoice } from '../../runtime/runtime.ts'
@@ -22,8 +22,6 @@ interface GoldenResult {
   readonly quantities: number
   readonly failed: readonly string[]
 }
-
-const types = { float32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const
 
 /** Compares a GPU with the processor, command by command and in training, and measures it: one table, or JSON. */
 export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-check'>): Promise<number> {
@@ -66,7 +64,7 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
 async function checkOps(cpu: DeviceChoice, gpu: DeviceChoice, compute: Compute, names: readonly string[]): Promise<OpResult[]> {
   const [host, device] = [new Runtime(cpu), new Runtime(gpu)]
   try {
-    const ops = await compareOps({ runtime: host, activation: 'f32' }, { runtime: device, activation: types[compute] }, names)
+    const ops = await compareOps({ runtime: host, activation: 'f32' }, { runtime: device, ...numbersOf(compute) }, names)
     const loads = compute === 'float32' && (names.length === 0 || names.includes('load')) ? await compareLoading(host, device) : []
     return [...ops, ...loads]
   } finally {

@@ -29,7 +29,7 @@ export interface PlanRequest {
 
 /** Number formats on a device; the engine itself takes float16 on GPUs that have no bfloat16. */
 function targetOf(compute: string, device: string): Target {
-  if (device.startsWith('cuda')) return cudaTarget(compute === 'float32' || compute === 'float16' ? compute : 'bfloat16')
+  if (device.startsWith('cuda')) return cudaTarget(compute === 'float32' || compute === 'tfloat32' || compute === 'float16' ? compute : 'bfloat16')
   return cpuTarget(compute === 'bfloat16' ? 'bfloat16' : 'float32')
 }
 

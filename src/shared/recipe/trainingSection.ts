@@ -296,9 +296,10 @@ export const trainingSection = z.strictObject({
     effect: 'On a GPU 16 bits take half the memory and are many times faster. `bfloat16` is faster where the processor has it, and less exact.',
     values: {
       auto: '`float32` on the processor, `bfloat16` on a GPU (`float16` where it has none)', float32: 'exact',
-      bfloat16: 'activations in bfloat16; on the processor rounded in matrix products only', float16: 'activations in float16, for GPUs without bfloat16',
+      tfloat32: 'as `float32`, with the model’s products on the tensor cores of a GPU from Ampere on, which round to 11 bits (TF32)',
+      bfloat16: 'activations in bfloat16; on the processor rounded in matrix products only', float16: 'activations in float16 with a loss scale that adapts itself, for GPUs without bfloat16',
     },
-    synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32', fp16: 'float16', half: 'float16' },
+    synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32', fp16: 'float16', half: 'float16', tf32: 'tfloat32' },
     default: 'auto',
   }),
   device: openChoice<'auto' | 'cpu' | 'cuda', `cuda:${number}`>({

@@ -2,7 +2,7 @@ import { strict as assert } from 'node:assert'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { cpuTarget } from '../../../engine/graph/target.ts'
+import { cpuTarget, cudaTarget } from '../../../engine/graph/target.ts'
 import type { Recompute } from '../../../engine/graph/backward.ts'
 import { commandSignatures } from '../../../engine/graph/commands.ts'
 import type { Command } from '../../../engine/graph/graph.ts'
@@ -29,6 +29,27 @@ function snapshot(name: string, text: string): void {
   }
   assert.equal(text, readFileSync(file, 'utf8').trimEnd(), `the plan ${name} changed; if that is meant, run with UPDATE_SNAPSHOTS=1 and read the difference`)
 }
+
+describe('plans for a GPU', () => {
+  it('ask for TF32 in products of the model with fp32 activations, and in no other numbers', () => {
+    const { spec, weights } = tinyModel(tinyConfig, attentionAndMlp, 0)
+    const precisions = (compute: 'float32' | 'tfloat32' | 'float16') => {
+      const { commands } = trainingPlan({ spec, weights, capacity, target: cudaTarget(compute), dropout: false, recompute: () => 'none' }).plan
+      return { gemm: commands.filter(({ name }) => name === 'gemm').map(({ ints }) => ints[2]), headLoss: commands.filter(({ name }) => name === 'headLoss').map(({ ints }) => ints[0]) }
+    }
+    const exact = precisions('float32')
+    assert.ok(exact.gemm.length > 20 && exact.headLoss.length === 1)
+    assert.ok([...exact.gemm, ...exact.headLoss, ...precisions('float16').gemm].every((precision) => precision === 0))
+    assert.deepEqual(precisions('tfloat32'), { gemm: exact.gemm.map(() => 2), headLoss: [2] })
+  })
+
+  it('scale the loss in fp16 alone', () => {
+    const { spec, weights } = tinyModel({ ...tinyMixture, output_router_logits: true }, ['q_proj'], 0)
+    const scaled = (compute: 'float32' | 'bfloat16' | 'float16') =>
+      trainingPlan({ spec, weights, capacity, target: cudaTarget(compute), dropout: false, recompute: () => 'none' }).plan.commands.filter(({ name }) => name === 'scaleLoss').length
+    assert.deepEqual((['float32', 'bfloat16', 'float16'] as const).map(scaled), [0, 0, 2], 'the weights of the labels, and that of the balance loss')
+  })
+})
 
 describe('printed plans of a tiny model', () => {
   for (const recompute of ['none', 'mlp', 'layer'] as const)
