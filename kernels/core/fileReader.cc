@@ -36,7 +36,8 @@ void FileReader::read(uint64_t offset, void* data, uint64_t bytes) {
     where.OffsetHigh = static_cast<DWORD>(offset >> 32);
     DWORD got = 0;
     const DWORD want = static_cast<DWORD>(std::min<uint64_t>(bytes, 1u << 30));
-    if (!ReadFile(handle_, at, want, &got, &where) || got == 0) throw Error("FILE_FORMAT", path_ + " ends before the data it promises.");
+    if (!ReadFile(handle_, at, want, &got, &where) || got == 0)
+      throw Error("FILE_FORMAT", path_ + " ends before the data it promises.");
     at += got;
     offset += got;
     bytes -= got;

@@ -62,7 +62,9 @@ HIDDEN int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, v
 HIDDEN int pthread_join(pthread_t thread, void** result) { return old_pthread_join(thread, result); }
 HIDDEN int pthread_detach(pthread_t thread) noexcept { return old_pthread_detach(thread); }
 HIDDEN int pthread_once(pthread_once_t* control, void (*routine)()) { return old_pthread_once(control, routine); }
-HIDDEN int pthread_key_create(pthread_key_t* key, void (*destroy)(void*)) noexcept { return old_pthread_key_create(key, destroy); }
+HIDDEN int pthread_key_create(pthread_key_t* key, void (*destroy)(void*)) noexcept {
+  return old_pthread_key_create(key, destroy);
+}
 // libgcc's name for it.
 HIDDEN int __pthread_key_create(pthread_key_t* key, void (*destroy)(void*)) { return old_pthread_key_create(key, destroy); }
 HIDDEN int pthread_key_delete(pthread_key_t key) noexcept { return old_pthread_key_delete(key); }

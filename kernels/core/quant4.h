@@ -5,8 +5,8 @@
 
 /**
  * Matrices in blocks of 4 bits, as bitsandbytes computes them (NF4: arXiv 2305.14314): 64 successive elements of the flattened
- * matrix share a maximum; a code stands for code[q]·absmax, rounded to the type that the matrix had. One tensor of the arena holds
- * everything, so that a command names it like any other matrix:
+ * matrix share a maximum; a code stands for code[q]·absmax, rounded to the type that the matrix had. One tensor of the arena
+ * holds everything, so that a command names it like any other matrix:
  *
  *   byte 0     float code[16]: what the codes stand for (NF4, FP4, or the table of a checkpoint)
  *   byte 64    uint32 groupShift; uint32 rounding (the DType that values are rounded to)
@@ -98,8 +98,8 @@ struct Map8 {
 };
 
 /**
- * The dynamic 8-bit map (arXiv 2110.02861): a sign, as many leading zeros as the decimal exponent, the rest linear. Boundaries are
- * those of torch.linspace in fp32: one fused operation each, which fp64 gives exactly.
+ * The dynamic 8-bit map (arXiv 2110.02861): a sign, as many leading zeros as the decimal exponent, the rest linear. Boundaries
+ * are those of torch.linspace in fp32: one fused operation each, which fp64 gives exactly.
  */
 constexpr Map8 dynamicMap(bool isSigned) {
   constexpr float tens[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f}, low = 0.1f;

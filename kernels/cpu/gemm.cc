@@ -115,7 +115,8 @@ class PackedGemm {
       std::byte* const block = pool_.scratch(thread) + unpackedAt;
       if (b.kContiguous) dequantise(b.view, column, columns, k, length, block, type);
       else dequantise(b.view, k, length, column, columns, block, type);
-      kernel_.packB({target, block, type, b.kContiguous ? length : columns, b.kContiguous, columns, length, panelColumns, round_});
+      kernel_.packB(
+          {target, block, type, b.kContiguous ? length : columns, b.kContiguous, columns, length, panelColumns, round_});
       return;
     }
     kernel_.packB({target, b.at(column, k), b.view.dtype, b.view.ld, b.kContiguous, columns, length, panelColumns, round_});
@@ -139,7 +140,8 @@ class PackedGemm {
     uint32_t* const target = shared();
     pool_.parallelFor(lastBlock_ - firstBlock_, [&](int64_t task, int thread) {
       const int64_t block = firstBlock_ + task;
-      packB(b_, 0, n_, blocks_.begin(block), blocks_.length(block), target + kernel_.strideB * wordsBefore(block) * count, thread);
+      uint32_t* const to = target + kernel_.strideB * wordsBefore(block) * count;
+      packB(b_, 0, n_, blocks_.begin(block), blocks_.length(block), to, thread);
     });
   }
 

@@ -28,8 +28,8 @@ struct LowRankTerm {
 /**
  * C = [C +] alpha · op(A) op(B) + Σ terms + bias + add, every element written once, whole K range in a fixed order by one
  * thread: the result is bit-equal for any number of threads.
- * C fp32. A, B: fp32, bf16 or fp16 (widened while packing); B of NT and NN may be quantised (dequantised block by block). bias [1, n]: fp32, bf16 or fp16. add [m, n] fp32, may alias C.
- * Terms are allowed for NT and NN. Any dimension may be 0; with k = 0 the product is zero.
+ * C fp32. A, B: fp32, bf16 or fp16 (widened while packing); B of NT and NN may be quantised (dequantised block by block).
+ * bias [1, n]: fp32, bf16 or fp16. add [m, n] fp32, may alias C. Terms are allowed for NT and NN. Any dimension may be 0; with k = 0 the product is zero.
  */
 struct Gemm {
   GemmMode mode = GemmMode::NT;

@@ -23,7 +23,8 @@ class FewRowsGemm {
     for (const LowRankTerm& term : g_.terms) words += term.a.cols;
     const int64_t bytes = 4 * words * fewRows;
     const bool unpacks = !isQuantised(g_.b.dtype) || g_.b.cols * 4 <= unpackedBytes;
-    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && bytes <= static_cast<int64_t>(ThreadPool::sharedScratchBytes) && unpacks;
+    const bool fits = bytes <= static_cast<int64_t>(ThreadPool::sharedScratchBytes);
+    return g_.mode == GemmMode::NT && g_.c.rows <= fewRows && fits && unpacks;
   }
 
   void run() {

@@ -50,7 +50,8 @@ void headLoss(const Call& call, ThreadPool& pool) {
   for (int64_t first = 0; first < rows; first += logits.rows) {
     const int64_t count = std::min(logits.rows, rows - first);
     const View z = rowsOf(logits, 0, count), hidden = rowsOf(h, first, count);
-    multiply(GemmMode::NT, precision, softcap == 0 ? scale : 1, z, hidden, w, false, pool, hasBias ? &args.weight(9, "bias", 1, vocabulary) : nullptr);
+    multiply(GemmMode::NT, precision, softcap == 0 ? scale : 1, z, hidden, w, false, pool,
+             hasBias ? &args.weight(9, "bias", 1, vocabulary) : nullptr);
     pool.parallelFor(count, [&](int64_t i, int) {
       float* row = z.row(i);
       const int32_t label = labels[first + i];

@@ -22,7 +22,8 @@ class Stack {
   Stack(const Operands& args, const View& v, const char* name, int64_t experts, bool byColumns)
       : view_(v), experts_(experts), byColumns_(byColumns) {
     const int64_t divided = byColumns ? v.cols : v.rows;
-    if (divided % experts != 0) args.refuse(std::string(name) + " is " + describe(v) + ", which is no stack of " + std::to_string(experts));
+    if (divided % experts != 0)
+      args.refuse(std::string(name) + " is " + describe(v) + ", which is no stack of " + std::to_string(experts));
     if (isQuantised(v.dtype)) {
       if (byColumns) args.refuse(std::string(name) + " is " + describe(v) + ", which goes by rows only");
       type_ = dequantisedType(v);
@@ -92,7 +93,8 @@ void expertGemm(const Call& call, ThreadPool& pool) {
   Stack stack(args, gradient ? c : b, gradient ? "c" : "b", experts, call.i(2) == 1);
   const int64_t width = transposed ? stack.rows() : stack.cols(), depth = transposed ? stack.cols() : stack.rows();
   if (gradient ? depth != a.cols || width != b.cols : depth != a.cols || width != c.cols)
-    args.refuse("c " + describe(c) + ", a " + describe(a) + " and b " + describe(b) + " do not fit for " + std::to_string(experts) + " experts");
+    args.refuse("c " + describe(c) + ", a " + describe(a) + " and b " + describe(b) + " do not fit for " +
+                std::to_string(experts) + " experts");
   args.require(!hasLow || !gradient, "low-rank terms need mode 0 or 1");
   const View none;
   const View& lowA = hasLow ? args.matrix(4, "lowA", slots, Operands::any) : none;
@@ -100,8 +102,8 @@ void expertGemm(const Call& call, ThreadPool& pool) {
   std::vector<Stack> low;
   if (hasLow) {
     low.emplace_back(args, lowB, "lowB", experts, call.i(2) == 2);
-    args.require((transposed ? low[0].rows() : low[0].cols()) == width && (transposed ? low[0].cols() : low[0].rows()) == lowA.cols,
-                 "lowA and lowB do not fit");
+    const int64_t lowWidth = transposed ? low[0].rows() : low[0].cols(), rank = transposed ? low[0].cols() : low[0].rows();
+    args.require(lowWidth == width && rank == lowA.cols, "lowA and lowB do not fit");
   }
 
   for (int64_t e = 0; e < experts; ++e) {

@@ -67,7 +67,8 @@ void route(const Call& call, ThreadPool& pool) {
     const float top = row[mine[0]];
     double total = 0;
     if (!renormalise) total = kernels.sumExp(row, top, experts);
-    for (int64_t j = 0; renormalise && j < k; ++j) total += std::exp(static_cast<double>(row[mine[j]]) - static_cast<double>(top));
+    for (int64_t j = 0; renormalise && j < k; ++j)
+      total += std::exp(static_cast<double>(row[mine[j]]) - static_cast<double>(top));
     for (int64_t j = 0; j < k; ++j)
       weights[static_cast<size_t>(r * k + j)] =
           static_cast<float>(std::exp(static_cast<double>(row[mine[j]]) - static_cast<double>(top)) / total);

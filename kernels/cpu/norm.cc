@@ -21,7 +21,8 @@ Groups groupsOf(const Operands& args, const View& x, int64_t weightAt, const cha
     args.refuse(std::to_string(groups) + " groups do not divide x, which is " + describe(x));
   const int64_t width = x.cols / groups;
   if (!args.has(weightAt)) {
-    if (static_cast<size_t>(width) * sizeof(float) > ThreadPool::sharedScratchBytes) args.refuse("the rows are too wide: " + describe(x));
+    if (static_cast<size_t>(width) * sizeof(float) > ThreadPool::sharedScratchBytes)
+      args.refuse("the rows are too wide: " + describe(x));
     float* ones = reinterpret_cast<float*>(pool.sharedScratch());
     std::fill_n(ones, width, 1.0f);
     return {groups, width, ones, 0};
@@ -109,7 +110,8 @@ void layerNorm(const Call& call, ThreadPool& pool) {
   const View& stats = args.matrix(1, "stats", x.rows, 2 * int64_t{call.i(0)});
   const Groups groups = groupsOf(args, x, 3, "w", call.i(0), false, pool);
   const bool hasBias = call.has(4);
-  const Groups bias = hasBias ? groupsOf(args, x, 4, "b", call.i(0), false, pool, static_cast<size_t>(call.has(3) ? call.t(3).cols : groups.width)) : groups;
+  const auto width = static_cast<size_t>(call.has(3) ? call.t(3).cols : groups.width);
+  const Groups bias = hasBias ? groupsOf(args, x, 4, "b", call.i(0), false, pool, width) : groups;
   const double eps = call.f(0);
   const VectorKernels& kernels = vectorKernels();
   forRows(pool, x.rows, x.cols, [&](int64_t r) {

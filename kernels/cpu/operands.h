@@ -66,8 +66,8 @@ class Operands {
       for (int64_t c = 0; c < v.cols; ++c) {
         const int32_t value = v.i32()[r * v.ld + c];
         if (value < 0 || value >= limit)
-          refuse(std::string(name) + "[" + std::to_string(r) + "," + std::to_string(c) + "] = " + std::to_string(value) + " is not below " +
-                 std::to_string(limit));
+          refuse(std::string(name) + "[" + std::to_string(r) + "," + std::to_string(c) + "] = " + std::to_string(value) +
+                 " is not below " + std::to_string(limit));
       }
   }
 

@@ -84,7 +84,9 @@ void lion(const Call& call, ThreadPool& pool) {
   if (spoilt(scalars)) return;
   const LionStep step = lionStep(call, scalars);
   const VectorKernels& kernels = vectorKernels();
-  flat.blocks(pool, [&](int64_t first, int64_t count, int64_t) { kernels.lion(p + first, m + first, grad + first, step, count); });
+  flat.blocks(pool, [&](int64_t first, int64_t count, int64_t) {
+    kernels.lion(p + first, m + first, grad + first, step, count);
+  });
 }
 
 void lion8(const Call& call, ThreadPool& pool) {
@@ -142,7 +144,9 @@ void adafactor(const Call& call, ThreadPool& pool) {
     const double g = scale * static_cast<double>(grad.f32()[i]);
     return g * g + floor;
   };
-  const auto mix = [&](float& state, double value) { state = static_cast<float>(beta2 * static_cast<double>(state) + (1 - beta2) * value); };
+  const auto mix = [&](float& state, double value) {
+    state = static_cast<float>(beta2 * static_cast<double>(state) + (1 - beta2) * value);
+  };
   double mean = 0;
   if (factored) {
     forRows(pool, rows, cols, [&](int64_t r) {

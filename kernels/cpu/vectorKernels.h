@@ -132,7 +132,8 @@ struct VectorKernels {
   float (*absmax)(const float* x, int64_t n);
 
   /** One block of n ≤ 256 parameters; m and v are their codes, absmaxM and absmaxV what these are relative to. */
-  void (*adamw8)(float* p, uint8_t* m, uint8_t* v, float* absmaxM, float* absmaxV, const float* grad, const Adamw8Step& step, int64_t n);
+  void (*adamw8)(float* p, uint8_t* m, uint8_t* v, float* absmaxM, float* absmaxV, const float* grad, const Adamw8Step& step,
+                 int64_t n);
   void (*lion)(float* p, float* m, const float* grad, const LionStep& step, int64_t n);
   void (*lion8)(float* p, uint8_t* m, float* absmax, const float* grad, const LionStep& step, int64_t n);
 };

@@ -51,8 +51,8 @@ inline void checkLaunch(const char* kernel) { check(cudaGetLastError(), kernel);
 template <class T>
 T* scratch(const Context& context, size_t offsetBytes, size_t elements, const char* op) {
   if (offsetBytes + elements * sizeof(T) > context.workspaceBytes)
-    fail(std::string(op) + ": needs " + std::to_string(offsetBytes + elements * sizeof(T)) + " bytes of scratch, the device has " +
-         std::to_string(context.workspaceBytes));
+    fail(std::string(op) + ": needs " + std::to_string(offsetBytes + elements * sizeof(T)) +
+         " bytes of scratch, the device has " + std::to_string(context.workspaceBytes));
   return reinterpret_cast<T*>(static_cast<std::byte*>(context.workspace) + offsetBytes);
 }
 

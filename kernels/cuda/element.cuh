@@ -54,7 +54,8 @@ void withType(DType dtype, const char* op, Fn&& fn) {
 /** Whether rows of a view can be read in 16-byte pieces: base, row stride and width are multiples. */
 inline bool vectorised(const View& v) {
   const size_t width = bytesPerElement(v.dtype);
-  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && static_cast<size_t>(v.ld) * width % 16 == 0 && static_cast<size_t>(v.cols) * width % 16 == 0;
+  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && static_cast<size_t>(v.ld) * width % 16 == 0 &&
+         static_cast<size_t>(v.cols) * width % 16 == 0;
 }
 
 }  // namespace unsloth::cuda

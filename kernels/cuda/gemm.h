@@ -28,8 +28,8 @@ struct GemmArgs {
 };
 
 /**
- * One way to compute a product. Each returns false, without having enqueued anything, for what it does not take (types, alignment,
- * sizes, GPU), and the next is asked; `gemmSimple` takes everything.
+ * One way to compute a product. Each returns false, without having enqueued anything, for what it does not take (types,
+ * alignment, sizes, GPU), and the next is asked; `gemmSimple` takes everything.
  */
 bool gemmWgmma(const GemmArgs& args, const Context& context);     // sm_90a: wgmma and TMA
 bool gemmCublasLt(const GemmArgs& args, const Context& context);  // where the library was found

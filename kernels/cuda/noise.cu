@@ -23,8 +23,9 @@ __global__ void noiseKernel(T* y, const T* x, const Noise p) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.rows * perRow; i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t row = i / perRow, block = i - row * perRow;
     uint32_t w[4];
-    philox<1>(w, static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys]), static_cast<uint32_t>(p.tokenKeys[row * p.ldKeys + 1]), p.site,
-              static_cast<uint32_t>(block), static_cast<uint32_t>(p.random[0]), static_cast<uint32_t>(p.random[1]));
+    const int32_t* key = p.tokenKeys + row * p.ldKeys;
+    philox<1>(w, static_cast<uint32_t>(key[0]), static_cast<uint32_t>(key[1]), p.site, static_cast<uint32_t>(block),
+              static_cast<uint32_t>(p.random[0]), static_cast<uint32_t>(p.random[1]));
     const float size = p.alpha * p.scale[row * p.ldScale];
     for (int k = 0; k < 4 && block * 4 + k < p.cols; ++k) {
       const int64_t c = block * 4 + k;
@@ -43,12 +44,14 @@ void noise(const Call& call, const Context& context) {
   const View& scale = args.typed(2, "scale", DType::F32, y.rows, 1);
   const View& tokenKeys = args.typed(3, "tokenKeys", DType::I32, y.rows, 2);
   const View& random = args.typed(4, "random", DType::I32, 1, 2);
-  const Noise p{scale.f32(), tokenKeys.i32(), random.i32(), scale.ld, tokenKeys.ld, x.ld, y.ld, y.rows, y.cols, static_cast<uint32_t>(call.i(0)),
-                static_cast<float>(call.f(0))};
+  const Noise p{scale.f32(), tokenKeys.i32(), random.i32(), scale.ld,
+                tokenKeys.ld, x.ld,           y.ld,         y.rows,
+                y.cols,      static_cast<uint32_t>(call.i(0)), static_cast<float>(call.f(0))};
   const int64_t counters = y.rows * ((y.cols + 3) / 4);
   if (counters == 0) return;
   constexpr int threads = 256;
-  const auto blocks = static_cast<unsigned>((counters + threads - 1) / threads < 8192 ? (counters + threads - 1) / threads : 8192);
+  const int64_t wanted = (counters + threads - 1) / threads;
+  const auto blocks = static_cast<unsigned>(wanted < 8192 ? wanted : 8192);
   withType(y.dtype, "noise", [&](auto tag) {
     using T = typename decltype(tag)::type;
     noiseKernel<T><<<blocks, threads, 0, context.stream>>>(static_cast<T*>(y.data), static_cast<const T*>(x.data), p);

@@ -13,7 +13,8 @@ class Operands {
 
   Operands(const Call& call, const char* op, int64_t tensors, int64_t ints, int64_t floats) : call_(call), op_(op) {
     if (call.tensorCount < tensors || call.intCount < ints || call.floatCount < floats)
-      refuse("expected " + std::to_string(tensors) + " operands, " + std::to_string(ints) + " ints and " + std::to_string(floats) + " floats");
+      refuse("expected " + std::to_string(tensors) + " operands, " + std::to_string(ints) + " ints and " +
+             std::to_string(floats) + " floats");
   }
 
   bool has(int64_t i) const { return call_.has(i); }

@@ -8,7 +8,8 @@
 namespace unsloth::cuda::ops {
 namespace {
 
-constexpr int stateBlock = 256, perThread = 4, threads = 256, groupThreads = stateBlock / perThread, groups = threads / groupThreads;
+constexpr int stateBlock = 256, perThread = 4, threads = 256;
+constexpr int groupThreads = stateBlock / perThread, groups = threads / groupThreads;
 
 __device__ constexpr Map8 signedMap = dynamicMap(true), unsignedMap = dynamicMap(false);
 
@@ -20,7 +21,8 @@ struct alignas(4 * sizeof(T)) Four {
 
 template <class T>
 __device__ __forceinline__ Four<T> loadFour(const T* p, int64_t first, int64_t n) {
-  if (first + perThread <= n && reinterpret_cast<uintptr_t>(p + first) % sizeof(Four<T>) == 0) return *reinterpret_cast<const Four<T>*>(p + first);
+  if (first + perThread <= n && reinterpret_cast<uintptr_t>(p + first) % sizeof(Four<T>) == 0)
+    return *reinterpret_cast<const Four<T>*>(p + first);
   Four<T> result{};
   for (int i = 0; i < perThread && first + i < n; ++i) result.at[i] = p[first + i];
   return result;
@@ -46,7 +48,8 @@ __device__ __forceinline__ float groupLargest(float value, float (&warps)[thread
 }
 
 /** Codes of a thread's numbers relative to their block's largest, which is returned. */
-__device__ __forceinline__ float pack(Four<uint8_t>& codes, const float (&x)[perThread], const float* map, bool isSigned, float (&warps)[threads / 32]) {
+__device__ __forceinline__ float pack(Four<uint8_t>& codes, const float (&x)[perThread], const float* map, bool isSigned,
+                                      float (&warps)[threads / 32]) {
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < perThread; ++i) largest = fmaxf(largest, fabsf(x[i]));
@@ -81,8 +84,12 @@ __device__ __forceinline__ Constants constantsOf(const State& s) {
   __shared__ Constants shared;
   if (threadIdx.x == 0) {
     const double rate = s.scalars[3 + s.group], rootC2 = adam ? sqrt(s.scalars[2]) : 1, c1 = adam ? s.scalars[1] : 1;
-    shared = {static_cast<float>(s.scalars[0]),         static_cast<float>(s.beta1), static_cast<float>(s.beta2),
-              static_cast<float>(rate * rootC2 / c1),   static_cast<float>(rootC2 * s.eps), static_cast<float>(1 - rate * s.weightDecay),
+    shared = {static_cast<float>(s.scalars[0]),
+              static_cast<float>(s.beta1),
+              static_cast<float>(s.beta2),
+              static_cast<float>(rate * rootC2 / c1),
+              static_cast<float>(rootC2 * s.eps),
+              static_cast<float>(1 - rate * s.weightDecay),
               isnan(s.scalars[0])};
   }
   __syncthreads();
@@ -116,7 +123,8 @@ __global__ void __launch_bounds__(threads) stateKernel(const State s) {
     const float g = c.scale * grad.at[i], old = maps[0][m.at[i]] * absmaxM;
     if (adam) {
       const bool finite = inside && isfinite(grad.at[i]);
-      const float newSquare = __fadd_rn(__fmul_rn(maps[1][v.at[i]] * absmaxV, c.beta2), __fmul_rn(__fmul_rn(1.0f - c.beta2, g), g));
+      const float newSquare =
+          __fadd_rn(__fmul_rn(maps[1][v.at[i]] * absmaxV, c.beta2), __fmul_rn(__fmul_rn(1.0f - c.beta2, g), g));
       const float newMean = blend(old, 1.0f - c.beta1, c.beta1, g);
       mean[i] = finite ? newMean : 0.0f;
       square[i] = finite ? newSquare : 0.0f;
@@ -177,7 +185,9 @@ struct Factors {
     const double g = scalars[0] * grad[i];
     return g * g + floor;
   }
-  __device__ void mix(float& state, double value) const { state = static_cast<float>(scalars[1] * state + (1 - scalars[1]) * value); }
+  __device__ void mix(float& state, double value) const {
+    state = static_cast<float>(scalars[1] * state + (1 - scalars[1]) * value);
+  }
   __device__ double update(int64_t r, int64_t c) const {
     const double g = scalars[0] * grad[r * cols + c];
     if (column == nullptr) return g / sqrt(static_cast<double>(row[r * cols + c]));
@@ -232,7 +242,8 @@ __global__ void __launch_bounds__(threads) factorRate(const Factors f) {
   double sum = 0;
   for (int64_t r = threadIdx.x; r < f.rows; r += threads) sum += f.scratch[2 + r];
   const double total = blockSum(sum);
-  if (threadIdx.x == 0) f.scratch[1] = f.scalars[3 + f.group] / fmax(1.0, sqrt(total / (static_cast<double>(f.rows) * f.cols)) / f.clip);
+  if (threadIdx.x == 0)
+    f.scratch[1] = f.scalars[3 + f.group] / fmax(1.0, sqrt(total / (static_cast<double>(f.rows) * f.cols)) / f.clip);
 }
 
 __global__ void __launch_bounds__(threads) factorUpdate(const Factors f) {

@@ -4,8 +4,8 @@
 namespace unsloth::cuda {
 
 /**
- * Philox4x32-10 of `blocks` counters (c0, c1, c2, first), (c0, c1, c2, first + 1) …, four words each; together, so that their rounds
- * overlap. About 20 integer operations a word.
+ * Philox4x32-10 of `blocks` counters (c0, c1, c2, first), (c0, c1, c2, first + 1) …, four words each; together, so that their
+ * rounds overlap. About 20 integer operations a word.
  */
 template <int blocks>
 __device__ __forceinline__ void philox(uint32_t (&words)[4 * blocks], uint32_t c0, uint32_t c1, uint32_t c2, uint32_t first,

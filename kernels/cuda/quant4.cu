@@ -45,20 +45,23 @@ __global__ void __launch_bounds__(threads) dequantiseKernel(T* y, const Quant4Vi
 
 /** The same element by element: any width, stride and place. */
 template <class T>
-__global__ void __launch_bounds__(threads) dequantiseEach(T* y, int64_t ld, const Quant4View q, int64_t row, int64_t rows, int64_t cols) {
+__global__ void __launch_bounds__(threads)
+    dequantiseEach(T* y, int64_t ld, const Quant4View q, int64_t row, int64_t rows, int64_t cols) {
   __shared__ Tables tables;
   uint32_t type;
   const Maxima maxima = prepare(q, tables, type);
   for (int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x; i < rows * cols; i += int64_t{gridDim.x} * threads) {
     const int64_t at = row * cols + i;
     const uint32_t code = at % 2 == 0 ? q.codes[at / 2] >> 4 : q.codes[at / 2] & 15u;
-    y[i / cols * ld + i % cols] = narrow<T>(rounded(__fmul_rn(tables.code[code], maxima(at / Quant4Layout::block, tables.map)), type));
+    const float value = __fmul_rn(tables.code[code], maxima(at / Quant4Layout::block, tables.map));
+    y[i / cols * ld + i % cols] = narrow<T>(rounded(value, type));
   }
 }
 
 /**
- * c[m,n] = alpha·a·Wᵀ [+ c | bias | add] for m ≤ rows, W [n,k] in 4 bits with k a multiple of 64: `group` rows of W for each thread
- * block, its warps share k. Sums code·x of 8 codes before the maximum comes in. Reads 0.53 bytes and does 2m FLOPs for each weight.
+ * c[m,n] = alpha·a·Wᵀ [+ c | bias | add] for m ≤ rows, W [n,k] in 4 bits with k a multiple of 64: `group` rows of W for each
+ * thread block, its warps share k. Sums code·x of 8 codes before the maximum comes in. Reads 0.53 bytes and does 2m FLOPs for each
+ * weight.
  */
 constexpr int group = 4;
 
@@ -128,8 +131,8 @@ __global__ void __launch_bounds__(threads) fewRowsKernel(const FewRows g, const 
 }
 
 /**
- * The same on tensor cores, for rows of 16 bits: 16 rows of W are the tile's rows, the rows of a its columns. A byte of W becomes a
- * pair of 16-bit numbers by a table of 256 that each lane has in its own bank; a block of 64 is four products, then its maximum
+ * The same on tensor cores, for rows of 16 bits: 16 rows of W are the tile's rows, the rows of a its columns. A byte of W becomes
+ * a pair of 16-bit numbers by a table of 256 that each lane has in its own bank; a block of 64 is four products, then its maximum
  * comes in. Which k a lane holds differs from the instruction's order, alike on both sides. Codes are rounded to T, as in
  * bitsandbytes' own kernel. `split` warps share the k of a tile.
  */
@@ -142,8 +145,9 @@ struct Ahead {
   uint32_t maximumCode[2];
   float2 group[2];
 
-  /** From block `block` of the rows on; past the end, the last ones. Rows have a multiple of `ahead` blocks: they share a group. */
-  __device__ __forceinline__ void load(const uint2* words, const Maxima& maxima, const int64_t (&rows)[2], int64_t blocksOfK, int64_t block, int quarter) {
+  /** From block `block` of the rows on; past the end, the last ones. Rows have a multiple of `ahead` blocks, which share a group. */
+  __device__ __forceinline__ void load(const uint2* words, const Maxima& maxima, const int64_t (&rows)[2], int64_t blocksOfK,
+                                       int64_t block, int quarter) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t at = rows[r] * blocksOfK + min(block, blocksOfK - ahead);
@@ -286,11 +290,13 @@ void dequantise4(const View& y, const View& x, int64_t row, const Context& conte
     using T = typename decltype(tag)::type;
     auto* to = static_cast<T*>(y.data);
     const bool dense = y.ld == y.cols || y.rows == 1;
-    if (dense && first % perThread == 0 && count % perThread == 0 && reinterpret_cast<uintptr_t>(to) % (sizeof(T) * perThread) == 0) {
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % (sizeof(T) * perThread) == 0;
+    if (dense && aligned && first % perThread == 0 && count % perThread == 0) {
       const int64_t each = threads * unroll * perThread;
       dequantiseKernel<T><<<static_cast<unsigned>((count + each - 1) / each), threads, 0, context.stream>>>(to, q, first, count);
     } else {
-      const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 32 * context.gpu->multiprocessors));
+      const auto blocks =
+          static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 32 * context.gpu->multiprocessors));
       dequantiseEach<T><<<blocks, threads, 0, context.stream>>>(to, y.ld, q, row, y.rows, y.cols);
     }
   });

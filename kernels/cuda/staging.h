@@ -37,8 +37,8 @@ class Staging {
 };
 
 /**
- * Small copies from a buffer that are begun in stream order and waited for later, on any thread. Pinned memory is slow to reserve:
- * it is kept and used again.
+ * Small copies from a buffer that are begun in stream order and waited for later, on any thread. Pinned memory is slow to
+ * reserve: it is kept and used again.
  */
 class LateReads {
  public:

@@ -52,19 +52,24 @@ __global__ void countKernel8(const uint8_t* numbers, uint64_t elements, unsigned
 
 template <class T>
 __global__ void uniformKernel(T* target, uint64_t elements, float a, float b, uint32_t seed, uint32_t number) {
-  for (uint64_t block = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; block < (elements + 3) / 4; block += uint64_t{gridDim.x} * blockDim.x) {
+  for (uint64_t block = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; block < (elements + 3) / 4;
+       block += uint64_t{gridDim.x} * blockDim.x) {
     uint32_t word[4];
     philox<1>(word, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), number, 0, seed, 0x756e6974u);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (block * 4 + k < elements) target[block * 4 + k] = narrow<T>(__fadd_rn(a, __fmul_rn(b - a, static_cast<float>(word[k] >> 8) * 0x1p-24f)));
+      if (block * 4 + k < elements)
+        target[block * 4 + k] = narrow<T>(__fadd_rn(a, __fmul_rn(b - a, static_cast<float>(word[k] >> 8) * 0x1p-24f)));
   }
 }
 
 }  // namespace
 
-void convert(void* target, DType targetType, const void* source, DType sourceType, uint64_t elements, unsigned long long* bad, cudaStream_t stream) {
-  withType(targetType, "load", [&](auto tag) { convertTo(static_cast<typename decltype(tag)::type*>(target), source, sourceType, elements, bad, stream); });
+void convert(void* target, DType targetType, const void* source, DType sourceType, uint64_t elements, unsigned long long* bad,
+             cudaStream_t stream) {
+  withType(targetType, "load", [&](auto tag) {
+    convertTo(static_cast<typename decltype(tag)::type*>(target), source, sourceType, elements, bad, stream);
+  });
   checkLaunch("converting weights");
 }
 
@@ -74,7 +79,8 @@ void countNonFinite(const void* data, DType dtype, uint64_t elements, unsigned l
   checkLaunch("checking weights");
 }
 
-void fillUniform(void* target, DType dtype, uint64_t elements, float a, float b, uint32_t seed, uint32_t number, cudaStream_t stream) {
+void fillUniform(void* target, DType dtype, uint64_t elements, float a, float b, uint32_t seed, uint32_t number,
+                 cudaStream_t stream) {
   withType(dtype, "fillUniform", [&](auto tag) {
     using T = typename decltype(tag)::type;
     uniformKernel<<<blocksFor(elements / 4), threadsPerBlock, 0, stream>>>(static_cast<T*>(target), elements, a, b, seed, number);

@@ -1,6 +1,6 @@
 // Each way to compute attention and its gradient against the reference of cudaAttentionCase.cuh: packed sequences of odd and zero
-// lengths, grouped heads, windows, softcaps, caches longer than the queries, head dimensions 8 … 256, all types. `bench` prints the
-// speed of each instead.
+// lengths, grouped heads, windows, softcaps, caches longer than the queries, head dimensions 8 … 256, all types. `bench` prints
+// the speed of each instead.
 #include <cstring>
 
 #include "../../kernels/cuda/ops.h"

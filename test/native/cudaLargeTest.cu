@@ -1,6 +1,6 @@
 // One command of each family of kernels on matrices of more than 2³¹ elements, whose last rows are checked against the same
-// command on those rows alone. Up to 46 GB of GPU memory: a case that does not fit says so and counts as not run. With the name of
-// a case as argument only that one.
+// command on those rows alone. Up to 46 GB of GPU memory: a case that does not fit says so and counts as not run. With the name
+// of a case as argument only that one.
 #include "../../kernels/core/quant4.h"
 #include "../../kernels/cpu/random.h"
 #include "../../kernels/cuda/attention.h"

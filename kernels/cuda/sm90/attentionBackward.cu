@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(512, 1)
 
       // 64 keys of this warpgroup by the 64 rows of q or dO
       const auto multiplyRows = [&](float (&to)[32], int keysAt, int rowsAt) {
-        const uint64_t keys = operandDescriptor(shared.at + keysAt + warpgroup * 64 * 128), rows = operandDescriptor(shared.at + rowsAt);
+        const uint64_t keys = operandDescriptor(shared.at + keysAt + warpgroup * 64 * 128),
+                       rows = operandDescriptor(shared.at + rowsAt);
 #pragma unroll
         for (int k = 0; k < headDim / 16; ++k)
           wgmma<T, 64, 0, 0>(to, keys + (k / 4 * L::kvPanel + k % 4 * 32) / 16,

@@ -40,8 +40,8 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
 }
 
 // The instruction names its registers one by one. UNSLOTH_R<count>: the first of d, eight in each UNSLOTH_P; UNSLOTH_F<count>:
-// the operands that these are. UNSLOTH_N<n>: what a form of the instruction needs for n columns: its registers, the numbers of the
-// operands behind them, and the operands.
+// the operands that these are. UNSLOTH_N<n>: what a form of the instruction needs for n columns: its registers, the numbers of
+// the operands behind them, and the operands.
 #define UNSLOTH_P0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define UNSLOTH_P1 "%8, %9, %10, %11, %12, %13, %14, %15"
 #define UNSLOTH_P2 "%16, %17, %18, %19, %20, %21, %22, %23"
