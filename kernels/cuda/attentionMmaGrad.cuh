@@ -52,6 +52,20 @@ int stagesOf(const Context& context) {
 /** Waits for the two warps of pair number `pair`. */
 __device__ __forceinline__ void pairBarrier(int pair) { asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory"); }
 
+/** The probability of a dot product, and in `bend` how a softcap flattens its score. `shift`: lse·log₂e. */
+template <bool general>
+__device__ __forceinline__ float probabilityOf(const AttentionArgs& a, float dot, float scale, float inner, float shift,
+                                               float& bend) {
+  bend = 1;
+  if (general && a.softcap > 0) {
+    const float bent = tanhFast(dot * inner);
+    const float p = exp2Fast(bent * a.softcap * log2e - shift);
+    bend = 1 - bent * bent;
+    return p;
+  }
+  return exp2Fast(dot * scale - shift);
+}
+
 /** fn(Tag<type>, padded head dimension, whether there is a window or a softcap) for the instance that `args` needs. */
 template <class Fn>
 void withInstance(const AttentionArgs& args, Fn&& fn) {

@@ -120,13 +120,7 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float shift = (i % 2 ? lse.y : lse.x) * log2e, mean = i % 2 ? delta.y : delta.x;
-            float p, bend = 1;
-            if (general && a.softcap > 0) {
-              const float bent = tanhFast(score[m][t][i] * inner);
-              p = exp2Fast(bent * a.softcap * log2e - shift), bend = 1 - bent * bent;
-            } else {
-              p = exp2Fast(score[m][t][i] * scale - shift);
-            }
+            float bend, p = probabilityOf<general>(a, score[m][t][i], scale, inner, shift, bend);
             if (edge) {
               const int distance = offset + first + query + i % 2 - (firstKey + warpKey + m * 16 + lane / 4 + i / 2 * 8);
               if (distance < 0 || (general && a.window > 0 && distance >= a.window)) p = 0;

@@ -84,13 +84,7 @@ __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __gri
       for (int t = 0; t < NT; ++t)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          float p, bend = 1;
-          if (general && a.softcap > 0) {
-            const float bent = tanhFast(score[m][t][i] * inner);
-            p = exp2Fast(bent * a.softcap * log2e - shift[m][i / 2]), bend = 1 - bent * bent;
-          } else {
-            p = exp2Fast(score[m][t][i] * scale - shift[m][i / 2]);
-          }
+          float bend, p = probabilityOf<general>(a, score[m][t][i], scale, inner, shift[m][i / 2], bend);
           if (edge) {
             const int distance =
                 firstPosition + warp * warpRows + m * 16 + lane / 4 + i / 2 * 8 - (first + t * 8 + lane % 4 * 2 + i % 2);

@@ -100,8 +100,10 @@ struct Fragments {
 /** Whether the sizes of a product fit the 32-bit arithmetic of feeds. */
 inline bool fitsFeed(const GemmArgs& args) {
   constexpr int64_t most = int64_t{1} << 31, longest = int64_t{1} << 24;  // a stage of rows is at most 128 of them
-  const auto fits = [](const View& v) { return v.ld < longest; };
-  return args.m + 256 < most && args.n + 256 < most && args.k + 256 < most && fits(args.a) && fits(args.b);
+  const auto fits = [](const View& a, const View& b) { return a.ld < longest && b.ld < longest; };
+  for (const GemmTerm& term : args.terms)
+    if (!fits(term.a, term.b)) return false;
+  return args.m + 256 < most && args.n + 256 < most && args.k + 256 < most && fits(args.a, args.b);
 }
 
 /** Waits until at most `pending` (0 … 2) groups of copies are under way. */
