@@ -2,7 +2,6 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <tuple>
 
 #include "../../kernels/core/quant4.h"
 #include "../../kernels/cpu/gemm.h"
@@ -66,10 +65,16 @@ struct Matrix {
   Matrix(const Matrix&) = delete;
 };
 
-void run(void (*op)(const Call&, const Context&), const std::vector<View>& operands, const std::vector<int32_t>& ints, const std::vector<double>& floats) {
-  const Call call{operands.data(), static_cast<int64_t>(operands.size()), ints.data(), static_cast<int64_t>(ints.size()), floats.data(),
-                  static_cast<int64_t>(floats.size()), {}};
-  op(call, context);
+Call callOf(const std::vector<View>& operands, const std::vector<int32_t>& ints, const std::vector<double>& floats) {
+  return {operands.data(), static_cast<int64_t>(operands.size()), ints.data(), static_cast<int64_t>(ints.size()),
+          floats.data(),   static_cast<int64_t>(floats.size()),   {}};
+}
+
+using CpuOp = void (*)(const Call&, cpu::ThreadPool&);
+using CudaOp = void (*)(const Call&, const Context&);
+
+void run(CudaOp op, const std::vector<View>& operands, const std::vector<int32_t>& ints, const std::vector<double>& floats) {
+  op(callOf(operands, ints, floats), context);
 }
 
 const char* name(DType t) {
@@ -77,11 +82,19 @@ const char* name(DType t) {
   return names[static_cast<int>(t)];
 }
 
+struct Shape {
+  int64_t rows, cols, pad = 0;
+};
+
+std::string nameOf(const Shape& s) { return std::to_string(s.rows) + "x" + std::to_string(s.cols); }
+
 void testDequantise() {
+  const Shape shapes[] = {{5, 64}, {7, 96}, {9, 37}, {300, 896}, {64, 128, 8}, {33, 200, 3}};
   for (const DType type : {DType::Q4, DType::Q4N})
     for (const DType rounding : {DType::BF16, DType::F16, DType::F32})
       for (const DType out : {DType::BF16, DType::F16, DType::F32})
-        for (const auto& [rows, cols, pad] : {std::tuple<int64_t, int64_t, int64_t>{5, 64, 0}, {7, 96, 0}, {9, 37, 0}, {300, 896, 0}, {64, 128, 8}, {33, 200, 3}}) {
+        for (const Shape& shape : shapes) {
+          const auto& [rows, cols, pad] = shape;
           Matrix m(type, rounding, rows, cols, rows == 9);
           const int64_t first = rows / 3, count = rows - first;
           View y{allocate(static_cast<size_t>(count * (cols + pad)) * 4), out, count, cols, cols + pad};
@@ -91,17 +104,23 @@ void testDequantise() {
           std::vector<std::byte> expected(static_cast<size_t>(count * cols) * bytesPerElement(out));
           cpu::dequantise(m.host, first, count, 0, cols, expected.data(), out);
           int64_t wrong = 0;
-          for (int64_t i = 0; i < count * cols; ++i) wrong += ours[static_cast<size_t>(i)] != test::readAs(expected.data(), out, i);
-          expect(wrong == 0, "%.0f values differ", static_cast<double>(wrong),
-                 std::string("dequantise ") + name(type) + " of " + name(rounding) + " to " + name(out) + " " + std::to_string(rows) + "x" + std::to_string(cols));
+          for (int64_t i = 0; i < count * cols; ++i)
+            wrong += ours[static_cast<size_t>(i)] != test::readAs(expected.data(), out, i);
+          const std::string what = std::string("dequantise ") + name(type) + " of " + name(rounding) + " to " + name(out);
+          expect(wrong == 0, "%.0f values differ", static_cast<double>(wrong), what + " " + nameOf(shape));
           cudaFree(y.data);
         }
 }
 
 void testFewRows() {
+  struct Product {
+    int64_t m, n, k;
+  };
+  const Product products[] = {{1, 64, 64},    {1, 1030, 896},   {2, 100, 4096}, {3, 37, 128},
+                              {5, 257, 1024}, {8, 512, 14336}, {20, 96, 192},  {2, 10, 96}};
   for (const DType type : {DType::Q4, DType::Q4N})
     for (const DType t : {DType::BF16, DType::F16, DType::F32})
-      for (const auto& [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 64, 64}, {1, 1030, 896}, {2, 100, 4096}, {3, 37, 128}, {5, 257, 1024}, {8, 512, 14336}, {20, 96, 192}, {2, 10, 96}}) {
+      for (const auto& [m, n, k] : products) {
         Matrix w(type, DType::BF16, n, k);
         const View a = test::randomMatrix(t, m, k, k + 8), add = test::randomMatrix(t, m, n), bias = test::randomMatrix(t, 1, n);
         const View c = test::randomMatrix(t, m, n, n + 3);
@@ -112,32 +131,55 @@ void testFewRows() {
         std::vector<float> values(static_cast<size_t>(n * k)), expected(static_cast<size_t>(m * n));
         cpu::dequantise(w.host, 0, n, 0, k, values.data(), DType::F32);
         const std::vector<float> x = toHost(a), added = toHost(add), biases = toHost(bias);
-        pool->parallelFor(m * n, [&](int64_t i, int) {
+        pool->parallelFor(m * n, [&, n = n, k = k](int64_t i, int) {
+          const float *row = &x[static_cast<size_t>(i / n * k)], *column = &values[static_cast<size_t>(i % n * k)];
           double sum = 0;
-          for (int64_t j = 0; j < k; ++j) sum += static_cast<double>(x[static_cast<size_t>(i / n * k + j)]) * values[static_cast<size_t>(i % n * k + j)];
-          expected[static_cast<size_t>(i)] = static_cast<float>(0.5 * sum + added[static_cast<size_t>(i)] + biases[static_cast<size_t>(i % n)]);
+          for (int64_t j = 0; j < k; ++j) sum += static_cast<double>(row[j]) * column[j];
+          const auto at = static_cast<size_t>(i);
+          expected[at] = static_cast<float>(0.5 * sum + added[at] + biases[static_cast<size_t>(i % n)]);
         });
         const double error = relativeError(toHost(c), expected), allowed = t == DType::BF16 ? 5e-3 : 2e-3;
-        expect(error <= allowed, "relative error %.2e", error, std::string("few rows ") + name(type) + " " + name(t) + " " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k));
+        expect(error <= allowed, "relative error %.2e", error,
+               std::string("few rows ") + name(type) + " " + name(t) + " " + nameOf({m, n}) + "x" + std::to_string(k));
         for (const View* v : {&a, &add, &bias, &c}) test::release(*v);
       }
 }
 
+/** One operand on the processor and on the GPU. */
+struct Both {
+  View host, device;
+};
+
 /** A list in host and device memory. */
 template <class T>
 struct Twin {
+  static constexpr DType type = sizeof(T) == 8 ? DType::F64 : sizeof(T) == 1 ? DType::U8 : DType::F32;
   std::vector<T> host;
-  T* device;
-  explicit Twin(std::vector<T> values) : host(std::move(values)), device(static_cast<T*>(allocate(host.size() * sizeof(T) + 64))) {
+  T* device = static_cast<T*>(allocate(host.size() * sizeof(T) + 64));
+
+  explicit Twin(std::vector<T> values) : host(std::move(values)) {
     check(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice), "copying");
   }
   ~Twin() { cudaFree(device); }
-  View onHost(DType t, int64_t rows = 1) { return {host.data(), t, rows, static_cast<int64_t>(host.size()) / rows, static_cast<int64_t>(host.size()) / rows}; }
-  View onDevice(DType t, int64_t rows = 1) const { return {device, t, rows, static_cast<int64_t>(host.size()) / rows, static_cast<int64_t>(host.size()) / rows}; }
+  Twin(const Twin&) = delete;
+
+  Both both(int64_t rows = 1) {
+    const int64_t cols = static_cast<int64_t>(host.size()) / rows;
+    return {{host.data(), type, rows, cols, cols}, {device, type, rows, cols, cols}};
+  }
   std::vector<T> back() const {
     std::vector<T> values(host.size());
     check(cudaMemcpy(values.data(), device, values.size() * sizeof(T), cudaMemcpyDeviceToHost), "copying");
     return values;
+  }
+  /** How far the GPU's numbers are from the processor's. */
+  double error() const { return relativeError(back(), host); }
+  /** How many differ. */
+  double different() const {
+    const std::vector<T> there = back();
+    size_t count = 0;
+    for (size_t i = 0; i < host.size(); ++i) count += there[i] != host[i];
+    return static_cast<double>(count);
   }
 };
 
@@ -148,20 +190,22 @@ std::vector<float> normal(size_t n, float scale = 1) {
   return values;
 }
 
-using CpuOp = void (*)(const Call&, cpu::ThreadPool&);
-
-void onBoth(CpuOp cpuOp, void (*cudaOp)(const Call&, const Context&), std::vector<View> host, std::vector<View> device, const std::vector<int32_t>& ints, const std::vector<double>& floats) {
+void onBoth(CpuOp cpuOp, CudaOp cudaOp, const std::vector<Both>& operands, const std::vector<int32_t>& ints,
+            const std::vector<double>& floats) {
+  std::vector<View> host, device;
+  for (const Both& operand : operands) host.push_back(operand.host), device.push_back(operand.device);
   run(cudaOp, device, ints, floats);
-  const Call call{host.data(), static_cast<int64_t>(host.size()), ints.data(), static_cast<int64_t>(ints.size()), floats.data(), static_cast<int64_t>(floats.size()), {}};
-  cpuOp(call, *pool);
+  cpuOp(callOf(host, ints, floats), *pool);
   check(cudaDeviceSynchronize(), "an optimizer");
 }
 
-void testOptimizers() {
+void testEightBits() {
   for (const size_t n : {size_t{5}, size_t{256}, size_t{1000}, size_t{4096}, size_t{70001}}) {
     const size_t blocks = (n + 255) / 256;
-    Twin<float> p(normal(n)), p2(p.host), absM(std::vector<float>(blocks, 0.0f)), absV(std::vector<float>(blocks, 0.0f)), absL(std::vector<float>(blocks, 0.0f));
-    Twin<uint8_t> m(std::vector<uint8_t>(n, 0)), v(std::vector<uint8_t>(n, 0)), l(std::vector<uint8_t>(n, 0));
+    const std::vector<float> largest(blocks, 0.0f);
+    const std::vector<uint8_t> codes(n, 0);
+    Twin<float> p(normal(n)), p2(p.host), absM(largest), absV(largest), absL(largest);
+    Twin<uint8_t> m(codes), v(codes), l(codes);
     for (int step = 1; step <= 4; ++step) {
       std::vector<float> gradient = normal(n, 0.1f);
       if (n > 100 && step == 2) gradient[77] = NAN;
@@ -169,47 +213,48 @@ void testOptimizers() {
       const double scale = step == 3 ? NAN : 0.7;
       Twin<double> scalars({scale, 1 - std::pow(0.9, step), 1 - std::pow(0.999, step), 0.01, 0.003});
       onBoth(cpu::ops::adamw8, ops::adamw8,
-             {p.onHost(DType::F32), m.onHost(DType::U8), v.onHost(DType::U8), absM.onHost(DType::F32), absV.onHost(DType::F32), grad.onHost(DType::F32), scalars.onHost(DType::F64)},
-             {p.onDevice(DType::F32), m.onDevice(DType::U8), v.onDevice(DType::U8), absM.onDevice(DType::F32), absV.onDevice(DType::F32), grad.onDevice(DType::F32), scalars.onDevice(DType::F64)},
-             {1}, {0.9, 0.999, 1e-8, 0.1});
+             {p.both(), m.both(), v.both(), absM.both(), absV.both(), grad.both(), scalars.both()}, {1}, {0.9, 0.999, 1e-8, 0.1});
       if (n > 100 && step == 2) gradient[77] = 1;
       Twin<float> clean(gradient);
-      onBoth(cpu::ops::lion8, ops::lion8, {p2.onHost(DType::F32), l.onHost(DType::U8), absL.onHost(DType::F32), clean.onHost(DType::F32), scalars.onHost(DType::F64)},
-             {p2.onDevice(DType::F32), l.onDevice(DType::U8), absL.onDevice(DType::F32), clean.onDevice(DType::F32), scalars.onDevice(DType::F64)}, {0}, {0.9, 0.99, 0.1});
+      onBoth(cpu::ops::lion8, ops::lion8, {p2.both(), l.both(), absL.both(), clean.both(), scalars.both()}, {0},
+             {0.9, 0.99, 0.1});
     }
-    const auto codesDiffer = [](const std::vector<uint8_t>& a, const std::vector<uint8_t>& b) {
-      size_t count = 0;
-      for (size_t i = 0; i < a.size(); ++i) count += a[i] != b[i];
-      return static_cast<double>(count);
-    };
     const std::string size = " of " + std::to_string(n);
-    expect(relativeError(p.back(), p.host) < 1e-6, "p differs by %.2e", relativeError(p.back(), p.host), "adamw8" + size);
-    expect(relativeError(p2.back(), p2.host) < 1e-6, "p differs by %.2e", relativeError(p2.back(), p2.host), "lion8" + size);
-    expect(codesDiffer(m.back(), m.host) <= 1e-3 * static_cast<double>(n), "%.0f codes of m differ", codesDiffer(m.back(), m.host), "adamw8" + size);
-    expect(codesDiffer(v.back(), v.host) <= 1e-3 * static_cast<double>(n), "%.0f codes of v differ", codesDiffer(v.back(), v.host), "adamw8" + size);
-    expect(codesDiffer(l.back(), l.host) <= 1e-3 * static_cast<double>(n), "%.0f codes of m differ", codesDiffer(l.back(), l.host), "lion8" + size);
+    const double few = 1e-3 * static_cast<double>(n);
+    expect(p.error() < 1e-6, "p differs by %.2e", p.error(), "adamw8" + size);
+    expect(p2.error() < 1e-6, "p differs by %.2e", p2.error(), "lion8" + size);
+    expect(m.different() <= few, "%.0f codes of m differ", m.different(), "adamw8" + size);
+    expect(v.different() <= few, "%.0f codes of v differ", v.different(), "adamw8" + size);
+    expect(l.different() <= few, "%.0f codes of m differ", l.different(), "lion8" + size);
   }
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{13, 70}, {1, 50}, {300, 1025}}) {
+}
+
+void testAdafactor() {
+  for (const Shape& shape : {Shape{13, 70}, Shape{1, 50}, Shape{300, 1025}}) {
+    const auto& [rows, cols, pad] = shape;
     const auto n = static_cast<size_t>(rows * cols);
     const bool factored = rows > 1;
-    Twin<float> p(normal(n)), row(std::vector<float>(factored ? static_cast<size_t>(rows) : n, 0.0f)), column(std::vector<float>(static_cast<size_t>(cols), 0.0f));
+    Twin<float> p(normal(n)), row(std::vector<float>(factored ? static_cast<size_t>(rows) : n, 0.0f));
+    Twin<float> column(std::vector<float>(static_cast<size_t>(cols), 0.0f));
     for (int step = 1; step <= 3; ++step) {
       Twin<float> grad(normal(n, 3));
       Twin<double> scalars({0.7, 1 - std::pow(step, -0.8), 0, 0.01});
-      const View none;
       onBoth(cpu::ops::adafactor, ops::adafactor,
-             {p.onHost(DType::F32, rows), row.onHost(DType::F32), factored ? column.onHost(DType::F32) : none, grad.onHost(DType::F32, rows), scalars.onHost(DType::F64)},
-             {p.onDevice(DType::F32, rows), row.onDevice(DType::F32), factored ? column.onDevice(DType::F32) : none, grad.onDevice(DType::F32, rows), scalars.onDevice(DType::F64)},
-             {0}, {1e-30, 1, 0.01});
+             {p.both(rows), row.both(), factored ? column.both() : Both{}, grad.both(rows), scalars.both()}, {0},
+             {1e-30, 1, 0.01});
     }
-    expect(relativeError(p.back(), p.host) < 1e-6, "p differs by %.2e", relativeError(p.back(), p.host), "adafactor " + std::to_string(rows) + "x" + std::to_string(cols));
-    expect(relativeError(row.back(), row.host) < 1e-6, "row differs by %.2e", relativeError(row.back(), row.host), "adafactor");
+    expect(p.error() < 1e-6, "p differs by %.2e", p.error(), "adafactor " + nameOf(shape));
+    expect(row.error() < 1e-6, "row differs by %.2e", row.error(), "adafactor " + nameOf(shape));
   }
+}
+
+/** The rest of a line: how long, and bytes moved over time beside the rate of a device copy. */
+void tell(double seconds, double bytes) {
+  std::printf(" %7.1f us %5.2f TB/s %3.0f%%\n", seconds * 1e6, bytes / seconds * 1e-12, 100 * bytes / seconds / 4.24e12);
 }
 
 void bench() {
   constexpr int copies = 6;
-  const double ceiling = 4.24e12;
   for (const DType type : {DType::Q4N, DType::Q4})
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{4096, 4096}, {6144, 4096}, {28672, 4096}, {4096, 14336}}) {
       std::vector<std::unique_ptr<Matrix>> matrices;
@@ -222,7 +267,8 @@ void bench() {
         run(ops::dequantise, {to, matrices[static_cast<size_t>(i % copies)]->device}, {0}, {});
       });
       const double moved = bytes + 2.0 * static_cast<double>(rows * cols);
-      std::printf("dequantise %-3s %5ldx%-5ld %7.1f us %5.2f TB/s %3.0f%%\n", name(type), rows, cols, seconds * 1e6, moved / seconds * 1e-12, 100 * moved / seconds / ceiling);
+      std::printf("dequantise %-3s %5ldx%-5ld", name(type), rows, cols);
+      tell(seconds, moved);
       for (const int64_t m : {1, 2, 4, 8}) {
         const View a = test::randomMatrix(DType::BF16, m, cols), c = test::randomMatrix(DType::BF16, m, rows);
         seconds = secondsInGraph(context.stream, 2 * copies, [&](int i) {
@@ -230,22 +276,33 @@ void bench() {
           g.m = m, g.n = rows, g.k = cols, g.c = c, g.a = a, g.b = matrices[static_cast<size_t>(i % copies)]->device;
           gemmQuantised(g, context);
         });
-        std::printf("  %ld rows %7.1f us %5.2f TB/s %3.0f%%\n", m, seconds * 1e6, bytes / seconds * 1e-12, 100 * bytes / seconds / ceiling);
+        std::printf("  %ld rows", m);
+        tell(seconds, bytes);
         test::release(a);
         test::release(c);
       }
       cudaFree(y.data);
     }
   const int64_t n = 41943040;
-  const auto list = [&](DType t, int64_t count) { return View{allocate(static_cast<size_t>(count) * bytesPerElement(t)), t, 1, count, count}; };
-  const View p = test::randomMatrix(DType::F32, 1, n), grad = test::randomMatrix(DType::F32, 1, n), m = list(DType::U8, n), v = list(DType::U8, n);
-  const View absM = list(DType::F32, n / 256), absV = list(DType::F32, n / 256);
-  cudaMemset(m.data, 0, n), cudaMemset(v.data, 0, n), cudaMemset(absM.data, 0, n / 64), cudaMemset(absV.data, 0, n / 64);
-  Twin<double> scalars({1, 0.1, 0.001, 1e-4});
-  double seconds = secondsInGraph(context.stream, 4, [&](int) { run(ops::adamw8, {p, m, v, absM, absV, grad, scalars.onDevice(DType::F64)}, {0}, {0.9, 0.999, 1e-8, 0.01}); });
-  std::printf("adamw8 %ld: %.1f us, %.2f TB/s %.0f%%\n", n, seconds * 1e6, 16.0 * n / seconds * 1e-12, 1600.0 * n / seconds / ceiling);
-  seconds = secondsInGraph(context.stream, 4, [&](int) { run(ops::lion8, {p, m, absM, grad, scalars.onDevice(DType::F64)}, {0}, {0.9, 0.99, 0.01}); });
-  std::printf("lion8 %ld: %.1f us, %.2f TB/s %.0f%%\n", n, seconds * 1e6, 14.0 * n / seconds * 1e-12, 1400.0 * n / seconds / ceiling);
+  const auto list = [](DType t, int64_t count) {
+    const View v{allocate(static_cast<size_t>(count) * bytesPerElement(t)), t, 1, count, count};
+    check(cudaMemset(v.data, 0, static_cast<size_t>(count) * bytesPerElement(t)), "clearing");
+    return v;
+  };
+  const View p = test::randomMatrix(DType::F32, 1, n), grad = test::randomMatrix(DType::F32, 1, n);
+  const View m = list(DType::U8, n), v = list(DType::U8, n), absM = list(DType::F32, n / 256), absV = list(DType::F32, n / 256);
+  Twin<double> twin({1, 0.1, 0.001, 1e-4});
+  const View scalars = twin.both().device;
+  const double adamw = secondsInGraph(context.stream, 4, [&](int) {
+    run(ops::adamw8, {p, m, v, absM, absV, grad, scalars}, {0}, {0.9, 0.999, 1e-8, 0.01});
+  });
+  std::printf("adamw8 %ld", n);
+  tell(adamw, 16.0 * n);
+  const double lion = secondsInGraph(context.stream, 4, [&](int) {
+    run(ops::lion8, {p, m, absM, grad, scalars}, {0}, {0.9, 0.99, 0.01});
+  });
+  std::printf("lion8 %ld", n);
+  tell(lion, 14.0 * n);
 }
 
 int run(bool measure) {
@@ -259,7 +316,8 @@ int run(bool measure) {
   if (measure) return bench(), 0;
   testDequantise();
   testFewRows();
-  testOptimizers();
+  testEightBits();
+  testAdafactor();
   return test::finish("cudaQuantTest", checks, failures);
 }
 
