@@ -190,8 +190,7 @@ void fill(const Call& call, const Context& context) {
     case DType::BF16: return fillWith<uint16_t>(context, x, floatToBf16(single));
     case DType::F16: return fillWith<uint16_t>(context, x, floatToF16(single));
     case DType::U8: return fillWith<uint8_t>(context, x, static_cast<uint8_t>(value));
-    case DType::Q4:
-    case DType::Q4N: args.refuse("x is quantised");
+    default: args.refuse("x is quantised");
   }
 }
 
