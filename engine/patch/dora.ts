@@ -17,7 +17,7 @@ type Frozen = ReadonlyMap<string, Weight>
  * The commands that measure the rows of every weight with DoRA, once they have their first values; the cache arena gives so many bytes
  * for it.
  */
-export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { readonly commands: readonly Command[]; readonly cacheBytes: number } {
+export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { commands: readonly Command[]; cacheBytes: number } {
   let cacheBytes = 0
   const commands = [...lora].flatMap(([id, { dora }]): Command[] => {
     if (dora === undefined) return []
@@ -27,7 +27,7 @@ export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { readon
     const each = Math.max(1, Math.floor(atOnce / (4 * cols)))
     return Array.from({ length: Math.ceil(rows / each) }, (_, block) => block * each).flatMap((row): Command[] => {
       const count = Math.min(each, rows - row)
-      const plain = whole({ name: `${id} unpacked`, arena: 'cache', offset: 0, dtype: 'f32', rows: count, cols, rule: 'fixed', keep: 'residual', layer: -1 })
+      const plain = whole({ ...scratch(`${id} unpacked`, count, cols).storage, arena: 'cache', offset: 0 })
       cacheBytes = Math.max(cacheBytes, count * cols * 4)
       return [
         { name: 'dequantise', tensors: [plain, value], ints: [row], floats: [] },
@@ -48,12 +48,14 @@ export function doraNorms({ lora }: ParameterLayout, frozen: Frozen, { unpacked 
     const { column, width, rank, a, b, scale } = part
     const { value } = frozen.get(id)!
     const direct = unpacked === undefined && isQuantised(value.storage.dtype)
-    const { operand, commands } = direct ? { operand: value, commands: [] } : weightRows(value, column, width, unpacked ?? 'f32', -1)
-    const product = scratch(`${id}.wa`, rank, operand.storage.rows)
+    const rows = direct ? { operand: value, commands: [] } : weightRows(value, column, width, unpacked ?? 'f32', -1)
+    const product = scratch(`${id}.wa`, rank, rows.operand.storage.rows)
     const gram = scratch(`${id}.gram`, rank, rank)
     const of = (tensor: Tensor): Tensor => slice(tensor, column, width)
     return [
-      ...commands, gemm(0, product, a.value, operand, { precision: 0 }), gemm(0, gram, a.value, a.value, { precision: 0 }),
+      ...rows.commands,
+      gemm(0, product, a.value, rows.operand, { precision: 0 }),
+      gemm(0, gram, a.value, a.value, { precision: 0 }),
       {
         name: 'doraNorm', ints: [], floats: [scale],
         tensors: [of(dora.gain), of(dora.norm), of(dora.squares), magnitudeOf(part, dora), b.value, direct ? of(product) : product, gram],

@@ -1,6 +1,7 @@
 import { strict as assert } from 'node:assert'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { inspectPath } from '../../engine/cli/inspect.ts'
 import { FastLanguageModel } from '../../engine/fastLanguageModel.ts'
 import { isQuantised } from '../../engine/graph/dtype.ts'
 import { refreshCommands } from '../../engine/patch/shadow.ts'
@@ -33,6 +34,7 @@ describe('DoRA', () => {
     assert.ok(Math.abs(losses(dora)[0]! - losses(plain)[0]!) < 2e-6, `${losses(dora)[0]}, ${losses(plain)[0]}`)
     const config = JSON.parse(readFileSync(join(dora, 'adapter', 'adapter_config.json'), 'utf8')) as Record<string, unknown>
     assert.equal(config.use_dora, true)
+    assert.equal((await inspectPath(join(dora, 'adapter'))).facts.DoRA, 'yes')
     const [now, before] = [await magnitudes(dora, 'layers.1.mlp.up_proj'), await rowLengths('layers.1.mlp.up_proj')]
     assertClose(now, before, 0.2, 'near to where it began')
     assert.ok(now.some((value, i) => Math.abs(value / before[i]! - 1) > 5e-3), 'but not there any more')
@@ -85,6 +87,11 @@ describe('DoRA', () => {
   it('refuses an adapter of the other kind', async () => {
     const run = await train(recipe('kind', { max_steps: 1 }))
     await assert.rejects(train(recipe('other', {}, { use_dora: false, init_adapter: join(run, 'adapter') })), failure('MODEL_INVALID', /use_dora: true, but this recipe trains with false/))
+  })
+
+  it('trains on 8-bit weights', async () => {
+    const values = losses(await train(recipe('int8', { load_in_8bit: true, max_steps: 8, learning_rate: 5e-3 }, { lora_dropout: 0.1 })))
+    assert.ok(values.every(Number.isFinite) && values.at(-1)! < values[0]!, values.join())
   })
 
   it('plans every byte that it takes', async () => {

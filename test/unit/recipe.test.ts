@@ -197,6 +197,7 @@ describe('recipe: problems', () => {
     refuses({ lora: { target_modules: ['all-linear', 'q_proj'] } }, /write it alone/)
     refuses({ lora: { target_modules: [] } }, /names no layer/)
     refuses({ lora: { layers_to_transform: [1], finetune_last_n_layers: 2 } }, /exclude each other/)
+    assert.equal(accept({ training: { load_in_4bit: false }, lora: { init_lora_weights: 'pissa_niter_16' } }).lora.init_lora_weights, 'pissa')
     refuses({ lora: { layers_pattern: 'h' } }, /layers_pattern needs lora.layers_to_transform/)
     refuses({ lora: { target_modules: ['q_proj', '.*_proj'] } }, /a regular expression \(\.\*_proj\) stands alone/)
     refuses({ lora: { exclude_modules: '(q' } }, /lora.exclude_modules: \(q is not a regular expression/)

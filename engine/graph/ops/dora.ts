@@ -11,8 +11,8 @@ export interface DoraOptions extends LinearOptions {
 }
 
 /**
- * Y = alpha·(gain⊙Z + bias) + add with Z = X·Wᵀ + Σ scale·(X·Aᵀ)·Bᵀ and gain = m/‖W + scale·B·A‖ of each row (DoRA, arXiv 2402.09353).
- * The norm is a constant to the gradient, as in PEFT: dZ = alpha·gain⊙dY; dm += alpha·Σ dY⊙Z / norm.
+ * Y = alpha·(gain⊙Z + bias) + add with Z = X·Wᵀ + Σ scale·(X·Aᵀ)·Bᵀ and gain = m/‖W + scale·B·A‖ of each row (DoRA, arXiv
+ * 2402.09353). The norm is a constant to the gradient, as in PEFT: dZ = alpha·gain⊙dY; dm += alpha·Σ dY⊙Z / norm.
  *
  * With dropout D, PEFT's formula: Y = X·Wᵀ + bias + (gain − 1)⊙(D(X)·Wᵀ) + gain⊙scale·(D(X)·Aᵀ)·Bᵀ, which is
  * gain⊙Z + (X − D(X))·Wᵀ + bias with Z of D(X).
@@ -24,7 +24,7 @@ export function doraLinear(graph: Graph, name: string, x: Tensor, y: Tensor, opt
   if (weight.grad !== undefined) throw new Error('dora: the weight below an adapter is frozen')
   if (alpha !== 1 && bias !== undefined) throw new Error('dora: a factor together with a bias is not used by any architecture')
   const z = graph.activation(`${name}.z`, y.cols, { rule: x.storage.rule, keep })
-  if (lora.parts.some((part) => part.dropout !== undefined)) return withDropout(graph, name, x, z, y, options)
+  if (lora.parts.some((part) => part.dropout !== undefined)) return withDropout(graph, name, { x, z, y }, options)
   const plain = { parts: lora.parts, ...(lora.stackedA === undefined ? {} : { stackedA: lora.stackedA }) }
   linear(graph, name, x, z, { weight, lora: plain, precision })
   graph.record(
@@ -39,7 +39,8 @@ export function doraLinear(graph: Graph, name: string, x: Tensor, y: Tensor, opt
         const value = b.value(z)
         let column = 0
         const plainColumns = (to: number): void => {
-          if (to > column) b.emit({ name: 'add', tensors: [slice(dz, column, to - column), slice(dy, column, to - column), undefined], ints: [], floats: [alpha, 0] })
+          const of = (tensor: Tensor): Tensor => slice(tensor, column, to - column)
+          if (to > column) b.emit({ name: 'add', tensors: [of(dz), of(dy), undefined], ints: [], floats: [alpha, 0] })
         }
         for (const magnitude of dora.magnitudes) {
           plainColumns(magnitude.column)
@@ -76,7 +77,9 @@ export function weightRows(weight: Tensor, row: number, rows: number, type: DTyp
   const { storage } = weight
   if (!isQuantised(storage.dtype))
     return { operand: rows === storage.rows ? weight : rowRange(weight, row, rows, bytesPerElement(storage.dtype)), commands: [], scratch: [] }
-  const operand = whole({ ...storage, name: `${storage.name}[${row}:${row + rows}] unpacked`, arena: 'activations', offset: -1, dtype: type, rows, keep: 'derived', layer })
+  const operand = whole({
+    ...storage, name: `${storage.name}[${row}:${row + rows}] unpacked`, arena: 'activations', offset: -1, dtype: type, rows, keep: 'derived', layer,
+  })
   return { operand, commands: [{ name: 'dequantise', tensors: [operand, weight], ints: [row], floats: [] }], scratch: [operand] }
 }
 
@@ -86,11 +89,19 @@ interface Piece {
   readonly part?: { readonly part: LoraPart; readonly dropped: Tensor; readonly u: Tensor }
 }
 
-function withDropout(graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor, options: DoraOptions): Tensor {
+interface Values {
+  readonly x: Tensor
+  readonly z: Tensor
+  readonly y: Tensor
+}
+
+function withDropout(graph: Graph, name: string, values: Values, options: DoraOptions): Tensor {
+  const { x, z, y } = values
   const { weight, bias, lora, add, keep, precision } = options
   const { gain } = lora.dora!
   const alpha = options.alpha ?? 1
-  const rowsOf = ({ column, width }: Piece): Rows => weightRows(graph.unpacked.get(weight.value.storage) ?? weight.value, column, width, graph.unpackedType ?? 'f32', graph.layer)
+  const frozen = graph.unpacked.get(weight.value.storage) ?? weight.value
+  const rowsOf = ({ column, width }: Piece): Rows => weightRows(frozen, column, width, graph.unpackedType ?? 'f32', graph.layer)
   const { rule } = x.storage
   const u = graph.activation(`${name}.u`, lora.parts.reduce((sum, { rank }) => sum + rank, 0), { rule, keep })
   const pieces: Piece[] = []
@@ -111,7 +122,8 @@ function withDropout(graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor
   for (const piece of pieces) {
     const of = (tensor: Tensor): Tensor => slice(tensor, piece.column, piece.width)
     const rows = rowsOf(piece)
-    const base = { alpha, bias: bias === undefined ? undefined : of(bias.value), add: add === undefined ? undefined : of(add), precision }
+    const share = (tensor: Tensor | undefined): Tensor | undefined => (tensor === undefined ? undefined : of(tensor))
+    const base = { alpha, bias: share(bias?.value), add: share(add), precision }
     if (piece.part === undefined) {
       forward.push(...rows.commands, gemm(NT, of(y), x, rows.operand, base))
       scratch.push(...rows.scratch)
@@ -119,7 +131,8 @@ function withDropout(graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor
     }
     const { part, dropped, u: mine } = piece.part
     const terms = [{ a: mine, b: part.b.value, column: 0, alpha: 1 }]
-    graph.record({ commands: [...rows.commands, gemm(NT, of(z), dropped, rows.operand, { terms, precision })], outputs: [of(z), ...rows.scratch] }, true)
+    const product = gemm(NT, of(z), dropped, rows.operand, { terms, precision })
+    graph.record({ commands: [...rows.commands, product], outputs: [of(z), ...rows.scratch] }, true)
     const rest = graph.activation(`${name}.rest`, x.cols, { rule, keep: 'derived' })
     const again = rowsOf(piece)
     forward.push(
@@ -129,13 +142,15 @@ function withDropout(graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor
     )
     scratch.push(rest, ...again.scratch)
   }
-  graph.record({ commands: forward, outputs: [y, ...scratch], backward: (b) => droppedBackward(b, graph, name, x, z, y, pieces, rowsOf, options) }, true)
+  const backward = (b: GradientBuilder): void => droppedBackward(b, graph, name, values, pieces, rowsOf, options)
+  graph.record({ commands: forward, outputs: [y, ...scratch], backward }, true)
   return y
 }
 
-/** dX = alpha·dY·W + D(((dZ − alpha·dY)·W + dU·A)), for each stretch of rows with its own mask D. */
+/** dX = alpha·dY·W + D((dZ − alpha·dY)·W + dU·A), for each stretch of rows with its own mask D. */
 function droppedBackward(
-  b: GradientBuilder, graph: Graph, name: string, x: Tensor, z: Tensor, y: Tensor, pieces: readonly Piece[], rowsOf: (piece: Piece) => Rows, options: DoraOptions,
+  b: GradientBuilder, graph: Graph, name: string, { x, z, y }: Values, pieces: readonly Piece[], rowsOf: (piece: Piece) => Rows,
+  options: DoraOptions,
 ): void {
   const { bias, lora, add, precision } = options
   const alpha = options.alpha ?? 1

@@ -134,6 +134,8 @@ export const loraSection = z.strictObject({
   init_lora_weights: special(
     z.preprocess((value) => {
       const word = typeof value === 'string' ? value.trim().toLowerCase() : value
+      // PEFT's name for PiSSA by so many rounds of iteration, which is how it is always found here.
+      if (typeof word === 'string' && /^pissa_niter_\d+$/.test(word)) return 'pissa'
       return word === 'true' || word === 'default' ? true : word === 'false' ? false : word
     }, z.union([z.boolean(), z.enum(initNames)])).default(true),
     {

@@ -49,9 +49,9 @@ describe('memory of a plan', () => {
   const trained = { adapters: ['q_proj', 'v_proj', 'o_proj', 'down_proj'], full: 'full' } as const
   for (const [name, config] of Object.entries(models))
     for (const [what, train] of Object.entries(trained))
-      for (const dropout of name === 'llama' && what === 'adapters' ? [0, 0.1] : [0])
-        it(`keeps every value until it was read: ${name}, ${what}${dropout > 0 ? ' with dropout' : ''}`, () => {
-          const { spec, weights } = tinyModel(config, train, dropout)
+      for (const [dropout, dora] of name === 'llama' && what === 'adapters' ? [[0, false], [0.1, false], [0, true], [0.1, true]] as const : [[0, false]] as const)
+        it(`keeps every value until it was read: ${name}, ${what}${dora ? ' of DoRA' : ''}${dropout > 0 ? ' with dropout' : ''}`, () => {
+          const { spec, weights } = tinyModel(config, train, dropout, dora)
           for (const recompute of recomputeLevels)
             for (const tileRows of [6, 32])
               for (const offload of [0, 1, 100]) {

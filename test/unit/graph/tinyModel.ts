@@ -24,11 +24,11 @@ function frozen(entries: readonly WeightEntry[]): Map<string, Tensor> {
   }))
 }
 
-/** A model described by its config alone, with LoRA of rank 2 on the named projections, or trained whole. */
-export function tinyModel(config: Record<string, unknown>, train: readonly string[] | 'full', dropout = 0) {
+/** A model described by its config alone, with LoRA (or DoRA) of rank 2 on the named projections, or trained whole. */
+export function tinyModel(config: Record<string, unknown>, train: readonly string[] | 'full', dropout = 0, dora = false) {
   const spec = archSpec(config)
   const entries = weightTable(spec)
-  const modules = train === 'full' ? [] : loraModules(entries, { r: 2, alpha: 4, dropout, targets: train, rslora: false })
+  const modules = train === 'full' ? [] : loraModules(entries, { r: 2, alpha: 4, dropout, targets: train, rslora: false, dora })
   const layout = parameterLayout(train === 'full' ? entries : [], modules, false)
   const base = frozen(entries)
   const weights: DecoderWeights = { weight: (id) => layout.weights.get(id) ?? { value: base.get(id)! }, lora: (id) => layout.lora.get(id) }
