@@ -39,8 +39,14 @@ function llamaCppTemplates(): Readonly<Record<string, string>> {
 }
 const templates = llamaCppTemplates()
 
-/** Here transformers fails: it cannot write the result of a filter as JSON. */
-const fails: Readonly<Record<string, RegExp>> = { 'llama-cpp-deepseek-r1.jinja': /^tool/ }
+/**
+ * Here transformers fails: `map` gives Python's Jinja a generator, which it cannot write as JSON. What is expected is its rendering
+ * with `map(…) | list`, which the author of the template meant.
+ */
+const mended: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  'llama-cpp-deepseek-r1.jinja':
+    JSON.parse(readFileSync(join(fixtures, 'chatTemplates', 'deepseekR1Tools.json'), 'utf8')) as Readonly<Record<string, string>>,
+}
 
 const tokens = { bosToken: '<s>', eosToken: '</s>', padToken: undefined, unkToken: undefined }
 
@@ -48,7 +54,10 @@ describe('chat templates of real models', () => {
   for (const [file, cases] of Object.entries(renderings)) {
     it(`render as transformers does: ${file}`, () => {
       const template = new ChatTemplate(templates[file]!, { name: file, tokens, now: new Date(now) })
-      for (const [name, expected] of Object.entries(cases)) {
+      for (const [name, theirs] of Object.entries(cases)) {
+        const text = mended[file]?.[name]
+        assert.ok(text === undefined || 'error' in theirs)
+        const expected = text === undefined ? theirs : { text }
         const { messages, tools } = conversations[name.replace('+', '')]!
         const render = (): Rendering => {
           try {
@@ -59,8 +68,7 @@ describe('chat templates of real models', () => {
         }
         const got = render()
         const same = 'text' in expected ? 'text' in got && got.text === expected.text : 'error' in got
-        if (fails[file]?.test(name) === true) assert.ok('error' in expected && 'text' in got)
-        else assert.ok(same, `${name}: ${JSON.stringify(got)} instead of ${JSON.stringify(expected)}`)
+        assert.ok(same, `${name}: ${JSON.stringify(got)} instead of ${JSON.stringify(expected)}`)
       }
     })
   }
