@@ -87,10 +87,9 @@ export class Library {
 
   /** What headers and configuration say; weights are not read. */
   async modelFacts({ kind, path }: LibraryModel): Promise<readonly Fact[]> {
-    if (kind === 'gguf') return []
-    const file = join(path, kind === 'adapter' ? 'adapter_config.json' : 'config.json')
+    const file = kind === 'gguf' ? path : join(path, kind === 'adapter' ? 'adapter_config.json' : 'config.json')
     const { size, mtimeMs } = await stat(file)
-    return this.#modelFacts.get(path, `${size}:${mtimeMs}`, () => describeModel(path))
+    return this.#modelFacts.get(path, `${size}:${mtimeMs}`, () => (kind === 'gguf' ? describeGguf(path) : describeModel(path)))
   }
 
   /** Adapters that name this model as their base. */
@@ -176,6 +175,18 @@ async function describeModel(path: string): Promise<readonly Fact[]> {
     { label: 'Parameters', value: formatCompact(parameters.total) },
     { label: 'Data type', value: types },
     { label: 'Size', value: `${formatBytes(bytes)}${files.length > 1 ? ` in ${files.length} files` : ''}` },
+  ]
+}
+
+async function describeGguf(path: string): Promise<readonly Fact[]> {
+  const [{ ggufFacts }, { formatBytes, formatCompact, formatCount }] = await Promise.all([import('./ggufFacts.ts'), import('#shared/units.ts')])
+  const { architecture, name, contextLength, parameters, types } = await ggufFacts(path)
+  return [
+    { label: 'Architecture', value: name === undefined ? architecture : `${architecture} (${name})` },
+    ...(contextLength === undefined ? [] : [{ label: 'Context length', value: formatCount(contextLength) }]),
+    { label: 'Parameters', value: formatCompact(parameters) },
+    { label: 'Data type', value: types.join(', ') },
+    { label: 'Size', value: formatBytes(await sizeOf(path)) },
   ]
 }
 

@@ -21,7 +21,7 @@ function labelOf(name: string, isPath: boolean): { readonly label: string; reado
 /** What a row looks like, from what is known about it. */
 export function modelItem({ model, path }: TreeNode & { kind: 'model' }): vscode.TreeItem {
   const { label, folder } = labelOf(model.name, model.origin === 'workspace')
-  const item = new vscode.TreeItem(label, model.kind === 'gguf' ? vscode.TreeItemCollapsibleState.None : vscode.TreeItemCollapsibleState.Collapsed)
+  const item = new vscode.TreeItem(label, vscode.TreeItemCollapsibleState.Collapsed)
   const origin = { workspace: '', 'hub cache': vscode.l10n.t('Hub cache'), bundled: vscode.l10n.t('starter') }[model.origin]
   const what = { model: '', adapter: vscode.l10n.t('adapter'), gguf: 'GGUF' }[model.kind]
   item.id = `model:${path}`
