@@ -10,6 +10,13 @@ import { filesBelow, root } from './common.mjs'
 const serverTexts = (files) => files.filter((file) => file.startsWith(join('src', 'language') + sep))
   .flatMap((file) => [...readFileSync(join(root, file), 'utf8').matchAll(/\bt\('((?:[^'\\]|\\.)*)'/g)].map(([, text]) => text.replaceAll("\\'", "'")))
 
+/** Templates of what is wrong with a recipe, which the schema and the reader of recipes say. */
+const recipeTexts = () => [...filesBelow(join('src', 'shared', 'recipe')), ...filesBelow(join('engine', 'recipe'))].filter((file) => file.endsWith('.ts'))
+  .flatMap((file) => [...readFileSync(join(root, file), 'utf8').matchAll(/\bsay`([^`]*)`/g)].map(([, text]) => {
+    let value = 0
+    return text.replaceAll(/\$\{[^}]*\}/g, () => `{${value++}}`)
+  }))
+
 /** The whole file as it has to be. Texts of the pages stand in tables of their own. */
 export async function l10nBundle() {
   const { getL10nJson } = createRequire(import.meta.url)('@vscode/l10n-dev')
@@ -21,7 +28,7 @@ export async function l10nBundle() {
   const { panelStrings, previewStrings, recipeFields, sectionDocs } = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`)
   const tables = [panelStrings, previewStrings, sectionDocs].flatMap((table) => Object.values(table))
   const docs = recipeFields.flatMap(({ meta }) => [meta.doc, meta.effect, meta.defaultDoc, meta.availability?.note, ...Object.values(meta.values ?? {})])
-  const texts = { ...found, ...Object.fromEntries([...tables, ...serverTexts(files), ...docs.filter(Boolean)].map((text) => [text, text])) }
+  const texts = { ...found, ...Object.fromEntries([...tables, ...serverTexts(files), ...recipeTexts(), ...docs.filter(Boolean)].map((text) => [text, text])) }
   const sorted = Object.entries(texts).sort(([a], [b]) => (a < b ? -1 : 1))
   return `${JSON.stringify(Object.fromEntries(sorted), null, 2)}\n`
 }

@@ -22,7 +22,7 @@ function recipeRow(field: RecipeField): string {
   const summary = meta.doc.split(/[.;]\s/)[0]!.replace(/[.;]$/, '').replaceAll('`', '')
   const names = { boolean: '', list: ' NAME …', choice: ' NAME', text: ' TEXT', integer: ' N', number: ' N', mapping: ' NAME=COLUMN,…' }
   const value = meta.path === undefined ? names[meta.kind] : ' PATH'
-  const what = meta.kind === 'choice' ? `; ${expectation(path)}` : ''
+  const what = meta.kind === 'choice' ? `; ${expectation(path).message}` : ''
   const preset = meta.default === null || meta.default === undefined || (Array.isArray(meta.default) && meta.default.length === 0)
     ? '' : ` (default ${Array.isArray(meta.default) ? meta.default.join(',') : JSON.stringify(meta.default).replaceAll('"', '')})`
   return row(`--${flagName(field)}${value}`, `${summary}${what}${preset}`)

@@ -1,7 +1,7 @@
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { validateRecipe, type Recipe, type RecipeIssue, type RecipeOverride } from '#shared/recipe.ts'
+import { say, validateRecipe, type Recipe, type RecipeIssue, type RecipeOverride, type Said } from '#shared/recipe.ts'
 import { maxRecipeBytes, parseDocument, type TextRange } from './recipeDocument.ts'
 
 /** A problem with its place in the file; on the command line when it has a flag. */
@@ -26,16 +26,16 @@ export interface ParseOptions {
 }
 
 const start: TextRange = { start: { line: 1, column: 1 }, end: { line: 1, column: 1 } }
-const syntax = (message: string, range = start): LocatedIssue =>
-  ({ severity: 'error', code: 'syntax', path: [], at: 'value', message, range })
+const syntax = (said: Said, range = start): LocatedIssue =>
+  ({ severity: 'error', code: 'syntax', path: [], at: 'value', ...said, range })
 
 /** Decodes UTF-8 with or without a byte order mark; what is wrong comes back as a problem with its line. */
 function decode(source: string | Uint8Array): string | LocatedIssue {
   const size = typeof source === 'string' ? Buffer.byteLength(source) : source.byteLength
-  if (size > maxRecipeBytes) return syntax(`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)
+  if (size > maxRecipeBytes) return syntax(say`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)
   if (typeof source === 'string') return checkText(source)
   if ((source[0] === 0xff && source[1] === 0xfe) || (source[0] === 0xfe && source[1] === 0xff)) {
-    return syntax('the file is in UTF-16; save it as UTF-8')
+    return syntax(say`the file is in UTF-16; save it as UTF-8`)
   }
   try {
     return checkText(new TextDecoder('utf-8', { fatal: true }).decode(source))
@@ -43,7 +43,7 @@ function decode(source: string | Uint8Array): string | LocatedIssue {
     const lossy = new TextDecoder('utf-8').decode(source).split('\n')
     const index = Math.max(0, lossy.findIndex((line) => line.includes('\ufffd')))
     const at = { line: index + 1, column: Math.max(0, lossy[index]!.indexOf('\ufffd')) + 1 }
-    return syntax('this is not UTF-8 text; save the file as UTF-8', { start: at, end: at })
+    return syntax(say`this is not UTF-8 text; save the file as UTF-8`, { start: at, end: at })
   }
 }
 
@@ -53,7 +53,7 @@ function checkText(source: string): string | LocatedIssue {
   if (zero < 0) return text
   const before = text.slice(0, zero).split('\n')
   const at = { line: before.length, column: before[before.length - 1]!.length + 1 }
-  return syntax('this is not a text file: it has a zero byte', { start: at, end: at })
+  return syntax(say`this is not a text file: it has a zero byte`, { start: at, end: at })
 }
 
 /** Finds every problem of a recipe. Never throws for what a file contains. */
@@ -61,8 +61,8 @@ export function diagnoseRecipe(source: string | Uint8Array, file: string, { over
   const text = decode(source)
   if (typeof text !== 'string') return { recipe: null, issues: [text] }
   const document = parseDocument(text, { json: /\.json$/i.test(file) })
-  const problems = document.problems.map(({ code, message, range }): LocatedIssue =>
-    ({ severity: 'error', code, path: [], at: 'value', message, range }))
+  const problems = document.problems.map(({ code, said, range }): LocatedIssue =>
+    ({ severity: 'error', code, path: [], at: 'value', ...said, range }))
   // After broken syntax the rest would only be noise; a key written twice still leaves a readable recipe.
   if (problems.some((problem) => problem.code === 'syntax')) return { recipe: null, issues: problems }
   const { recipe, issues } = validateRecipe(document.value, { overrides, written: document.written })
@@ -107,7 +107,7 @@ export function readRecipe(file: string, options: ParseOptions = {}): ParsedReci
     const { size } = fs.statSync(file)
     // The size is looked at first, so that a model file named by mistake is not read into memory.
     source = size > maxRecipeBytes ? new Uint8Array(maxRecipeBytes + 1) : fs.readFileSync(file)
-    if (size > maxRecipeBytes) return refuse([syntax(`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)], file)
+    if (size > maxRecipeBytes) return refuse([syntax(say`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)], file)
   } catch (error) {
     if (UnslothError.is(error)) throw error
     const { code } = error as NodeJS.ErrnoException

@@ -1,7 +1,7 @@
 import {
   Composer, Lexer, LineCounter, Parser, isAlias, isMap, isScalar, isSeq, type Document, type CST, type Node, type ParsedNode,
 } from 'yaml'
-import type { PathPart } from '#shared/recipe.ts'
+import { say, type PathPart, type Said } from '#shared/recipe.ts'
 
 /** Recipes are small; these bounds keep hostile files from costing time, memory or the stack. */
 export const maxRecipeBytes = 256 * 1024
@@ -23,7 +23,7 @@ export interface TextRange {
 
 export interface SyntaxProblem {
   readonly code: 'syntax' | 'duplicate_key'
-  readonly message: string
+  readonly said: Said
   readonly range: TextRange
 }
 
@@ -45,22 +45,29 @@ interface Spot {
 
 const pathKey = (path: readonly PathPart[]): string => JSON.stringify(path)
 
-class TooMuch extends Error {}
+class TooMuch extends Error {
+  readonly said: Said
+
+  constructor(said: Said) {
+    super(said.message)
+    this.said = said
+  }
+}
 
 /** A first line that says what to do, for the mistakes that people make. */
-function friendly(code: string, message: string): string {
-  if (code === 'TAB_AS_INDENT') return 'a tab is not allowed as indentation; use two spaces'
+function friendly(code: string, message: string): Said {
+  if (code === 'TAB_AS_INDENT') return say`a tab is not allowed as indentation; use two spaces`
   if (code === 'BAD_INDENT' && !message.startsWith('Flow')) {
-    return 'the indentation does not match the lines above; keys of one section start in the same column'
+    return say`the indentation does not match the lines above; keys of one section start in the same column`
   }
-  if (code === 'MULTIPLE_DOCS') return 'a recipe is one document; remove the --- and what follows'
-  return `this is not valid YAML: ${(message.split('\n')[0] ?? message).replace(/\s+$/, '')}`
+  if (code === 'MULTIPLE_DOCS') return say`a recipe is one document; remove the --- and what follows`
+  return say`this is not valid YAML: ${(message.split('\n')[0] ?? message).replace(/\s+$/, '')}`
 }
 
 /** Converts nodes to plain values, recording places; refuses what only hostile files have. */
 class Reader {
   readonly spots = new Map<string, Spot>()
-  readonly problems: { code: SyntaxProblem['code']; message: string; at: readonly [number, number] }[] = []
+  readonly problems: { code: SyntaxProblem['code']; said: Said; at: readonly [number, number] }[] = []
   private nodes = 0
   private aliases = 0
   private readonly document: Document.Parsed
@@ -70,8 +77,8 @@ class Reader {
   }
 
   read(node: Node | null, path: readonly PathPart[], depth = 0): unknown {
-    if (++this.nodes > maxNodes) throw new TooMuch(`a recipe has at most ${maxNodes} values`)
-    if (depth > maxDepth) throw new TooMuch(`values are nested more than ${maxDepth} deep`)
+    if (++this.nodes > maxNodes) throw new TooMuch(say`a recipe has at most ${maxNodes} values`)
+    if (depth > maxDepth) throw new TooMuch(say`values are nested more than ${maxDepth} deep`)
     const target = this.resolve(node)
     if (target === null) return null
     if (node?.range) this.spot(path).value = [node.range[0], node.range[1]]
@@ -95,7 +102,7 @@ class Reader {
       const keyRange = (key as Node | null)?.range
       const at = [keyRange?.[0] ?? 0, keyRange?.[1] ?? 0] as const
       if (keyNode !== null && !isScalar(keyNode)) {
-        this.problems.push({ code: 'syntax', message: 'a key must be a plain name', at })
+        this.problems.push({ code: 'syntax', said: say`a key must be a plain name`, at })
         continue
       }
       const name = keyNode?.source ?? ''
@@ -105,7 +112,7 @@ class Reader {
       }
       if (own.has(name)) {
         this.problems.push({
-          code: 'duplicate_key', message: `${[...path, name].join('.')} is written twice; keep one`, at,
+          code: 'duplicate_key', said: say`${[...path, name].join('.')} is written twice; keep one`, at,
         })
         continue
       }
@@ -122,7 +129,7 @@ class Reader {
 
   private resolve(node: Node | null): Node | null {
     if (!isAlias(node)) return node
-    if (++this.aliases > maxAliases) throw new TooMuch(`a recipe has at most ${maxAliases} aliases`)
+    if (++this.aliases > maxAliases) throw new TooMuch(say`a recipe has at most ${maxAliases} aliases`)
     const target = node.resolve(this.document)
     return target === undefined || isAlias(target) ? null : target
   }
@@ -162,20 +169,20 @@ export function parseDocument(source: string, { json = false }: { json?: boolean
     return line === 0 ? { line: 1, column: offset + 1 } : { line, column: col }
   }
   const range = ([from, to]: readonly [number, number]): TextRange => ({ start: place(from), end: place(Math.max(from, to)) })
-  const failed = (message: string, offset: number): RecipeDocument => {
+  const failed = (said: Said, offset: number): RecipeDocument => {
     const at = range([offset, offset])
-    return { value: null, problems: [{ code: 'syntax', message, range: at }], rangeAt: () => at, written: () => undefined }
+    return { value: null, problems: [{ code: 'syntax', said, range: at }], rangeAt: () => at, written: () => undefined }
   }
 
   const documents = compose(text, lines)
-  if (typeof documents === 'number') return failed(`values are nested more than ${maxDepth} deep`, documents)
+  if (typeof documents === 'number') return failed(say`values are nested more than ${maxDepth} deep`, documents)
   const [document, second] = documents
-  if (document === undefined) return failed('the recipe is empty', 0)
+  if (document === undefined) return failed(say`the recipe is empty`, 0)
   const problems: SyntaxProblem[] = [...document.errors, ...document.warnings].slice(0, maxProblems).map((error) =>
-    ({ code: 'syntax', message: friendly(error.code, error.message), range: range(error.pos) }))
+    ({ code: 'syntax', said: friendly(error.code, error.message), range: range(error.pos) }))
   if (second !== undefined) {
     const offset = second.range[0]
-    problems.push({ code: 'syntax', message: friendly('MULTIPLE_DOCS', ''), range: range([offset, offset]) })
+    problems.push({ code: 'syntax', said: friendly('MULTIPLE_DOCS', ''), range: range([offset, offset]) })
   }
   const reader = new Reader(document)
   let value: unknown = null
@@ -183,10 +190,10 @@ export function parseDocument(source: string, { json = false }: { json?: boolean
     value = reader.read(document.contents, [])
   } catch (error) {
     if (!(error instanceof TooMuch)) throw error
-    return failed(error.message, 0)
+    return failed(error.said, 0)
   }
-  if (value === null && problems.length === 0) return failed('the recipe is empty', 0)
-  for (const { code, message, at } of reader.problems.slice(0, maxProblems)) problems.push({ code, message, range: range(at) })
+  if (value === null && problems.length === 0) return failed(say`the recipe is empty`, 0)
+  for (const { code, said, at } of reader.problems.slice(0, maxProblems)) problems.push({ code, said, range: range(at) })
 
   const rangeAt = (path: readonly PathPart[], at: 'key' | 'value'): TextRange => {
     for (let length = path.length; length > 0; length--) {

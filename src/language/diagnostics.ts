@@ -4,7 +4,7 @@ import { diagnoseRecipe, type LocatedIssue } from '../../engine/recipe/parseReci
 import type { Place } from '../../engine/recipe/recipeDocument.ts'
 import { foreignKind, foreignName, type ForeignKind } from './migrate/foreign.ts'
 import { afterMark, type SourceText } from './text.ts'
-import { t } from './texts.ts'
+import { inWords, t } from './texts.ts'
 
 /** Severities, as the protocol numbers them. */
 export const severity = { error: 1, warning: 2, information: 3, hint: 4 } as const
@@ -19,6 +19,8 @@ export type ProblemCode = RecipeIssue['code'] | WorldCode | 'foreign'
 /** What a quick fix needs to know of a problem; it stands in `data` of the diagnostic. */
 export interface ProblemData {
   readonly path: readonly (string | number)[]
+  /** The English text of the problem with {0}, {1}, … for its values: what a fix knows it by. */
+  readonly template?: string
   readonly suggestion?: string
   readonly foreign?: ForeignKind
 }
@@ -60,9 +62,9 @@ function located(text: SourceText, issue: LocatedIssue, at: (place: Place) => nu
   let end = Math.max(start, at(issue.range.end))
   // An empty range would show nothing: it takes the rest of the word.
   if (end === start) end = start + (/^[^\s:,\]}]+/.exec(text.text.slice(start, start + 200))?.[0].length ?? 0)
-  return problem(text, { start, end }, issue.severity === 'error' ? severity.error : severity.warning, issue.code, issue.message,
+  return problem(text, { start, end }, issue.severity === 'error' ? severity.error : severity.warning, issue.code, inWords(issue),
     {
-    path: issue.path, ...(issue.suggestion === undefined ? {} : { suggestion: issue.suggestion }),
+    path: issue.path, ...(issue.template === undefined ? {} : { template: issue.template }), ...(issue.suggestion === undefined ? {} : { suggestion: issue.suggestion }),
   })
 }
 

@@ -15,7 +15,7 @@ import { migrateForeign } from './migrate/migrate.ts'
 import { Outline } from './outline.ts'
 import { documentSymbols, foldingRanges } from './symbols.ts'
 import { applyEdits, SourceText } from './text.ts'
-import { useTranslations } from './texts.ts'
+import { t, useTranslations } from './texts.ts'
 import type { FoundDevice, Workspace } from './workspace.ts'
 import { emptyWorkspace } from './workspace.ts'
 import type { Background } from './world/background.ts'
@@ -157,7 +157,7 @@ export class LanguageServer {
   private fixAll(uri: string, source: SourceText) {
     const text = fixAll(source.text, (current) => diagnoseSchema(current, pathOf(uri) ?? 'finetune.yaml').problems, applyEdits)
     if (text === source.text) return []
-    return [{ title: 'Fix all problems that have one answer', kind: 'source.fixAll',
+    return [{ title: t('Fix all problems that have one answer'), kind: 'source.fixAll',
       edit: { changes: { [uri]: [source.edit({ start: 0, end: source.text.length }, text)] } } }]
   }
 

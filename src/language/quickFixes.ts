@@ -71,7 +71,7 @@ function fixesFor(outline: Outline, problem: RecipeProblem): Fix[] {
     case 'ineffective': return [...evalFix(outline, path), ...(entry === undefined ? [] : [removal(outline, entry)])]
     case 'unavailable': return entry === undefined ? [] : unavailableFixes(outline, entry)
     case 'type': case 'value': case 'range': return entry === undefined ? [] : valueFixes(outline, problem, entry)
-    case 'syntax': return problem.message.includes('tab') ? [untab(outline)] : []
+    case 'syntax': return untab(outline)
     case 'foreign': return foreignFix(outline, problem)
     case 'memory': return memoryFixes(outline)
     case 'target_missing': return entry === undefined ? [] : [
@@ -89,7 +89,7 @@ function unknownKeyFixes(outline: Outline, entry: Entry, suggestion: string | un
   return [...fixes, removal(outline, entry)]
 }
 
-function untab(outline: Outline): Fix {
+function untab(outline: Outline): Fix[] {
   const { source } = outline
   const edits: TextEdit[] = []
   for (let line = 0; line < source.lineCount; line++) {
@@ -97,7 +97,7 @@ function untab(outline: Outline): Fix {
     const start = source.lineStart(line)
     if (indent !== null) edits.push(source.edit({ start, end: start + indent[0].length }, indent[0].replaceAll('\t', '  ')))
   }
-  return { title: t('Indent with spaces'), edits, preferred: true }
+  return edits.length === 0 ? [] : [{ title: t('Indent with spaces'), edits, preferred: true }]
 }
 
 function foreignFix({ source }: Outline, problem: RecipeProblem): Fix[] {

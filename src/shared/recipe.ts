@@ -7,7 +7,7 @@ export { recipeSchema, recipeVersion, sectionDocs, sectionNames, secretKeys, typ
 export { fieldAt, findField, isSection, recipeFields, spellings, type RecipeField } from './recipe/fields.ts'
 export { valueEntries } from './recipe/field.ts'
 export type { Availability, FieldKind, FieldMeta, PathRole } from './recipe/field.ts'
-export type { PathPart, RecipeIssue } from './recipe/issue.ts'
+export { say, translated, type PathPart, type RecipeIssue, type Said } from './recipe/issue.ts'
 export type { RecipeOverride } from './recipe/canonical.ts'
 export { validateRecipe, type ValidateOptions, type Validation } from './recipe/validate.ts'
 export { checkRecipe, expectation, rangeText, unsupportedSettings } from './recipe/checks.ts'

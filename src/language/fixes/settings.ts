@@ -42,26 +42,26 @@ export function evalFix(outline: Outline, path: readonly (string | number)[]): F
 /** Fixes for settings that exclude each other. */
 export function conflictFixes(outline: Outline, problem: RecipeProblem, entry: Entry | undefined): Fix[] {
   const path = problem.data.path.join('.')
-  const { message } = problem
+  const { template = '' } = problem.data
   const fixes: Fix[] = []
   const offer = (title: string, key: string, value: string): void => {
     fixes.push({ title, edits: [put(outline, key, value)], preferred: fixes.length === 0 })
   }
-  if (path === 'data') offer('Add data.local_dataset', 'data.local_dataset', 'data/train.jsonl')
-  else if (message.includes('quantised weights cannot be trained')) {
+  if (path === 'data') offer(t('Add data.local_dataset'), 'data.local_dataset', 'data/train.jsonl')
+  else if (template.includes('quantised weights cannot be trained')) {
     for (const key of ['training.load_in_4bit',
-      'training.load_in_8bit']) if (outline.find(key) !== undefined) offer(`Set ${key.split('.')[1]!} to false`, key, 'false')
-    offer('Train an adapter instead', 'training.training_type', 'lora')
-  } else if (message.includes('would never reach its peak')) {
-    const steps = Number(/max_steps \((\d+)\)/.exec(message)?.[1] ?? 0)
-    offer(`Set warmup_steps to ${Math.floor(steps / 10)}`, 'training.warmup_steps', String(Math.floor(steps / 10)))
-  } else if (message.includes('nothing would be trained')) offer('Set num_epochs to 1', 'training.num_epochs', '1')
-  else if (message.includes('is not possible; use training_type: lora')) offer('Train an adapter instead',
+      'training.load_in_8bit']) if (outline.find(key) !== undefined) offer(t('Set {0} to false', key.split('.')[1]!), key, 'false')
+    offer(t('Train an adapter instead'), 'training.training_type', 'lora')
+  } else if (template.includes('would never reach its peak')) {
+    const steps = Number(outline.find('training.max_steps')?.value ?? 0)
+    offer(t('Set {0} to {1}', 'warmup_steps', Math.floor(steps / 10)), 'training.warmup_steps', String(Math.floor(steps / 10)))
+  } else if (template.includes('nothing would be trained')) offer(t('Set num_epochs to 1'), 'training.num_epochs', '1')
+  else if (template.includes('is not possible; use training_type: lora')) offer(t('Train an adapter instead'),
     'training.training_type', 'lora')
-  else if (message.includes('save.method lora needs an adapter')) offer('Change to merged_16bit', 'save.method', 'merged_16bit')
-  else if (message.includes('write it alone')) offer('Change to all-linear', 'lora.target_modules', 'all-linear')
-  else if (message.includes('names no layer')) offer('Change to all-linear', 'lora.target_modules', 'all-linear')
-  else if (message.includes('must be less than data.chunk_size')) offer('Set stride to 0', 'data.stride', '0')
+  else if (template.includes('save.method lora needs an adapter')) offer(t('Change to merged_16bit'), 'save.method', 'merged_16bit')
+  else if (template.includes('write it alone')) offer(t('Change to all-linear'), 'lora.target_modules', 'all-linear')
+  else if (template.includes('names no layer')) offer(t('Change to all-linear'), 'lora.target_modules', 'all-linear')
+  else if (template.includes('must be less than data.chunk_size')) offer(t('Set stride to 0'), 'data.stride', '0')
   if (entry?.field !== undefined && path !== 'model') fixes.push(removal(outline, entry))
   return fixes
 }
@@ -94,7 +94,7 @@ export function valueFixes(outline: Outline, problem: RecipeProblem, entry: Entr
     edits: [setValue(outline, entry, formatNumber(bound))], preferred: true })
   if (meta.default !== undefined && meta.default !== null) {
     const text = yamlValue(meta.default)
-    fixes.push({ title: `Change to the default ${text.length > 40 ? '' : text}`.trim(), edits: [setValue(outline, entry, text)] })
+    fixes.push({ title: t('Change to the default {0}', text.length > 40 ? '…' : text), edits: [setValue(outline, entry, text)] })
   }
   return [...fixes, removal(outline, entry)]
 }

@@ -1,4 +1,4 @@
-import type { RecipeIssue } from './issue.ts'
+import { say, type RecipeIssue, type Said } from './issue.ts'
 import { closest } from './suggest.ts'
 import { findField, isSection, recipeFields, spellings, type RecipeField } from './fields.ts'
 import { secretHint, secretKeys, sectionNames, type SectionName } from './schema.ts'
@@ -47,11 +47,11 @@ const isMapping = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
 /** A short look of a value for a message. */
-export function show(value: unknown): string {
-  if (value === null) return 'empty'
-  if (Array.isArray(value)) return 'a list'
-  if (value === undefined) return 'nothing'
-  if (typeof value === 'object') return 'a section'
+export function show(value: unknown): string | Said {
+  if (value === null) return say`empty`
+  if (Array.isArray(value)) return say`a list`
+  if (value === undefined) return say`nothing`
+  if (typeof value === 'object') return say`a section`
   const text = JSON.stringify(value)
   return text.length > 60 ? `${text.slice(0, 57)}…` : text
 }
@@ -61,17 +61,17 @@ function unknownTopKey(key: string, value: unknown): RecipeIssue {
   const owner = recipeFields.find((field) => field.key === key || field.meta.aliases?.includes(key))
   if (owner !== undefined && !isMapping(value)) {
     return { ...base, code: 'wrong_section',
-      message: `${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
+      ...say`${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
   }
   const near = closest(key, ['version', ...sectionNames])
   const nearField = near === undefined ? closest(key, recipeFields.map((field) => field.key)) : undefined
   const field = recipeFields.find((candidate) => candidate.key === nearField)
   if (near === undefined && field !== undefined) {
-    return { ...base, code: 'unknown_key', message: `${key} is not a section of a recipe; did you mean ${field.path}?` }
+    return { ...base, code: 'unknown_key', ...say`${key} is not a section of a recipe; did you mean ${field.path}?` }
   }
-  const hint = near === undefined ? `; the sections are ${['version', ...sectionNames].join(', ')}` : `; did you mean ${near}?`
+  const hint = near === undefined ? say`; the sections are ${['version', ...sectionNames].join(', ')}` : say`; did you mean ${near}?`
   return {
-    ...base, code: 'unknown_key', message: `${key} is not a section of a recipe${hint}`,
+    ...base, code: 'unknown_key', ...say`${key} is not a section of a recipe${hint}`,
     ...(near === undefined ? {} : { suggestion: near }),
   }
 }
@@ -83,15 +83,15 @@ function unknownKey(section: SectionName, key: string): RecipeIssue {
   if (first !== undefined) {
     return {
       ...base, code: 'wrong_section',
-      message: `${section}.${key} is not a key of a recipe; ${key} belongs under ${first.section}: write ${first.path}`,
+      ...say`${section}.${key} is not a key of a recipe; ${key} belongs under ${first.section}: write ${first.path}`,
     }
   }
   const own = closest(key, spellings(section))
   const other = own === undefined ? closest(key, recipeFields.map((field) => field.key)) : undefined
   const field = recipeFields.find((candidate) => candidate.key === other)
-  const hint = own !== undefined ? `; did you mean ${own}?` : field !== undefined ? `; did you mean ${field.path}?` : ''
+  const hint = own !== undefined ? say`; did you mean ${own}?` : field !== undefined ? say`; did you mean ${field.path}?` : ''
   return {
-    ...base, code: 'unknown_key', message: `${section}.${key} is not a key of a recipe${hint}`,
+    ...base, code: 'unknown_key', ...say`${section}.${key} is not a key of a recipe${hint}`,
     ...(own === undefined ? {} : { suggestion: own }),
   }
 }
@@ -121,7 +121,7 @@ export function canonicalRecipe(
       if (String(values.get(field.path)) === String(value)) return
       issues.push({
         severity: 'error', code: 'duplicate_key', path, at: 'key',
-        message: `${path.join('.')} and ${earlier.path.join('.')} are two names of the same setting; keep one`,
+        ...say`${path.join('.')} and ${earlier.path.join('.')} are two names of the same setting; keep one`,
       })
       return
     }
@@ -129,7 +129,7 @@ export function canonicalRecipe(
       if (!field.meta.nullable && field.meta.default !== undefined) {
         issues.push({
           severity: 'warning', code: 'empty', path, at: 'key',
-          message: `${path.join('.')} is empty; its default ${show(field.meta.default)} is used`,
+          ...say`${path.join('.')} is empty; its default ${show(field.meta.default)} is used`,
         })
       }
       return
@@ -147,7 +147,7 @@ export function canonicalRecipe(
     if (!isMapping(content)) {
       issues.push({
         severity: 'error', code: 'type', path: [section], at: 'value',
-        message: `${section} must be a section with keys below it, but is ${show(content)}`,
+        ...say`${section} must be a section with keys below it, but is ${show(content)}`,
       })
       return
     }
@@ -159,8 +159,7 @@ export function canonicalRecipe(
         if (value === null || value === '') continue
         issues.push({
           severity: 'warning', code: 'secret', path: [section, key], at: 'key',
-          message: `${section}.${key} is a secret: it is not used and not recorded; `
-            + `remove it from the file and ${secretHint(key)}`,
+          ...say`${section}.${key} is a secret: it is not used and not recorded; remove it from the file and ${secretHint(key)}`,
         })
       } else issues.push(unknownKey(section, key))
     }
@@ -175,7 +174,7 @@ export function canonicalRecipe(
   } else if (document !== null && document !== undefined) {
     issues.push({
       severity: 'error', code: 'type', path: [], at: 'value',
-      message: `a recipe is a list of sections (${sectionNames.join(', ')}), but this is ${show(document)}`,
+      ...say`a recipe is a list of sections (${sectionNames.join(', ')}), but this is ${show(document)}`,
     })
   }
 

@@ -58,7 +58,7 @@ function sectionSchema(section: SectionName): Json {
       properties[key] = {
         type: ['string', 'null'],
         markdownDescription: 'A secret: not used and not recorded.',
-        deprecationMessage: `A secret does not belong in a file: remove it and ${secretHint(key)}.`,
+        deprecationMessage: `A secret does not belong in a file: remove it and ${secretHint(key).message}.`,
         doNotSuggest: true,
       }
     }

@@ -4,6 +4,7 @@ import { loraSection } from './loraSection.ts'
 import { modelSection } from './modelSection.ts'
 import { hubSection, inferenceSection, loggingSection, saveSection } from './outputSections.ts'
 import { trainingSection } from './trainingSection.ts'
+import { say, type Said } from './issue.ts'
 
 /** The sections of a recipe in the order in which they are written. */
 export const sections = {
@@ -58,6 +59,6 @@ export const secretKeys: ReadonlySet<string> = new Set(['hf_token', 'wandb_token
   'api_key'])
 
 /** Where a dropped secret should stand instead. */
-export function secretHint(key: string): string {
-  return key.startsWith('wandb') ? 'set WANDB_API_KEY in the environment' : 'set HF_TOKEN in the environment'
+export function secretHint(key: string): Said {
+  return key.startsWith('wandb') ? say`set WANDB_API_KEY in the environment` : say`set HF_TOKEN in the environment`
 }

@@ -2,7 +2,7 @@ import type * as z from 'zod'
 import { canonicalRecipe, show, type CanonicalRecipe, type RecipeOverride } from './canonical.ts'
 import { checkRecipe, expectation, unsupportedFindings, type Finding } from './checks.ts'
 import { fieldAt } from './fields.ts'
-import type { RecipeIssue } from './issue.ts'
+import { asText, say, withFirst, type RecipeIssue } from './issue.ts'
 import { hasEvalSet } from './derived.ts'
 import { recipeSchema, recipeVersion, type Recipe, type SectionName } from './schema.ts'
 import { closest } from './suggest.ts'
@@ -44,7 +44,7 @@ function settle(recipe: Recipe, given: (path: string) => boolean, findings: Find
     if (steps > 0 && training.warmup_ratio > 0) {
       findings.push({
         severity: 'warning', code: 'ineffective', key: 'training.warmup_ratio', at: 'key',
-        message: 'training.warmup_ratio has no effect: training.warmup_steps is above 0 and wins',
+        ...say`training.warmup_ratio has no effect: training.warmup_steps is above 0 and wins`,
       })
     }
     training.warmup_steps = steps
@@ -89,20 +89,20 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
   if (section === 'version') {
     return {
       severity: 'error', code: 'value', key: 'version',
-      message: `version must be ${recipeVersion}: this program does not read other versions of a recipe`,
+      ...say`version must be ${recipeVersion}: this program does not read other versions of a recipe`,
     }
   }
   const path = key === undefined ? section : `${section}.${key}`
   if (path === 'model.name' && !values.has(path)) {
-    return { severity: 'error', code: 'missing', key: 'model', message: 'model is missing: name a model folder or a Hub id' }
+    return { severity: 'error', code: 'missing', key: 'model', ...say`model is missing: name a model folder or a Hub id` }
   }
   let value = values.get(path)
   if (Array.isArray(value) && index !== undefined) value = (value as unknown[])[index]
   const list = index === undefined ? '' : `[${index}]`
   const meta = fieldAt(path)?.meta
-  const own = issue.code === 'invalid_format' || issue.code === 'custom' ? issue.message
-    : issue.code === 'too_big' && issue.origin === 'string' ? `text of at most ${issue.maximum} characters`
-    : index !== undefined && meta?.values !== undefined ? `one of ${Object.keys(meta.values).join(', ')}`
+  const own = issue.code === 'invalid_format' || issue.code === 'custom' ? asText(issue.message)
+    : issue.code === 'too_big' && issue.origin === 'string' ? say`text of at most ${Number(issue.maximum)} characters`
+    : index !== undefined && meta?.values !== undefined ? say`one of ${Object.keys(meta.values).join(', ')}`
     : expectation(path)
   const near = meta?.values !== undefined && typeof value === 'string' ? closest(value, Object.keys(meta.values)) : undefined
   return {
@@ -110,7 +110,7 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
     code: issue.code === 'too_big' || issue.code === 'too_small' ? 'range' : issue.code === 'invalid_type' ? 'type' : 'value',
     key: path,
     item: index,
-    message: `${path}${list} must be ${own}; ${show(value)} is not${near === undefined ? '' : `; did you mean ${near}?`}`,
+    ...say`${path}${list} must be ${own}; ${show(value)} is not${near === undefined ? '' : say`; did you mean ${near}?`}`,
     ...(near === undefined ? {} : { suggestion: near }),
   }
 }
@@ -118,7 +118,8 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
 /** Names the key as it was written: an alias, or the short form of `model`. */
 function inOwnWords(issue: RecipeIssue, canonical: string): RecipeIssue {
   const written = issue.flag ?? issue.path.filter((part) => typeof part === 'string').join('.')
-  return issue.message.startsWith(canonical) ? { ...issue, message: written + issue.message.slice(canonical.length) } : issue
+  const { template, values } = issue
+  return template !== undefined && values?.[0] === canonical ? { ...issue, ...withFirst({ template, values }, written) } : issue
 }
 
 /**

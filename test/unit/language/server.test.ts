@@ -134,6 +134,8 @@ describe('language server over stdio', () => {
   it('speaks the language of the editor', async () => {
     const german = await Client.start(folder, undefined, {
       'Dry run': 'Probelauf', 'there is no {0} {1}': 'kein {0} {1}', 'Resume step {0}': 'Weiter ab {0}', '{0} steps': '{0} Schritte', Availability: 'Verfügbarkeit',
+      '{0}{1} must be {2}; {3} is not{4}': '{0}{1} muss {2} sein, {3} ist es nicht{4}', 'a whole number {0}': 'eine ganze Zahl {0}', 'from {0} to {1}': 'von {0} bis {1}',
+      '; did you mean {0}?': '; ist {0} gemeint?', '{0}.{1} is not a key of a recipe{2}': '{0}.{1} ist kein Schlüssel{2}', 'a tab is not allowed as indentation; use two spaces': 'kein Tabulator als Einzug',
     })
     try {
       await german.show(uri, good)
@@ -142,6 +144,10 @@ describe('language server over stdio', () => {
       const range = { start: { line: 0, character: 0 }, end: { line: 20, character: 0 } }
       const hints = await german.request<InlayHint[]>('textDocument/inlayHint', { textDocument, range })
       assert.ok(hints.some(({ label }) => label === '10 Schritte'))
+      const messages = async (text: string): Promise<string[]> => (await german.show(uri, text)).map(({ message }) => String(message))
+      assert.deepEqual(await messages(good.replace('batch_size: 2', 'batch_size: 0\n  max_stepz: 2')),
+        ['training.batch_size muss eine ganze Zahl von 1 bis 4096 sein, 0 ist es nicht', 'training.max_stepz ist kein Schlüssel; ist max_steps gemeint?'])
+      assert.ok((await messages('model: x\ntraining:\n\tmax_steps: 1\n')).includes('kein Tabulator als Einzug'))
     } finally {
       await german.stop()
     }
