@@ -144,7 +144,7 @@ describe('language server over stdio', () => {
       const range = { start: { line: 0, character: 0 }, end: { line: 20, character: 0 } }
       const hints = await german.request<InlayHint[]>('textDocument/inlayHint', { textDocument, range })
       assert.ok(hints.some(({ label }) => label === '10 Schritte'))
-      const messages = async (text: string): Promise<string[]> => (await german.show(uri, text)).map(({ message }) => String(message))
+      const messages = async (text: string): Promise<string[]> => (await german.show(uri, text)).map(({ message }) => (typeof message === 'string' ? message : message.value))
       assert.deepEqual(await messages(good.replace('batch_size: 2', 'batch_size: 0\n  max_stepz: 2')),
         ['training.batch_size muss eine ganze Zahl von 1 bis 4096 sein, 0 ist es nicht', 'training.max_stepz ist kein Schlüssel; ist max_steps gemeint?'])
       assert.ok((await messages('model: x\ntraining:\n\tmax_steps: 1\n')).includes('kein Tabulator als Einzug'))
