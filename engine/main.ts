@@ -78,6 +78,8 @@ async function run(args: ParsedArgs): Promise<number> {
       return (await import('./cli/commands/demo.ts')).demoCommand(args)
     case 'docs':
       return (await import('./cli/commands/docs.ts')).docsCommand(args)
+    case 'memory-case':
+      return (await import('./cli/commands/memoryCase.ts')).memoryCaseCommand(args)
     case 'gpu-overhead':
       return (await import('./cli/commands/gpuOverhead.ts')).gpuOverheadCommand(args)
     case 'serve':

@@ -5,7 +5,8 @@ import { normals } from './madeUpNumbers.ts'
 /** The k-th made-up token of a sample. */
 const tokenOf = (sample: number, k: number, vocabulary: number): number => ((sample * 104_729 + k + 1) * 7919) % vocabulary
 
-function madeUpSample(key: number, tokens: number, vocabulary: number): StepSample {
+/** Tokens that follow from the key, all labelled. */
+export function madeUpSample(key: number, tokens: number, vocabulary: number): StepSample {
   const ids = Int32Array.from({ length: tokens }, (_, k) => tokenOf(key, k, vocabulary))
   return { ids, labels: ids, key }
 }

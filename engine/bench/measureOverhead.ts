@@ -3,6 +3,7 @@ import { GpuMeter } from '../runtime/gpuMeter.ts'
 import { patchModel, type PatchOptions, type Training } from '../runtime/patchedModel.ts'
 import { targetOf } from '../runtime/chooseDevice.ts'
 import type { GpuOverhead } from '../runtime/gpuOverhead.ts'
+import { nf4 } from '../runtime/quantisedWeights.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import type { OptimizerKind } from '../train/optimizerState.ts'
 import { Trainer } from '../train/trainer.ts'
@@ -23,11 +24,10 @@ const sizes = Array.from({ length: 16 }, (_, index) => 128 * (index + 1))
 export async function measureOverhead(device: DeviceChoice & { readonly kind: 'cuda' }): Promise<GpuOverhead> {
   const meter = new GpuMeter(device.index)
   await train(device, { layers: 2, optimizer: 'adamw', patch: {}, steps: [512, 512, 512] })
-  const quantised: PatchOptions = { quantisation: { kind: 'load', type: 'nf4', nested: true } }
   const [one, all] = [[512, 512, 512], sizes.flatMap((tokens) => [tokens, tokens])]
   const points: { readonly beside: number; readonly commands: number }[] = []
   await train(device, {
-    optimizer: 'adamw8', patch: quantised, steps: [...one, ...all],
+    optimizer: 'adamw8', patch: { quantisation: nf4 }, steps: [...one, ...all],
     after: (runtime, step) => {
       if (step !== one.length && step !== one.length + all.length) return
       const bytes = meter.bytes

@@ -13,6 +13,7 @@ const llama = (hidden: number, ffn: number, layers: number, heads: number, kvHea
 /** Published shapes to measure on; weights are made up, so nothing has to be downloaded. */
 export const benchShapes: Readonly<Record<string, HfConfig>> = {
   'llama-3.1-8b': llama(4096, 14336, 32, 32, 8, 128, 128256, false),
+  'llama-3.2-3b': llama(3072, 8192, 28, 24, 8, 128, 128256, true),
   'llama-3.2-1b': llama(2048, 8192, 16, 32, 8, 64, 128256, true),
   'qwen2.5-0.5b': {
     architectures: ['Qwen2ForCausalLM'], hidden_size: 896, intermediate_size: 4864, num_hidden_layers: 24, num_attention_heads: 14, num_key_value_heads: 2,

@@ -82,6 +82,7 @@ const peakSize = { cpu: 2048, cuda: 8192 } as const
 export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const { device } = options
   const target = targetOf(device, options.compute)
+  const meter = device.kind === 'cuda' ? new GpuMeter(device.index) : undefined
   const size = peakSize[device.kind]
   const peak = await measureGemm({ m: size, n: size, k: size, mode: 0, target, device })
   const patched = patchModel(
@@ -94,7 +95,6 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
     checkpointing: options.checkpointing, optimizer: options.optimizer ?? 'adamw', longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
     availableBytes: freeBytes(device), availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1, gpuOverhead: await gpuOverhead(device),
   })
-  const meter = device.kind === 'cuda' ? new GpuMeter(device.index) : undefined
   const runtime = new Runtime(device)
   try {
     const model = await madeUpModel(patched, runtime)

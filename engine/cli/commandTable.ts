@@ -165,9 +165,10 @@ export const commands = {
       load_in_8bit: { type: 'boolean', summary: 'frozen linear layers in 8 bits' },
       optim: { type: 'text', summary: 'the optimizer', choices: ['adamw_torch', 'adamw_8bit', 'lion_32bit', 'lion_8bit', 'sgd', 'adafactor'], default: 'adamw_torch', value: 'NAME' },
       ops: { type: 'boolean', summary: 'operations only, no whole step' },
+      memory: { type: 'boolean', summary: 'compare planned with measured memory in twenty runs, or in those whose names hold one of the words given' },
       device, compute, threads, json,
     },
-    examples: ['unsloth bench --shape qwen2.5-0.5b --tokens 512', 'unsloth bench gemm --compute bfloat16'],
+    examples: ['unsloth bench --shape qwen2.5-0.5b --tokens 512', 'unsloth bench gemm --compute bfloat16', 'unsloth bench --memory --json'],
   },
   demo: {
     summary: 'fine-tune the bundled model on the bundled text and show the difference',
@@ -201,6 +202,12 @@ export const commands = {
     summary: 'write the generated docs',
     positionals: [{ name: 'ROOT', summary: 'root of the repository; the current folder when left out' }],
     flags: { check: { type: 'boolean', summary: 'write nothing; fail when a file is not current' } },
+    internal: true,
+  },
+  'memory-case': {
+    summary: 'plan and measure the memory of one run',
+    positionals: [{ name: 'CASE', summary: 'the run as JSON', required: true }],
+    flags: { device, threads },
     internal: true,
   },
   'gpu-overhead': {

@@ -4,6 +4,9 @@ import { benchShapes, shapeModel } from '../../bench/shapes.ts'
 import { benchStep, type StepBench } from '../../bench/step.ts'
 import { measureOps, type OpMeasurement } from '../../bench/ops.ts'
 import { keepSpeed } from '../../bench/speedFigures.ts'
+import { memoryCases, measureMemoryTable } from '../../bench/memory.ts'
+import { deviceName } from '../../runtime/chooseDevice.ts'
+import type { DeviceChoice } from '../../runtime/runtime.ts'
 import type { Training } from '../../runtime/patchedModel.ts'
 import { optimizerKinds } from '../../train/optimizerState.ts'
 import type { Checkpointing } from '../../train/trainingPlan.ts'
@@ -13,6 +16,7 @@ import { computeSettings } from '../settings.ts'
 /** Measures operations at the shapes of a model, and whole training steps. */
 export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>): Promise<number> {
   const settings = computeSettings(flags)
+  if (flags.memory) return benchMemory(positionals, settings.device, flags.json)
   const shapes = flags.shape ?? ['stories15m']
   for (const shape of shapes) if (benchShapes[shape] === undefined) shapeModel(shape, 'BF16')
   const training: Training = flags.rank === 0 ? { kind: 'full' } : { kind: 'lora', r: flags.rank, alpha: flags.rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
@@ -32,6 +36,23 @@ export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>)
   if (flags.json) console.log(JSON.stringify({ ops, steps }, null, 2))
   else print(ops, steps)
   return 0
+}
+
+/** A table of planned and measured memory, or JSON. Fails when a run failed. */
+async function benchMemory(words: readonly string[], device: DeviceChoice, json: boolean): Promise<number> {
+  const cases = memoryCases[device.kind].filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
+  if (cases.length === 0) throw new UnslothError('USAGE', `There is no run ${words.join(', ')} to measure.`, { hint: `Names: ${memoryCases[device.kind].map(({ name }) => name).join('; ')}.` })
+  const results = await measureMemoryTable(cases, device, (result) => {
+    if (json) return
+    const { name } = result
+    if ('error' in result) console.log(`${name.padEnd(58)} ${result.error}`)
+    else console.log(`${name.padEnd(58)} ${formatBytes(result.plannedBytes).padStart(9)} planned ${formatBytes(result.measuredBytes).padStart(9)} measured ${(100 * result.difference).toFixed(1).padStart(6)} %`)
+  })
+  const figures = results.filter((result) => 'difference' in result)
+  const within = figures.filter(({ difference }) => Math.abs(difference) <= 0.03).length
+  if (json) console.log(JSON.stringify({ device: deviceName(device), results, within }, null, 2))
+  else console.log(`within 3 %: ${within} of ${results.length}`)
+  return figures.length === results.length ? 0 : 1
 }
 
 function print(ops: readonly OpMeasurement[], steps: readonly StepBench[]): void {
