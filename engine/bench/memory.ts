@@ -145,4 +145,8 @@ export async function measureMemoryTable(cases: readonly MemoryCase[], device: D
   return results
 }
 
-const lastLine = (error: unknown): string => (error as { stderr?: string }).stderr?.trim().split('\n').find((line) => line.startsWith('error:'))?.slice(7) ?? String(error)
+/** What a process that failed said last. */
+function lastLine(error: unknown): string {
+  const lines = ((error as { stderr?: string }).stderr ?? '').trim().split('\n')
+  return lines.find((line) => line.startsWith('error:'))?.slice(7) ?? (lines.at(-1) === '' ? String(error) : lines.at(-1)!)
+}
