@@ -20,8 +20,8 @@ export type GpuOverhead = z.infer<typeof overheadSchema>
 
 const fileSchema = z.object({ version: z.literal(1), gpus: z.record(z.string(), overheadSchema) })
 
-/** What is counted where nothing could be measured: a context and its kernels on a data-centre card. */
-export const assumedOverhead: GpuOverhead = { contextBytes: 640 * 2 ** 20, graphNodeBytes: 2048 }
+/** What is counted where nothing could be measured: what it was on one H200. */
+export const assumedOverhead: GpuOverhead = { contextBytes: 512 * 2 ** 20, graphNodeBytes: 2048 }
 
 export const overheadFile = (): string => cacheFile('gpus.json')
 
