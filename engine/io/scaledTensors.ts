@@ -1,6 +1,6 @@
 import { UnslothError } from '#shared/errors.ts'
 import { quote } from './printable.ts'
-import { readFloat32, type TensorLocation, type TensorSource } from './tensorSource.ts'
+import { readFloat32, readTensorBytes, type TensorLocation, type TensorSource } from './tensorSource.ts'
 
 /** An 8-bit matrix with a scale for each block of it: value = number · scale / divisor, as bf16. */
 export interface ScaledTensor {
@@ -26,9 +26,21 @@ export async function scaledTensors(source: TensorSource): Promise<ReadonlyMap<s
     const names = kind === 'int8' ? [`${module}.SCB`] : [`${weight.name}_scale_inv`, `${weight.name}_scale`]
     const scale = names.map((name) => source.tensors.get(name)).find((tensor) => tensor !== undefined)
     if (scale === undefined) throw new UnslothError('MODEL_INVALID', `${weight.path}: ${quote(weight.name)} is ${weight.dtype}, but ${names.join(' or ')} is missing.`, { hint: 'Download the model again, or use its 16-bit version.' })
+    if (kind === 'int8') await requireRows(source.tensors.get(`${module}.weight_format`), weight)
     found.set(weight.name, { weight, kind, scales: await readScales(scale), ...blocksOf(weight, scale, kind), divisor: kind === 'int8' ? 127 : 1 })
   }
   return found
+}
+
+/** Orders of elements that bitsandbytes has written, by their number; only the first is still in use. */
+const weightFormats = ['row', 'col32', 'col_turing', 'col_ampere']
+
+async function requireRows(format: TensorLocation | undefined, weight: TensorLocation): Promise<void> {
+  const [number = 0] = format === undefined ? [] : await readTensorBytes(format)
+  if (number === 0) return
+  throw new UnslothError('MODEL_UNSUPPORTED', `${weight.path}: ${quote(weight.name)} has weight_format ${number} (${weightFormats[number] ?? 'unknown'}), an order of elements for one kind of GPU.`, {
+    hint: 'Save the model again with bitsandbytes 0.45 or later, or use its 16-bit version.',
+  })
 }
 
 async function readScales(tensor: TensorLocation): Promise<Float32Array> {

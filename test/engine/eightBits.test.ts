@@ -134,6 +134,22 @@ describe('checkpoints in 8 bits', () => {
     runtime.dispose()
   })
 
+  it('with a scale that is NaN, or in an order for one kind of GPU, are refused by name', async () => {
+    const path = join(folder, 'format')
+    await inEightBits(path, schemes[3]!)
+    const file = join(path, 'model.safetensors')
+    const tensors: (TensorDeclaration & { readonly data: Uint8Array })[] = []
+    for (const tensor of (await openTensorSource(path)).tensors.values()) tensors.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: await readTensorBytes(tensor) })
+    const { name } = tensors.find(({ dtype }) => dtype === 'I8')!
+    const format = (value: number) => writeSafetensors(file, [...tensors, { name: name.replace(/weight$/, 'weight_format'), dtype: 'U8', shape: [], data: Uint8Array.of(value) }])
+    await format(0)
+    await describeModel(path)
+    await format(2)
+    await assert.rejects(describeModel(path), failure('MODEL_UNSUPPORTED', new RegExp(`${name}" has weight_format 2 \\(col_turing\\)`)))
+    await writeSafetensors(file, tensors.map((tensor) => (tensor.name.endsWith('up_proj.SCB') ? { ...tensor, data: tensor.data.slice().fill(0xff, 4, 8) } : tensor)))
+    await assert.rejects(describeModel(path), failure('MODEL_INVALID', /up_proj\.SCB" holds NaN at 1/))
+  })
+
   it('without scales are refused by name', async () => {
     const path = join(folder, 'lost')
     await inEightBits(path, { ...schemes[1]!, suffix: '.lost' })

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { dtypeCode } from '../../engine/graph/dtype.ts'
 import { whole, type Storage, type Tensor } from '../../engine/graph/graph.ts'
 import { planMemory } from '../../engine/graph/plan.ts'
+import { quant8Header, quant8Layout } from '../../engine/graph/quant8.ts'
 import { quant4Header, quant4Layout } from '../../engine/graph/quant4.ts'
 import { projectRoot } from '../../engine/projectRoot.ts'
 import { Runtime } from '../../engine/runtime/runtime.ts'
@@ -81,6 +82,17 @@ describe('slices of real models that bitsandbytes has quantised', () => {
     })
     assert.equal(bad, 0)
     assert.equal(same(runtime.readFloats('weights', 0, rows * cols), bf16(expected!.bytes)), -1)
+
+    const scaling = { numbers: 'int8', rounding: dtypeCode('bf16'), blockRows: 1, blockCols: cols, divisor: 127 } as const
+    const layout = quant8Layout(rows, cols, scaling)
+    runtime.reserve('weights', layout.bytes)
+    runtime.write('weights', 0, quant8Header(scaling))
+    runtime.write('weights', layout.numbers, weight!.bytes)
+    runtime.write('weights', layout.scales, scales!.bytes)
+    const y = fixed({ name: 'y', arena: 'activations', offset: -1, dtype: 'f32', rows, cols })
+    const plan = planMemory([{ name: 'dequantise', tensors: [y, fixed({ name: 'matrix', arena: 'weights', offset: 0, dtype: 'q8', rows, cols })], ints: [0], floats: [] }])
+    await runtime.compile(plan).run()
+    assert.equal(same(runtime.readFloats('activations', plan.offsets.get(y.storage)!, rows * cols), bf16(expected!.bytes)), -1, 'kept in 8 bits')
   }))
 })
 

@@ -126,3 +126,44 @@ describe('a stack of experts whose state is missing', () => {
     await assert.rejects(describeModel(model), failure('MODEL_INVALID', /experts\.gate_up_proj" is quantised, but its quant_state is missing/))
   })
 })
+
+describe('stacks of experts in FP8', () => {
+  const folder = temporaryFolder()
+  const source = join(folder, 'source')
+  before(() => unpackCase(join(import.meta.dirname, `../fixtures/golden/tiny-mixtral-stacked${packedSuffix}`), source))
+
+  /** e4m3 by its bits; its two NaN are not drawn. */
+  const e4m3 = (bits: number): number => {
+    const [exponent, fraction] = [(bits >> 3) & 15, bits & 7]
+    return (bits > 127 ? -1 : 1) * (exponent === 0 ? (fraction / 8) * 2 ** -6 : (1 + fraction / 8) * 2 ** (exponent - 7))
+  }
+
+  for (const [what, scaleShape] of [['one scale', () => [1]], ['a scale for each expert', (experts: number) => [experts, 1, 1]], ['a scale for each row', (experts: number, rows: number) => [experts, rows, 1]]] as const)
+    it(`with ${what} stay in one byte and answer as the model with their values`, async () => {
+      const [small, plain] = [join(folder, `small-${what}`), join(folder, `plain-${what}`)]
+      const [tensors, values]: (TensorDeclaration & { readonly data: Uint8Array })[][] = [[], []]
+      for (const tensor of (await openTensorSource(source)).tensors.values()) {
+        const { name, dtype, shape } = tensor
+        if (shape.length !== 3) {
+          const whole = { name, dtype, shape, data: await readTensorBytes(tensor) }
+          tensors!.push(whole)
+          values!.push(whole)
+          continue
+        }
+        const [experts, rows, cols] = shape as [number, number, number]
+        const kept = scaleShape(experts, rows)
+        const scales = Float32Array.from({ length: kept.reduce((product, size) => product * size, 1) }, (_, i) => 2e-4 * (1 + (i % 5)))
+        const codes = Uint8Array.from({ length: experts * rows * cols }, (_, i) => Math.imul(i + 1, 0x9e3779b1) >>> 24).map((byte) => ((byte & 127) === 127 ? byte - 1 : byte))
+        const perScale = codes.length / scales.length
+        tensors!.push({ name, dtype: 'F8_E4M3', shape, data: codes }, { name: `${name}_scale_inv`, dtype: 'F32', shape: kept, data: new Uint8Array(scales.buffer) })
+        values!.push({ name, dtype: 'BF16', shape, data: new Uint8Array(Uint16Array.from(codes, (code, i) => numberToBfloat16(Math.fround(e4m3(code) * scales[Math.floor(i / perScale)]!))).buffer) })
+      }
+      for (const [path, all] of [[small, tensors!], [plain, values!]] as const) {
+        cpSync(source, path, { recursive: true })
+        await writeSafetensors(join(path, 'model.safetensors'), all)
+      }
+      const { arena, model: { entries } } = patchModel(await describeModel(small), { kind: 'none' }, cpuTarget())
+      assert.ok(entries.filter(({ kind }) => kind === 'experts').every(({ id }) => arena.weights.get(id)!.value.storage.dtype === 'q8'))
+      assert.deepEqual(await logitsOf(small), await logitsOf(plain))
+    })
+})
