@@ -74,7 +74,7 @@ void elements() {
     check(cudaMemcpy(end(x).data, some.data, last * cols * 4, cudaMemcpyDeviceToDevice), "copying");
     const View sum = m.zeros(f32, 1, cols), alone = m.zeros(f32, 1, cols), squares = m.zeros(DType::F64, 1, 2);
     run(ops::columnSum, {sum, x}, {}, {1}), run(ops::columnSum, {alone, some}, {}, {1});
-    expectSame("columnSum", sum, alone, 1e-6);
+    expectSame("columnSum", sum, alone, 1e-5);
     run(ops::sumSquares, {squares, x}, {0, 0}), run(ops::sumSquares, {squares, some}, {1, 0});
     double both[2];
     check(cudaMemcpy(both, squares.data, sizeof both, cudaMemcpyDeviceToHost), "reading");
