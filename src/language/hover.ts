@@ -46,9 +46,16 @@ async function valueText({ field }: Entry, text: string, workspace: Workspace): 
       ? `\n\n**${t('Availability')}:** ${t(meta.availability.note)}.` : ''
     return `\`${text}\`: ${t(doc)}${missing}`
   }
+  if (meta.series !== undefined && new RegExp(meta.series.pattern, 'i').test(text)) return deviceText(text, t(meta.series.doc), workspace)
   const synonym = meta.synonyms?.[text.toLowerCase()]
   if (synonym !== undefined) return t('`{0}` is another spelling of `{1}`.', text, yamlValue(synonym))
   return path === 'lora.target_modules' || path === 'lora.modules_to_save' ? undefined : fieldMarkdown(field!)
+}
+
+async function deviceText(name: string, doc: string, workspace: Workspace): Promise<string> {
+  const device = (await workspace.devices()).find(({ id }) => id === name.toLowerCase())
+  const memory = device?.totalBytes === undefined ? '' : `, ${formatBytes(device.totalBytes)}`
+  return `\`${name}\`: ${doc}${device === undefined ? '' : ` (${device.label}${memory})`}`
 }
 
 async function modelText(name: string, workspace: Workspace): Promise<string> {

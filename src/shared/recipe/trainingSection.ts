@@ -16,12 +16,12 @@ const schedulers = {
 const optimizers = {
   adamw_torch: 'AdamW with 32-bit moments',
   adamw_8bit: 'AdamW with 8-bit moments: a quarter of their memory',
-  paged_adamw_8bit: 'the same as `adamw_8bit`',
-  paged_adamw_32bit: 'the same as `adamw_torch`',
+  paged_adamw_8bit: '`adamw_8bit` whose moments go to the host where the GPU has no room for them',
+  paged_adamw_32bit: '`adamw_torch` in the same way',
   lion_32bit: 'Lion: one moment, steps of the same size; wants about a tenth of the learning rate',
   lion_8bit: 'Lion with an 8-bit moment',
-  paged_lion_32bit: 'the same as `lion_32bit`',
-  paged_lion_8bit: 'the same as `lion_8bit`',
+  paged_lion_32bit: '`lion_32bit` in the same way',
+  paged_lion_8bit: '`lion_8bit` in the same way',
   sgd: 'plain gradient descent without momentum: no moments at all',
   adafactor: 'Adafactor with the given learning rate: moments of rows and columns only',
 } as const

@@ -188,6 +188,8 @@ describe('recipe diagnostics: the world', () => {
         Promise.resolve({ ok: true, value: { samples: 100, mean: 120, p50: 100, p99: 300, longest: 400, whole: true } }) })],
     ['memory', 2, `${good}training:\n  max_seq_length: 512\n`,
       around({ plan: () => Promise.resolve({ ok: true, value: plan }) })],
+    ['memory', 2, `${good}training:\n  max_memory: 1 MB\n  max_seq_length: 512\n`,
+      around({ plan: () => Promise.resolve({ ok: true, value: plan }) })],
   ]
   for (const [code, severity, text, workspace] of expected) {
     it(`${code}: ${JSON.stringify(text.replace(good, '… '))}`, async () => {

@@ -38,6 +38,12 @@ describe('recipe hover', () => {
     }
   })
 
+  it('tells which GPU a number is', async () => {
+    const here: Workspace = { ...world(), devices: () => Promise.resolve([{ id: 'cuda:1', label: 'A100', totalBytes: 2 ** 36 }]) }
+    assert.equal(await hovered('training:\n  device: cuda│:1\n', here), '`cuda:1`: the GPU of this number, from 0 (A100, 64.0 GB)')
+    assert.equal(await hovered('training:\n  device: cuda│:7\n', here), '`cuda:7`: the GPU of this number, from 0')
+  })
+
   it('tells of sections, other names, values, models and data', async () => {
     for (const name of sectionNames.slice(1)) assert.match((await hovered(`${name.slice(0, 1)}│${name.slice(1)}:\n`))!,
       new RegExp(`\\*\\*${name}`))
