@@ -85,6 +85,8 @@ export function architectureDocs(proofs: readonly Proof[]): string {
     '  that is shown contains it, the evaluation loss never does.',
     '- Adapters on experts have PEFT’s layout (`target_parameters`). Targets named `gate_proj`, `up_proj`, `down_proj` mean the experts too;',
     '  gate and up are one matrix there and get twice the rank, as PEFT converts such targets.',
+    '- NEFTune scales its noise by the length of each sequence itself, not by the padded width of a batch.',
+    '- LoRA+ gives the rate of B to all vectors, too (biases, magnitudes of DoRA), as PEFT does; `weight_decay` is that of the recipe.',
     '',
     '## Memory of attention',
     '',

@@ -11,6 +11,7 @@ import { loraTraining } from '../../engine/patch/peftOptions.ts'
 import { projectRoot } from '../../engine/projectRoot.ts'
 import { parseRecipe } from '../../engine/recipe/parseRecipe.ts'
 import { peftOptions } from '../../engine/train/recipeTraining.ts'
+import { failure } from './io/support.ts'
 import { untiedHead, type ModelDescription } from '../../engine/runtime/patchedModel.ts'
 
 /** Made by test/golden/targets.py: what PEFT adapts with some options, [rank, scale] each, and [rate, decays] of other parameters in LoRA+. */
@@ -49,4 +50,11 @@ describe('the modules that PEFT adapts', () => {
       assert.deepEqual(Object.fromEntries(rates.sort()), Object.fromEntries(Object.entries(one.loraplus).sort()))
       assert.ok(parameters.every(({ name, group, decay }) => !/lora_[AB]/.test(name) || (decay && group === (name.includes('lora_B') ? 'loraB' : 'default'))))
     })
+
+  it('no experts with DoRA, as PEFT says too', () => {
+    const entries = weightTable(archSpec({ ...cases[0]!.config, architectures: ['MixtralForCausalLM'], model_type: 'mixtral', num_local_experts: 4, num_experts_per_tok: 2 }))
+    const options = { r: 2, alpha: 2, dropout: 0, rslora: false, dora: true }
+    assert.throws(() => loraModules(entries, { ...options, targets: ['q_proj', 'down_proj'] }), failure('RECIPE', /use_dora is not possible with adapters on experts \(down_proj\)/))
+    assert.ok(loraModules(entries, { ...options, targets: ['q_proj'] }).every(({ dora }) => dora === true))
+  })
 })
