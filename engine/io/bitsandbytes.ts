@@ -2,7 +2,8 @@ import { UnslothError } from '#shared/errors.ts'
 import { isJsonObject, parseJson } from './jsonText.ts'
 import { quote } from './printable.ts'
 import { pythonFloat } from './pythonJson.ts'
-import { readFloat32, readTensorBytes, requireTensor, type TensorLocation, type TensorSource } from './tensorSource.ts'
+import { SmallTensors } from './smallTensors.ts'
+import { requireTensor, type TensorLocation, type TensorSource } from './tensorSource.ts'
 
 /** One matrix that bitsandbytes has quantised to 4 bits: tensors `<name>`, `<name>.absmax`, … of a checkpoint. */
 export interface QuantisedTensor {
@@ -28,17 +29,26 @@ const again = 'The checkpoint is damaged: download it again.'
 const bad = (tensor: TensorLocation, problem: string, hint = again) => new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} ${problem}.`, { hint })
 
 /** All quantised matrices of a checkpoint, by the name of their weight. Small tensors are read; codes and maxima are not. */
-export async function quantisedTensors(source: TensorSource): Promise<ReadonlyMap<string, QuantisedTensor>> {
+export function quantisedTensors(source: TensorSource): ReadonlyMap<string, QuantisedTensor> {
   const found = new Map<string, QuantisedTensor>()
-  for (const key of source.tensors.keys()) {
-    const [, name, type] = stateKey.exec(key) ?? []
-    if (name === undefined) continue
-    if (type !== 'nf4' && type !== 'fp4') throw bad(requireTensor(source, key), `is of the unknown type ${quote(type!)}`, 'nf4 and fp4 are known. Use the 16-bit version of the model.')
-    found.set(name, await readQuantised(source, name, type))
+  const small = new SmallTensors()
+  try {
+    readAll(source, small, found)
+  } finally {
+    small.close()
   }
   const lost = [...source.tensors.values()].find(({ name, dtype }) => dtype === 'U8' && !found.has(name) && source.tensors.has(`${name}.absmax`))
   if (lost !== undefined) throw bad(lost, 'is quantised, but its quant_state is missing')
   return found
+}
+
+function readAll(source: TensorSource, small: SmallTensors, found: Map<string, QuantisedTensor>): void {
+  for (const key of source.tensors.keys()) {
+    const [, name, type] = stateKey.exec(key) ?? []
+    if (name === undefined) continue
+    if (type !== 'nf4' && type !== 'fp4') throw bad(requireTensor(source, key), `is of the unknown type ${quote(type!)}`, 'nf4 and fp4 are known. Use the 16-bit version of the model.')
+    found.set(name, readQuantised(source, small, name, type))
+  }
 }
 
 function stateOf(tensor: TensorLocation, bytes: Uint8Array): Record<string, unknown> {
@@ -51,9 +61,9 @@ function stateOf(tensor: TensorLocation, bytes: Uint8Array): Record<string, unkn
   throw bad(tensor, `is not the JSON of a quantisation state (${bytes.length} bytes)`)
 }
 
-async function readQuantised(source: TensorSource, name: string, type: 'nf4' | 'fp4'): Promise<QuantisedTensor> {
+function readQuantised(source: TensorSource, small: SmallTensors, name: string, type: 'nf4' | 'fp4'): QuantisedTensor {
   const at = requireTensor(source, `${name}.quant_state.bitsandbytes__${type}`)
-  const state = stateOf(at, await readTensorBytes(at))
+  const state = stateOf(at, small.bytes(at))
   const size = (key: string, value: unknown): number => {
     if (typeof value === 'number' && Number.isSafeInteger(value) && value > 0) return value
     throw bad(at, `has no valid ${key}`)
@@ -76,7 +86,7 @@ async function readQuantised(source: TensorSource, name: string, type: 'nf4' | '
   const [wanted, width] = isNested ? (['U8', 1] as const) : (['F32', 4] as const)
   if (absmax.dtype !== wanted || absmax.bytes !== blocks * width)
     throw bad(absmax, `is ${absmax.dtype} of ${absmax.bytes} bytes, but blocks of ${blockSize} need ${wanted} of ${blocks * width}`)
-  const code = await numbers(source, `${name}.quant_map`, 16)
+  const code = numbers(source, small, `${name}.quant_map`, 16)
   const base = { name, type, blockSize, dtype, shape, packed, absmax, code }
   if (!isNested) return base
   const { nested_offset: offset } = state
@@ -85,16 +95,16 @@ async function readQuantised(source: TensorSource, name: string, type: 'nf4' | '
   return {
     ...base,
     nested: {
-      absmax: await numbers(source, `${name}.nested_absmax`, Math.ceil(blocks / nestedBlock)), code: await numbers(source, `${name}.nested_quant_map`, 256), offset,
+      absmax: numbers(source, small, `${name}.nested_absmax`, Math.ceil(blocks / nestedBlock)), code: numbers(source, small, `${name}.nested_quant_map`, 256), offset,
       blockSize: nestedBlock,
     },
   }
 }
 
-async function numbers(source: TensorSource, name: string, count: number): Promise<Float32Array> {
+function numbers(source: TensorSource, small: SmallTensors, name: string, count: number): Float32Array {
   const tensor = requireTensor(source, name)
   if (tensor.dtype !== 'F32' || tensor.bytes !== count * 4) throw bad(tensor, `is ${tensor.dtype} of ${tensor.bytes} bytes, but F32 of ${count * 4} are needed`)
-  const values = await readFloat32(tensor)
+  const values = small.floats(tensor)
   const wrong = values.findIndex((value) => !Number.isFinite(value))
   if (wrong >= 0) throw bad(tensor, `holds ${values[wrong]} at ${wrong}`)
   return values

@@ -1,6 +1,7 @@
 import { UnslothError } from '#shared/errors.ts'
 import { quote } from './printable.ts'
-import { readFloat32, readTensorBytes, type TensorLocation, type TensorSource } from './tensorSource.ts'
+import { SmallTensors } from './smallTensors.ts'
+import type { TensorLocation, TensorSource } from './tensorSource.ts'
 
 /** An 8-bit matrix with a scale for each block of it: value = number · scale / divisor, as bf16. */
 export interface ScaledTensor {
@@ -17,7 +18,16 @@ export interface ScaledTensor {
  * `weight_scale` or `weight_scale_inv`: one for the tensor, one for each row, or one for each block of 128 × 128. Undefined scales
  * make the tensor an error.
  */
-export async function scaledTensors(source: TensorSource): Promise<ReadonlyMap<string, ScaledTensor>> {
+export function scaledTensors(source: TensorSource): ReadonlyMap<string, ScaledTensor> {
+  const small = new SmallTensors()
+  try {
+    return readAll(source, small)
+  } finally {
+    small.close()
+  }
+}
+
+function readAll(source: TensorSource, small: SmallTensors): Map<string, ScaledTensor> {
   const found = new Map<string, ScaledTensor>()
   for (const weight of source.tensors.values()) {
     if (weight.dtype !== 'I8' && weight.dtype !== 'F8_E4M3') continue
@@ -26,8 +36,8 @@ export async function scaledTensors(source: TensorSource): Promise<ReadonlyMap<s
     const names = kind === 'int8' ? [`${module}.SCB`] : [`${weight.name}_scale_inv`, `${weight.name}_scale`]
     const scale = names.map((name) => source.tensors.get(name)).find((tensor) => tensor !== undefined)
     if (scale === undefined) throw new UnslothError('MODEL_INVALID', `${weight.path}: ${quote(weight.name)} is ${weight.dtype}, but ${names.join(' or ')} is missing.`, { hint: 'Download the model again, or use its 16-bit version.' })
-    if (kind === 'int8') await requireRows(source.tensors.get(`${module}.weight_format`), weight)
-    found.set(weight.name, { weight, kind, scales: await readScales(scale), ...blocksOf(weight, scale, kind), divisor: kind === 'int8' ? 127 : 1 })
+    if (kind === 'int8') requireRows(small, source.tensors.get(`${module}.weight_format`), weight)
+    found.set(weight.name, { weight, kind, scales: readScales(small, scale), ...blocksOf(weight, scale, kind), divisor: kind === 'int8' ? 127 : 1 })
   }
   return found
 }
@@ -35,16 +45,16 @@ export async function scaledTensors(source: TensorSource): Promise<ReadonlyMap<s
 /** Orders of elements that bitsandbytes has written, by their number; only the first is still in use. */
 const weightFormats = ['row', 'col32', 'col_turing', 'col_ampere']
 
-async function requireRows(format: TensorLocation | undefined, weight: TensorLocation): Promise<void> {
-  const [number = 0] = format === undefined ? [] : await readTensorBytes(format)
+function requireRows(small: SmallTensors, format: TensorLocation | undefined, weight: TensorLocation): void {
+  const [number = 0] = format === undefined ? [] : small.bytes(format)
   if (number === 0) return
   throw new UnslothError('MODEL_UNSUPPORTED', `${weight.path}: ${quote(weight.name)} has weight_format ${number} (${weightFormats[number] ?? 'unknown'}), an order of elements for one kind of GPU.`, {
     hint: 'Save the model again with bitsandbytes 0.45 or later, or use its 16-bit version.',
   })
 }
 
-async function readScales(tensor: TensorLocation): Promise<Float32Array> {
-  const values = await readFloat32(tensor)
+function readScales(small: SmallTensors, tensor: TensorLocation): Float32Array {
+  const values = small.floats(tensor)
   const wrong = values.findIndex((value) => !Number.isFinite(value))
   if (wrong >= 0) throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} holds ${values[wrong]} at ${wrong}.`, { hint: 'The checkpoint is damaged: download it again.' })
   return values

@@ -42,7 +42,7 @@ export async function describeModel(folder: string): Promise<ModelDescription> {
   const spec = archSpec(config!.values, config!.where)
   const source = await openTensorSource(folder)
   const entries = weightTable(spec, (name) => source.tensors.has(name))
-  return { folder, config: config!.values, spec, entries, source, quantised: await quantisedTensors(source), scaled: await scaledTensors(source) }
+  return { folder, config: config!.values, spec, entries, source, quantised: quantisedTensors(source), scaled: scaledTensors(source) }
 }
 
 /** How new adapters start, as PEFT's init_lora_weights; B is zero but with `false`. */

@@ -190,13 +190,36 @@ export async function loadPlain(runtime: Runtime, arena: Arena, { source }: Weig
 export async function loadInto(runtime: Runtime, arena: Arena, items: readonly LoadItem[], progress?: (done: number, total: number) => void): Promise<void> {
   const total = items.reduce((sum, item) => sum + item.elements, 0)
   let done = 0
-  for (const item of items) {
+  for (const together of batches(items)) {
     if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
-    const bad = item.reorder === undefined ? await loadItem(runtime, arena, item) : await loadReordered(runtime, arena, item, item.reorder)
-    if (bad > 0) throw notFinite(item, bad)
-    done += item.elements
+    const [first] = together
+    const bad = first!.reorder !== undefined ? [await loadReordered(runtime, arena, first!, first!.reorder)]
+      : first!.quantised !== undefined ? [await loadItem(runtime, arena, first!)] : await runtime.load(arena, together)
+    for (const [index, item] of together.entries()) {
+      if (bad[index]! > 0) throw notFinite(item, bad[index]!)
+      done += item.elements
+    }
     progress?.(done, total)
   }
+}
+
+/** Elements of plain tensors that are read by one call: a model of experts has tens of thousands of small ones. */
+const batchElements = 2 ** 24
+
+function batches(items: readonly LoadItem[]): LoadItem[][] {
+  const result: LoadItem[][] = []
+  let [elements, isOpen] = [0, false]
+  for (const item of items) {
+    const alone = item.reorder !== undefined || item.quantised !== undefined
+    if (alone || !isOpen || elements + item.elements > batchElements) {
+      result.push([])
+      elements = 0
+    }
+    result.at(-1)!.push(item)
+    elements += item.elements
+    isOpen = !alone
+  }
+  return result
 }
 
 function notFinite({ path, name, source, target }: LoadItem, bad: number): UnslothError {

@@ -120,7 +120,7 @@ export async function compareQuantised(golden: Golden, threads: number): Promise
   const { modelFolder, folder } = golden
   if (modelFolder === folder) return []
   const stored = await openTensorSource(modelFolder)
-  const [some] = (await quantisedTensors(stored)).values()
+  const [some] = quantisedTensors(stored).values()
   if (some === undefined) return []
   const runtime = new Runtime({ kind: 'cpu', threads })
   try {
