@@ -84,7 +84,8 @@ export function runItem({ view, path }: TreeNode & { kind: 'run' }, losses: read
 /** `▇▅▃▂▁ 1.732 · 3 m ago`; of a living run how far it is. */
 export function runDescription(view: RunView, losses: readonly number[], now = Date.now()): string {
   const { status, state, alive } = view
-  const curve = sparkline(losses)
+  // Short, so that the figure behind it is seen in a narrow side bar.
+  const curve = sparkline(losses, 8)
   if (alive) return [curve, progressText(view)].filter((part) => part !== '').join(' ')
   const last = losses.at(-1) ?? status.loss
   const ended = Date.parse(status.endedAt ?? status.updatedAt)

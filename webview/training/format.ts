@@ -23,7 +23,7 @@ export function formatTicks(splits: readonly (number | null)[], unit: Unit): (st
   const values = splits.filter((value) => value !== null)
   const step = values.length > 1 ? Math.abs(values[1]! - values[0]!) : Math.abs(values[0] ?? 1)
   const largest = Math.max(0, ...values.map(Math.abs))
-  const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step || 1) + 1e-9)))
+  const digits = digitsOf(step || 1)
   const plain = (value: number): string =>
     largest >= 1e5 ? compact(value) : largest > 0 && largest < 1e-3 ? formatLearningRate(value) : value.toFixed(digits)
   return splits.map((value) => {
@@ -36,6 +36,14 @@ export function formatTicks(splits: readonly (number | null)[], unit: Unit): (st
     if (unit === 'speed' && largest >= 1000) return compact(value)
     return plain(value)
   })
+}
+
+/** Digits behind the point that write every multiple of a distance as it is: 2 for 0.25. */
+function digitsOf(step: number): number {
+  let digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))
+  const rest = (scaled: number): number => Math.abs(scaled - Math.round(scaled)) / scaled
+  while (digits < 8 && rest(step * 10 ** digits) > 1e-6) digits++
+  return digits
 }
 
 /** 6.00K → 6K. */

@@ -114,6 +114,8 @@ describe('numbers of a chart', () => {
   it('labels ticks with as many digits as tell them apart', () => {
     assert.deepEqual(formatTicks([1, 1.5, 2], 'loss'), ['1.0', '1.5', '2.0'])
     assert.deepEqual(formatTicks([1.23, 1.24], 'loss'), ['1.23', '1.24'])
+    assert.deepEqual(formatTicks([2, 2.25, 2.5, 2.75], 'loss'), ['2.00', '2.25', '2.50', '2.75'])
+    assert.deepEqual(formatTicks([0, 25, 50], 'loss'), ['0', '25', '50'])
     assert.deepEqual(formatTicks([0, 0.0001, 0.0002], 'rate'), ['0', '1e-4', '2e-4'])
     assert.deepEqual(formatTicks([0, 2_000, 4_000], 'speed'), ['0', '2K', '4K'])
     assert.deepEqual(formatTicks([0, 2 ** 30, null], 'bytes'), ['0 B', '1.0 GB', null])
