@@ -88,7 +88,7 @@ export const previewStrings = {
   range: 'Samples {0}–{1} of {2}', none: 'No sample matches.', format: 'Format', rows: 'Rows', samples: 'Samples',
     tokens: 'Tokens',
   trained: 'Trained', lengths: 'Length', lengthsText: '{0} to {1}, half at most {2}, 99 % at most {3}', packing: 'Packed',
-  packingText: '{0} rows of {1}, {2} filled', window: 'Rows {0}–{1}', earlierRows: 'Earlier rows', laterRows: 'Later rows',
+  packingText: '{0} × {1} tokens, {2} filled', window: 'Rows {0}–{1}', earlierRows: 'Earlier rows', laterRows: 'Later rows',
   legendTrained: 'trained', legendMasked: 'only read', legendSpecial: 'special token', sample: 'Sample {0}',
   sampleText: '{0} tokens, {1} trained', openRow: 'Open line {0} of {1}', openRecipe: 'Open the recipe',
     showAll: 'Show all {0} tokens',
