@@ -134,6 +134,17 @@ describe('bad things', () => {
       await eventually('further steps', () => steps() > before)
     })
 
+    it('another run wants the device: it waits, says for what, and can be stopped', async () => {
+      const next = (await fineTune(inWorkspace('finetune.yaml')))!
+      await eventually('its place in the queue', () => /waiting for .*, used by /.test(api.services.runs.get(next)?.status.detail ?? ''))
+      assert.equal(state(next), 'queued')
+      await vscode.commands.executeCommand('unsloth.stopRun', next, 'now')
+      await eventually('the stop', () => state(next) === 'stopped')
+      assert.equal(api.services.runs.get(next)!.status.step, 0)
+      const before = steps()
+      await eventually('further steps of the first', () => steps() > before)
+    })
+
     it('the data set is deleted: the run goes on, and says what is missing when it is started again', async () => {
       renameSync(inWorkspace('own.jsonl'), inWorkspace('away.jsonl'))
       const before = steps()

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import * as vscode from 'vscode'
 import type { ToWebview } from '#shared/panelProtocol.ts'
@@ -211,6 +212,18 @@ describe('fine-tuning', () => {
     assert.match(text, /A fox.* │ A fox/)
   })
 
+  it('lists the adapters of a model below it, and what a GGUF file is', async () => {
+    writeFileSync(inWorkspace('models', 'small.gguf'), Buffer.concat([Buffer.from('GGUF'), Buffer.from(Uint32Array.of(3, 0, 0, 1, 0, 20, 0).buffer),
+      Buffer.from('general.architecture'), Buffer.from(Uint32Array.of(8, 5, 0).buffer), Buffer.from('llama')]))
+    const below = async (name: RegExp): Promise<string[]> => {
+      const model = (await api.trees.models.getChildren()).find(({ path }) => name.test(path))
+      const nodes = model === undefined ? [] : await api.trees.models.getChildren(model)
+      return nodes.map((node) => api.trees.models.getTreeItem(node)).map(({ label, description }) => `${typeof label === 'string' ? label : ''} ${String(description)}`)
+    }
+    await eventually('the adapter', async () => (await below(/engine.starter.model$/)).some((line) => line.startsWith('adapter adapter')))
+    await eventually('the file', async () => (await below(/small\.gguf$/)).includes('Architecture llama'))
+  })
+
   it('merges the adapter', async () => {
     const questions = answerQuestions([inWorkspace('merged-here')])
     try {
@@ -305,5 +318,30 @@ describe('tasks', () => {
   it('offer each recipe', async () => {
     const names = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).map(({ name }) => name)
     assert.ok(names.includes('finetune finetune.yaml'), names.join(', '))
+  })
+
+  it('run in a terminal, and tell what is wrong with a recipe as problems', async () => {
+    const path = inWorkspace('wrong.finetune.yaml')
+    writeFileSync(path, textOf(inWorkspace('finetune.yaml')).replace('max_steps: 80', 'max_steps: many'))
+    const task = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).find(({ definition }) => definition.recipe === 'wrong.finetune.yaml')!
+    const codes: (number | undefined)[] = []
+    const ended = vscode.tasks.onDidEndTaskProcess(({ execution, exitCode }) => execution.task.name === task.name && codes.push(exitCode))
+    await vscode.tasks.executeTask(task)
+    await eventually('the end of the task', () => codes.length > 0)
+    ended.dispose()
+    assert.notEqual(codes[0], 0)
+    const problems = await eventually('the problem', () => {
+      const found = vscode.languages.getDiagnostics(vscode.Uri.file(path))
+      return found.length > 0 && found
+    })
+    assert.match(problems[0]!.message, /max_steps must be a whole number/)
+    rmSync(path)
+  })
+
+  it('have the command `unsloth` in terminals', () => {
+    const mutator = api.services.extension.environmentVariableCollection.get('PATH')
+    const folder = mutator!.value.replace(/[:;]$/, '')
+    assert.equal(mutator!.type, vscode.EnvironmentVariableMutatorType.Prepend)
+    assert.match(execFileSync(join(folder, process.platform === 'win32' ? 'unsloth.cmd' : 'unsloth'), ['--version'], { encoding: 'utf8' }), /\d+\.\d+\.\d+/)
   })
 })
