@@ -93,7 +93,8 @@ uint64_t packBlocks(DType type, int64_t elements, bool fp4, const Quant4Target& 
 uint64_t quantise4(const LoadPart& part, bool fp4, const Quant4Target& target, ThreadPool& pool) {
   FileReader file(part.path);
   const uint64_t width = bytesPerElement(part.source);
-  return packBlocks(part.source, static_cast<int64_t>(part.elements), fp4, target, pool, [&](int64_t first, int64_t count, std::byte* scratch) {
+  const auto elements = static_cast<int64_t>(part.elements);
+  return packBlocks(part.source, elements, fp4, target, pool, [&](int64_t first, int64_t count, std::byte* scratch) {
     file.read(part.fileOffset + static_cast<uint64_t>(first) * width, scratch, static_cast<uint64_t>(count) * width);
     return scratch;
   });
@@ -101,14 +102,17 @@ uint64_t quantise4(const LoadPart& part, bool fp4, const Quant4Target& target, T
 
 uint64_t quantise4(const void* values, DType type, int64_t elements, bool fp4, const Quant4Target& target, ThreadPool& pool) {
   const auto* bytes = static_cast<const std::byte*>(values);
-  return packBlocks(type, elements, fp4, target, pool, [&](int64_t first, int64_t, std::byte*) { return bytes + static_cast<size_t>(first) * bytesPerElement(type); });
+  const size_t width = bytesPerElement(type);
+  return packBlocks(type, elements, fp4, target, pool,
+                    [&](int64_t first, int64_t, std::byte*) { return bytes + static_cast<size_t>(first) * width; });
 }
 
 uint64_t quantise8(const LoadPart& part, int64_t cols, uint8_t* numbers, float* scales, ThreadPool& pool) {
   constexpr int64_t piece = 1024, perTask = int64_t{1} << 18;
   FileReader file(part.path);
   const VectorKernels& kernels = vectorKernels();
-  const int64_t rows = cols == 0 ? 0 : static_cast<int64_t>(part.elements) / cols, rowsPerTask = std::max<int64_t>(1, perTask / std::max<int64_t>(1, cols));
+  const int64_t rows = cols == 0 ? 0 : static_cast<int64_t>(part.elements) / cols;
+  const int64_t rowsPerTask = std::max<int64_t>(1, perTask / std::max<int64_t>(1, cols));
   const uint64_t width = bytesPerElement(part.source);
   std::atomic<uint64_t> bad{0};
   pool.parallelFor((rows + rowsPerTask - 1) / rowsPerTask, [&](int64_t task, int) {

@@ -64,12 +64,14 @@ uint64_t CudaDevice::load(const LoadPart& part) {
 }
 
 uint64_t CudaDevice::load(const Pack4Part& part) {
-  const auto elements = static_cast<int64_t>(part.from.elements), blocks = (elements + Quant4Layout::block - 1) / Quant4Layout::block;
+  const auto elements = static_cast<int64_t>(part.from.elements);
+  const int64_t blocks = (elements + Quant4Layout::block - 1) / Quant4Layout::block;
   const auto at = [&](uint64_t offset, int64_t bytes) { return range(part.from.buffer, offset, static_cast<size_t>(bytes)); };
   auto* const codes = reinterpret_cast<uint8_t*>(at(part.codesAt, (elements + 1) / 2));
   const auto pack = [&](float* absmax) {
     return stream(part.from, Quant4Layout::block, nullptr, [&](uint64_t first, uint64_t count, const std::byte* landed) {
-      packBlocks(landed, part.from.source, static_cast<int64_t>(count), part.fp4, codes + first / 2, absmax + first / Quant4Layout::block, counter_, stream_);
+      float* const maxima = absmax + first / Quant4Layout::block;
+      packBlocks(landed, part.from.source, static_cast<int64_t>(count), part.fp4, codes + first / 2, maxima, counter_, stream_);
     });
   };
   if (!part.nested) return pack(reinterpret_cast<float*>(at(part.absmaxAt, 4 * blocks)));
@@ -103,8 +105,10 @@ uint64_t CudaDevice::load(const Pack8Part& part) {
   const int64_t cols = part.cols, rows = cols == 0 ? 0 : static_cast<int64_t>(part.from.elements) / cols;
   auto* const numbers = reinterpret_cast<uint8_t*>(range(part.from.buffer, part.numbersAt, part.from.elements));
   auto* const scales = reinterpret_cast<float*>(range(part.from.buffer, part.scalesAt, static_cast<size_t>(4 * rows)));
-  return stream(part.from, static_cast<uint64_t>(std::max<int64_t>(1, cols)), nullptr, [&](uint64_t first, uint64_t count, const std::byte* landed) {
-    packRows(landed, part.from.source, static_cast<int64_t>(count) / cols, cols, numbers + first, scales + static_cast<int64_t>(first) / cols, counter_, stream_);
+  const auto unit = static_cast<uint64_t>(std::max<int64_t>(1, cols));
+  return stream(part.from, unit, nullptr, [&](uint64_t first, uint64_t count, const std::byte* landed) {
+    float* const maxima = scales + static_cast<int64_t>(first) / cols;
+    packRows(landed, part.from.source, static_cast<int64_t>(count) / cols, cols, numbers + first, maxima, counter_, stream_);
   });
 }
 

@@ -234,7 +234,8 @@ void expertGemm(const Call& call, const Context& context) {
   if (g.m == 0 || g.n == 0) return;
   if (quantised) {
     operands.require(!byColumns, "a quantised b goes by rows");
-    return expertFewSlots({g.c, g.a, g.b, g.lowA, g.lowB, g.first, g.experts, g.n, g.k, g.alpha, g.lowAlpha, g.columns == ExpertColumns::low}, context);
+    const bool lowByColumns = g.columns == ExpertColumns::low;
+    return expertFewSlots({g.c, g.a, g.b, g.lowA, g.lowB, g.first, g.experts, g.n, g.k, g.alpha, g.lowAlpha, lowByColumns}, context);
   }
   if (!expertGemmWgmma(g, context)) expertGemmSimple(g, context);
 }

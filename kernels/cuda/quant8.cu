@@ -14,7 +14,8 @@ constexpr int threads = 256, perThread = 8, columnThreads = 128;
  * sizeof(T) bytes for each.
  */
 template <class T, int width>
-__global__ void __launch_bounds__(columnThreads) dequantiseBytes(T* y, int64_t ld, const Quant8View q, int64_t row, int64_t rows, int64_t cols) {
+__global__ void __launch_bounds__(columnThreads)
+    dequantiseBytes(T* y, int64_t ld, const Quant8View q, int64_t row, int64_t rows, int64_t cols) {
   const Matrix8 m(q, cols);
   const int64_t c = (int64_t{blockIdx.x} * columnThreads + threadIdx.x) * width;
   if (c >= cols) return;
@@ -30,7 +31,10 @@ __global__ void __launch_bounds__(columnThreads) dequantiseBytes(T* y, int64_t l
     }
     Pack<T, width> out;
 #pragma unroll
-    for (int k = 0; k < width; ++k) out.at[k] = narrow<T>(rounded(m.divided(__fmul_rn(m.number(words[k / 4], k % 4), scale)), m.rounding));
+    for (int k = 0; k < width; ++k) {
+      const float value = m.divided(__fmul_rn(m.number(words[k / 4], k % 4), scale));
+      out.at[k] = narrow<T>(rounded(value, m.rounding));
+    }
     if constexpr (width == perThread) *reinterpret_cast<Pack<T, width>*>(y + r * ld + c) = out;
     else y[r * ld + c] = out.at[0];
   }
@@ -115,7 +119,8 @@ void dequantise8(const View& y, const View& x, int64_t row, const Context& conte
     using T = typename decltype(tag)::type;
     auto* to = static_cast<T*>(y.data);
     const auto grid = [&](int64_t perRow) {
-      const int64_t across = (perRow + columnThreads - 1) / columnThreads, down = std::max<int64_t>(1, 64 * context.gpu->multiprocessors / across);
+      const int64_t across = (perRow + columnThreads - 1) / columnThreads;
+      const int64_t down = std::max<int64_t>(1, 64 * context.gpu->multiprocessors / across);
       return dim3(static_cast<unsigned>(across), static_cast<unsigned>(std::min<int64_t>({y.rows, down, 65535})));
     };
     if (y.cols % perThread == 0 && y.ld % perThread == 0 && reinterpret_cast<uintptr_t>(to) % (sizeof(T) * perThread) == 0)

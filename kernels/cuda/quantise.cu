@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(threads)
     largest = fmaxf(largest, fabsf(values[k]));
     wrong += !isFinite(values[k]);
   }
-  for (int offset = lanesPerBlock / 2; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  for (int offset = lanesPerBlock / 2; offset > 0; offset /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
   if (wrong > 0) atomicAdd(bad, static_cast<unsigned long long>(wrong));
   if (left <= 0) return;
   const float inverse = __fdiv_rn(1.0f, largest);
@@ -132,7 +133,8 @@ __global__ void __launch_bounds__(nestedBlock)
 
 /** A thread block for a row: its maximum, then numbers nearest to x·(127 / absmax), both in fp16 where that holds them. */
 template <class T>
-__global__ void __launch_bounds__(threads) packRowsKernel(const T* x, int64_t cols, uint8_t* numbers, float* scales, unsigned long long* bad) {
+__global__ void __launch_bounds__(threads)
+    packRowsKernel(const T* x, int64_t cols, uint8_t* numbers, float* scales, unsigned long long* bad) {
   __shared__ float warps[threads / 32];
   const int64_t row = blockIdx.x;
   const T* from = x + row * cols;
@@ -149,7 +151,8 @@ __global__ void __launch_bounds__(threads) packRowsKernel(const T* x, int64_t co
   __syncthreads();
   for (int i = 0; i < threads / 32; ++i) largest = fmaxf(largest, warps[i]);
   const bool halves = largest <= mostOfHalf;
-  const float absmax = halves ? __half2float(__float2half_rn(largest)) : largest, factor = absmax == 0 ? 0.0f : __fdiv_rn(127.0f, absmax);
+  const float absmax = halves ? __half2float(__float2half_rn(largest)) : largest;
+  const float factor = absmax == 0 ? 0.0f : __fdiv_rn(127.0f, absmax);
   if (threadIdx.x == 0) scales[row] = absmax;
   for (int64_t c = threadIdx.x; c < cols; c += threads) {
     const float value = widen(from[c]);
@@ -160,7 +163,8 @@ __global__ void __launch_bounds__(threads) packRowsKernel(const T* x, int64_t co
 
 }  // namespace
 
-void packBlocks(const void* values, DType type, int64_t elements, bool fp4, uint8_t* codes, float* absmax, unsigned long long* bad, cudaStream_t stream) {
+void packBlocks(const void* values, DType type, int64_t elements, bool fp4, uint8_t* codes, float* absmax,
+                unsigned long long* bad, cudaStream_t stream) {
   if (elements == 0) return;
   const auto blocks = static_cast<unsigned>((elements + threads * perThread - 1) / (threads * perThread));
   withType(type, "quantising", [&](auto tag) {
@@ -170,7 +174,8 @@ void packBlocks(const void* values, DType type, int64_t elements, bool fp4, uint
   checkLaunch("quantising");
 }
 
-void nestMaxima(const float* absmax, int64_t blocks, int64_t groupShift, uint8_t* codes, float* nested, float* mean, cudaStream_t stream) {
+void nestMaxima(const float* absmax, int64_t blocks, int64_t groupShift, uint8_t* codes, float* nested, float* mean,
+                cudaStream_t stream) {
   if (blocks == 0) return;
   const int64_t share = blocks > 128 ? blocks / 4 : blocks;
   int width = 1;
@@ -178,11 +183,13 @@ void nestMaxima(const float* absmax, int64_t blocks, int64_t groupShift, uint8_t
   meanKernel<<<1, meanThreads, 0, stream>>>(absmax, blocks, width, mean);
   checkLaunch("quantising");
   const auto nestedBlocks = static_cast<unsigned>((blocks + nestedBlock - 1) / nestedBlock);
-  nestKernel<<<nestedBlocks, nestedBlock, 0, stream>>>(absmax, blocks, static_cast<int>(groupShift), codes, reinterpret_cast<float2*>(nested), mean);
+  auto* const pairs = reinterpret_cast<float2*>(nested);
+  nestKernel<<<nestedBlocks, nestedBlock, 0, stream>>>(absmax, blocks, static_cast<int>(groupShift), codes, pairs, mean);
   checkLaunch("quantising");
 }
 
-void packRows(const void* values, DType type, int64_t rows, int64_t cols, uint8_t* numbers, float* scales, unsigned long long* bad, cudaStream_t stream) {
+void packRows(const void* values, DType type, int64_t rows, int64_t cols, uint8_t* numbers, float* scales,
+              unsigned long long* bad, cudaStream_t stream) {
   if (rows == 0) return;
   withType(type, "quantising", [&](auto tag) {
     using T = typename decltype(tag)::type;
