@@ -42,19 +42,20 @@ describe('kill −9 of a writer', () => {
     return checkpoints.at(-1)?.step ?? 0
   }
 
-  it('at twenty moments leaves whole files, a valid checkpoint and a lock that can be taken over', async () => {
+  it('at twenty moments and more leaves whole files, a valid checkpoint and a lock that can be taken over', async () => {
     const script = await bundleChild('writeUntilKilled', parent)
     const run = RunDirectory.create(parent, 'killed', 'version: 1\n')
     let newest = 0
-    for (let round = 0; round < 20; round++) {
-      await runAndKill(script, run, 2 + ((round * 37) % 83) + Math.random() * 5)
+    let round = 0
+    for (; round < 20 || newest <= 3; round++) {
+      // A machine that is too slow for these delays gets longer ones.
+      await runAndKill(script, run, (2 + ((round * 37) % 83) + Math.random() * 5) * (1 + Math.floor(round / 20)))
       const now = await checkFiles(run)
       assert.ok(now >= newest, `the newest checkpoint went back from ${newest} to ${now}`)
       newest = now
     }
-    assert.ok(newest > 3)
     const writer = await run.lock()
-    assert.equal(writer.status.attempt, 20)
+    assert.equal(writer.status.attempt, round)
     writer.resumeFrom(newest)
     await writer.close()
     for (const file of ['metrics.jsonl', 'log.txt']) assert.ok(fs.readFileSync(join(run.dir, file), 'utf8').endsWith('\n'))
