@@ -10,7 +10,20 @@ export const rowRules: readonly RowRule[] = ['fixed', 'tokens', 'labelled', 'seq
  * in memory of the system.
  */
 export const arenas = [
-  'weights', 'hostWeights', 'unpacked', 'params', 'shadow', 'grads', 'moment1', 'moment2', 'scalars', 'dora', 'io', 'cache', 'activations', 'offloaded',
+  'weights',
+  'hostWeights',
+  'unpacked',
+  'params',
+  'shadow',
+  'grads',
+  'moment1',
+  'moment2',
+  'scalars',
+  'dora',
+  'io',
+  'cache',
+  'activations',
+  'offloaded',
 ] as const
 export type Arena = (typeof arenas)[number]
 
@@ -115,7 +128,12 @@ export class Graph {
   /** Quantised matrices that stand in memory as plain numbers, too. */
   readonly unpacked: ReadonlyMap<Storage, Tensor>
 
-  constructor(capacity: Capacity, activationType: DType = 'f32', unpackedType?: DType, unpacked: ReadonlyMap<Storage, Tensor> = new Map()) {
+  constructor(
+    capacity: Capacity,
+    activationType: DType = 'f32',
+    unpackedType?: DType,
+    unpacked: ReadonlyMap<Storage, Tensor> = new Map(),
+  ) {
     this.capacity = capacity
     this.activationType = activationType
     this.unpackedType = unpackedType
@@ -127,13 +145,25 @@ export class Graph {
   }
 
   /** A new activation. */
-  activation(name: string, cols: number, options: { rule?: RowRule; keep?: Keep; rows?: number; repeat?: number; dtype?: DType } = {}): Tensor {
+  activation(
+    name: string,
+    cols: number,
+    options: { rule?: RowRule; keep?: Keep; rows?: number; repeat?: number; dtype?: DType } = {},
+  ): Tensor {
     const rule = options.rule ?? 'tokens'
     const repeat = options.repeat ?? 1
     const layered = this.layer < 0 ? name : `layers.${this.layer}.${name}`
     return whole({
-      name: layered, arena: 'activations', offset: -1, dtype: options.dtype ?? this.activationType, rows: repeat * this.rowsOf(rule, options.rows), cols, rule,
-      ...(repeat === 1 ? {} : { repeat }), keep: options.keep ?? 'residual', layer: this.layer,
+      name: layered,
+      arena: 'activations',
+      offset: -1,
+      dtype: options.dtype ?? this.activationType,
+      rows: repeat * this.rowsOf(rule, options.rows),
+      cols,
+      rule,
+      ...(repeat === 1 ? {} : { repeat }),
+      keep: options.keep ?? 'residual',
+      layer: this.layer,
     })
   }
 
@@ -162,7 +192,8 @@ export const whole = (storage: Storage): Tensor => ({ storage, column: 0, cols: 
 
 /** Columns [from, from + cols) of a tensor. */
 export function slice(tensor: Tensor, from: number, cols: number): Tensor {
-  if (from < 0 || from + cols > tensor.cols) throw new RangeError(`columns ${from}+${cols} of ${tensor.storage.name} (${tensor.cols} columns)`)
+  if (from < 0 || from + cols > tensor.cols)
+    throw new RangeError(`columns ${from}+${cols} of ${tensor.storage.name} (${tensor.cols} columns)`)
   return { storage: tensor.storage, column: tensor.column + from, cols }
 }
 
@@ -170,6 +201,15 @@ export function slice(tensor: Tensor, from: number, cols: number): Tensor {
 export function rowRange(tensor: Tensor, from: number, rows: number, bytesPerElement: number): Tensor {
   const { storage } = tensor
   if (storage.rule !== 'fixed' || storage.arena === 'activations') throw new RangeError(`${storage.name} has no fixed rows`)
-  if (from < 0 || from + rows > storage.rows) throw new RangeError(`rows ${from}+${rows} of ${storage.name} (${storage.rows} rows)`)
-  return { ...tensor, storage: { ...storage, name: `${storage.name}[${from}:${from + rows}]`, offset: storage.offset + from * storage.cols * bytesPerElement, rows } }
+  if (from < 0 || from + rows > storage.rows)
+    throw new RangeError(`rows ${from}+${rows} of ${storage.name} (${storage.rows} rows)`)
+  return {
+    ...tensor,
+    storage: {
+      ...storage,
+      name: `${storage.name}[${from}:${from + rows}]`,
+      offset: storage.offset + from * storage.cols * bytesPerElement,
+      rows,
+    },
+  }
 }

@@ -19,7 +19,11 @@ export interface OffloadLimits {
 const length = ({ lastForward, firstBackward }: Idle, forward: number): number => forward - lastForward + firstBackward
 
 /** What can wait elsewhere, longest idle first: whole matrices that follow the tokens. */
-function idleActivations(forward: readonly Command[], backward: readonly Command[], { leastCommands, leastCols }: OffloadLimits): Idle[] {
+function idleActivations(
+  forward: readonly Command[],
+  backward: readonly Command[],
+  { leastCommands, leastCols }: OffloadLimits,
+): Idle[] {
   const written = new Map<Storage, number>()
   const lastForward = new Map<Storage, number>()
   const firstBackward = new Map<Storage, number>()
@@ -31,12 +35,14 @@ function idleActivations(forward: readonly Command[], backward: readonly Command
     })
   })
   backward.forEach(({ tensors }, at) => {
-    for (const tensor of tensors) if (tensor !== undefined && !firstBackward.has(tensor.storage)) firstBackward.set(tensor.storage, at)
+    for (const tensor of tensors)
+      if (tensor !== undefined && !firstBackward.has(tensor.storage)) firstBackward.set(tensor.storage, at)
   })
   const found: Idle[] = []
   for (const [storage, at] of written) {
     const first = firstBackward.get(storage)
-    if (first === undefined || storage.arena !== 'activations' || storage.rule !== 'tokens' || storage.repeat !== undefined) continue
+    if (first === undefined || storage.arena !== 'activations' || storage.rule !== 'tokens' || storage.repeat !== undefined)
+      continue
     if (storage.cols < leastCols) continue
     const idle = { storage, written: at, lastForward: lastForward.get(storage)!, firstBackward: first }
     if (length(idle, forward.length) >= leastCommands) found.push(idle)
@@ -56,10 +62,20 @@ export interface Offloaded {
  * computes (until the next layer's is there), and is on its way back while the layer behind is differentiated; both copies run beside the
  * computation. What is computed stays the same to the bit.
  */
-export function offloadActivations(forward: readonly Command[], backward: readonly Command[], count: number, limits: OffloadLimits): Offloaded {
+export function offloadActivations(
+  forward: readonly Command[],
+  backward: readonly Command[],
+  count: number,
+  limits: OffloadLimits,
+): Offloaded {
   const idle = idleActivations(forward, backward, limits)
   const chosen = new Set(idle.slice(0, count))
-  const command = (name: 'offload' | 'prefetch' | 'awaitCopy', ...storages: Storage[]): Command => ({ name, tensors: storages.map(whole), ints: [], floats: [] })
+  const command = (name: 'offload' | 'prefetch' | 'awaitCopy', ...storages: Storage[]): Command => ({
+    name,
+    tensors: storages.map(whole),
+    ints: [],
+    floats: [],
+  })
   const afterForward = new Map<number, Command[]>()
   const beforeBackward = new Map<number, Command[]>()
   const insert = (into: Map<number, Command[]>, at: number, added: Command) => into.set(at, [...(into.get(at) ?? []), added])
@@ -78,7 +94,10 @@ export function offloadActivations(forward: readonly Command[], backward: readon
     insert(beforeBackward, each.firstBackward, command('awaitCopy', back))
   })
   const redirected = (original: Command): Command => ({
-    ...original, tensors: original.tensors.map((tensor) => (tensor === undefined ? tensor : { ...tensor, storage: returned.get(tensor.storage) ?? tensor.storage })),
+    ...original,
+    tensors: original.tensors.map((tensor) =>
+      tensor === undefined ? tensor : { ...tensor, storage: returned.get(tensor.storage) ?? tensor.storage },
+    ),
   })
   return {
     forward: forward.flatMap((each, at) => [each, ...(afterForward.get(at) ?? [])]),

@@ -41,7 +41,13 @@ function lifetimes({ commands, loops }: TiledCommands): Life[] {
     for (const operand of command.tensors) {
       if (operand === undefined || !isPlanned(operand.storage)) continue
       const life = lives.get(operand.storage)
-      if (life === undefined) lives.set(operand.storage, { storages: [operand.storage], bytes: align(storageBytes(operand.storage)), first: at, last: at })
+      if (life === undefined)
+        lives.set(operand.storage, {
+          storages: [operand.storage],
+          bytes: align(storageBytes(operand.storage)),
+          first: at,
+          last: at,
+        })
       else life.last = at
     }
   })
@@ -83,12 +89,20 @@ export function planMemory(commands: readonly Command[], loops: readonly TileLoo
   const of = (arena: Arena) => lives.filter(({ storages }) => storages[0]!.arena === arena)
   const offsets = new Map<Storage, number>()
   const [activationBytes, offloadedBytes] = [place(of('activations'), offsets), place(of('offloaded'), offsets)]
-  return { ...expandTiles({ commands, loops }), offsets, activationBytes, offloadedBytes, lowerBound: peak(of('activations'), commands.length) }
+  return {
+    ...expandTiles({ commands, loops }),
+    offsets,
+    activationBytes,
+    offloadedBytes,
+    lowerBound: peak(of('activations'), commands.length),
+  }
 }
 
 /** Adds the offsets of these lives, which share one arena; returns its size. */
 function place(lives: readonly Life[], offsets: Map<Storage, number>): number {
-  const order = lives.map((life, index) => ({ life, index })).sort((a, b) => b.life.bytes - a.life.bytes || a.life.first - b.life.first || a.index - b.index)
+  const order = lives
+    .map((life, index) => ({ life, index }))
+    .sort((a, b) => b.life.bytes - a.life.bytes || a.life.first - b.life.first || a.index - b.index)
   const placed: { life: Life; offset: number }[] = []
   let size = 0
   for (const { life } of order) {
@@ -128,9 +142,15 @@ export function printPlan(plan: Plan): string {
   const show = (tensor: Tensor | undefined): string => {
     if (tensor === undefined) return '-'
     const { storage, column, cols } = tensor
-    const rows = storage.rule === 'fixed' ? String(storage.rows) : `${storage.repeat === undefined ? '' : `${storage.repeat}·`}${storage.rule}`
+    const rows =
+      storage.rule === 'fixed'
+        ? String(storage.rows)
+        : `${storage.repeat === undefined ? '' : `${storage.repeat}·`}${storage.rule}`
     const part = cols === storage.cols ? '' : `:${column}`
-    const place = storage.arena === 'activations' ? `@${plan.offsets.get(storage)}` : `@${storage.arena}${isPlanned(storage) ? plan.offsets.get(storage) : ''}`
+    const place =
+      storage.arena === 'activations'
+        ? `@${plan.offsets.get(storage)}`
+        : `@${storage.arena}${isPlanned(storage) ? plan.offsets.get(storage) : ''}`
     return `${storage.name}[${rows}x${cols}${part}]${place}`
   }
   const lines = plan.commands.map((command) => {

@@ -18,8 +18,23 @@ export interface TiledCommands {
 
 /** Commands whose outputs depend on the same row of their inputs alone, or add up over rows what they find there (gradients). */
 const byRow: ReadonlySet<CommandName> = new Set<CommandName>([
-  'gemm', 'rmsNorm', 'rmsNormGrad', 'layerNorm', 'layerNormGrad', 'rope', 'glu', 'gluGrad', 'activation', 'activationGrad', 'add', 'columnSum',
-  'dropout', 'noise', 'cast', 'scaleColumns', 'scaleColumnsGrad',
+  'gemm',
+  'rmsNorm',
+  'rmsNormGrad',
+  'layerNorm',
+  'layerNormGrad',
+  'rope',
+  'glu',
+  'gluGrad',
+  'activation',
+  'activationGrad',
+  'add',
+  'columnSum',
+  'dropout',
+  'noise',
+  'cast',
+  'scaleColumns',
+  'scaleColumnsGrad',
 ])
 
 /** Commands on fixed matrices that a stretch may hold: they run once, before its first tile needs them. */
@@ -87,13 +102,22 @@ export function tileRows(parts: readonly (readonly Command[])[], tokens: number,
   for (const part of parts) {
     for (const { first, last } of stretches(commands, begin, begin + part.length)) {
       const local = (tensor: Tensor): boolean =>
-        tensor.storage.arena === 'activations' && followsTokens(tensor) && firstUse.get(tensor.storage)! >= first && lastUse.get(tensor.storage)! < last
+        tensor.storage.arena === 'activations' &&
+        followsTokens(tensor) &&
+        firstUse.get(tensor.storage)! >= first &&
+        lastUse.get(tensor.storage)! < last
       const tiles = new Map<Storage, Storage>()
       for (let at = first; at < last; ++at) {
         const command = commands[at]!
         for (const tensor of command.tensors)
-          if (tensor !== undefined && local(tensor)) tiles.set(tensor.storage, tiles.get(tensor.storage) ?? { ...tensor.storage, rows, tiled: true })
-        commands[at] = { ...command, tensors: command.tensors.map((tensor) => (tensor === undefined ? tensor : { ...tensor, storage: tiles.get(tensor.storage) ?? tensor.storage })) }
+          if (tensor !== undefined && local(tensor))
+            tiles.set(tensor.storage, tiles.get(tensor.storage) ?? { ...tensor.storage, rows, tiled: true })
+        commands[at] = {
+          ...command,
+          tensors: command.tensors.map((tensor) =>
+            tensor === undefined ? tensor : { ...tensor, storage: tiles.get(tensor.storage) ?? tensor.storage },
+          ),
+        }
       }
       if (tiles.size > 0) loops.push({ first, last, rows, tiles: Math.ceil(tokens / rows) })
     }
@@ -103,7 +127,10 @@ export function tileRows(parts: readonly (readonly Command[])[], tokens: number,
 }
 
 /** The flat list, and where each command of the tiled one begins in it (one more entry: its length). */
-export function expandTiles({ commands, loops }: TiledCommands): { readonly commands: readonly Command[]; readonly starts: readonly number[] } {
+export function expandTiles({ commands, loops }: TiledCommands): {
+  readonly commands: readonly Command[]
+  readonly starts: readonly number[]
+} {
   const flat: Command[] = []
   const starts: number[] = []
   let at = 0

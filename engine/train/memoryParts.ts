@@ -43,7 +43,9 @@ export interface MemoryUsers {
 
 /** The memory of a run. */
 export function plannedMemory(
-  patched: PatchedModel, { training, scoring, moments, unpacked }: MemoryUsers, options: MemoryOptions,
+  patched: PatchedModel,
+  { training, scoring, moments, unpacked }: MemoryUsers,
+  options: MemoryOptions,
 ): PlannedMemory {
   const { target, layout, arena } = patched
   const state = layout.elements * 4
@@ -53,7 +55,10 @@ export function plannedMemory(
   const plans = [training, ...(scoring === undefined ? [] : [scoring])]
   const most = (of: (step: StepPlan) => number) => Math.max(...plans.map(of))
   const recorded = plans.map(({ plan }) => plan.commands.length).filter((count) => count <= mostRecorded)
-  const commands = Math.min(mostRecordedInAll, optimizer.update.length + refresh.commands.length + (options.graphs ?? 1) * recorded.reduce((sum, count) => sum + count, 0))
+  const commands = Math.min(
+    mostRecordedInAll,
+    optimizer.update.length + refresh.commands.length + (options.graphs ?? 1) * recorded.reduce((sum, count) => sum + count, 0),
+  )
   const onHost = (name: string, bytes: number) => ({ name, bytes, place: 'host' as const })
   const parts: MemoryPart[] = [
     { name: 'frozen weights', bytes: arena.bytes },
@@ -64,14 +69,24 @@ export function plannedMemory(
     { name: 'row lengths', bytes: layout.doraBytes },
     { name: 'gradients', bytes: state },
     moments === 'host' ? onHost('optimizer', momentBytes) : { name: 'optimizer', bytes: momentBytes },
-    { name: 'activations', bytes: Math.max(refresh.activationBytes, most(({ plan }) => plan.activationBytes)) },
-    onHost('offloaded activations', most(({ plan }) => plan.offloadedBytes)),
+    {
+      name: 'activations',
+      bytes: Math.max(
+        refresh.activationBytes,
+        most(({ plan }) => plan.activationBytes),
+      ),
+    },
+    onHost(
+      'offloaded activations',
+      most(({ plan }) => plan.offloadedBytes),
+    ),
     { name: 'batch', bytes: most(({ ioBytes }) => ioBytes) },
     { name: 'kernel scratch', bytes: scratchBytes(target, training.plan.commands, options.threads) },
     { name: 'GPU context and kernels', bytes: options.gpuOverhead?.contextBytes ?? 0 },
     { name: 'CUDA graphs', bytes: commands * (options.gpuOverhead?.graphNodeBytes ?? 0) },
   ].filter(({ bytes }) => bytes > 0)
-  const bytesIn = (where: MemoryPart['place']) => parts.reduce((sum, { bytes, place }) => (place === where ? sum + bytes : sum), 0)
+  const bytesIn = (where: MemoryPart['place']) =>
+    parts.reduce((sum, { bytes, place }) => (place === where ? sum + bytes : sum), 0)
   return { parts, totalBytes: bytesIn(undefined), hostBytes: bytesIn('host') }
 }
 

@@ -70,8 +70,10 @@ interface Planned {
 
 const deepest = (layers: number): number => (recomputeLevels.length - 1) * layers
 
-const recomputeAt = (step: number, layers: number) => (layer: number): Recompute =>
-  recomputeLevels[Math.floor(step / layers) + (layer < step % layers ? 1 : 0)]!
+const recomputeAt =
+  (step: number, layers: number) =>
+  (layer: number): Recompute =>
+    recomputeLevels[Math.floor(step / layers) + (layer < step % layers ? 1 : 0)]!
 
 /** Tokens of a sample from which on it costs more to attend again than to bring what was attended back from the host. */
 const longAttention = 16_384
@@ -112,12 +114,16 @@ function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Pl
   const sizes = capacities(patched, options)
   const { layers } = patched.model.spec
   const [whole, everything] = [deepest(layers), patched.target.kind === 'cuda' ? Infinity : 0]
-  const fits = ({ plan: { totalBytes, hostBytes } }: Planned): boolean => totalBytes <= limit(options) && hostBytes <= (options.availableHostBytes ?? Infinity)
-  const at = (step: number, offload = 0, capacity = sizes.at(-1)!): Planned => build(patched, { capacity, step, offload, moments, unpacked: nothingUnpacked }, options)
-  const everywhere = { auto: [0, 0], none: [0, 0], full: [whole, 0], offload: [whole, everything] }[checkpointing] as [number, number]
+  const fits = ({ plan: { totalBytes, hostBytes } }: Planned): boolean =>
+    totalBytes <= limit(options) && hostBytes <= (options.availableHostBytes ?? Infinity)
+  const at = (step: number, offload = 0, capacity = sizes.at(-1)!): Planned =>
+    build(patched, { capacity, step, offload, moments, unpacked: nothingUnpacked }, options)
+  const everywhere: Readonly<Record<Checkpointing, readonly [number, number]>> = {
+    auto: [0, 0], none: [0, 0], full: [whole, 0], offload: [whole, everything],
+  }
   let least: Planned | undefined
   for (const capacity of sizes) {
-    least = at(...everywhere, capacity)
+    least = at(...everywhere[checkpointing], capacity)
     if (fits(least)) return least
   }
   if (checkpointing === 'auto') {
@@ -127,13 +133,20 @@ function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Pl
     const projections = whole - layers
     // Where every layer recomputes, what the last one needs meets the loss at its fullest: one less can take less.
     const ways = [
-      steps(0, projections), ...(longestSample >= longAttention ? [offloading(projections)] : []), steps(projections, whole - 1), steps(whole, whole), offloading(whole),
+      steps(0, projections),
+      ...(longestSample >= longAttention ? [offloading(projections)] : []),
+      steps(projections, whole - 1),
+      steps(whole, whole),
+      offloading(whole),
     ]
     for (const way of ways) {
       const found = firstThat(fits, way)
       if (found !== undefined) return found
     }
-    least = ways.flatMap((way) => way.slice(-1)).map((last) => last()).reduce((a, b) => (a.plan.totalBytes <= b.plan.totalBytes ? a : b))
+    least = ways
+      .flatMap((way) => way.slice(-1))
+      .map((last) => last())
+      .reduce((a, b) => (a.plan.totalBytes <= b.plan.totalBytes ? a : b))
   }
   throw tooLarge(least!.plan, options)
 }
@@ -166,13 +179,21 @@ function tooLarge({ parts, totalBytes, hostBytes }: TrainingPlan, options: Train
   if (totalBytes <= limit(options)) {
     const { name, bytes } = largestOf(parts, 'host')
     const message = `This run keeps ${formatBytes(hostBytes)} in the memory of the host, but only ${formatBytes(options.availableHostBytes ?? Infinity)} are free there; the largest part is ${name} with ${formatBytes(bytes)}.`
-    return new UnslothError('MEMORY', message, { hint: hostHints[name] ?? 'Set training.offload_embedding and training.offload_lm_head to false, or end other programs.' })
+    return new UnslothError('MEMORY', message, {
+      hint: hostHints[name] ?? 'Set training.offload_embedding and training.offload_lm_head to false, or end other programs.',
+    })
   }
   const { name, bytes } = largestOf(parts, undefined)
-  const room = isCapped(options) ? `training.max_memory allows only ${formatBytes(limit(options))}` : `only ${formatBytes(options.availableBytes)} are free`
-  return new UnslothError('MEMORY', `This run needs ${formatBytes(totalBytes)}, but ${room}; the largest part is ${name} with ${formatBytes(bytes)}.`, {
-    hint: `${isCapped(options) ? 'Raise training.max_memory. ' : ''}${options.checkpointing === 'none' ? 'Set training.gradient_checkpointing: auto.' : 'Lower training.max_seq_length or lora.lora_r, or choose a smaller model.'}`,
-  })
+  const room = isCapped(options)
+    ? `training.max_memory allows only ${formatBytes(limit(options))}`
+    : `only ${formatBytes(options.availableBytes)} are free`
+  return new UnslothError(
+    'MEMORY',
+    `This run needs ${formatBytes(totalBytes)}, but ${room}; the largest part is ${name} with ${formatBytes(bytes)}.`,
+    {
+      hint: `${isCapped(options) ? 'Raise training.max_memory. ' : ''}${options.checkpointing === 'none' ? 'Set training.gradient_checkpointing: auto.' : 'Lower training.max_seq_length or lora.lora_r, or choose a smaller model.'}`,
+    },
+  )
 }
 
 /** What to change when a part of the host's memory is too large. */
@@ -183,11 +204,19 @@ const hostHints: Readonly<Record<string, string>> = {
 
 function build(patched: PatchedModel, choice: Choice, options: TrainingPlanOptions): Planned {
   const { capacity, step, offload, moments, unpacked } = choice
-  const { target, model: { spec } } = patched
+  const {
+    target,
+    model: { spec },
+  } = patched
   const common = { spec, capacity, target, unpacked: unpacked.tensors }
   const dropout = patched.modules.some((module) => module.dropout > 0)
   const training = trainingPlan({
-    ...common, weights: trainedWeights(patched), dropout, neftune: options.neftune ?? 0, recompute: recomputeAt(step, spec.layers), offload,
+    ...common,
+    weights: trainedWeights(patched),
+    dropout,
+    neftune: options.neftune ?? 0,
+    recompute: recomputeAt(step, spec.layers),
+    offload,
     lossScaling: options.lossScaling,
   })
   const scoring = options.evaluates ? scoringPlan({ ...common, weights: evaluatedWeights(patched) }) : undefined
@@ -206,7 +235,8 @@ function used({ totalBytes, parts, hostBytes }: PlannedMemory, options: Training
 }
 
 /** What all layers recompute, or `mixed`. */
-const uniform = (step: number, layers: number): TrainingPlan['recompute'] => (step % layers === 0 ? recomputeAt(step, layers)(0) : 'mixed')
+const uniform = (step: number, layers: number): TrainingPlan['recompute'] =>
+  step % layers === 0 ? recomputeAt(step, layers)(0) : 'mixed'
 
 function described(step: number, layers: number): string {
   const [level, more] = [Math.floor(step / layers), step % layers]

@@ -34,7 +34,13 @@ const clearX: Command = { name: 'fill', tensors: [x], ints: [], floats: [0] }
 
 describe('offload', () => {
   it('takes a matrix away, so that its memory is free, and `prefetch` brings it back', async () => {
-    const { numbers, back } = await run(command('offload', host, x), command('awaitCopy', x), clearX, command('prefetch', y, host), command('awaitCopy', y))
+    const { numbers, back } = await run(
+      command('offload', host, x),
+      command('awaitCopy', x),
+      clearX,
+      command('prefetch', y, host),
+      command('awaitCopy', y),
+    )
     assert.deepEqual(back, numbers)
   })
   it('refuses a part of a matrix, and another shape', async () => {
@@ -45,7 +51,10 @@ describe('offload', () => {
 
 describe('prefetch', () => {
   it('refuses a part of a matrix', async () => {
-    await assert.rejects(run(command('offload', host, x), command('prefetch', slice(y, 0, 8), slice(host, 0, 8))), /prefetch: both must be whole matrices/)
+    await assert.rejects(
+      run(command('offload', host, x), command('prefetch', slice(y, 0, 8), slice(host, 0, 8))),
+      /prefetch: both must be whole matrices/,
+    )
   })
 })
 

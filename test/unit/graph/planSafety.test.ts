@@ -23,7 +23,10 @@ function rowsOf({ storage }: Tensor, { tile }: Command, plan: Plan): { from: num
  * still. Returns the number of reads that were looked at.
  */
 function followMemory(plan: Plan): number {
-  const owners = { activations: new Array<Storage | undefined>(plan.activationBytes / 4), offloaded: new Array<Storage | undefined>(plan.offloadedBytes / 4) }
+  const owners = {
+    activations: new Array<Storage | undefined>(plan.activationBytes / 4),
+    offloaded: new Array<Storage | undefined>(plan.offloadedBytes / 4),
+  }
   let reads = 0
   plan.commands.forEach((command, at) => {
     const { outputs } = commandSignatures[command.name]
@@ -33,7 +36,8 @@ function followMemory(plan: Plan): number {
       const memory = owners[tensor.storage.arena as keyof typeof owners]
       reads += 1
       for (let word = from; word < to; ++word)
-        if (memory[word] !== tensor.storage) assert.fail(`command ${at}, ${command.name}: ${tensor.storage.name} was overwritten by ${memory[word]?.name}`)
+        if (memory[word] !== tensor.storage)
+          assert.fail(`command ${at}, ${command.name}: ${tensor.storage.name} was overwritten by ${memory[word]?.name}`)
     })
     command.tensors.slice(0, outputs).forEach((tensor) => {
       if (tensor === undefined || !isPlanned(tensor.storage)) return
@@ -49,14 +53,27 @@ describe('memory of a plan', () => {
   const trained = { adapters: ['q_proj', 'v_proj', 'o_proj', 'down_proj'], full: 'full' } as const
   for (const [name, config] of Object.entries(models))
     for (const [what, train] of Object.entries(trained))
-      for (const [dropout, dora] of name === 'llama' && what === 'adapters' ? [[0, false], [0.1, false], [0, true], [0.1, true]] as const : [[0, false]] as const)
+      for (const [dropout, dora] of name === 'llama' && what === 'adapters'
+        ? ([
+            [0, false],
+            [0.1, false],
+            [0, true],
+            [0.1, true],
+          ] as const)
+        : ([[0, false]] as const))
         it(`keeps every value until it was read: ${name}, ${what}${dora ? ' of DoRA' : ''}${dropout > 0 ? ' with dropout' : ''}`, () => {
           const { spec, weights } = tinyModel(config, train, dropout, dora)
           for (const recompute of recomputeLevels)
             for (const tileRows of [6, 32])
               for (const offload of [0, 1, 100]) {
                 const step = trainingPlan({
-                  spec, weights, capacity: { tokens: 20, labelled: 12, sequences: 3 }, target: { ...cpuTarget(), tileRows }, dropout: dropout > 0, recompute: () => recompute, offload,
+                  spec,
+                  weights,
+                  capacity: { tokens: 20, labelled: 12, sequences: 3 },
+                  target: { ...cpuTarget(), tileRows },
+                  dropout: dropout > 0,
+                  recompute: () => recompute,
+                  offload,
                 })
                 assert.ok(followMemory(step.plan) > 100)
               }
@@ -66,13 +83,22 @@ describe('memory of a plan', () => {
     const { spec, weights } = tinyModel({ ...tinyConfig, num_hidden_layers: 12, intermediate_size: 64 }, ['q_proj', 'down_proj'])
     const { tileRows = 1000, offload = 0 } = options
     return trainingPlan({
-      spec, weights, capacity: { tokens: 64, labelled: 8, sequences: 1 }, target: { ...cpuTarget(), tileRows }, dropout: false, recompute: () => 'layer', offload,
+      spec,
+      weights,
+      capacity: { tokens: 64, labelled: 8, sequences: 1 },
+      target: { ...cpuTarget(), tileRows },
+      dropout: false,
+      recompute: () => 'layer',
+      offload,
     })
   }
 
   it('shrinks when long rows are worked through in tiles', () => {
     const [all, tiles] = [plan({}), plan({ tileRows: 8 })]
-    assert.ok(tiles.plan.activationBytes < 0.6 * all.plan.activationBytes, `${tiles.plan.activationBytes} of ${all.plan.activationBytes} bytes`)
+    assert.ok(
+      tiles.plan.activationBytes < 0.6 * all.plan.activationBytes,
+      `${tiles.plan.activationBytes} of ${all.plan.activationBytes} bytes`,
+    )
     const first = tiles.plan.commands[tiles.forwardCommands]!
     assert.equal(first.name, all.plan.commands[all.forwardCommands]!.name, 'the backward pass begins with the same command')
     assert.ok(tiles.plan.commands.length > 3 * all.plan.commands.length)
@@ -85,7 +111,8 @@ describe('memory of a plan', () => {
     const bytes = 64 * 8 * 4
     sizes.forEach(({ activationBytes, offloadedBytes }, count) => {
       assert.equal(offloadedBytes, count * bytes)
-      if (count > 0 && count < offloadable) assert.equal(sizes[count - 1]!.activationBytes - activationBytes, bytes, `${count} offloaded`)
+      if (count > 0 && count < offloadable)
+        assert.equal(sizes[count - 1]!.activationBytes - activationBytes, bytes, `${count} offloaded`)
     })
   })
 })
