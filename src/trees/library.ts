@@ -179,7 +179,7 @@ async function describeModel(path: string): Promise<readonly Fact[]> {
 }
 
 async function describeGguf(path: string): Promise<readonly Fact[]> {
-  const [{ ggufFacts }, { formatBytes, formatCompact, formatCount }] = await Promise.all([import('./ggufFacts.ts'), import('#shared/units.ts')])
+  const [{ ggufFacts }, { formatBytes, formatCompact, formatCount }] = await Promise.all([import('../../engine/io/ggufFacts.ts'), import('#shared/units.ts')])
   const { architecture, name, contextLength, parameters, types } = await ggufFacts(path)
   return [
     { label: 'Architecture', value: name === undefined ? architecture : `${architecture} (${name})` },

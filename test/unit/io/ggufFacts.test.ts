@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
-import { ggufFacts } from '../../../src/trees/ggufFacts.ts'
+import { ggufFacts } from '../../../engine/io/ggufFacts.ts'
 
 const u32 = (value: number): Buffer => Buffer.from(Uint32Array.of(value).buffer)
 const u64 = (value: number): Buffer => Buffer.from(BigUint64Array.of(BigInt(value)).buffer)
