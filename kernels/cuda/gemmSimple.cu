@@ -72,20 +72,8 @@ __global__ void __launch_bounds__(threads) simpleKernel(const __grid_constant__ 
     }
   }
 
-  if (args.splits > 1) {
-    const int64_t tile = blockIdx.y * gridDim.x + blockIdx.x;
-    float* partial = args.partial + tile * args.splits * (rows * columns * threads) + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < rows * columns; ++i)
-      __stcg(partial + (static_cast<int64_t>(blockIdx.z) * rows * columns + i) * threads, sum[i / columns][i % columns]);
-    if (!lastOfSplits(&arrived[tile], args.splits, &flag)) return;
-#pragma unroll
-    for (int i = 0; i < rows * columns; ++i) sum[i / columns][i % columns] = 0;
-    for (int s = 0; s < args.splits; ++s)
-#pragma unroll
-      for (int i = 0; i < rows * columns; ++i)
-        sum[i / columns][i % columns] += __ldcg(partial + (static_cast<int64_t>(s) * rows * columns + i) * threads);
-  }
+  const auto at = [&](int i) -> float& { return sum[i / columns][i % columns]; };
+  if (args.splits > 1 && !addSplits<rows * columns>(args, arrived, &flag, at)) return;
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll

@@ -91,21 +91,8 @@ __global__ void __launch_bounds__(threads) tf32Kernel(const __grid_constant__ Ti
     }
   }
 
-  constexpr int count = rowTiles * columnTiles * 4;
-  if (args.splits > 1) {
-    const int64_t tile = blockIdx.y * gridDim.x + blockIdx.x;
-    float* partial = args.partial + tile * args.splits * (count * threads) + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < count; ++i)
-      __stcg(partial + (static_cast<int64_t>(blockIdx.z) * count + i) * threads, sum[i / 4 / columnTiles][i / 4 % columnTiles][i % 4]);
-    if (!lastOfSplits(&arrived[tile], args.splits, &flag)) return;
-#pragma unroll
-    for (int i = 0; i < count; ++i) sum[i / 4 / columnTiles][i / 4 % columnTiles][i % 4] = 0;
-    for (int s = 0; s < args.splits; ++s)
-#pragma unroll
-      for (int i = 0; i < count; ++i)
-        sum[i / 4 / columnTiles][i / 4 % columnTiles][i % 4] += __ldcg(partial + (static_cast<int64_t>(s) * count + i) * threads);
-  }
+  const auto at = [&](int i) -> float& { return sum[i / 4 / columnTiles][i / 4 % columnTiles][i % 4]; };
+  if (args.splits > 1 && !addSplits<rowTiles * columnTiles * 4>(args, arrived, &flag, at)) return;
 #pragma unroll
   for (int i = 0; i < rowTiles; ++i)
 #pragma unroll

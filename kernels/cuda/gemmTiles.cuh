@@ -114,6 +114,24 @@ inline Source sourceOf(const View& a, const View& b, int64_t k, int64_t column, 
   return {a.data, b.data, a.ld, b.ld, k, column, width, alpha, a.dtype, b.dtype, readsInFours(a), readsInFours(b)};
 }
 
+/**
+ * Adds up what the blocks of a tile have in `count` sums a thread each, in the order of their parts of k; at(i) is the i-th of this
+ * thread's. Only the last block to arrive has them then, and is told so.
+ */
+template <int count, class At>
+__device__ __forceinline__ bool addSplits(const TileArgs& args, unsigned* arrived, int* flag, At&& at) {
+  const int64_t tile = blockIdx.y * gridDim.x + blockIdx.x;
+  float* partial = args.partial + tile * args.splits * (count * threads) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < count; ++i) __stcg(partial + (static_cast<int64_t>(blockIdx.z) * count + i) * threads, at(i));
+  if (!lastOfSplits(&arrived[tile], args.splits, flag)) return false;
+#pragma unroll
+  for (int i = 0; i < count; ++i) at(i) = 0;
+  for (int s = 0; s < args.splits; ++s)
+#pragma unroll
+    for (int i = 0; i < count; ++i) at(i) += __ldcg(partial + (static_cast<int64_t>(s) * count + i) * threads);
+  return true;
+}
 
 /** Launches a kernel on tiles of tileM×tileN, with the main product's k cut where there are too few of them for the GPU. */
 inline void launchTiles(TileArgs args, int tileM, int tileN, void (*kernel)(const TileArgs), const char* name, const Context& context) {
