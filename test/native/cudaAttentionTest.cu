@@ -193,11 +193,7 @@ int main(int count, char** words) {
   using namespace unsloth::cuda;
   return test::runProgram("cudaAttentionTest", [&] {
     const GpuInfo gpu = test::readGpu();
-    Context context;
-    check(cudaStreamCreate(&context.stream), "opening the GPU");
-    context.gpu = &gpu;
-    context.workspaceBytes = size_t{1} << 30;
-    context.workspace = test::allocate(context.workspaceBytes);
+    const Context context = test::openContext(gpu, size_t{1} << 30);
     if (count > 1 && std::strcmp(words[1], "bench") == 0) return benches(context), 0;
     runCases(context, "", {64, 8, 40, 80, 96, 120, 128, 192, 256});
     runOddCases(context);

@@ -68,7 +68,7 @@ enum class Layout { dense, alignedSlice, oddSlice };
 /** GPU memory, stream and CPU threads that all cases share. */
 struct Bench {
   cuda::GpuInfo gpu = cuda::test::readGpu();
-  cuda::Context context;
+  cuda::Context context = cuda::test::openContext(gpu, size_t{256} << 20);
   cpu::ThreadPool pool{8};
   std::byte* arena = nullptr;
   size_t arenaBytes = size_t{1} << 30;
@@ -76,10 +76,6 @@ struct Bench {
   std::map<std::string, int> complaintsOf;  // the first few of each command are printed
 
   Bench() {
-    cuda::check(cudaStreamCreate(&context.stream), "making a stream");
-    context.gpu = &gpu;
-    context.workspaceBytes = size_t{256} << 20;
-    cuda::check(cudaMalloc(&context.workspace, context.workspaceBytes), "taking the workspace");
     cuda::check(cudaMalloc(reinterpret_cast<void**>(&arena), arenaBytes), "taking the arena");
     cuda::check(cudaMemset(context.workspace, 0xc7, context.workspaceBytes), "filling the workspace");
   }

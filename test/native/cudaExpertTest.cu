@@ -256,11 +256,7 @@ void bench(Memory& memory, const Context& context) {
 int main(int count, char** words) {
   return test::runProgram("cudaExpertTest", [&] {
     const GpuInfo gpu = test::readGpu();
-    Context context;
-    context.gpu = &gpu;
-    context.workspaceBytes = 64 << 20;
-    check(cudaStreamCreate(&context.stream), "stream");
-    check(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
+    const Context context = test::openContext(gpu, size_t{64} << 20);
     Memory memory(size_t{8} << 30);
     if (count > 1 && std::string(words[1]) == "bench") return bench(memory, context), 0;
     return checkAll(memory, context);

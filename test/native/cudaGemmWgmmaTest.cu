@@ -314,11 +314,7 @@ void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways
 
 int run(const std::string& what, const std::string& only) {
   const GpuInfo gpu = test::readGpu();
-  Context context;
-  context.gpu = &gpu;
-  context.workspaceBytes = 64 << 20;
-  check(cudaStreamCreate(&context.stream), "stream");
-  check(cudaMalloc(&context.workspace, context.workspaceBytes), "workspace");
+  const Context context = test::openContext(gpu, size_t{64} << 20);
   Pool pool(size_t{12} << 30);
 
   std::vector<NamedWay> tilings;

@@ -367,10 +367,7 @@ int main(int count, char** words) {
     auto& [gpu, context, only, checks, failures, notRun] = test::cases;
     only = count > 1 ? words[1] : "";
     gpu = test::readGpu();
-    context.gpu = &gpu;
-    check(cudaStreamCreate(&context.stream), "making a stream");
-    context.workspaceBytes = size_t{256} << 20;
-    context.workspace = test::allocate(context.workspaceBytes);
+    context = test::openContext(gpu, size_t{256} << 20);
     elements();
     transfers();
     tables();

@@ -208,10 +208,7 @@ void benchModel(const Model& m) {
 int main(int count, char** arguments) {
   if (count > 1) only = arguments[1];
   gpu = cuda::test::readGpu();
-  context.gpu = &gpu;
-  context.workspaceBytes = size_t{64} << 20;
-  check(cudaStreamCreate(&context.stream), "making a stream");
-  check(cudaMalloc(&context.workspace, context.workspaceBytes), "taking the workspace");
+  context = cuda::test::openContext(gpu, size_t{64} << 20);
   check(cudaMalloc(reinterpret_cast<void**>(&arena), arenaBytes), "taking the arena");
   cuda::test::fillNormal<<<2048, 256, 0, context.stream>>>(arena, DType::BF16, arenaBytes / 2, 1, 1);
   check(cudaDeviceSynchronize(), "filling the arena");

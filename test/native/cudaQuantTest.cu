@@ -309,10 +309,7 @@ int run(bool measure) {
   static const GpuInfo gpu = test::readGpu();
   cpu::ThreadPool threads(8);
   pool = &threads;
-  check(cudaStreamCreate(&context.stream), "making a stream");
-  context.gpu = &gpu;
-  context.workspaceBytes = size_t{64} << 20;
-  check(cudaMalloc(&context.workspace, context.workspaceBytes), "taking the workspace");
+  context = test::openContext(gpu, size_t{64} << 20);
   if (measure) return bench(), 0;
   testDequantise();
   testFewRows();

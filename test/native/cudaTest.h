@@ -30,6 +30,16 @@ inline GpuInfo readGpu() {
           p.totalGlobalMem};
 }
 
+/** What commands need: a stream and so much scratch. `gpu` has to outlive it. */
+inline Context openContext(const GpuInfo& gpu, size_t workspaceBytes) {
+  Context context;
+  context.gpu = &gpu;
+  context.workspaceBytes = workspaceBytes;
+  check(cudaStreamCreate(&context.stream), "making a stream");
+  check(cudaMalloc(&context.workspace, workspaceBytes), "taking the workspace");
+  return context;
+}
+
 /** The last line of a program, which test/run.mjs adds up, and its exit status. `notRun`: what this GPU has no means for. */
 inline int finish(const char* program, int64_t checks, int64_t failures, int64_t notRun = 0) {
   std::printf("%s: %lld passed, %lld failed", program, static_cast<long long>(checks - failures),
