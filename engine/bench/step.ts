@@ -31,7 +31,6 @@ export interface StepBenchOptions {
   readonly compute: Compute | 'auto'
   readonly checkpointing: Checkpointing
   readonly training: Training
-  /** Frozen linear layers in 4 bits. */
   /** Of frozen linear layers; default: 16. */
   readonly bits?: 4 | 8 | undefined
   readonly optimizer?: OptimizerKind
@@ -158,18 +157,20 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
   return LoadedModel.initialise(patched, runtime, { seed: 1 })
 }
 
-/** Numbers from the bits of random ones, maxima of the size that weights of this width have. */
+/** Random codes, which is what normal weights give, and maxima of the size that weights of this width have. */
 async function fillQuantised(runtime: Runtime, { arena, offset, rows, cols, dtype }: Storage, index: number): Promise<void> {
   const [elements, blocks] = [rows * cols, Math.ceil((rows * cols) / quantBlock)]
+  const fillBits = (at: number, bytes: number) => runtime.fillUniform(arena, at, Math.floor(bytes / 4), dtypeCode('i32'), [0, 1], 1, index)
   if (dtype === 'q8') {
     const bytes = quant8Layout(rows, cols, { blockRows: 1, blockCols: cols })
-    await runtime.fillUniform(arena, offset + bytes.numbers, Math.floor(elements / 4), dtypeCode('f32'), [1, 2], 1, index)
-    return runtime.fillUniform(arena, offset + bytes.scales, rows, dtypeCode('f32'), [1 / Math.sqrt(cols), 2 / Math.sqrt(cols)], 1, index)
+    await fillBits(offset + bytes.numbers, elements)
+    return runtime.fillUniform(arena, offset + bytes.scales, rows, dtypeCode('f32'), [0.7 / Math.sqrt(cols), 1.3 / Math.sqrt(cols)], 1, index)
   }
   const layout = quant4Layout(dtype as 'q4' | 'q4n', elements)
-  await runtime.fillUniform(arena, offset + layout.codes, Math.floor(elements / 8), dtypeCode('f32'), [1, 2], 1, index)
-  const maximum = 2 / Math.sqrt(cols)
+  await fillBits(offset + layout.codes, elements / 2)
+  const maximum = 1.1 / Math.sqrt(cols)
   if (dtype === 'q4') return runtime.fillUniform(arena, offset + layout.absmax, blocks, dtypeCode('f32'), [maximum / 2, maximum], 1, index)
+  await fillBits(offset + layout.absmax, blocks)
   const shift = new Uint32Array(runtime.read(arena, offset + 64, 4))[0]!
   runtime.write(arena, offset + layout.nested, Float32Array.from({ length: 2 * Math.ceil(blocks / 2 ** shift) }, (_, i) => (i % 2 === 0 ? maximum / 10 : maximum)))
 }

@@ -75,7 +75,7 @@ class Device {
   /** The same, quantised as bitsandbytes does it: every device makes the same bytes. */
   virtual uint64_t load(const Pack4Part& part) = 0;
   virtual uint64_t load(const Pack8Part& part) = 0;
-  /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i. */
+  /** x[i] = a + (b − a)·u_i, u uniform in [0,1), from Philox keyed by (seed, stream) at counter i; of I32 its words, whatever the range. */
   virtual void fillUniform(int32_t buffer, size_t offset, uint64_t elements, DType dtype, float a, float b, uint32_t seed, uint32_t stream) = 0;
   /**
    * Runs commands [first, last) on `dims` rows, of which `live` are real and the rest padding (see StepRunner): a processor takes no

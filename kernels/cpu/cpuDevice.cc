@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <string>
 
 #include "../core/error.h"
@@ -167,6 +168,10 @@ void CpuDevice::fillUniform(int32_t buffer, size_t offset, uint64_t elements, DT
     for (uint64_t i = first; i < last; i += 4) {
       const uint64_t block = i / 4;
       const auto words = philox4x32({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 0}, {seed, 0x756e6974u});
+      if (dtype == DType::I32) {
+        std::memcpy(target + 4 * i, words.data(), 4 * std::min<uint64_t>(4, last - i));
+        continue;
+      }
       for (uint64_t k = 0; k < 4 && i + k < last; ++k)
         narrow(target, dtype, i + k, a + (b - a) * (static_cast<float>(words[k] >> 8) * 0x1p-24f));
     }

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "context.h"
 #include "element.cuh"
 #include "philox.cuh"
@@ -58,8 +60,10 @@ __global__ void uniformKernel(T* target, uint64_t elements, float a, float b, ui
     philox<1>(word, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), number, 0, seed, 0x756e6974u);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (block * 4 + k < elements)
-        target[block * 4 + k] = narrow<T>(__fadd_rn(a, __fmul_rn(b - a, static_cast<float>(word[k] >> 8) * 0x1p-24f)));
+      if (block * 4 + k < elements) {
+        if constexpr (std::is_same_v<T, uint32_t>) target[block * 4 + k] = word[k];
+        else target[block * 4 + k] = narrow<T>(__fadd_rn(a, __fmul_rn(b - a, static_cast<float>(word[k] >> 8) * 0x1p-24f)));
+      }
   }
 }
 
@@ -81,10 +85,11 @@ void countNonFinite(const void* data, DType dtype, uint64_t elements, unsigned l
 
 void fillUniform(void* target, DType dtype, uint64_t elements, float a, float b, uint32_t seed, uint32_t number,
                  cudaStream_t stream) {
-  withType(dtype, "fillUniform", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    uniformKernel<<<blocksFor(elements / 4), threadsPerBlock, 0, stream>>>(static_cast<T*>(target), elements, a, b, seed, number);
-  });
+  const auto fill = [&](auto* numbers) {
+    uniformKernel<<<blocksFor(elements / 4), threadsPerBlock, 0, stream>>>(numbers, elements, a, b, seed, number);
+  };
+  if (dtype == DType::I32) fill(static_cast<uint32_t*>(target));
+  else withType(dtype, "fillUniform", [&](auto tag) { fill(static_cast<typename decltype(tag)::type*>(target)); });
   checkLaunch("filling with random numbers");
 }
 

@@ -17,7 +17,7 @@ void convert(void* target, DType targetType, const void* source, DType sourceTyp
 /** Adds the number of NaN and infinite elements to *bad. */
 void countNonFinite(const void* data, DType dtype, uint64_t elements, unsigned long long* bad, cudaStream_t stream);
 
-/** The same numbers as CpuDevice::fillUniform: x[i] = a + (b − a)·u_i, u from Philox keyed by (seed, stream) at counter i. */
+/** The same numbers as CpuDevice::fillUniform: x[i] = a + (b − a)·u_i, u from Philox keyed by (seed, stream) at counter i; of I32 its words. */
 void fillUniform(void* target, DType dtype, uint64_t elements, float a, float b, uint32_t seed, uint32_t number,
                  cudaStream_t stream);
 

@@ -50,10 +50,13 @@ describe('dropout', () => {
     const buffer = device.alloc(4 * elements)
     await device.fillUniform(buffer, 0, elements, dtypeCode('f32'), -1, 3, 77, 5)
     const values = new Float32Array(device.read(buffer, 0, 4 * elements))
+    await device.fillUniform(buffer, 0, elements, dtypeCode('i32'), 0, 1, 77, 5)
+    const words = new Uint32Array(device.read(buffer, 0, 4 * elements))
     device.free(buffer)
     for (const i of [0, 1, 2, 3, 4, 65535, 65536, elements - 1]) {
       const word = philox([Math.floor(i / 4), 0, 5, 0], [77, 0x756e6974])[i % 4]!
       assert.ok(Math.abs(values[i]! - (-1 + 4 * ((word >>> 8) / 2 ** 24))) < 1e-6, `element ${i} is ${values[i]}`)
+      assert.equal(words[i], word >>> 0, `word ${i}`)
     }
   })
 
