@@ -137,6 +137,8 @@ function rows(): OpCase[] {
     c('dropout', 'p 0.25', [y(n, h), x(n, h), keys, numbers('i32', [7, 3], 2)], [2, 0], [0.25]),
     c('scaleRows', 'weights', [y(n, h), x(n, h), f32(n, 1)]),
     c('scaleRowsGrad', 'weights', [y(n, h), stat(n, 1), x(n, h), x(n, h), f32(n, 1)]),
+    c('scaleRows', 'a gate', [y(n, h), x(n, h), x(n, 1)]),
+    c('scaleRowsGrad', 'a gate', [y(n, h), y(n, 1), x(n, h), x(n, h), x(n, 1)]),
     c('combineRows', 'two each', [y(n, h), x(2 * n, h), numbers('i32', range(2 * n, (i) => (i * 3) % (2 * n)), 2), x(n, h)], [0]),
   ]
 }

@@ -146,9 +146,9 @@ export const commandSignatures = {
   expertGemm: signature('c', 'a b first lowA? lowB?', 'mode precision byColumns', 'alpha lowAlpha'),
   /** y[i] (+)= Σ_j x[place[i,j]] + add[i], j in order. Several rows of x go to one row of y, each to one only. */
   combineRows: signature('y', 'x place add?', 'accumulate'),
-  /** y[i] = w[i]·x[i]. y may be x. */
+  /** y[i] = w[i]·x[i]; w in fp32 or in the type of x. y may be x. */
   scaleRows: signature('y', 'x w'),
-  /** dx[i] = w[i]·dy[i]; dw[i] = dy[i]·x[i]. dx may be dy's memory. */
+  /** dx[i] = w[i]·dy[i]; dw[i] = dy[i]·x[i], of w's type. dx may be dy's memory. */
   scaleRowsGrad: signature('dx dw?', 'dy x w'),
   /** y = alpha·w⊙x [+ bias] [+ add], w[1,c] a factor of each column. y may be x or add. */
   scaleColumns: signature('y', 'x w bias? add?', '', 'alpha'),

@@ -144,34 +144,35 @@ void addRows(const Context& context, const char* op, RowSums p, const View& y, c
   });
 }
 
+template <class W>
 struct ScaleRow : MapFunction {
   static constexpr bool placed = true;
-  const float* w;
+  const W* w;
   int64_t ld;
   template <int width>
   __device__ __forceinline__ void operator()(int64_t row, int64_t, const float (&in)[1][width], float (&out)[1][width]) const {
-    const float factor = w[row * ld];
+    const float factor = widen(w[row * ld]);
 #pragma unroll
     for (int i = 0; i < width; ++i) out[0][i] = factor * in[0][i];
   }
 };
 
-template <class T>
+template <class T, class W>
 struct RowScales {
   T* dx;
-  float* dw;
+  W* dw;
   const T *dy, *x;
-  const float* w;
+  const W* w;
   int64_t rows, cols, ldDx, ldDw, ldDy, ldX, ldW;
 };
 
 /** dx = w·dy and dw = dy·x of one row in each block. */
-template <class T, int width>
-__global__ void __launch_bounds__(threads) scaleRowsGradKernel(const RowScales<T> p) {
+template <class T, class W, int width>
+__global__ void __launch_bounds__(threads) scaleRowsGradKernel(const RowScales<T, W> p) {
   const int64_t row = blockIdx.x;
   const T *dy = p.dy + row * p.ldDy, *x = p.x + row * p.ldX;
   T* dx = p.dx + row * p.ldDx;
-  const float factor = p.w[row * p.ldW];
+  const float factor = widen(p.w[row * p.ldW]);
   float sum = 0;
 #pragma unroll 2
   for (int64_t c = threadIdx.x * width; c < p.cols; c += threads * width) {
@@ -191,7 +192,19 @@ __global__ void __launch_bounds__(threads) scaleRowsGradKernel(const RowScales<T
   float total = 0;
 #pragma unroll
   for (int i = 0; i < threads / 32; ++i) total += warps[i];
-  p.dw[row * p.ldDw] = total;
+  p.dw[row * p.ldDw] = narrow<W>(total);
+}
+
+/** A factor for each row of x: fp32, as routing weights are, or of x's own type. */
+const View& rowScales(const Operands& args, int64_t index, const View& x) {
+  const bool own = args.matrix(index, "w").dtype == x.dtype;
+  return args.typed(index, "w", own ? x.dtype : DType::F32, x.rows, 1);
+}
+
+/** Calls fn(Tag of the elements, Tag of the factors). */
+template <class Fn>
+void withRowTypes(DType element, DType scale, const char* op, Fn&& fn) {
+  withType(element, op, [&](auto tag) { scale == element ? fn(tag, tag) : fn(tag, Tag<float>{}); });
 }
 
 }  // namespace
@@ -246,10 +259,11 @@ void scaleRows(const Call& call, const Context& context) {
   const Operands args(call, "scaleRows", 3, 0, 0);
   const View& x = args.matrix(1, "x");
   const View& y = args.typed(0, "y", x.dtype, x.rows, x.cols);
-  const View& w = args.typed(2, "w", DType::F32, x.rows, 1);
-  withType(x.dtype, "scaleRows", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    mapElements<T, 1, 1>(context, "scaleRows", {y}, {x}, ScaleRow{{}, w.f32(), w.ld});
+  const View& w = rowScales(args, 2, x);
+  withRowTypes(x.dtype, w.dtype, "scaleRows", [&](auto element, auto scale) {
+    using T = typename decltype(element)::type;
+    using W = typename decltype(scale)::type;
+    mapElements<T, 1, 1>(context, "scaleRows", {y}, {x}, ScaleRow<W>{{}, static_cast<const W*>(w.data), w.ld});
   });
 }
 
@@ -258,27 +272,28 @@ void scaleRowsGrad(const Call& call, const Context& context) {
   const View& x = args.matrix(3, "x");
   const View& dx = args.typed(0, "dx", x.dtype, x.rows, x.cols);
   const View& dy = args.typed(2, "dy", x.dtype, x.rows, x.cols);
-  const View& w = args.typed(4, "w", DType::F32, x.rows, 1);
-  const View dw = args.has(1) ? args.typed(1, "dw", DType::F32, x.rows, 1) : View{};
+  const View& w = rowScales(args, 4, x);
+  const View dw = args.has(1) ? args.typed(1, "dw", w.dtype, x.rows, 1) : View{};
   if (x.rows == 0) return;
-  withType(x.dtype, "scaleRowsGrad", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const RowScales<T> p{static_cast<T*>(dx.data),
-                         dw.f32(),
-                         static_cast<const T*>(dy.data),
-                         static_cast<const T*>(x.data),
-                         w.f32(),
-                         x.rows,
-                         x.cols,
-                         dx.ld,
-                         dw.ld,
-                         dy.ld,
-                         x.ld,
-                         w.ld};
+  withRowTypes(x.dtype, w.dtype, "scaleRowsGrad", [&](auto element, auto scale) {
+    using T = typename decltype(element)::type;
+    using W = typename decltype(scale)::type;
+    const RowScales<T, W> p{static_cast<T*>(dx.data),
+                            static_cast<W*>(dw.data),
+                            static_cast<const T*>(dy.data),
+                            static_cast<const T*>(x.data),
+                            static_cast<const W*>(w.data),
+                            x.rows,
+                            x.cols,
+                            dx.ld,
+                            dw.ld,
+                            dy.ld,
+                            x.ld,
+                            w.ld};
     const bool fast = vectorised(x, perVector<T>) && vectorised(dx, perVector<T>) && vectorised(dy, perVector<T>);
     const auto blocks = static_cast<uint32_t>(x.rows);
-    if (fast) scaleRowsGradKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
-    else scaleRowsGradKernel<T, 1><<<blocks, threads, 0, context.stream>>>(p);
+    if (fast) scaleRowsGradKernel<T, W, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
+    else scaleRowsGradKernel<T, W, 1><<<blocks, threads, 0, context.stream>>>(p);
     checkLaunch("scaleRowsGrad");
   });
 }
