@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapters
+from quantities import CURVE, PROMPT, Case, layer_of, opened
 
 VOCABULARY, WIDTH = 96, 32
 BASE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -99,10 +100,6 @@ OTHERS = {
                          ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], []),
 }
 
-CURVE = dict(rate=5e-3, warmup=2, steps=12, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, max_norm=1.0)
-BETA, PROMPT = 0.1, 5
-
-
 def coarse(p):
     """Few distinct numbers, which pack well."""
     with torch.no_grad():
@@ -121,39 +118,6 @@ def build(kind, changes):
             else:
                 p.copy_(torch.randn_like(p) * (0.5 if "embed" in name else p.shape[-1] ** -0.5))
     return model.to(torch.bfloat16)
-
-
-def opened(folder, dtype=torch.float64):
-    """In float64 from the start: a model that was bf16 first keeps what it rounded then (Gemma's factor of the embedding).
-
-    Grouped products of experts exist in float32 and below only; a loop over the experts computes in any type.
-    """
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
-
-
-def token_nll(logits, ids):
-    picked = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])
-    return -picked[..., 0]
-
-
-def row_norm(t):
-    return t.norm(dim=-1)
-
-
-def layer_of(name):
-    found = re.search(r"\.(?:layers|h)\.(\d+)\.", name)
-    return None if found is None else int(found.group(1))
-
-
-def trainable(model):
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            name = name.replace("base_model.model.", "", 1).replace(".modules_to_save", "").replace(".default", "").replace(".base_layer", "")
-            yield name.replace("magnitude_vector.weight", "magnitude_vector"), p
-
-
-def load_adapter(folder):
-    return peft.PeftModel.from_pretrained(opened(folder), os.path.join(folder, "adapter"), is_trainable=True, autocast_adapter_dtype=False).double().eval()
 
 
 def make(name, folder):
@@ -183,114 +147,29 @@ def make(name, folder):
                 p.copy_(coarse(p))
     adapted.save_pretrained(os.path.join(folder, "adapter"))
 
-    out = {}
     ids = torch.randint(3, VOCABULARY, (2, WIDTH))
     mask = torch.ones_like(ids)
     mask[1, 25:] = 0
     ids[1, 25:] = 0
     labels = torch.where(mask.bool(), ids, -100)
     labels[:, :8] = -100
-    scored = labels[:, 1:] != -100
     curve_ids = torch.randint(3, VOCABULARY, (4, 2, WIDTH))
     chosen, rejected = torch.randint(3, VOCABULARY, (2, WIDTH)), torch.randint(3, VOCABULARY, (2, WIDTH))
     rejected[:, :PROMPT] = chosen[:, :PROMPT]
-    out.update(input_ids=ids, attention_mask=mask, labels=labels, curve_input_ids=curve_ids, dpo_chosen_ids=chosen, dpo_rejected_ids=rejected)
+    inputs = dict(input_ids=ids, attention_mask=mask, labels=labels, curve_input_ids=curve_ids, dpo_chosen_ids=chosen, dpo_rejected_ids=rejected)
 
-    plain = opened(folder)
-    balance = bool(getattr(plain.config, "output_router_logits", False))
-    factor = getattr(plain.config, "router_aux_loss_coef", 0.0) if balance else 0.0
-
-    def forward(model, tokens, attention=None):
-        result = model(input_ids=tokens, attention_mask=attention)
-        return result.logits, (result.aux_loss if balance else None)
-
-    def loss_of(model):
-        logits, aux = forward(model, ids, mask)
-        nll = token_nll(logits, ids)
-        return logits, nll, (nll * scored).sum() / scored.sum(), aux
-
-    # Gradients are those of what transformers trains on: with the routers' balance loss where the config asks for it.
-    whole = lambda loss, aux: loss if aux is None else loss + factor * aux
-    logits, nll, loss, aux = loss_of(plain)
-    whole(loss, aux).backward()
-    out["logits"], out["token_nll"], out["loss"] = logits * mask[..., None], nll * scored, loss
-    squares = 0.0
-    last = plain.config.num_hidden_layers - 1
-    for parameter_name, p in plain.named_parameters():
-        squares += (p.grad ** 2).sum()
-        if p.ndim == 1:
-            out[f"full_grad.{parameter_name}"] = p.grad.clone()
-        elif layer_of(parameter_name) in (last, None):
-            out[f"full_grad_row_norm.{parameter_name}"] = row_norm(p.grad)
-    out["full_grad_norm"] = squares.sqrt()
-    with torch.no_grad():
-        plain.generation_config.eos_token_id = None
-        made = plain.generate(ids[:1, :8], attention_mask=torch.ones(1, 8, dtype=torch.int64), max_new_tokens=WIDTH - 8, do_sample=False)
-        out["greedy_ids"] = made[0]
-
-    model = load_adapter(folder)
-    logits, _, loss, aux = loss_of(model)
-    whole(loss, aux).backward()
-    out["lora_logits"], out["lora_loss"] = logits * mask[..., None], loss
-    if aux is not None:
-        out["router_aux_loss"] = aux
-    for parameter_name, p in trainable(model):
-        if layer_of(parameter_name) in (0, last, None):
-            out[f"lora_grad.{parameter_name}"] = p.grad.clone()
-
+    case = Case(folder, inputs)
+    first, last = 0, case.config.num_hidden_layers - 1
+    kept = lambda quantities, *layers: {
+        key: value for key, value in quantities.items() if not re.match(r"(lora_grad|dropout_grad|dpo_grad|curve_final)_row_norm\.", key)
+        and ("." not in key or key.startswith("full_grad.") or layer_of(key) in layers)}
+    out = {**inputs, **kept(case.model_quantities(), last, None), "greedy_ids": case.greedy(), **kept(case.adapter_quantities(), first, last, None)}
     if name in ADAPTERS:
-        model.zero_grad()
-        _, _, loss, _ = loss_of(adapters.with_dropout(model))
-        loss.backward()
-        out["dropout_loss"] = loss
-        for parameter_name, p in trainable(model):
-            if layer_of(parameter_name) is not None:
-                out[f"dropout_grad.{parameter_name}"] = p.grad.clone()
-        model = load_adapter(folder)
+        out.update(kept(case.dropout_quantities(), *range(last + 1)))
     if "starts" in name:
         out.update(adapters.starts(opened(folder, torch.float32), targets, 4, 8))
-    model.zero_grad()
-    logp = lambda tokens: -token_nll(forward(model, tokens)[0], tokens)[:, PROMPT - 1:].sum(-1)
-    with torch.no_grad(), model.disable_adapter():
-        reference = logp(chosen), logp(rejected)
-    policy = logp(chosen), logp(rejected)
-    dpo = -torch.nn.functional.logsigmoid(BETA * ((policy[0] - policy[1]) - (reference[0] - reference[1]))).mean()
-    dpo.backward()
-    out.update(dpo_policy_chosen_logps=policy[0], dpo_policy_rejected_logps=policy[1], dpo_ref_chosen_logps=reference[0],
-               dpo_ref_rejected_logps=reference[1], dpo_loss=dpo)
-    for parameter_name, p in trainable(model):
-        if layer_of(parameter_name) == last and targets[0] in parameter_name:
-            out[f"dpo_grad.{parameter_name}"] = p.grad.clone()
-
-    model = load_adapter(folder)
-    learned = [p for _, p in trainable(model)]
-    # As transformers: biases do not decay.
-    groups = [dict(params=[p for n, p in trainable(model) if n.endswith("bias") == still], weight_decay=0 if still else CURVE["weight_decay"])
-              for still in (False, True)]
-    optimizer = torch.optim.AdamW(groups, lr=CURVE["rate"], betas=CURVE["betas"], eps=CURVE["eps"])
-    losses, norms, rates = [], [], []
-    for step in range(CURVE["steps"]):
-        warmup, steps = CURVE["warmup"], CURVE["steps"]
-        rate = CURVE["rate"] * (step / warmup if step < warmup else (steps - step) / (steps - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        tokens = curve_ids[step % 4]
-        logits, aux = forward(model, tokens)
-        step_loss = token_nll(logits, tokens).mean()
-        whole(step_loss, aux).backward()
-        norm = torch.nn.utils.clip_grad_norm_(learned, CURVE["max_norm"])
-        optimizer.step()
-        losses.append(step_loss.item())
-        norms.append(norm.item())
-        rates.append(rate)
-    out.update(curve_loss=torch.tensor(losses), curve_grad_norm=torch.tensor(norms), curve_lr=torch.tensor(rates))
-    for parameter_name, p in trainable(model):
-        if layer_of(parameter_name) == last:
-            out[f"curve_final.{parameter_name}"] = p.detach().clone()
-    with torch.no_grad():
-        out["curve_final_logits"] = forward(model, ids[:1])[0]
-        out["merged_logits"] = forward(model.merge_and_unload(), ids[:1])[0]
+    out.update({key: value for key, value in kept(case.preference_quantities(), last).items() if "." not in key or targets[0] in key})
+    out.update(kept(case.curve_quantities(), last))
 
     if name in ADAPTERS:  # what the adapter decides
         out = {key: value for key, value in out.items() if not re.match("full_|dpo_|greedy", key)}
