@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(512, 1)
     init(L::kvFull, 1, L::kvEmpty, mainWarps + dqWarps, 1);
     init(L::qFull, 1, L::qEmpty, mainWarps, L::stages);
     init(L::oFull, 1, L::oEmpty, mainWarps, L::stages);
-    init(L::statFull, 1, L::statEmpty, mainWarps, L::stages);
+    init(L::statFull, 32, L::statEmpty, mainWarps * 32, L::stages);  // every lane, as racecheck knows no other order
     init(L::dsFull, 4, L::dsEmpty, dqWarps, L::stages);
     for (int s = 0; s < L::stages; ++s) barrierInit(shared.barrier(L::dsFull + L::stages + s), 4);
     init(L::tileFull, 1, L::tileEmpty, mainWarps + dqWarps + 1, 2);
@@ -187,8 +187,7 @@ __global__ void __launch_bounds__(512, 1)
             dp[8 * i + e] = x;
           }
         }
-        __syncwarp();
-        signal(L::statEmpty + stage);
+        barrierArrive(shared.barrier(L::statEmpty + stage));
         uint32_t ds[4][4];
         toOperand<T>(ds, dp);
         barrierWait(shared.barrier(L::dsEmpty + stage), ring.phase ^ 1);

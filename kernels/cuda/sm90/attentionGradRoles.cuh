@@ -108,8 +108,7 @@ __device__ __forceinline__ void copyStatistics(const GradShared<headDim>& shared
         // columns 8i + 2q + {0, 1} for lane q of a quad side by side, the four lanes' in different banks
         float* to = shared.statistics(ring.stage) + lane % 8 / 2 * 20 + lane / 8 * 2 + lane % 2;
         to[0] = lse[0], to[8] = lse[1], to[L::statFloats] = delta[0], to[L::statFloats + 8] = delta[1];
-        __syncwarp();
-        if (lane == 0) barrierArrive(shared.barrier(L::statFull + ring.stage));
+        barrierArrive(shared.barrier(L::statFull + ring.stage));
       }
   });
 }
