@@ -339,6 +339,13 @@ void benches(const Context& context) {
   bench({std::vector<int>(4, 2048), {}, 32, 8, 128}, "4x2048", context);
   bench({std::vector<int>(8, 2048), {}, 14, 2, 64}, "8x2048", context);
   bench({std::vector<int>(100, 160), {}, 32, 8, 128}, "100x160", context);
+  // rows of the lengths of instruction data, a micro-step of each
+  const std::vector<int> instruction{61, 84, 103, 118, 140, 171, 224, 395};
+  bench({instruction, {}, 32, 8, 128}, "instruction", context);
+  bench({instruction, {}, 32, 8, 64}, "instruction", context);
+  bench({instruction, {}, 14, 2, 64}, "instruction", context);
+  bench({{2048}, {}, 32, 8, 128}, "1x2048", context);
+  bench({{512}, {}, 32, 8, 128}, "1x512", context);
 }
 
 }  // namespace

@@ -207,12 +207,12 @@ __global__ void __launch_bounds__(512, 1)
       barrierWait(shared.barrier(L::kvFull), round % 2);
       if (tile.steps > 0) {
         // `ahead`: the first row's position less that of the tile's first key
-        int ahead = tile.firstStep * tileRows + tile.shift, member = params.group;
+        int ahead = tile.firstStep * tileRows + tile.shift, left = tile.endHead - tile.firstHead;
         goThrough(std::true_type{}, ahead);
         for (;;) {
           ahead += tileRows;
           if (ahead == (tile.firstStep + tile.steps) * tileRows + tile.shift) {
-            if (--member == 0) break;
+            if (--left == 0) break;
             ahead = tile.firstStep * tileRows + tile.shift;
           }
           goThrough(std::false_type{}, ahead);
@@ -225,6 +225,15 @@ __global__ void __launch_bounds__(512, 1)
         signal(L::qEmpty + stageBefore());
       }
       signal(L::kvEmpty);
+      if (params.parts > 1) {
+        float4* to = reinterpret_cast<float4*>(params.sums + tile.number * tileSums(headDim)) + threadIdx.x - 128;
+#pragma unroll
+        for (int i = 0; i < headDim / 2; i += 4) {
+          to[i * 64] = make_float4(dk[i], dk[i + 1], dk[i + 2], dk[i + 3]);
+          to[(headDim / 2 + i) * 64] = make_float4(dv[i], dv[i + 1], dv[i + 2], dv[i + 3]);
+        }
+        return;
+      }
 #pragma unroll
       for (int below = 0; below < 2; ++below) {
         const int row = rowInTile + below * 8, column = tile.kvHead * headDim;
@@ -237,6 +246,37 @@ __global__ void __launch_bounds__(512, 1)
   }
 }
 
+/**
+ * dk and dv of a tile from the sums of its parts, in order. A block of 256 threads for each tile, which hold what those of the main
+ * kernel do. 8·parts bytes read and 4 written for each element.
+ */
+template <class T, int headDim>
+__global__ void __launch_bounds__(256) joinKernel(const __grid_constant__ GradParams params) {
+  const int total = params.counter[1];
+  if (static_cast<int>(blockIdx.x) >= total * params.kvHeads) return;
+  const Tile tile = chooseTile(params, blockIdx.x * params.parts, total);
+  const int rowInTile = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    float sum[headDim / 2] = {};
+    for (int part = 0; part < params.parts; ++part) {
+      const float4* from = reinterpret_cast<const float4*>(params.sums + (tile.number + part) * tileSums(headDim)) + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < headDim / 2; i += 4) {
+        const float4 x = from[(which * (headDim / 2) + i) * 64];
+        sum[i] += x.x, sum[i + 1] += x.y, sum[i + 2] += x.z, sum[i + 3] += x.w;
+      }
+    }
+    T* to = static_cast<T*>(which == 0 ? params.dk : params.dv) + tile.kvHead * headDim;
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int row = rowInTile + below * 8;
+      storeRow<T, headDim>(to + int64_t{tile.keyRow + row} * (which == 0 ? params.dkStride : params.dvStride), sum, below,
+                           which == 0 ? params.scale : 1.0f, row < tile.keys);
+    }
+  }
+}
+
 template <class T, int headDim, bool softcapped>
 void launch(const AttentionArgs& args, const Context& context) {
   using L = GradLayout<headDim>;
@@ -246,10 +286,13 @@ void launch(const AttentionArgs& args, const Context& context) {
   params.scaleLog2 = (softcapped ? args.softcap : args.scale) * log2e;
   params.inner = softcapped ? args.scale / args.softcap : 0;
   prepareGrad<T, headDim>(args, params, context);
-  const int blocks = static_cast<int>(std::min<int64_t>(context.gpu->multiprocessors, args.keyTiles(tileKeys) * args.kvHeads));
-  kernel<<<blocks, 512, L::bytes, context.stream>>>(tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64),
+  kernel<<<params.blocks, 512, L::bytes, context.stream>>>(tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64),
                                                     tensorMap(args.v, tileKeys, 64), tensorMap(args.dO, tileRows, 64), params);
   checkLaunch("attentionGrad");
+  if (params.parts > 1) {
+    joinKernel<T, headDim><<<static_cast<unsigned>(args.keyTiles(tileKeys) * args.kvHeads), 256, 0, context.stream>>>(params);
+    checkLaunch("attentionGrad");
+  }
   finishGrad<T, headDim>(args, params, context);
 }
 

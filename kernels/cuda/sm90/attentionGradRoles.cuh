@@ -62,7 +62,7 @@ __device__ __forceinline__ void produce(const GradShared<headDim>& shared, const
   for (int round = 0;; ++round) {
     const int number = atomicAdd(params.counter, 1);
     Tile tile{};
-    if (number < total * params.kvHeads) tile = chooseTile(params, number, total);
+    if (number < total * params.kvHeads * params.parts) tile = chooseTile(params, number, total);
     barrierWait(shared.barrier(L::tileEmpty + round % 2), round / 2 % 2 ^ 1);
     shared.tiles()[round % 2] = tile;
     barrierArrive(shared.barrier(L::tileFull + round % 2));
@@ -71,8 +71,8 @@ __device__ __forceinline__ void produce(const GradShared<headDim>& shared, const
     barrierExpect(shared.barrier(L::kvFull), 2 * L::kvBytes);
     load(kMap, L::kAt, L::kvFull, tile.kvHead * headDim, tile.keyRow, L::kvPanel);
     load(vMap, L::vAt, L::kvFull, tile.kvHead * headDim, tile.keyRow, L::kvPanel);
-    for (int member = 0; member < params.group; ++member) {
-      const int column = (tile.kvHead * params.group + member) * headDim;
+    for (int head = tile.firstHead; head < tile.endHead; ++head) {
+      const int column = head * headDim;
       for (int step = 0; step < tile.steps; ++step, ring.advance()) {
         const int row = (tile.firstStep + step) * tileRows, s = ring.stage;
         barrierWait(shared.barrier(L::qEmpty + s), ring.phase ^ 1);
@@ -93,8 +93,8 @@ __device__ __forceinline__ void copyStatistics(const GradShared<headDim>& shared
   const int lane = threadIdx.x % 32;
   Ring<L::stages> ring;
   shared.forTiles([&](const volatile Tile& tile, int) {
-    const int first = tile.queryRow, end = tile.queryEnd, firstHead = tile.kvHead * params.group;
-    for (int head = firstHead; head < firstHead + params.group; ++head)
+    const int first = tile.queryRow, end = tile.queryEnd, endHead = tile.endHead;
+    for (int head = tile.firstHead; head < endHead; ++head)
       for (int step = 0; step < tile.steps; ++step, ring.advance()) {
         float lse[2], delta[2];
 #pragma unroll
@@ -122,8 +122,8 @@ __device__ __forceinline__ void sumDq(const GradShared<headDim>& shared, const G
   Ring<L::stages> ring;
   shared.forTiles([&](const volatile Tile& tile, int round) {
     barrierWait(shared.barrier(L::kvFull), round % 2);
-    const int firstHead = tile.kvHead * params.group;
-    for (int head = firstHead; head < firstHead + params.group; ++head)
+    const int endHead = tile.endHead;
+    for (int head = tile.firstHead; head < endHead; ++head)
       for (int step = 0; step < tile.steps; ++step, ring.advance()) {
         const int number = tile.firstStep + step;
         const int64_t at = static_cast<int64_t>(number) * params.heads + head;

@@ -18,6 +18,8 @@ struct GradParams {
   float scale, scaleLog2, inner;  // see the forward kernel's
   int* counter;                   // tiles taken so far; entries of `tiles`
   int2* tiles;                    // (sequence, number of the block of keys) of every tile, once for all kv heads
+  int parts, blocks;              // in how many parts the heads of a group go through a tile; thread blocks of the main kernel
+  float* sums;                    // of more than one part: dk and dv of each, as the threads of the main kernel hold them
   int* turns;                     // for each block of rows and head: how many tiles have added to dq; null: in any order
 };
 
@@ -64,7 +66,18 @@ inline size_t gradListBytes(const AttentionArgs& args) {
 }
 
 inline size_t gradScratchBytes(const AttentionArgs& args, const Context& context) {
-  return gradSumBytes(args) + gradListBytes(args) + static_cast<size_t>(gradTurns(args, context)) * sizeof(int);
+  return (gradSumBytes(args) + gradListBytes(args) + static_cast<size_t>(gradTurns(args, context)) * sizeof(int) + 255) / 256 * 256;
+}
+
+/** dk and dv of a tile in fp32. */
+constexpr int64_t tileSums(int headDim) { return int64_t{2} * tileKeys * headDim; }
+
+/** So many parts that tiles keep all multiprocessors busy: those of few and short sequences, with few kv heads, are few. */
+inline int gradParts(const AttentionArgs& args, const Context& context) {
+  const int64_t tiles = args.keyTiles(tileKeys) * args.kvHeads, bytes = tiles * tileSums(args.headDim) * int64_t{sizeof(float)},
+                wanted = (2 * context.gpu->multiprocessors + tiles - 1) / tiles,
+                fitting = static_cast<int64_t>(context.workspaceBytes - gradScratchBytes(args, context)) / bytes;
+  return static_cast<int>(std::max<int64_t>(1, std::min({wanted, fitting, int64_t{args.group}})));
 }
 
 inline GradParams gradParams(const AttentionArgs& args, const Context& context) {
@@ -77,17 +90,23 @@ inline GradParams gradParams(const AttentionArgs& args, const Context& context) 
   params.heads = args.heads, params.kvHeads = args.kvHeads, params.group = args.group;
   params.window = args.window > 0 ? args.window : 1 << 30;
   params.scale = args.scale;
+  params.parts = gradParts(args, context);
   const size_t sums = gradSumBytes(args);
   const int64_t turns = gradTurns(args, context);
   params.dq = scratch<float>(context, 0, sums / sizeof(float), "attentionGrad");
   params.counter = scratch<int>(context, sums, 64, "attentionGrad");
   params.tiles = scratch<int2>(context, sums + 256, static_cast<size_t>(args.keyTiles(tileKeys)), "attentionGrad");
+  params.blocks = static_cast<int>(std::min<int64_t>(context.gpu->multiprocessors, args.keyTiles(tileKeys) * args.kvHeads * params.parts));
+  params.sums = nullptr;
+  if (params.parts > 1)
+    params.sums = scratch<float>(context, gradScratchBytes(args, context),
+                                 static_cast<size_t>(args.keyTiles(tileKeys) * args.kvHeads * params.parts * tileSums(args.headDim)), "attentionGrad");
   params.turns = nullptr;
   if (turns > 0) params.turns = scratch<int>(context, sums + gradListBytes(args), static_cast<size_t>(turns), "attentionGrad");
   return params;
 }
 
-/** One block of 128 keys of one kv head. */
+/** One block of 128 keys of one kv head, and some of the heads that use it. */
 struct Tile {
   int keyRow;              // first row in k and v
   int keys;                // live ones from there on; 0: no more tiles
@@ -96,9 +115,11 @@ struct Tile {
   int queryRow, queryEnd;  // the sequence's rows in q
   int shift;               // row of q + shift − (key − first key of the tile) ≥ 0: the key is visible
   int sequence;            // its number
+  int firstHead, endHead;  // of q
+  int number;              // of the tile, of all parts
 };
 
-__device__ __forceinline__ Tile describeTile(const GradParams& params, int2 entry, int kvHead) {
+__device__ __forceinline__ Tile describeTile(const GradParams& params, int2 entry, int kvHead, int part = 0) {
   const Sequences& where = params.sequences;
   const int sequence = entry.x, firstKey = entry.y * tileKeys, begin = where.qStart[sequence],
             queries = where.qStart[sequence + 1] - begin, keys = where.kvLength[sequence], offset = keys - queries,
@@ -112,18 +133,23 @@ __device__ __forceinline__ Tile describeTile(const GradParams& params, int2 entr
   tile.queryRow = begin, tile.queryEnd = begin + queries;
   tile.shift = offset - begin - firstKey;
   tile.sequence = sequence;
+  tile.firstHead = kvHead * params.group + part * params.group / params.parts;
+  tile.endHead = kvHead * params.group + (part + 1) * params.group / params.parts;
   return tile;
 }
 
 /**
- * The tile of a number. First the heads one after another, so that what their tiles share stays in L2; of the last heads, which
- * must keep all blocks busy to the end, each length of tile for all heads.
+ * The tile of a number below total·kvHeads·parts. First the heads one after another, so that what their tiles share stays in L2; of
+ * the last heads, which must keep all blocks busy to the end, each length of tile for all heads. Parts of a tile follow each other.
  */
 __device__ __forceinline__ Tile chooseTile(const GradParams& params, int number, int total) {
-  const int last = min(params.kvHeads, (3 * static_cast<int>(gridDim.x) + total - 1) / total),
-            single = (params.kvHeads - last) * total;
-  if (number < single) return describeTile(params, params.tiles[number % total], number / total);
-  return describeTile(params, params.tiles[(number - single) / last], params.kvHeads - last + (number - single) % last);
+  const int whole = number / params.parts, part = number % params.parts, each = total * params.parts;
+  const int last = min(params.kvHeads, (3 * params.blocks + each - 1) / each), single = (params.kvHeads - last) * total;
+  Tile tile = whole < single
+                  ? describeTile(params, params.tiles[whole % total], whole / total, part)
+                  : describeTile(params, params.tiles[(whole - single) / last], params.kvHeads - last + (whole - single) % last, part);
+  tile.number = number;
+  return tile;
 }
 
 constexpr int listThreads = 256, listKeys = 2048;
