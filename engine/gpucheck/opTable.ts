@@ -76,7 +76,8 @@ function elementwise(): OpCase[] {
   return [
     ...[0, 1, 2].flatMap((kind) => [
       c('glu', `kind ${kind}`, [y(n, f), x(n, f), x(n, f)], [kind]),
-      c('gluGrad', `kind ${kind}`, [y(n, f), y(n, f), x(n, f), x(n, f), x(n, f)], [kind]),
+      c('gluGrad', `kind ${kind}`, [y(n, f), y(n, f), undefined, x(n, f), x(n, f), x(n, f)], [kind]),
+      c('gluGrad', `kind ${kind}, with h`, [y(n, f), y(n, f), y(n, f), x(n, f), x(n, f), x(n, f)], [kind]),
     ]),
     ...range(6, (kind) => kind).flatMap((kind) => [
       c('activation', `kind ${kind}`, [y(n, f), x(n, f)], [kind]), c('activationGrad', `kind ${kind}`, [y(n, f), x(n, f), x(n, f)], [kind]),

@@ -37,6 +37,8 @@ export class Backward implements GradientBuilder {
   private readonly replayed = new Map<Storage, Storage>()
 
   private readonly replayedNodes = new Set<Node>()
+  /** Uses of the output of a node that has yet to restore it. */
+  private readonly waiting = new Map<Node, { readonly tensor: Tensor; readonly use: (value: Tensor) => void }[]>()
   private readonly graph: Graph
   private readonly saved: SavePolicy
 
@@ -47,7 +49,11 @@ export class Backward implements GradientBuilder {
 
   /** Every node whose gradient was asked for by a later one emits its commands; a loss starts the chain by itself. */
   run(): Command[] {
-    for (const node of [...this.graph.nodes].reverse()) node.backward?.(this)
+    for (const node of [...this.graph.nodes].reverse()) {
+      node.backward?.(this)
+      for (const { tensor, use } of this.waiting.get(node) ?? []) use(this.value(tensor))
+      this.waiting.delete(node)
+    }
     return this.commands
   }
 
@@ -59,6 +65,23 @@ export class Backward implements GradientBuilder {
     const { storage } = tensor
     if (storage.arena !== 'activations' || this.saved(storage)) return tensor
     return { ...tensor, storage: this.replay(storage) }
+  }
+
+  whenRestored(tensor: Tensor, use: (value: Tensor) => void): void {
+    const { storage } = tensor
+    const maker = storage.arena === 'activations' && !this.saved(storage) ? this.graph.producers.get(storage)?.at(-1) : undefined
+    if (maker?.restores !== true || this.replayed.has(storage)) return use(this.value(tensor))
+    const uses = this.waiting.get(maker)
+    if (uses === undefined) this.waiting.set(maker, [{ tensor, use }])
+    else uses.push({ tensor, use })
+  }
+
+  restored(output: Tensor): Tensor | undefined {
+    const { storage } = output
+    const maker = this.graph.producers.get(storage)?.at(-1)
+    if (maker === undefined || !this.waiting.has(maker) || this.replayed.has(storage)) return undefined
+    this.replayedNodes.add(maker)
+    return { ...output, storage: this.clone(storage) }
   }
 
   private replay(storage: Storage): Storage {

@@ -67,8 +67,8 @@ export const commandSignatures = {
   attentionGrad: signature('dq dk dv delta', 'dO o lse q k v qStart kvStart kvLength', 'heads kvHeads window', 'scale softcap'),
   /** h = act(gate)⊙up. kind 0 silu, 1 gelu (tanh form), 2 gelu (erf form). arXiv 2002.05202. */
   glu: signature('h', 'gate up', 'kind'),
-  /** dGate = dH⊙up⊙act′(gate); dUp = dH⊙act(gate). dGate may be gate's memory and dUp up's. */
-  gluGrad: signature('dGate dUp', 'dH gate up', 'kind'),
+  /** dGate = dH⊙up⊙act′(gate); dUp = dH⊙act(gate); h as glu makes it. dGate may be gate's memory, dUp up's and h dH's. */
+  gluGrad: signature('dGate dUp h?', 'dH gate up', 'kind'),
   /** y = act(x), kinds as in glu, 3 relu², 4 relu, 5 1/(1+e⁻ˣ). */
   activation: signature('y', 'x', 'kind'),
   /** dx = dy⊙act′(x). dx may be dy's memory. */

@@ -82,6 +82,13 @@ export interface Tile {
 export interface GradientBuilder {
   /** The forward value, replayed when it was not kept. */
   value(tensor: Tensor): Tensor
+  /**
+   * Calls `use` with the forward value: at once where it was kept, else when the rule of the node that made it has brought it back,
+   * which comes later than the caller's own rule.
+   */
+  whenRestored(tensor: Tensor, use: (value: Tensor) => void): void
+  /** Where the rule of a node that `restores` its output is to write it; undefined when nobody waits for it. */
+  restored(output: Tensor): Tensor | undefined
   /** The finished gradient of an output, or undefined when nothing downstream depends on it. */
   gradientOf(tensor: Tensor): Tensor | undefined
   /** Where to add a contribution to an input's gradient: `accumulate` tells whether something is there already. */
@@ -98,6 +105,8 @@ export interface Node {
   readonly commands: readonly Command[]
   readonly outputs: readonly Tensor[]
   readonly layer: number
+  /** Its rule brings back the value of its only output as it goes, if asked for `restored`. */
+  readonly restores?: true
   /** Absent when no gradient can flow through. */
   readonly backward?: (b: GradientBuilder) => void
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "operands.h"
 #include "ops.h"
 #include "vectorKernels.h"
@@ -24,16 +26,28 @@ void glu(const Call& call, ThreadPool& pool) {
 }
 
 void gluGrad(const Call& call, ThreadPool& pool) {
-  const Operands args(call, "gluGrad", 5, 1, 0);
-  const View& dH = args.matrix(2, "dH", Operands::any, Operands::any);
+  const Operands args(call, "gluGrad", 6, 1, 0);
+  const View& dH = args.matrix(3, "dH", Operands::any, Operands::any);
   const View& dGate = args.matrix(0, "dGate", dH.rows, dH.cols);
   const View& dUp = args.matrix(1, "dUp", dH.rows, dH.cols);
-  const View& gate = args.matrix(3, "gate", dH.rows, dH.cols);
-  const View& up = args.matrix(4, "up", dH.rows, dH.cols);
+  const View& gate = args.matrix(4, "gate", dH.rows, dH.cols);
+  const View& up = args.matrix(5, "up", dH.rows, dH.cols);
+  const View h = args.has(2) ? args.matrix(2, "h", dH.rows, dH.cols) : View{};
   const Activation kind = kindOf(args, call.i(0), Activation::geluErf);
   const VectorKernels& kernels = vectorKernels();
-  forPieces(pool, dH.rows, dH.cols, [&](int64_t r, int64_t c, int64_t n) {
+  const auto gradient = [&](int64_t r, int64_t c, int64_t n) {
     kernels.gluGrad(dGate.row(r) + c, dUp.row(r) + c, dH.row(r) + c, gate.row(r) + c, up.row(r) + c, kind, n);
+  };
+  if (!h.present()) return forPieces(pool, dH.rows, dH.cols, gradient);
+  forPieces(pool, dH.rows, dH.cols, [&](int64_t r, int64_t from, int64_t count) {
+    constexpr int64_t atOnce = 512;
+    float held[atOnce];  // h may have the memory of dH, and dGate that of gate
+    for (int64_t c = from; c < from + count; c += atOnce) {
+      const int64_t n = std::min(atOnce, from + count - c);
+      kernels.glu(held, gate.row(r) + c, up.row(r) + c, kind, n);
+      gradient(r, c, n);
+      std::copy_n(held, n, h.row(r) + c);
+    }
   });
 }
 

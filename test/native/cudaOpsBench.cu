@@ -136,8 +136,13 @@ void benchModel(const Model& m) {
   for (const int32_t kind : {0, 1, 2})
     bench("gluGrad", (wide + " in place " + std::to_string(kind)).c_str(), cuda::ops::gluGrad, 10 * N * F, [&] {
       const auto [gate, up] = gateUp();
-      return Operands{{gate, up, take(t, m.rows, m.ffn), gate, up}, {kind}, {}};
+      return Operands{{gate, up, View{}, take(t, m.rows, m.ffn), gate, up}, {kind}, {}};
     });
+  bench("gluGrad", (wide + " in place, with h").c_str(), cuda::ops::gluGrad, 12 * N * F, [&] {
+    const auto [gate, up] = gateUp();
+    const View dh = take(t, m.rows, m.ffn);
+    return Operands{{gate, up, dh, dh, gate, up}, {0}, {}};
+  });
   bench("activation", (wide + " gelu").c_str(), cuda::ops::activation, 4 * N * F,
         [&] { return Operands{{take(t, m.rows, m.ffn), take(t, m.rows, m.ffn)}, {1}, {}}; });
   bench("add", thin.c_str(), cuda::ops::add, 6 * N * H, [&] { return Operands{{hidden(), hidden(), hidden()}, {}, {1, 1}}; });

@@ -69,10 +69,14 @@ void activations() {
   });
   over("gluGrad", mapShapes, [](DType t, Layout layout, int64_t rows, int64_t cols) {
     for (int kind = 0; kind < 3; ++kind)
-      for (const bool inPlace : {false, true}) {
+      for (const int way : {0, 1, 2, 3}) {
+        const bool inPlace = way % 2 == 1, restores = way >= 2;
         Case c = CASE(gluGrad);
-        if (inPlace) c.outputOver(3, t, rows, cols, 4 * fp32, 1e-6), c.outputOver(4, t, rows, cols, 4 * fp32, 1e-6);
+        if (inPlace) c.outputOver(4, t, rows, cols, 4 * fp32, 1e-6), c.outputOver(5, t, rows, cols, 4 * fp32, 1e-6);
         else c.output(t, rows, cols, 4 * fp32, 1e-6), c.output(t, rows, cols, 4 * fp32, 1e-6);
+        if (!restores) c.absent();
+        else if (inPlace) c.outputOver(3, t, rows, cols, 4 * fp32, 1e-7);
+        else c.output(t, rows, cols, 4 * fp32, 1e-7);
         c.input(t, rows, cols);
         c.input(t, rows, cols, c.normal(rows * cols, 4));
         c.input(t, rows, cols);

@@ -17,12 +17,14 @@ export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
     {
       commands: [{ name: 'glu', tensors: [h, gate, up], ints, floats: [] }],
       outputs: [h],
+      restores: true,
       backward: (b) => {
         const dh = b.gradientOf(h)
         if (dh === undefined) return
         const dGate = b.target(gate).tensor
         const dUp = b.target(up).tensor
-        b.emit({ name: 'gluGrad', tensors: [dGate, dUp, dh, b.value(gate), b.value(up)], ints, floats: [], inPlace: [[0, 3]] })
+        const tensors = [dGate, dUp, b.restored(h), dh, b.value(gate), b.value(up)]
+        b.emit({ name: 'gluGrad', tensors, ints, floats: [], inPlace: [[0, 4], [2, 3]] })
       },
     },
     graph.needsGradient(gateUp),

@@ -108,7 +108,8 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
       backward: (b) => {
         const dy = b.gradientOf(y)
         if (dy === undefined) return
-        if (weight.grad !== undefined) b.emit(gemm(TN, weight.grad, dy, b.value(x), { alpha, accumulate: true, precision }))
+        const { grad } = weight
+        if (grad !== undefined) b.whenRestored(x, (value) => b.emit(gemm(TN, grad, dy, value, { alpha, accumulate: true, precision })))
         if (bias?.grad !== undefined) b.emit({ name: 'columnSum', tensors: [bias.grad, dy], ints: [], floats: [1] })
         const gradients = lora === undefined ? undefined : loraBackward(b, x, dy, down, lora, alpha, precision)
         if (graph.needsGradient(x)) {
@@ -181,13 +182,15 @@ function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly 
     return duPart
   })
   if (lora.stackedA !== undefined && isStacked(lora)) {
-    if (lora.stackedA.grad !== undefined) b.emit(gemm(TN, lora.stackedA.grad, du, b.value(x), { accumulate: true, precision }))
+    const { grad } = lora.stackedA
+    if (grad !== undefined) b.whenRestored(x, (value) => b.emit(gemm(TN, grad, du, value, { accumulate: true, precision })))
     return { terms: [{ a: du, b: lora.stackedA.value, column: 0, alpha: 1 }], dropped: [] }
   }
   const gradients: LoraGradients = { terms: [], dropped: [] }
   down.forEach(({ part, seen }, index) => {
     const mine = slices[index]!
-    if (part.a.grad !== undefined) b.emit(gemm(TN, part.a.grad, mine, b.value(seen), { accumulate: true, precision }))
+    const { grad } = part.a
+    if (grad !== undefined) b.whenRestored(seen, (value) => b.emit(gemm(TN, grad, mine, value, { accumulate: true, precision })))
     if (part.dropout === undefined) gradients.terms.push({ a: mine, b: part.a.value, column: 0, alpha: 1 })
     else gradients.dropped.push({ part, du: mine })
   })
