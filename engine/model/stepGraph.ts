@@ -185,7 +185,11 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const offloaded = offloadActivations(forward, backward, options.offload ?? 0, {
     leastCommands: Math.min(idleForTwoLayers, forward.length), leastCols: spec.hidden,
   })
-  return finish(capacity, target, io, inputBytes, [offloaded.forward, [...offloaded.backward, ...sums]], offloaded.candidates, lossScaling)
+  // Beside the other commands of labelled rows: those between are the same for any count of them.
+  const summed = new Set(losses.map(([{ storage }]) => storage))
+  const last = offloaded.backward.findLastIndex(({ tensors }) => tensors.some((tensor) => tensor !== undefined && summed.has(tensor.storage)))
+  const withLoss = offloaded.backward.toSpliced(last + 1, 0, ...sums)
+  return finish(capacity, target, io, inputBytes, [offloaded.forward, withLoss], offloaded.candidates, lossScaling)
 }
 
 /** The balance loss's factor among the inputs; the returned function adds the loss itself among the results. */

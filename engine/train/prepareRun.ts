@@ -117,16 +117,19 @@ async function patchedModel(recipe: Recipe, device: DeviceChoice, pinned: HubSou
 /** Steps whose row counts are looked at. */
 const countedSteps = 256
 
-/** A plan for a GPU counts a graph for each row count that recurs, and what recurs depends on the size of micro-steps. */
+/**
+ * A plan for a GPU counts a graph for each row count that recurs, and what recurs depends on the size of micro-steps. Only the few
+ * commands of labelled rows are recorded for each count of those.
+ */
 function planWithGraphs(patched: FastLanguageModel['patched'], options: TrainingPlanOptions, batches: TrainingBatches, steps: number): TrainingPlan {
   const plan = planTraining(patched, options)
   if (patched.target.kind === 'cpu') return plan
   const { rowMultiple, capacity } = plan.training
   const seen = new Map<string, number>()
   for (let step = 0; step < Math.min(steps, countedSteps); ++step) {
-    for (const { ids, labelIndex, kvLength } of batches.microSteps(step, [capacity])) {
-      const rows = paddedCapacity({ tokens: ids.length, labelled: labelIndex.length, sequences: kvLength.length }, rowMultiple)
-      const key = Object.values(rows).join()
+    for (const { ids, kvLength } of batches.microSteps(step, [capacity])) {
+      const { tokens, sequences } = paddedCapacity({ tokens: ids.length, labelled: 0, sequences: kvLength.length }, rowMultiple)
+      const key = `${tokens},${sequences}`
       seen.set(key, (seen.get(key) ?? 0) + 1)
     }
   }

@@ -90,6 +90,17 @@ std::vector<View> viewsOf(const Plan& plan, const Dims& dims, const std::vector<
   return views;
 }
 
+std::vector<Stretch> stretchesOf(const Plan& plan, int64_t first, int64_t last) {
+  std::vector<Stretch> stretches;
+  for (int64_t at = first; at < last; ++at) {
+    const PlanCommand& command = plan.commands[static_cast<size_t>(at)];
+    if (command.op == Op::offload || command.op == Op::prefetch) return {{first, last, true}};
+    if (stretches.empty() || stretches.back().labelled != command.labelled) stretches.push_back({at, at, command.labelled});
+    stretches.back().last = at + 1;
+  }
+  return stretches;
+}
+
 Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* commands, size_t commandNumbers, const double* floats,
                 size_t floatNumbers, std::vector<int32_t> buffers, const std::vector<size_t>& bufferBytes) {
   static std::atomic<uint64_t> next{1};
@@ -109,12 +120,15 @@ Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* comm
     if (at + static_cast<size_t>(operandCount) + static_cast<size_t>(intCount) > commandNumbers) fail("plan: the command list is cut short");
     if (floatsUsed + static_cast<size_t>(floatCount) > floatNumbers) fail("plan: the float list is cut short");
     plan.commands.push_back({static_cast<Op>(op), static_cast<int32_t>(plan.operands.size()), operandCount,
-                             static_cast<int32_t>(plan.ints.size()), intCount, static_cast<int32_t>(plan.floats.size()), floatCount, -1});
+                             static_cast<int32_t>(plan.ints.size()), intCount, static_cast<int32_t>(plan.floats.size()), floatCount, -1, false});
     for (int32_t i = 0; i < operandCount; ++i) {
       const int32_t tensor = commands[at++];
       if (tensor < -1 || tensor >= static_cast<int32_t>(plan.tensors.size())) fail("plan: a command names tensor " + std::to_string(tensor));
       plan.operands.push_back(tensor);
-      if (tensor >= 0 && plan.tensors[static_cast<size_t>(tensor)].firstRow >= 0) plan.commands.back().window = tensor;
+      if (tensor < 0) continue;
+      const PlanTensor& operand = plan.tensors[static_cast<size_t>(tensor)];
+      if (operand.firstRow >= 0) plan.commands.back().window = tensor;
+      if (operand.rule == RowRule::labelled) plan.commands.back().labelled = true;
     }
     for (int32_t i = 0; i < intCount; ++i) plan.ints.push_back(commands[at++]);
     for (int32_t i = 0; i < floatCount; ++i) plan.floats.push_back(floats[floatsUsed++]);

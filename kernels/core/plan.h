@@ -26,6 +26,7 @@ struct PlanCommand {
   int32_t firstInt, intCount;
   int32_t firstFloat, floatCount;
   int32_t window;  // a tensor that is a window: without live rows there, the command is left out; -1: none is
+  bool labelled;   // whether an operand follows the count of labelled rows
 };
 
 /** A decoded plan: a flat list of commands over tensors that live in buffers of one device. */
@@ -51,6 +52,18 @@ Plan decodePlan(const double* tensors, size_t tensorNumbers, const int32_t* comm
 
 /** The plan's tensors in a run of so many rows; `bases[i]` is where buffers[i] lies. An error when the plan was built for fewer. */
 std::vector<View> viewsOf(const Plan& plan, const Dims& dims, const std::vector<std::byte*>& bases);
+
+/** Commands [first, last), of which all or none need the count of labelled rows. */
+struct Stretch {
+  int64_t first, last;
+  bool labelled;
+};
+
+/**
+ * Commands [first, last) in stretches of those that follow the count of labelled rows and those that do not, which are the same for
+ * any such count. One stretch where copies run beside the commands: they last from one to the next.
+ */
+std::vector<Stretch> stretchesOf(const Plan& plan, int64_t first, int64_t last);
 
 /** Whether a command works on a window that has no live rows in this run. */
 inline bool isEmpty(const PlanCommand& command, const std::vector<View>& views) {

@@ -19,7 +19,7 @@ const OpFunction opTable[] = {
 #undef UNSLOTH_OP
 };
 
-constexpr size_t mostGraphs = 96;
+constexpr size_t mostGraphs = 512;
 /** Commands of all graphs, which the plan of a run counts on (engine/train/memoryParts.ts). */
 constexpr int64_t mostRecordedInAll = 65536;
 /** Commands of one graph: each takes memory, and where there are more, rows are so long that starting them costs nothing. */
@@ -60,6 +60,7 @@ CudaDevice::CudaDevice(int index) : capturing_(environment("UNSLOTH_CUDA_GRAPHS"
     throw Error("GPU", all.problem.empty() ? "There is no GPU number " + std::to_string(index) + "." : all.problem);
   gpu_ = *found;
   check(cudaSetDevice(index), "opening it");
+  gpu_.dependentLaunches = environment("UNSLOTH_CUDA_DEPENDENT", true) && kernelsAwaitPrior();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "opening it");
   staging_ = std::make_unique<Staging>(stream_);
   lateReads_ = std::make_shared<LateReads>(stream_);
@@ -108,11 +109,11 @@ Reserved CudaDevice::reserved() const {
   Reserved all;
   all.device = context_.workspaceBytes;
   for (const auto& [id, held] : blocks_) (held.place == Place::host ? all.host : all.device) += held.bytes;
-  all.graphCommands = recorded();
+  all.graphCommands = recordedCommands();
   return all;
 }
 
-int64_t CudaDevice::recorded() const {
+int64_t CudaDevice::recordedCommands() const {
   int64_t commands = 0;
   for (const CachedGraph& cached : graphs_) commands += cached.graph == nullptr ? 0 : cached.key.last - cached.key.first;
   return commands;
@@ -244,7 +245,7 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
     return result;
   }
   const int32_t counts[3] = {static_cast<int32_t>(live.tokens), static_cast<int32_t>(live.labelled), static_cast<int32_t>(live.sequences)};
-  staging_->write(live_, counts, sizeof counts);
+  if (dims != Dims{}) staging_->write(live_, counts, sizeof counts);  // commands without rows do not look
 
   if (profile) {
     std::vector<cudaEvent_t> events(static_cast<size_t>(end - first) + 1);
@@ -262,28 +263,35 @@ RunResult CudaDevice::run(const Plan& plan, const Dims& dims, const Dims& live, 
     return result;
   }
 
-  const GraphKey key{plan.id, dims, first, end};
-  const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
-  if (known != graphs_.end() && capturing_ && !eager_ && end - first <= mostRecorded) {
-    if (known->graph == nullptr) {
-      graphs_.splice(graphs_.begin(), graphs_, known);
-      while (graphs_.size() > 1 && recorded() + (end - first) > mostRecordedInAll) dropOldest();
-      known->graph = capture(plan, dims, first, end);
-    }
-    if (known->graph == nullptr) {
-      result.stopped = true;
-      return result;
-    }
-    graphs_.splice(graphs_.begin(), graphs_, known);
-    check(cudaGraphLaunch(known->graph, stream_), "starting a graph");
-    result.executed = end - first;
-    return result;
+  const bool recorded = capturing_ && !eager_ && end - first <= mostRecorded;
+  for (const Stretch& stretch : stretchesOf(plan, first, end)) {
+    const int64_t executed = runStretch(plan, dims, stretch, recorded);
+    result.executed += executed;
+    result.stopped = executed < stretch.last - stretch.first;
+    if (result.stopped) break;
   }
-  result.executed = enqueue(plan, dims, views(plan, dims), first, end, nullptr);
-  result.stopped = result.executed < end - first;
-  if (known == graphs_.end()) graphs_.push_front({key});
-  if (graphs_.size() > mostGraphs) dropOldest();
   return result;
+}
+
+int64_t CudaDevice::runStretch(const Plan& plan, const Dims& dims, const Stretch& stretch, bool recorded) {
+  const auto [first, last, labelled] = stretch;
+  GraphKey key{plan.id, dims, first, last};
+  if (!labelled) key.dims.labelled = 0;
+  const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
+  if (known == graphs_.end() || !recorded) {
+    const int64_t executed = enqueue(plan, dims, views(plan, dims), first, last, nullptr);
+    if (known == graphs_.end()) graphs_.push_front({key});
+    if (graphs_.size() > mostGraphs) dropOldest();
+    return executed;
+  }
+  graphs_.splice(graphs_.begin(), graphs_, known);
+  if (known->graph == nullptr) {
+    while (graphs_.size() > 1 && recordedCommands() + (last - first) > mostRecordedInAll) dropOldest();
+    known->graph = capture(plan, dims, first, last);
+    if (known->graph == nullptr) return 0;  // stopped
+  }
+  check(cudaGraphLaunch(known->graph, stream_), "starting a graph");
+  return last - first;
 }
 
 void CudaDevice::forget(const Plan& plan) {

@@ -14,7 +14,8 @@ namespace unsloth::cuda {
 
 /**
  * One GPU. Commands are enqueued on one stream; the second run of the same commands with the same row counts captures them as a
- * CUDA graph, which later runs replay. `run` returns when the work is enqueued: errors of the work itself surface at the next
+ * CUDA graph, which later runs replay. Commands that no count of labelled rows changes have graphs of their own: samples of as many
+ * tokens differ in it. `run` returns when the work is enqueued: errors of the work itself surface at the next
  * `read` or `run`.
  */
 class CudaDevice : public Device {
@@ -59,11 +60,12 @@ class CudaDevice : public Device {
   const Block& block(int32_t buffer) const;
   std::byte* range(int32_t buffer, size_t offset, size_t count) const;
   std::vector<View> views(const Plan& plan, const Dims& dims) const;
+  int64_t runStretch(const Plan& plan, const Dims& dims, const Stretch& stretch, bool recorded);
   int64_t enqueue(const Plan& plan, const Dims& dims, const std::vector<View>& views, int64_t first, int64_t last, std::vector<cudaEvent_t>* events);
   cudaGraphExec_t capture(const Plan& plan, const Dims& dims, int64_t first, int64_t last);
   void dropOldest();
   void dropGraphs();
-  int64_t recorded() const;
+  int64_t recordedCommands() const;
   size_t freeBytes() const;
   template <class Landed>
   uint64_t stream(const LoadPart& part, uint64_t unit, std::byte* target, const Landed& landed);
