@@ -1,4 +1,5 @@
 #include "attentionMma.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -67,6 +68,7 @@ struct Partials {
 template <class T, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::threads)
     decodeKernel(const __grid_constant__ AttentionArgs a, const Partials partials) {
+  awaitPrior();
   using Shape = DecodeShape<D>;
   using Tile = SharedTile<D>;
   constexpr int threads = Shape::threads, warps = Shape::warps, keys = Shape::keys, stages = Shape::stages;
@@ -226,6 +228,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::threads)
 template <class T, int D>
 __global__ void __launch_bounds__(joinThreads)
     decodeJoinKernel(const __grid_constant__ AttentionArgs a, const Partials partials, int blocks) {
+  awaitPrior();
   const Cut cut = cutOf<joinThreads>(a, blocks);
   AttentionTile tile;
   if (!locateTile<joinThreads>(a.sequences, 1, blockIdx.x, [&](int j) { return cut.tiles(j); }, tile)) return;
@@ -272,11 +275,10 @@ bool launch(const AttentionArgs& args, const Context& context) {
   partials.o = static_cast<float*>(context.workspace), partials.lse = partials.o + items * tileRows * D;
   const auto kernel = decodeKernel<T, D>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::sharedBytes), "preparing attention");
-  kernel<<<blocks, Shape::threads, Shape::sharedBytes, context.stream>>>(args, partials);
-  checkLaunch("running attention");
+  launchDependent(context, "running attention", kernel, {blocks, Shape::threads, Shape::sharedBytes}, args, partials);
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(args.kvHeads));
-  decodeJoinKernel<T, D><<<grid, joinThreads, 0, context.stream>>>(args, partials, static_cast<int>(blocks));
-  checkLaunch("running attention");
+  launchDependent(context, "running attention", decodeJoinKernel<T, D>, {grid, joinThreads}, args, partials,
+                  static_cast<int>(blocks));
   return true;
 }
 

@@ -2,6 +2,7 @@
 
 #include "attentionTiles.cuh"
 #include "element.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -39,6 +40,7 @@ __device__ void clearRow(const View& v, int64_t row) {
 
 template <class T, int width>
 __global__ void __launch_bounds__(threads) deltaKernel(const __grid_constant__ AttentionArgs a, int lanes) {
+  awaitPrior();
   __shared__ unsigned covered;  // bit i: row i of the block's rows has a query; bit 16 + i: a key
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rowsPerBlock;
   if (threadIdx.x == 0) covered = 0;
@@ -71,10 +73,9 @@ void attentionDelta(const AttentionArgs& args, const Context& context) {
     const int pieces = wide ? args.headDim / perVector<T> : args.headDim;
     int lanes = 1;
     while (lanes < pieces && lanes < 32) lanes *= 2;
-    if (wide) deltaKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(args, lanes);
-    else deltaKernel<T, 1><<<blocks, threads, 0, context.stream>>>(args, lanes);
+    if (wide) launchDependent(context, "running attentionGrad", deltaKernel<T, perVector<T>>, {blocks, threads}, args, lanes);
+    else launchDependent(context, "running attentionGrad", deltaKernel<T, 1>, {blocks, threads}, args, lanes);
   });
-  checkLaunch("running attentionGrad");
 }
 
 }  // namespace unsloth::cuda

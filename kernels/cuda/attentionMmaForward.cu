@@ -1,4 +1,5 @@
 #include "attentionMma.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -20,6 +21,7 @@ struct ForwardShape {
  */
 template <class T, int D, bool general>
 __global__ void __launch_bounds__(ForwardShape<D>::threads) attentionForwardKernel(const __grid_constant__ AttentionArgs a) {
+  awaitPrior();
   using Shape = ForwardShape<D>;
   using Tile = SharedTile<D>;
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8, DT = D / 8;
@@ -173,8 +175,7 @@ bool launch(const AttentionArgs& args, const Context& context) {
   const auto kernel = attentionForwardKernel<T, D, general>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::sharedBytes), "preparing attention");
   const dim3 grid(static_cast<unsigned>(args.queryTiles(Shape::queries) * args.group), static_cast<unsigned>(args.kvHeads));
-  kernel<<<grid, Shape::threads, Shape::sharedBytes, context.stream>>>(args);
-  checkLaunch("running attention");
+  launchDependent(context, "running attention", kernel, {grid, Shape::threads, Shape::sharedBytes}, args);
   return true;
 }
 

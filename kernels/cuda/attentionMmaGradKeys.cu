@@ -1,4 +1,5 @@
 #include "attentionMmaGrad.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -22,6 +23,7 @@ struct Parts {
 template <class T, int D, bool general, bool small>
 __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
     attentionGradKeysKernel(const __grid_constant__ AttentionArgs a, const Parts parts, const int stages) {
+  awaitPrior();
   using Shape = GradKeysShape<D, small>;
   using Tile = SharedTile<D>;
   using Exchange = SharedTile<Shape::queries>;
@@ -227,6 +229,7 @@ __global__ void __launch_bounds__(GradKeysShape<D, small>::threads, 1)
 /** dk and dv of a tile of keys of one kv head from `count` parts. */
 template <class T>
 __global__ void __launch_bounds__(joinThreads) joinKernel(const __grid_constant__ AttentionArgs a, const Parts parts, int count) {
+  awaitPrior();
   AttentionTile tile;
   if (!locateKeys<joinThreads>(a, joinKeys, blockIdx.x, tile)) return;
   const AttentionSequence s(a, tile.sequence);
@@ -268,12 +271,10 @@ void launch(const AttentionArgs& args, const Context& context) {
   const Parts parts{static_cast<float*>(context.workspace), args.k.rows * args.k.cols};
   const auto kvHeads = static_cast<unsigned>(args.kvHeads);
   const dim3 grid(static_cast<unsigned>(args.keyTiles(Shape::keys)), kvHeads, static_cast<unsigned>(count));
-  kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, parts, stages);
-  checkLaunch("running attentionGrad");
+  launchDependent(context, "running attentionGrad", kernel, {grid, Shape::threads, bytes}, args, parts, stages);
   if (count == 1) return;
-  joinKernel<T>
-      <<<dim3(static_cast<unsigned>(args.keyTiles(joinKeys)), kvHeads), joinThreads, 0, context.stream>>>(args, parts, count);
-  checkLaunch("running attentionGrad");
+  launchDependent(context, "running attentionGrad", joinKernel<T>,
+                  {dim3(static_cast<unsigned>(args.keyTiles(joinKeys)), kvHeads), joinThreads}, args, parts, count);
 }
 
 }  // namespace

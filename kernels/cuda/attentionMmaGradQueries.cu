@@ -1,4 +1,5 @@
 #include "attentionMmaGrad.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -9,6 +10,7 @@ namespace {
  */
 template <class T, int D, bool general, bool small>
 __global__ void __launch_bounds__(128, 2) attentionGradQueriesKernel(const __grid_constant__ AttentionArgs a, const int stages) {
+  awaitPrior();
   using Shape = GradQueriesShape<D, small>;
   using Tile = SharedTile<D>;
   constexpr int BM = Shape::queries, BN = Shape::keys, warpRows = BM / Shape::warps, MT = warpRows / 16, NT = BN / 8,
@@ -134,8 +136,7 @@ void launch(const AttentionArgs& args, const Context& context) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "preparing attentionGrad");
   const dim3 grid(static_cast<unsigned>(args.queryTiles(Shape::queries) * args.group), static_cast<unsigned>(args.kvHeads));
-  kernel<<<grid, Shape::threads, bytes, context.stream>>>(args, stages);
-  checkLaunch("running attentionGrad");
+  launchDependent(context, "running attentionGrad", kernel, {grid, Shape::threads, bytes}, args, stages);
 }
 
 }  // namespace

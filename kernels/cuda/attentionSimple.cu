@@ -1,5 +1,6 @@
 #include "attentionTiles.cuh"
 #include "element.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -123,6 +124,7 @@ __device__ bool visible(const AttentionArgs& a, int position, int key) {
 /** o and lse of a tile of queries of one head; see attentionMmaForward.cu. 4·d FLOPs for each visible pair, on the fp32 units. */
 template <int D, int R>
 __global__ void __launch_bounds__(threads) simpleForwardKernel(const __grid_constant__ AttentionArgs a) {
+  awaitPrior();
   using S = Shape<D, R>;
   using Q = Square<D, R>;
   AttentionTile tile;
@@ -239,6 +241,7 @@ __device__ void loadNumbers(float* numbers, const AttentionArgs& a, int64_t row,
 /** dk and dv of a tile of keys of one kv head, over the queries of all its heads. 8·d FLOPs for each visible pair and head. */
 template <int D, int R>
 __global__ void __launch_bounds__(threads) simpleGradKeysKernel(const __grid_constant__ AttentionArgs a) {
+  awaitPrior();
   using S = Shape<D, R>;
   AttentionTile tile;
   if (!locateKeys<threads>(a, R, blockIdx.x, tile)) return;
@@ -275,6 +278,7 @@ __global__ void __launch_bounds__(threads) simpleGradKeysKernel(const __grid_con
 /** dq of a tile of queries of one head. 6·d FLOPs for each visible pair and head. */
 template <int D, int R>
 __global__ void __launch_bounds__(threads) simpleGradQueriesKernel(const __grid_constant__ AttentionArgs a) {
+  awaitPrior();
   using S = Shape<D, R>;
   AttentionTile tile;
   if (!locateQueries<threads>(a, R, blockIdx.x, tile)) return;
@@ -309,8 +313,7 @@ void launch(void (*kernel)(AttentionArgs), dim3 grid, size_t bytes, const Attent
             const char* doing) {
   if (bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), doing);
-  kernel<<<grid, threads, bytes, context.stream>>>(args);
-  checkLaunch(doing);
+  launchDependent(context, doing, kernel, {grid, threads, bytes}, args);
 }
 
 dim3 gridOf(int64_t tiles, int heads) { return {static_cast<unsigned>(tiles), static_cast<unsigned>(heads)}; }

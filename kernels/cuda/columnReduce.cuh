@@ -1,5 +1,6 @@
 #pragma once
 #include "context.h"
+#include "launch.cuh"
 #include "vector.cuh"
 
 namespace unsloth::cuda {
@@ -20,6 +21,7 @@ struct ColumnSums {
 /** partial[chunk][c] = Σ term(row, group, column) of the chunk's rows, in an order that the shape alone decides. */
 template <int width, class Term>
 __global__ void __launch_bounds__(columnLanes* rowLanes) columnPartKernel(const ColumnSums p, const Term term) {
+  awaitPrior();
   const int lane = threadIdx.x % columnLanes, rowLane = threadIdx.x / columnLanes;
   const int64_t column = (int64_t{blockIdx.x} * columnLanes + lane) * width;
   const int64_t first = blockIdx.y * p.chunkRows, last = min(p.rows, first + p.chunkRows);
@@ -47,6 +49,7 @@ __global__ void __launch_bounds__(columnLanes* rowLanes) columnPartKernel(const 
 /** out[c] += alpha · Σ_chunks partial[chunk][c]. */
 static __global__ void __launch_bounds__(columnLanes* rowLanes)
     columnTotalKernel(float* out, const float* partial, int64_t cols, int64_t chunks, float alpha) {
+  awaitPrior();
   const int lane = threadIdx.x % columnLanes, rowLane = threadIdx.x / columnLanes;
   const int64_t column = int64_t{blockIdx.x} * columnLanes + lane;
   float sum = 0;
@@ -80,11 +83,9 @@ void sumColumns(const Context& context, const char* op, float* out, int64_t rows
   const int64_t chunks = divideUp(all, p.chunkRows);
   p.partial = scratch<float>(context, 0, static_cast<size_t>(chunks * cols), op);
   const dim3 grid(static_cast<uint32_t>(tiles), static_cast<uint32_t>(chunks));
-  columnPartKernel<width><<<grid, columnLanes * rowLanes, 0, context.stream>>>(p, term);
-  checkLaunch(op);
-  columnTotalKernel<<<static_cast<uint32_t>(divideUp(cols, columnLanes)), columnLanes * rowLanes, 0, context.stream>>>(
-      out, p.partial, cols, chunks, alpha);
-  checkLaunch(op);
+  launchDependent(context, op, columnPartKernel<width, Term>, {grid, columnLanes * rowLanes}, p, term);
+  launchDependent(context, op, columnTotalKernel, {static_cast<uint32_t>(divideUp(cols, columnLanes)), columnLanes * rowLanes},
+                  out, p.partial, cols, chunks, alpha);
 }
 
 }  // namespace unsloth::cuda

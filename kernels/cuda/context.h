@@ -20,6 +20,8 @@ struct GpuInfo {
   size_t sharedPerBlock = 0;  // bytes a block may opt in to
   size_t l2Bytes = 0;
   size_t totalBytes = 0;
+  /** Whether a kernel may be started while the one before ends; see `launchDependent`. */
+  bool dependentLaunches = false;
 };
 
 /**
@@ -43,6 +45,9 @@ struct Context {
 
 /** Throws the coded error of a failed CUDA call: what failed, and what CUDA says about it. */
 void check(cudaError_t status, const char* doing);
+
+/** Whether the code that the current GPU runs has the wait of `awaitPrior`: what the driver made from PTX for older GPUs has not. */
+bool kernelsAwaitPrior();
 
 /** The error of the kernel launch just made, if any. */
 inline void checkLaunch(const char* kernel) { check(cudaGetLastError(), kernel); }

@@ -1,5 +1,6 @@
 // DoRA: columns scaled by their gain, and the lengths of a weight's rows with its adapter.
 #include "columnReduce.cuh"
+#include "launch.cuh"
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -63,6 +64,7 @@ constexpr int threads = 128, warps = threads / 32;
 /** out[r] = Σ x[r,c]², one row in each warp; fp32 over 8 neighbours, then fp64. Bytes: x once. */
 template <class T>
 __global__ void __launch_bounds__(threads) rowSquaresKernel(float* out, const T* x, int64_t ld, int64_t rows, int64_t cols) {
+  awaitPrior();
   const int64_t row = int64_t{blockIdx.x} * warps + threadIdx.x / 32;
   if (row >= rows) return;
   double sum = 0;
@@ -95,6 +97,7 @@ constexpr double leastSquare = 0x1p-22;
 /** One row of B in each warp: rank² + rank multiply-adds; gram and wa come from the caches after the first warps. */
 template <class T>
 __global__ void __launch_bounds__(threads) doraNormKernel(const Norms<T> p) {
+  awaitPrior();
   const int64_t row = int64_t{blockIdx.x} * warps + threadIdx.x / 32;
   if (row >= p.rows) return;
   const T* b = p.b + row * p.ldB;
@@ -166,8 +169,8 @@ void rowSquares(const Call& call, const Context& context) {
   withType(x.dtype, "rowSquares", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto* from = static_cast<const T*>(x.data);
-    rowSquaresKernel<T><<<warpBlocks(x.rows), threads, 0, context.stream>>>(out.f32(), from, x.ld, x.rows, x.cols);
-    checkLaunch("rowSquares");
+    launchDependent(context, "rowSquares", rowSquaresKernel<T>, {warpBlocks(x.rows), threads}, out.f32(), from, x.ld, x.rows,
+                    x.cols);
   });
 }
 
@@ -182,8 +185,7 @@ void doraNorm(const Call& call, const Context& context) {
     using T = typename decltype(tag)::type;
     const Norms<T> p{row(0, "gain"), row(1, "norm"), row(2, "squares"), row(3, "m"), wa.f32(), gram.f32(), static_cast<const T*>(b.data),
                      b.ld, wa.ld, gram.ld, b.rows, b.cols, call.f(0)};
-    doraNormKernel<T><<<warpBlocks(b.rows), threads, 0, context.stream>>>(p);
-    checkLaunch("doraNorm");
+    launchDependent(context, "doraNorm", doraNormKernel<T>, {warpBlocks(b.rows), threads}, p);
   });
 }
 

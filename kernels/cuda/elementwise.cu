@@ -1,5 +1,6 @@
 // add, columnSum, fill, cast and logitCap: each operand is moved once.
 #include "columnReduce.cuh"
+#include "launch.cuh"
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -64,6 +65,7 @@ constexpr int pieceThreads = 256, piecesPerThread = 4;
 /** 16-byte or single-element stores of one repeated value. */
 template <class Unit>
 __global__ void __launch_bounds__(pieceThreads) fillKernel(Unit* x, int64_t ld, int64_t perRow, int64_t units, const Unit value) {
+  awaitPrior();
   const int64_t first = int64_t{blockIdx.x} * (pieceThreads * piecesPerThread) + threadIdx.x;
 #pragma unroll
   for (int u = 0; u < piecesPerThread; ++u) {
@@ -76,9 +78,9 @@ template <class Unit>
 void fillUnits(const Context& context, const View& x, int64_t rows, int64_t cols, int64_t ld, Unit value) {
   const int64_t units = rows * cols;
   if (units <= 0) return;
-  fillKernel<<<static_cast<uint32_t>(divideUp(units, pieceThreads * piecesPerThread)), pieceThreads, 0, context.stream>>>(
-      static_cast<Unit*>(x.data), ld, cols, units, value);
-  checkLaunch("fill");
+  launchDependent(context, "fill", fillKernel<Unit>,
+                  {static_cast<uint32_t>(divideUp(units, pieceThreads * piecesPerThread)), pieceThreads},
+                  static_cast<Unit*>(x.data), ld, cols, units, value);
 }
 
 /** fill for one element type: in 16-byte pieces where rows allow it. */
@@ -105,6 +107,7 @@ struct CastOperands {
 
 template <class Y, int width>
 __global__ void __launch_bounds__(pieceThreads) castKernel(const CastOperands p) {
+  awaitPrior();
   constexpr int unroll = 2;
   const int64_t first = int64_t{blockIdx.x} * (pieceThreads * unroll) + threadIdx.x;
   float value[unroll][width];
@@ -134,8 +137,8 @@ void castPart(const Context& context, const View& x, const View& y, int64_t rows
   const int64_t perRow = cols / width, vectors = rows * perRow;
   if (vectors <= 0) return;
   const CastOperands p{AnyFloats(x), y.data, x.ld, y.ld, perRow, vectors};
-  castKernel<Y, width><<<static_cast<uint32_t>(divideUp(vectors, pieceThreads * 2)), pieceThreads, 0, context.stream>>>(p);
-  checkLaunch("cast");
+  launchDependent(context, "cast", castKernel<Y, width>,
+                  {static_cast<uint32_t>(divideUp(vectors, pieceThreads * 2)), pieceThreads}, p);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The embedding table: rows by token id, and their gradient in row order.
 #include "context.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "vector.cuh"
@@ -23,6 +24,7 @@ struct Lookup {
 /** out = scale·table[ids]; bytes: the rows once each way. An id that the table does not have gives zeros. */
 template <class T, int width>
 __global__ void __launch_bounds__(threads) embedKernel(const Lookup<T> p) {
+  awaitPrior();
   const uint32_t first = blockIdx.x * (threads * unroll) + threadIdx.x;
   float value[unroll][width] = {};
   int64_t to[unroll];
@@ -50,6 +52,7 @@ constexpr int sortThreads = 256;
  * atomics that matters. At 8192 rows that is 67 M comparisons, a few µs.
  */
 __global__ void __launch_bounds__(sortThreads) rankKernel(int32_t* rank, const int32_t* ids, int rows, int stretch) {
+  awaitPrior();
   __shared__ int4 keys[sortThreads / 4];
   const int row = blockIdx.x * sortThreads + threadIdx.x, mine = row < rows ? ids[row] : 0;
   const int first = blockIdx.y * stretch, last = min(rows, first + stretch);
@@ -80,6 +83,7 @@ __global__ void __launch_bounds__(sortThreads) rankKernel(int32_t* rank, const i
 }
 
 __global__ void __launch_bounds__(sortThreads) orderKernel(int2* sorted, const int32_t* rank, const int32_t* ids, int rows) {
+  awaitPrior();
   const int row = blockIdx.x * sortThreads + threadIdx.x;
   if (row < rows) sorted[rank[row]] = make_int2(ids[row], row);
 }
@@ -98,6 +102,7 @@ struct Segments {
 /** A block for each sorted place and stretch of columns; that of an id's first place adds all its rows. */
 template <class T, int width>
 __global__ void __launch_bounds__(threads) segmentKernel(const Segments<T> p) {
+  awaitPrior();
   constexpr int atOnce = 4;
   const int place = blockIdx.x, id = p.sorted[place].x;
   if (id < 0 || id >= p.entries || (place > 0 && p.sorted[place - 1].x == id)) return;
@@ -161,9 +166,8 @@ void embed(const Call& call, const Context& context) {
       p.firstRow = row;
       p.vectors = static_cast<uint32_t>(std::min(atOnce, out.rows - row) * perRow);
       const auto blocks = static_cast<uint32_t>(divideUp(p.vectors, threads * unroll));
-      if (fast) embedKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
-      else embedKernel<T, 1><<<blocks, threads, 0, context.stream>>>(p);
-      checkLaunch("embed");
+      if (fast) launchDependent(context, "embed", embedKernel<T, perVector<T>>, {blocks, threads}, p);
+      else launchDependent(context, "embed", embedKernel<T, 1>, {blocks, threads}, p);
     }
   });
 }
@@ -183,10 +187,8 @@ void embedGrad(const Call& call, const Context& context) {
   const int stretches = std::clamp(4 * context.gpu->multiprocessors / rowBlocks, 1, rowBlocks);
   const int stretch = static_cast<int>(divideUp(rowBlocks, stretches)) * sortThreads;
   const dim3 grid(static_cast<uint32_t>(rowBlocks), static_cast<uint32_t>(divideUp(rows, stretch)));
-  rankKernel<<<grid, sortThreads, 0, context.stream>>>(rank, ids, rows, stretch);
-  checkLaunch("embedGrad");
-  orderKernel<<<static_cast<uint32_t>(rowBlocks), sortThreads, 0, context.stream>>>(sorted, rank, ids, rows);
-  checkLaunch("embedGrad");
+  launchDependent(context, "embedGrad", rankKernel, {grid, sortThreads}, rank, ids, rows, stretch);
+  launchDependent(context, "embedGrad", orderKernel, {static_cast<uint32_t>(rowBlocks), sortThreads}, sorted, rank, ids, rows);
   withType(dOut.dtype, "embedGrad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const bool fast = vectorised(dOut, perVector<T>);
@@ -202,9 +204,8 @@ void embedGrad(const Call& call, const Context& context) {
                         fast && vectorised(dTable, perVector<T>)};
     const int64_t width = fast ? perVector<T> : 1;
     const dim3 blocks(static_cast<uint32_t>(rows), static_cast<uint32_t>(divideUp(dOut.cols, threads * width)));
-    if (fast) segmentKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
-    else segmentKernel<T, 1><<<blocks, threads, 0, context.stream>>>(p);
-    checkLaunch("embedGrad");
+    if (fast) launchDependent(context, "embedGrad", segmentKernel<T, perVector<T>>, {blocks, threads}, p);
+    else launchDependent(context, "embedGrad", segmentKernel<T, 1>, {blocks, threads}, p);
   });
 }
 

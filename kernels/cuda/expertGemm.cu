@@ -3,6 +3,7 @@
 
 #include "expertGemm.h"
 #include "gemmEpilogue.cuh"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "quantised.h"
@@ -92,6 +93,7 @@ __device__ __forceinline__ void fill(float (&side)[depth][tile + 4], bool alongK
  * tiles as slots may need at worst.
  */
 __global__ void __launch_bounds__(threads) expertRows(ExpertArgs args) {
+  awaitPrior();
   __shared__ Slices slices;
   int e = 0, row0 = 0;
   if (!findTile(args.first, args.experts, blockIdx.x, e, row0)) return;
@@ -123,6 +125,7 @@ __global__ void __launch_bounds__(threads) expertRows(ExpertArgs args) {
 
 /** c_e += alpha·a[S_e]ᵀ·b[S_e] in tiles of 64 × 64: 2·slots·m·n FLOPs in fp32. Slots are summed in order. */
 __global__ void __launch_bounds__(threads) expertColumns(ExpertArgs args) {
+  awaitPrior();
   __shared__ Slices slices;
   const int e = blockIdx.z, begin = args.first[e], end = args.first[e + 1];
   if (begin == end) return;
@@ -155,6 +158,7 @@ struct DeltaArgs {
 
 /** c[i, j] += alpha·Σ_r b_e[o, r]·a_e[r, j], row + i = e·width + o. A thread for each element. */
 __global__ void expertDeltaKernel(DeltaArgs args) {
+  awaitPrior();
   const int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, i = blockIdx.y;
   if (j >= args.c.cols) return;
   const int64_t e = (args.row + i) / args.width, o = (args.row + i) % args.width;
@@ -183,12 +187,12 @@ void expertGemmSimple(const ExpertGemmArgs& g, const Context& context) {
     args.product[args.products++] = {plain(g.lowA), stackOf(g.lowB, g.experts, g.columns == ExpertColumns::low), g.lowA.cols,
                                      g.lowAlpha};
   if (gradient) {
-    expertColumns<<<dim3(tilesOf(g.m), tilesOf(g.n), static_cast<unsigned>(g.experts)), threads, 0, context.stream>>>(args);
+    launchDependent(context, "expertGemm", expertColumns,
+                    {dim3(tilesOf(g.m), tilesOf(g.n), static_cast<unsigned>(g.experts)), threads}, args);
   } else {
     const auto mostTiles = static_cast<unsigned>(g.m / tile + std::min(g.experts, g.m));
-    expertRows<<<dim3(mostTiles, tilesOf(g.n)), threads, 0, context.stream>>>(args);
+    launchDependent(context, "expertGemm", expertRows, {dim3(mostTiles, tilesOf(g.n)), threads}, args);
   }
-  checkLaunch("expertGemm");
 }
 
 namespace ops {
@@ -257,8 +261,7 @@ void expertDelta(const Call& call, const Context& context) {
     const DeltaArgs args{stackOf(a, experts, false), stackOf(b, experts, true), part, row + at, width, a.rows / experts,
                          static_cast<float>(call.f(0))};
     const dim3 grid(static_cast<unsigned>((c.cols + block - 1) / block), static_cast<unsigned>(count));
-    expertDeltaKernel<<<grid, block, 0, context.stream>>>(args);
-    checkLaunch("expertDelta");
+    launchDependent(context, "expertDelta", expertDeltaKernel, {grid, block}, args);
     at += count;
   }
 }

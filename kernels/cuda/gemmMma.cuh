@@ -3,6 +3,7 @@
 
 #include "gemmEpilogue.cuh"
 #include "gemmFeed.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda::mma {
 
@@ -155,6 +156,7 @@ struct Producer {
  */
 template <class T, class S, int mode>
 __global__ void __launch_bounds__(S::threads, S::blocks) mmaKernel(const __grid_constant__ MmaArgs args) {
+  awaitPrior();
 #if __CUDA_ARCH__ < 800
   if constexpr (std::is_same_v<T, bf16> || !std::is_same_v<S, Small>) return neverLaunched();
 #endif
@@ -331,8 +333,7 @@ void launch(MmaArgs args, const Cut& cut, const Context& context) {
   const int bytes = cut.stages * S::stageBytes + S::outBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "gemmMma: shared memory");
   const int grid = std::min(args.units, context.gpu->multiprocessors * S::blocks);
-  kernel<<<static_cast<unsigned>(grid), S::threads, bytes, context.stream>>>(args);
-  checkLaunch("gemmMma");
+  launchDependent(context, "gemmMma", kernel, {static_cast<unsigned>(grid), S::threads, static_cast<size_t>(bytes)}, args);
 }
 
 template <class T, int mode>

@@ -1,4 +1,5 @@
 #include "gemmTiles.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 
@@ -14,6 +15,7 @@ __device__ unsigned arrived[maxSplitTiles];
  */
 template <int tileM, int tileN, int rows, int columns, int mode>
 __global__ void __launch_bounds__(threads) simpleKernel(const __grid_constant__ TileArgs args) {
+  awaitPrior();
   static_assert(tileM / rows * (tileN / columns) == threads);
   using SideA = Side<tileM, mode != 2>;
   using SideB = Side<tileN, mode == 0>;

@@ -2,6 +2,7 @@
 
 #include "gemmEpilogue.cuh"
 #include "gemmFeed.cuh"
+#include "launch.cuh"
 
 namespace unsloth::cuda {
 namespace {
@@ -71,6 +72,7 @@ __device__ __forceinline__ void syncCluster() {
 template <class T, int width, bool bigAlongK, bool smallAlongK>
 __global__ void __launch_bounds__(TileOf<bigAlongK>::threads, width > 64 ? 1 : 2)
     skinnyKernel(const __grid_constant__ SkinnyArgs args) {
+  awaitPrior();
 #if __CUDA_ARCH__ < 800
   if constexpr (std::is_same_v<T, bf16>) return neverLaunched();
 #endif
@@ -249,20 +251,9 @@ bool launch(SkinnyArgs args, const Context& context) {
   args.partial = static_cast<float4*>(context.workspace);
   const int bytes = std::max(args.stages * stageBytes, sumBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "gemmSkinny: shared memory");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(args.splits));
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = context.stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = 1;
-  cluster.val.clusterDim.y = static_cast<unsigned>(args.splits);
-  cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = args.clustered ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, args), "gemmSkinny");
-  checkLaunch("gemmSkinny");
+  const auto grid = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(args.splits));
+  const auto cluster = args.clustered ? dim3(1, grid.y) : dim3(1);
+  launchDependent(context, "gemmSkinny", kernel, {grid, threads, static_cast<size_t>(bytes), cluster}, args);
   return true;
 }
 

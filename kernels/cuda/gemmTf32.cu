@@ -1,4 +1,5 @@
 #include "gemmTiles.cuh"
+#include "launch.cuh"
 #include "mma.cuh"
 
 namespace unsloth::cuda {
@@ -28,6 +29,7 @@ __device__ __forceinline__ void multiplyAddTf32(float (&d)[4], const uint32_t (&
  */
 template <int tileM, int tileN, int warpsM, int warpsN, int mode>
 __global__ void __launch_bounds__(threads) tf32Kernel(const __grid_constant__ TileArgs args) {
+  awaitPrior();
 #if __CUDA_ARCH__ < 800
   return neverLaunched();
 #endif

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "gemmEpilogue.cuh"
+#include "launch.cuh"
 
 /** Products of matrices of any type and shape by way of tiles in shared memory as fp32. */
 namespace unsloth::cuda::tiles {
@@ -147,8 +148,7 @@ inline void launchTiles(TileArgs args, int tileM, int tileN, void (*kernel)(cons
   args.partial = static_cast<float*>(context.workspace);
   const dim3 grid(static_cast<unsigned>(tilesM), static_cast<unsigned>(tilesN), static_cast<unsigned>(args.splits));
   if (tilesN > 65535) fail("gemm: c is wider than the fp32 kernel takes");
-  kernel<<<grid, threads, 0, context.stream>>>(args);
-  checkLaunch(name);
+  launchDependent(context, name, kernel, {grid, threads}, args);
 }
 
 /** launch(TileArgs) for the product and as many of its low-rank terms as one launch takes, then for the rest of them. */

@@ -2,6 +2,7 @@
 
 #include "element.cuh"
 #include "gemm.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 
@@ -70,6 +71,7 @@ __device__ RunningSum reduceBlock(RunningSum mine) {
  */
 template <class T, int width, bool capped>
 __global__ void __launch_bounds__(threads) rowKernel(const RowArgs args) {
+  awaitPrior();
   using Piece = Pack<T, width>;
   constexpr int together = 4;  // loads under way in each thread
   extern __shared__ __align__(16) unsigned char keptBytes[];
@@ -147,6 +149,7 @@ __global__ void __launch_bounds__(threads) rowKernel(const RowArgs args) {
 /** sums[v] += factor · Σ_rows x[row, v], rows in order; reads x once. */
 template <class T>
 __global__ void __launch_bounds__(128) biasKernel(float* sums, const T* x, int64_t ld, int rows, int vocabulary, float factor) {
+  awaitPrior();
   const int v = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (v >= vocabulary) return;
   float sum = 0;
@@ -165,8 +168,7 @@ void launchRows(RowArgs args, int64_t rows, const Context& context) {
   const size_t bytes = static_cast<size_t>(args.kept) * sizeof(Pack<T, width>);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "headLoss: shared memory");
-  kernel<<<static_cast<unsigned>(rows), threads, bytes, context.stream>>>(args);
-  checkLaunch("headLoss");
+  launchDependent(context, "headLoss", kernel, {static_cast<unsigned>(rows), threads, bytes}, args);
 }
 
 void lossOfRows(const RowArgs& args, const View& logits, const Context& context) {
@@ -185,9 +187,8 @@ void addToBias(float* sums, const View& x, float factor, const Context& context)
   withType(x.dtype, "headLoss", [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int block = 128;
-    biasKernel<T><<<static_cast<unsigned>((x.cols + block - 1) / block), block, 0, context.stream>>>(
-        sums, static_cast<const T*>(x.data), x.ld, static_cast<int>(x.rows), static_cast<int>(x.cols), factor);
-    checkLaunch("headLoss bias");
+    launchDependent(context, "headLoss bias", biasKernel<T>, {static_cast<unsigned>((x.cols + block - 1) / block), block}, sums,
+                    static_cast<const T*>(x.data), x.ld, static_cast<int>(x.rows), static_cast<int>(x.cols), factor);
   });
 }
 

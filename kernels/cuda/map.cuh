@@ -2,6 +2,7 @@
 #include <array>
 
 #include "context.h"
+#include "launch.cuh"
 #include "vector.cuh"
 
 namespace unsloth::cuda {
@@ -26,6 +27,7 @@ struct MapOperands {
  */
 template <class T, int ins, int outs, int width, int unroll, class Fn>
 __global__ void __launch_bounds__(mapThreads) mapKernel(const MapOperands<ins, outs> p, Fn fn) {
+  awaitPrior();
   const uint32_t first = blockIdx.x * (mapThreads * unroll) + threadIdx.x;
   Raw<T, width> raw[unroll][ins];
   int64_t row[unroll], column[unroll];
@@ -69,8 +71,7 @@ void mapPart(const Context& context, const char* op, MapOperands<ins, outs> p, i
       p.perRow = Division(static_cast<uint32_t>(count));
       p.vectors = static_cast<uint32_t>(count * std::min(rowsAtOnce, rows - r));
       const auto blocks = static_cast<uint32_t>(divideUp(p.vectors, mapThreads * unroll));
-      mapKernel<T, ins, outs, width, unroll><<<blocks, mapThreads, 0, context.stream>>>(p, fn);
-      checkLaunch(op);
+      launchDependent(context, op, mapKernel<T, ins, outs, width, unroll, Fn>, {blocks, mapThreads}, p, fn);
     }
 }
 

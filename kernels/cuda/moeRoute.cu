@@ -1,5 +1,6 @@
 // Routing of tokens to experts: choice and stable sort by expert, in two launches that depend on shapes alone.
 #include "context.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "vector.cuh"
@@ -44,6 +45,7 @@ __device__ __forceinline__ uint32_t smallestOf(uint32_t v) { return ~largestOf(~
 /** A warp chooses for one row at a time: lane l holds the logits of the experts l, l + 32, …; lane j gets choice j. */
 template <int warps, int held>
 __global__ void __launch_bounds__(32 * warps) chooseKernel(const Routing p) {
+  awaitPrior();
   constexpr int threads = 32 * warps;
   extern __shared__ int32_t shared[];  // counts and live counts; then the sums of p of each warp
   int32_t *counts = shared, *liveCounts = shared + p.experts;
@@ -122,6 +124,7 @@ __global__ void __launch_bounds__(32 * warps) chooseKernel(const Routing p) {
  */
 template <int warps>
 __global__ void __launch_bounds__(32 * warps) placeKernel(const Routing p) {
+  awaitPrior();
   constexpr int threads = 32 * warps;
   extern __shared__ int32_t shared[];
   int32_t *before = shared, *all = shared + p.experts, *next = shared + 2 * p.experts;  // next: [warps, experts]
@@ -207,12 +210,10 @@ __global__ void __launch_bounds__(32 * warps) placeKernel(const Routing p) {
 
 /** Both launches; more experts than 256 take fewer warps, because each warp has counts of its own. */
 template <int warps, int held>
-void routeBlocks(const Routing& p, uint32_t blocks, cudaStream_t stream) {
+void routeBlocks(const Routing& p, uint32_t blocks, const Context& context) {
   const size_t bytes = static_cast<size_t>((2 + warps) * p.experts) * 4;  // at most 40 KiB
-  chooseKernel<warps, held><<<blocks, 32 * warps, bytes, stream>>>(p);
-  checkLaunch("route");
-  placeKernel<warps><<<blocks, 32 * warps, bytes, stream>>>(p);
-  checkLaunch("route");
+  launchDependent(context, "route", chooseKernel<warps, held>, {blocks, 32 * warps, bytes}, p);
+  launchDependent(context, "route", placeKernel<warps>, {blocks, 32 * warps, bytes}, p);
 }
 
 }  // namespace
@@ -252,11 +253,11 @@ void route(const Call& call, const Context& context) {
   take(p.liveCounts, blocks * experts);
   take(p.sums, blocks * experts);
   const auto grid = static_cast<uint32_t>(blocks);
-  if (experts <= 32) routeBlocks<16, 1>(p, grid, context.stream);
-  else if (experts <= 64) routeBlocks<16, 2>(p, grid, context.stream);
-  else if (experts <= 128) routeBlocks<16, 4>(p, grid, context.stream);
-  else if (experts <= 256) routeBlocks<16, 8>(p, grid, context.stream);
-  else routeBlocks<8, 32>(p, grid, context.stream);
+  if (experts <= 32) routeBlocks<16, 1>(p, grid, context);
+  else if (experts <= 64) routeBlocks<16, 2>(p, grid, context);
+  else if (experts <= 128) routeBlocks<16, 4>(p, grid, context);
+  else if (experts <= 256) routeBlocks<16, 8>(p, grid, context);
+  else routeBlocks<8, 32>(p, grid, context);
 }
 
 }  // namespace unsloth::cuda::ops

@@ -1,5 +1,6 @@
 // The gradient of routing and the load balance of experts. All launches depend on shapes alone.
 #include "context.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "vector.cuh"
@@ -29,6 +30,7 @@ __device__ __forceinline__ void put(const RoutingGrad& p, int64_t i, float value
 
 /** A warp for each row. The choices of its row stand in shared memory: expert and dWeight. */
 __global__ void __launch_bounds__(threads) routeGradKernel(const RoutingGrad p) {
+  awaitPrior();
   extern __shared__ int32_t shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.x * warps + warp;
   int32_t* experts = shared + warp * 2 * p.choices;
@@ -85,6 +87,7 @@ struct Balances {
 /** One block; totals (fp64) collect over launches of at most Balances::most layers, the last of which writes the results. */
 __global__ void __launch_bounds__(threads) balanceKernel(const Balances balances, int layers, double* totals, int experts,
                                                          int choices, bool first, bool last, float* loss, float* share) {
+  awaitPrior();
   __shared__ double parts[threads];
   for (int i = threadIdx.x; i < 2 * experts; i += threads) {
     double sum = first ? 0 : totals[i];
@@ -137,8 +140,7 @@ void routeGrad(const Call& call, const Context& context) {
   p.renormalise = call.i(0) != 0;
   const size_t bytes = static_cast<size_t>(warps * 2 * k) * 4;
   if (bytes > 48 * 1024) args.refuse("too many choices for the shared memory of a block");
-  routeGradKernel<<<static_cast<uint32_t>(divideUp(rows, warps)), threads, bytes, context.stream>>>(p);
-  checkLaunch("routeGrad");
+  launchDependent(context, "routeGrad", routeGradKernel, {static_cast<uint32_t>(divideUp(rows, warps)), threads, bytes}, p);
 }
 
 void balanceLoss(const Call& call, const Context& context) {
@@ -152,9 +154,8 @@ void balanceLoss(const Call& call, const Context& context) {
     const int64_t layers = std::min<int64_t>(Balances::most, call.tensorCount - t);
     Balances balances{};
     for (int64_t l = 0; l < layers; ++l) balances.layer[l] = args.typed(t + l, "balance", DType::F64, 1, 2 * experts).f64();
-    balanceKernel<<<1, threads, 0, context.stream>>>(balances, static_cast<int>(layers), totals, static_cast<int>(experts),
-                                                     call.i(0), t == 2, t + layers == call.tensorCount, loss.f32(), share.f32());
-    checkLaunch("balanceLoss");
+    launchDependent(context, "balanceLoss", balanceKernel, {1, threads}, balances, static_cast<int>(layers), totals,
+                    static_cast<int>(experts), call.i(0), t == 2, t + layers == call.tensorCount, loss.f32(), share.f32());
   }
 }
 

@@ -1,5 +1,6 @@
 // Uniform noise by Philox4x32-10 on the embeddings: a few microseconds of a step.
 #include "element.cuh"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "philox.cuh"
@@ -19,6 +20,7 @@ struct Noise {
 /** A thread has the four columns of one counter. */
 template <class T>
 __global__ void noiseKernel(T* y, const T* x, const Noise p) {
+  awaitPrior();
   const int64_t perRow = (p.cols + 3) / 4;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.rows * perRow; i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t row = i / perRow, block = i - row * perRow;
@@ -54,9 +56,9 @@ void noise(const Call& call, const Context& context) {
   const auto blocks = static_cast<unsigned>(wanted < 8192 ? wanted : 8192);
   withType(y.dtype, "noise", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    noiseKernel<T><<<blocks, threads, 0, context.stream>>>(static_cast<T*>(y.data), static_cast<const T*>(x.data), p);
+    launchDependent(context, "noise", noiseKernel<T>, {blocks, threads}, static_cast<T*>(y.data), static_cast<const T*>(x.data),
+                    p);
   });
-  checkLaunch("noise");
 }
 
 }  // namespace unsloth::cuda::ops

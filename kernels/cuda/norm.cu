@@ -1,5 +1,6 @@
 // Root-mean-square and layer norms of column groups, one pass over the data: a row stays in the registers of its team.
 // Bytes per element of T: forward 2, gradient 3 (4 when it accumulates); the gradients of weight and bias read 2 more and 1 more.
+#include "launch.cuh"
 #include "norm.cuh"
 #include "ops.h"
 
@@ -22,6 +23,7 @@ struct NormOperands {
 /** y = (x − μ)·r·w + b with μ = 0 unless centred. All loads of a thread are in flight before its first sum. */
 template <class T, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normKernel(const NormOperands<T> p) {
+  awaitPrior();
   const NormShape& s = p.shape;
   const NormRow at = normRow(s);
   const T* x = p.x + at.row * p.ldX + at.group * s.width;
@@ -102,6 +104,7 @@ struct NormGradOperands {
 /** dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)) with g = dy⊙w and x̂ = (x − μ)·r; without the mean of g unless centred. */
 template <class T, int held, int width, bool centred>
 __global__ void __launch_bounds__(mostTeam) normGradKernel(const NormGradOperands<T> p) {
+  awaitPrior();
   const NormShape& s = p.shape;
   const int lane = s.team > 32 ? threadIdx.x : threadIdx.x % s.team;
   const NormRow at = normRow(s);
@@ -275,8 +278,7 @@ void norm(const Operands& args, const Call& call, const Context& context, const 
       const NormOperands<T> p{s,        static_cast<const T*>(x.data), static_cast<T*>(y.data), stats.f32(), x.ld, y.ld,
                               stats.ld, static_cast<float>(call.f(0))};
       const NormLaunch launch = launchOf(s);
-      normKernel<T, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
-      checkLaunch(op);
+      launchDependent(context, op, normKernel<T, F::held, F::width, centred>, {launch.blocks, launch.threads}, p);
     });
   });
 }
@@ -318,8 +320,7 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
                                   stats.ld,
                                   accumulate};
       const NormLaunch launch = launchOf(s);
-      normGradKernel<T, F::held, F::width, centred><<<launch.blocks, launch.threads, 0, context.stream>>>(p);
-      checkLaunch(op);
+      launchDependent(context, op, normGradKernel<T, F::held, F::width, centred>, {launch.blocks, launch.threads}, p);
     });
   });
 }

@@ -1,5 +1,6 @@
 // The norm of all gradients, and optimizers over flat fp32 parameters. Bytes per parameter: sumSquares 4, adamw 28, lion 20, sgd
 // 20 (12 without momentum).
+#include "launch.cuh"
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -31,6 +32,7 @@ __device__ __forceinline__ void addSquares(const float (&v)[width], double (&sum
 template <int width>
 __global__ void __launch_bounds__(threads)
     squaresKernel(double* partial, const AnyFloats x, int64_t rows, int64_t perRow, int64_t ld) {
+  awaitPrior();
   double sums[unroll] = {};
   const int64_t vectors = rows * perRow, step = int64_t{gridDim.x} * threads * unroll;
   for (int64_t first = int64_t{blockIdx.x} * threads * unroll + threadIdx.x; first < vectors; first += step) {
@@ -49,6 +51,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 __global__ void __launch_bounds__(threads) squaresTotalKernel(double* out, const double* partial, int blocks, bool accumulate) {
+  awaitPrior();
   double sum = 0;
   for (int i = threadIdx.x; i < blocks; i += threads) sum += partial[i];
   const double total = blockSum(sum);
@@ -198,11 +201,10 @@ void sumSquares(const Call& call, const Context& context) {
   const int most = 8 * context.gpu->multiprocessors;
   const int blocks = static_cast<int>(std::clamp<int64_t>(divideUp(rows * perRow, threads * unroll), 1, most));
   auto* partial = scratch<double>(context, 0, static_cast<size_t>(blocks), "sumSquares");
-  if (fast) squaresKernel<width><<<blocks, threads, 0, context.stream>>>(partial, AnyFloats(x), rows, perRow, row.ld);
-  else squaresKernel<1><<<blocks, threads, 0, context.stream>>>(partial, AnyFloats(x), rows, perRow, row.ld);
-  checkLaunch("sumSquares");
-  squaresTotalKernel<<<1, threads, 0, context.stream>>>(out, partial, blocks, call.i(1) != 0);
-  checkLaunch("sumSquares");
+  if (fast) launchDependent(context, "sumSquares", squaresKernel<width>, {blocks, threads}, partial, AnyFloats(x), rows, perRow,
+                            row.ld);
+  else launchDependent(context, "sumSquares", squaresKernel<1>, {blocks, threads}, partial, AnyFloats(x), rows, perRow, row.ld);
+  launchDependent(context, "sumSquares", squaresTotalKernel, {1, threads}, out, partial, blocks, call.i(1) != 0);
 }
 
 void adamw(const Call& call, const Context& context) {

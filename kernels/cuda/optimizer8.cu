@@ -1,6 +1,7 @@
 // Optimizers whose moments are codes of 8 bits in blocks of 256 (arXiv 2110.02861), and Adafactor (arXiv 1804.04235).
 // adamw8 moves 16 bytes for each parameter, lion8 14, adafactor 20 and 8 more for the size of its update.
 #include "../core/quant4.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "element.cuh"
@@ -102,6 +103,7 @@ __device__ __forceinline__ float blend(float state, float fresh, float beta, flo
 
 template <bool adam>
 __global__ void __launch_bounds__(threads) stateKernel(const State s) {
+  awaitPrior();
   __shared__ float maps[2][256], warps[threads / 32];
   const Constants c = constantsOf<adam>(s);
   if (c.spoilt) return;
@@ -196,6 +198,7 @@ struct Factors {
 };
 
 __global__ void __launch_bounds__(threads) factorRows(const Factors f) {
+  awaitPrior();
   if (isnan(f.scalars[0])) return;
   const int64_t r = blockIdx.x;
   double sum = 0;
@@ -209,6 +212,7 @@ __global__ void __launch_bounds__(threads) factorRows(const Factors f) {
 }
 
 __global__ void __launch_bounds__(threads) factorColumns(const Factors f) {
+  awaitPrior();
   if (isnan(f.scalars[0])) return;
   __shared__ double sums[threads / 32][32];
   const int64_t c = int64_t{blockIdx.x} * 32 + threadIdx.x % 32;
@@ -224,6 +228,7 @@ __global__ void __launch_bounds__(threads) factorColumns(const Factors f) {
 }
 
 __global__ void __launch_bounds__(threads) factorMean(const Factors f) {
+  awaitPrior();
   double sum = 0;
   for (int64_t r = threadIdx.x; r < f.rows; r += threads) sum += f.row[r];
   const double total = blockSum(sum);
@@ -231,6 +236,7 @@ __global__ void __launch_bounds__(threads) factorMean(const Factors f) {
 }
 
 __global__ void __launch_bounds__(threads) factorSquares(const Factors f) {
+  awaitPrior();
   const int64_t r = blockIdx.x;
   double sum = 0;
   for (int64_t c = threadIdx.x; c < f.cols; c += threads) sum += f.update(r, c) * f.update(r, c);
@@ -239,6 +245,7 @@ __global__ void __launch_bounds__(threads) factorSquares(const Factors f) {
 }
 
 __global__ void __launch_bounds__(threads) factorRate(const Factors f) {
+  awaitPrior();
   double sum = 0;
   for (int64_t r = threadIdx.x; r < f.rows; r += threads) sum += f.scratch[2 + r];
   const double total = blockSum(sum);
@@ -247,6 +254,7 @@ __global__ void __launch_bounds__(threads) factorRate(const Factors f) {
 }
 
 __global__ void __launch_bounds__(threads) factorUpdate(const Factors f) {
+  awaitPrior();
   if (isnan(f.scalars[0])) return;
   const double keep = 1 - f.scalars[3 + f.group] * f.weightDecay, rate = f.scratch[1];
   const int64_t r = blockIdx.x;
@@ -274,8 +282,7 @@ void adamw8(const Call& call, const Context& context) {
   s.group = call.i(0);
   s.beta1 = call.f(0), s.beta2 = call.f(1), s.eps = call.f(2), s.weightDecay = call.f(3);
   if (n == 0) return;
-  stateKernel<true><<<gridOf(n), threads, 0, context.stream>>>(s);
-  checkLaunch("adamw8");
+  launchDependent(context, "adamw8", stateKernel<true>, {gridOf(n), threads}, s);
 }
 
 void lion8(const Call& call, const Context& context) {
@@ -292,8 +299,7 @@ void lion8(const Call& call, const Context& context) {
   s.group = call.i(0);
   s.beta1 = call.f(0), s.beta2 = call.f(1), s.weightDecay = call.f(2);
   if (n == 0) return;
-  stateKernel<false><<<gridOf(n), threads, 0, context.stream>>>(s);
-  checkLaunch("lion8");
+  launchDependent(context, "lion8", stateKernel<false>, {gridOf(n), threads}, s);
 }
 
 void adafactor(const Call& call, const Context& context) {
@@ -314,15 +320,14 @@ void adafactor(const Call& call, const Context& context) {
   f.floor = call.f(0), f.clip = call.f(1), f.weightDecay = call.f(2);
   if (p.rows == 0 || p.cols == 0) return;
   const auto rows = static_cast<unsigned>(p.rows);
-  factorRows<<<rows, threads, 0, context.stream>>>(f);
+  launchDependent(context, "adafactor", factorRows, {rows, threads}, f);
   if (factored) {
-    factorColumns<<<static_cast<unsigned>((p.cols + 31) / 32), threads, 0, context.stream>>>(f);
-    factorMean<<<1, threads, 0, context.stream>>>(f);
+    launchDependent(context, "adafactor", factorColumns, {static_cast<unsigned>((p.cols + 31) / 32), threads}, f);
+    launchDependent(context, "adafactor", factorMean, {1, threads}, f);
   }
-  factorSquares<<<rows, threads, 0, context.stream>>>(f);
-  factorRate<<<1, threads, 0, context.stream>>>(f);
-  factorUpdate<<<rows, threads, 0, context.stream>>>(f);
-  checkLaunch("adafactor");
+  launchDependent(context, "adafactor", factorSquares, {rows, threads}, f);
+  launchDependent(context, "adafactor", factorRate, {1, threads}, f);
+  launchDependent(context, "adafactor", factorUpdate, {rows, threads}, f);
 }
 
 }  // namespace unsloth::cuda::ops

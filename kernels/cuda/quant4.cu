@@ -1,4 +1,5 @@
 // Matrices in blocks of 4 bits (core/quant4.h): into plain numbers, and times a few rows as they are.
+#include "launch.cuh"
 #include "mma.cuh"
 #include "quant4.cuh"
 #include "quantised.h"
@@ -14,6 +15,7 @@ constexpr int threads = 256, unroll = 4, perThread = 8;  // a thread's 8 codes a
  */
 template <class T>
 __global__ void __launch_bounds__(threads) dequantiseKernel(T* y, const Quant4View q, int64_t first, int64_t count) {
+  awaitPrior();
   __shared__ Tables tables;
   uint32_t type;
   const Maxima maxima = maximaOf(q, type);
@@ -47,6 +49,7 @@ __global__ void __launch_bounds__(threads) dequantiseKernel(T* y, const Quant4Vi
 template <class T>
 __global__ void __launch_bounds__(threads)
     dequantiseEach(T* y, int64_t ld, const Quant4View q, int64_t row, int64_t rows, int64_t cols) {
+  awaitPrior();
   __shared__ Tables tables;
   uint32_t type;
   const Maxima maxima = prepare(q, tables, type);
@@ -67,6 +70,7 @@ constexpr int group = 4;
 
 template <class T, int rows>
 __global__ void __launch_bounds__(threads) fewRowsKernel(const FewRows g, const Quant4View q) {
+  awaitPrior();
   __shared__ Tables tables;
   __shared__ float partial[threads / 32][group][rows];
   uint32_t type;
@@ -169,6 +173,7 @@ struct Ahead {
 
 template <class T>
 __global__ void __launch_bounds__(threads, 2) fewRowsTiles(const FewRows g, const Quant4View q, int split) {
+  awaitPrior();
   __shared__ uint32_t pairs[256 * 32];
   __shared__ float map[256];
   __shared__ float partial[threads / 32][tileRows * 8];
@@ -259,8 +264,8 @@ void launchTiles(const FewRows& g, const Quant4View& q, const Context& context) 
   int split = 1;
   while (split < threads / 32 && tiles * split < resident * (threads / 32)) split *= 2;
   const int64_t wanted = (tiles * split * 32 + threads - 1) / threads;
-  fewRowsTiles<T><<<static_cast<unsigned>(wanted < resident ? wanted : resident), threads, 0, context.stream>>>(g, q, split);
-  checkLaunch("gemm");
+  launchDependent(context, "gemm", fewRowsTiles<T>,
+                  {static_cast<unsigned>(wanted < resident ? wanted : resident), threads}, g, q, split);
 }
 
 template <class T>
@@ -269,11 +274,10 @@ void launchFewRows(const FewRows& g, const Quant4View& q, const Context& context
     if (context.gpu->capability >= 80 && g.k / Quant4Layout::block % ahead == 0) return launchTiles<T>(g, q, context);
   const cudaStream_t stream = context.stream;
   const auto blocks = static_cast<unsigned>((g.n + group - 1) / group);
-  if (g.m == 1) fewRowsKernel<T, 1><<<blocks, threads, 0, stream>>>(g, q);
-  else if (g.m == 2) fewRowsKernel<T, 2><<<blocks, threads, 0, stream>>>(g, q);
-  else if (g.m <= 4) fewRowsKernel<T, 4><<<blocks, threads, 0, stream>>>(g, q);
-  else fewRowsKernel<T, 8><<<blocks, threads, 0, stream>>>(g, q);
-  checkLaunch("gemm");
+  if (g.m == 1) launchDependent(context, "gemm", fewRowsKernel<T, 1>, {blocks, threads}, g, q);
+  else if (g.m == 2) launchDependent(context, "gemm", fewRowsKernel<T, 2>, {blocks, threads}, g, q);
+  else if (g.m <= 4) launchDependent(context, "gemm", fewRowsKernel<T, 4>, {blocks, threads}, g, q);
+  else launchDependent(context, "gemm", fewRowsKernel<T, 8>, {blocks, threads}, g, q);
 }
 
 }  // namespace
@@ -293,14 +297,14 @@ void dequantise4(const View& y, const View& x, int64_t row, const Context& conte
     const bool aligned = reinterpret_cast<uintptr_t>(to) % (sizeof(T) * perThread) == 0;
     if (dense && aligned && first % perThread == 0 && count % perThread == 0) {
       const int64_t each = threads * unroll * perThread;
-      dequantiseKernel<T><<<static_cast<unsigned>((count + each - 1) / each), threads, 0, context.stream>>>(to, q, first, count);
+      launchDependent(context, "dequantise", dequantiseKernel<T>, {static_cast<unsigned>((count + each - 1) / each), threads},
+                      to, q, first, count);
     } else {
       const auto blocks =
           static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 32 * context.gpu->multiprocessors));
-      dequantiseEach<T><<<blocks, threads, 0, context.stream>>>(to, y.ld, q, row, y.rows, y.cols);
+      launchDependent(context, "dequantise", dequantiseEach<T>, {blocks, threads}, to, y.ld, q, row, y.rows, y.cols);
     }
   });
-  checkLaunch("dequantise");
 }
 
 }  // namespace unsloth::cuda

@@ -1,4 +1,5 @@
 // Matrices of 8 bits (core/quant8.h): into plain numbers, and times a few rows as they are.
+#include "launch.cuh"
 #include "quant8.cuh"
 
 #include "quant4.cuh"
@@ -16,6 +17,7 @@ constexpr int threads = 256, perThread = 8, columnThreads = 128;
 template <class T, int width>
 __global__ void __launch_bounds__(columnThreads)
     dequantiseBytes(T* y, int64_t ld, const Quant8View q, int64_t row, int64_t rows, int64_t cols) {
+  awaitPrior();
   const Matrix8 m(q, cols);
   const int64_t c = (int64_t{blockIdx.x} * columnThreads + threadIdx.x) * width;
   if (c >= cols) return;
@@ -46,6 +48,7 @@ __global__ void __launch_bounds__(columnThreads)
  */
 template <class T, int rows, int width>
 __global__ void __launch_bounds__(threads) fewRowsBytes(const FewRows g, const Quant8View q) {
+  awaitPrior();
   const Matrix8 matrix(q, g.k);
   const int64_t row = int64_t{blockIdx.x} * (threads / 32) + threadIdx.x / 32;
   if (row >= g.n) return;
@@ -93,13 +96,12 @@ __global__ void __launch_bounds__(threads) fewRowsBytes(const FewRows g, const Q
 }
 
 template <class T, int width>
-void launchFewRows(const FewRows& g, const Quant8View& q, cudaStream_t stream) {
+void launchFewRows(const FewRows& g, const Quant8View& q, const Context& context) {
   const auto blocks = static_cast<unsigned>((g.n + threads / 32 - 1) / (threads / 32));
-  if (g.m == 1) fewRowsBytes<T, 1, width><<<blocks, threads, 0, stream>>>(g, q);
-  else if (g.m == 2) fewRowsBytes<T, 2, width><<<blocks, threads, 0, stream>>>(g, q);
-  else if (g.m <= 4) fewRowsBytes<T, 4, width><<<blocks, threads, 0, stream>>>(g, q);
-  else fewRowsBytes<T, 8, width><<<blocks, threads, 0, stream>>>(g, q);
-  checkLaunch("gemm");
+  if (g.m == 1) launchDependent(context, "gemm", fewRowsBytes<T, 1, width>, {blocks, threads}, g, q);
+  else if (g.m == 2) launchDependent(context, "gemm", fewRowsBytes<T, 2, width>, {blocks, threads}, g, q);
+  else if (g.m <= 4) launchDependent(context, "gemm", fewRowsBytes<T, 4, width>, {blocks, threads}, g, q);
+  else launchDependent(context, "gemm", fewRowsBytes<T, 8, width>, {blocks, threads}, g, q);
 }
 
 }  // namespace
@@ -107,8 +109,8 @@ void launchFewRows(const FewRows& g, const Quant8View& q, cudaStream_t stream) {
 void fewRows8(DType type, const FewRows& g, const View& w, const Context& context) {
   withType(type, "gemm", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (g.inEights(sizeof(T))) launchFewRows<T, perThread>(g, Quant8View(w), context.stream);
-    else launchFewRows<T, 1>(g, Quant8View(w), context.stream);
+    if (g.inEights(sizeof(T))) launchFewRows<T, perThread>(g, Quant8View(w), context);
+    else launchFewRows<T, 1>(g, Quant8View(w), context);
   });
 }
 
@@ -124,11 +126,12 @@ void dequantise8(const View& y, const View& x, int64_t row, const Context& conte
       return dim3(static_cast<unsigned>(across), static_cast<unsigned>(std::min<int64_t>({y.rows, down, 65535})));
     };
     if (y.cols % perThread == 0 && y.ld % perThread == 0 && reinterpret_cast<uintptr_t>(to) % (sizeof(T) * perThread) == 0)
-      dequantiseBytes<T, perThread><<<grid(y.cols / perThread), columnThreads, 0, context.stream>>>(to, y.ld, q, row, y.rows, y.cols);
+      launchDependent(context, "dequantise", dequantiseBytes<T, perThread>, {grid(y.cols / perThread), columnThreads}, to, y.ld,
+                      q, row, y.rows, y.cols);
     else
-      dequantiseBytes<T, 1><<<grid(y.cols), columnThreads, 0, context.stream>>>(to, y.ld, q, row, y.rows, y.cols);
+      launchDependent(context, "dequantise", dequantiseBytes<T, 1>, {grid(y.cols), columnThreads}, to, y.ld, q, row, y.rows,
+                      y.cols);
   });
-  checkLaunch("dequantise");
 }
 
 }  // namespace unsloth::cuda

@@ -1,5 +1,6 @@
 // A few slots through quantised experts, read as they are.
 #include "gemmEpilogue.cuh"
+#include "launch.cuh"
 #include "quant4.cuh"
 #include "quant8.cuh"
 #include "quantised.h"
@@ -56,6 +57,7 @@ struct Reader8 {
 /** A warp for each element of c: its lanes share k. Reads W once for each slot. */
 template <template <int> class Reader, int width>
 __global__ void __launch_bounds__(threads) expertSlots(const FewSlots g, const typename Reader<width>::Source source) {
+  awaitPrior();
   __shared__ Tables tables;
   const Reader<width> reader(source, g.k, tables);
   const int64_t slot = blockIdx.y, row = int64_t{blockIdx.x} * (threads / 32) + threadIdx.x / 32;
@@ -90,14 +92,13 @@ void expertFewSlots(const FewSlots& g, const Context& context) {
   const dim3 grid(static_cast<unsigned>((g.n + threads / 32 - 1) / (threads / 32)), static_cast<unsigned>(g.a.rows));
   const bool eights = g.k % perThread == 0;
   if (g.w.dtype == DType::Q8) {
-    if (eights) expertSlots<Reader8, perThread><<<grid, threads, 0, context.stream>>>(g, Quant8View(g.w));
-    else expertSlots<Reader8, 1><<<grid, threads, 0, context.stream>>>(g, Quant8View(g.w));
+    if (eights) launchDependent(context, "expertGemm", expertSlots<Reader8, perThread>, {grid, threads}, g, Quant8View(g.w));
+    else launchDependent(context, "expertGemm", expertSlots<Reader8, 1>, {grid, threads}, g, Quant8View(g.w));
   } else if (eights) {
-    expertSlots<Reader4, perThread><<<grid, threads, 0, context.stream>>>(g, Quant4View(g.w));
+    launchDependent(context, "expertGemm", expertSlots<Reader4, perThread>, {grid, threads}, g, Quant4View(g.w));
   } else {
-    expertSlots<Reader4, 1><<<grid, threads, 0, context.stream>>>(g, Quant4View(g.w));
+    launchDependent(context, "expertGemm", expertSlots<Reader4, 1>, {grid, threads}, g, Quant4View(g.w));
   }
-  checkLaunch("expertGemm");
 }
 
 }  // namespace unsloth::cuda

@@ -1,5 +1,6 @@
 // Rotary position embedding. Bytes: rope moves x once each way and cosSin (fp32) once for every headGroup of heads.
 #include "context.h"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 #include "vector.cuh"
@@ -17,6 +18,7 @@ struct Angles {
 };
 
 __global__ void __launch_bounds__(threads) ropeTableKernel(const Angles p) {
+  awaitPrior();
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
   if (i >= p.rows * p.half) return;
   const int64_t row = i / p.half, column = i % p.half, table = p.table[row];
@@ -47,6 +49,7 @@ struct Rotation {
  */
 template <class T, bool interleaved>
 __global__ void __launch_bounds__(threads) ropeKernel(const Rotation<T> p) {
+  awaitPrior();
   constexpr int width = perVector<T>;
   const uint32_t item = blockIdx.x * threads + threadIdx.x;
   if (item >= p.items) return;
@@ -100,6 +103,7 @@ __global__ void __launch_bounds__(threads) ropeKernel(const Rotation<T> p) {
 /** One pair, or one column that is only copied, in each thread: any alignment. */
 template <class T>
 __global__ void __launch_bounds__(threads) ropePairKernel(const Rotation<T> p, int64_t rows, bool interleaved) {
+  awaitPrior();
   const int perHead = p.headDim - p.half;
   const int64_t item = int64_t{blockIdx.x} * threads + threadIdx.x, perRow = int64_t{perHead} * p.heads;
   if (item >= rows * perRow) return;
@@ -137,8 +141,7 @@ void ropeTable(const Call& call, const Context& context) {
                  inverseFrequency.ld,
                  inverseFrequency.rows};
   if (rows * half == 0) return;
-  ropeTableKernel<<<static_cast<uint32_t>(divideUp(rows * half, threads)), threads, 0, context.stream>>>(p);
-  checkLaunch("ropeTable");
+  launchDependent(context, "ropeTable", ropeTableKernel, {static_cast<uint32_t>(divideUp(rows * half, threads)), threads}, p);
 }
 
 void rope(const Call& call, const Context& context) {
@@ -175,8 +178,9 @@ void rope(const Call& call, const Context& context) {
         vectorised(x, width) && vectorised(y, width) && vectorised(cosSin, 4) && half % width == 0 && headDim % width == 0;
     if (!whole || !aligned || half == 0) {
       const int64_t items = x.rows * heads * (headDim - half);
-      ropePairKernel<T><<<static_cast<uint32_t>(divideUp(items, threads)), threads, 0, context.stream>>>(p, x.rows, interleaved);
-      return checkLaunch("rope");
+      launchDependent(context, "rope", ropePairKernel<T>, {static_cast<uint32_t>(divideUp(items, threads)), threads}, p, x.rows,
+                      interleaved);
+      return;
     }
     const int64_t perGroup = half / width, perRow = perGroup * divideUp(heads, headGroup), atOnce = (int64_t{1} << 30) / perRow;
     p.perGroup = Division(static_cast<uint32_t>(perGroup));
@@ -185,9 +189,8 @@ void rope(const Call& call, const Context& context) {
       p.firstRow = static_cast<uint32_t>(row);
       p.items = static_cast<uint32_t>(std::min(atOnce, x.rows - row) * perRow);
       const auto blocks = static_cast<uint32_t>(divideUp(p.items, threads));
-      if (interleaved) ropeKernel<T, true><<<blocks, threads, 0, context.stream>>>(p);
-      else ropeKernel<T, false><<<blocks, threads, 0, context.stream>>>(p);
-      checkLaunch("rope");
+      if (interleaved) launchDependent(context, "rope", ropeKernel<T, true>, {blocks, threads}, p);
+      else launchDependent(context, "rope", ropeKernel<T, false>, {blocks, threads}, p);
     }
   });
 }

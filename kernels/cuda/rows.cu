@@ -1,4 +1,5 @@
 // Whole rows by number: gathered, scattered, stored, combined and scaled. Bytes: each row that is touched once each way.
+#include "launch.cuh"
 #include "map.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -22,6 +23,7 @@ struct RowCopy {
 /** Copies in units of 2, 4 or 16 bytes; a source that is no row gives zeros. */
 template <class Unit>
 __global__ void __launch_bounds__(threads) copyRowsKernel(const RowCopy p) {
+  awaitPrior();
   const uint32_t first = blockIdx.x * (threads * unroll) + threadIdx.x;
   Unit value[unroll];
   int64_t target[unroll];
@@ -50,8 +52,7 @@ void copyUnits(const Context& context, const char* op, RowCopy p, int64_t rows, 
   for (int64_t row = 0; row < rows; row += atOnce) {
     p.firstRow = static_cast<uint32_t>(row);
     p.units = static_cast<uint32_t>(std::min(atOnce, rows - row) * perRow);
-    copyRowsKernel<Unit><<<static_cast<uint32_t>(divideUp(p.units, threads * unroll)), threads, 0, context.stream>>>(p);
-    checkLaunch(op);
+    launchDependent(context, op, copyRowsKernel<Unit>, {static_cast<uint32_t>(divideUp(p.units, threads * unroll)), threads}, p);
   }
 }
 
@@ -68,6 +69,7 @@ void copyRows(const Context& context, const char* op, const View& y, const View&
 
 /** inverse[index[i]] = i. */
 __global__ void __launch_bounds__(threads) invertKernel(int32_t* inverse, const int32_t* index, int64_t count, int64_t limit) {
+  awaitPrior();
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
   if (i < count && index[i] >= 0 && index[i] < limit) inverse[index[i]] = static_cast<int32_t>(i);
 }
@@ -86,6 +88,7 @@ struct RowSums {
 /** y[i] = [y[i]] + [add[i]] + Σ_j x[place[i,j]] in that order; with `scatter` y[place[i]] += x[i] instead. */
 template <class T, int width>
 __global__ void __launch_bounds__(threads) addRowsKernel(const RowSums p) {
+  awaitPrior();
   constexpr int atOnce = 4;
   const uint32_t i = blockIdx.x * threads + threadIdx.x;
   if (i >= p.vectors) return;
@@ -137,9 +140,8 @@ void addRows(const Context& context, const char* op, RowSums p, const View& y, c
       p.firstRow = static_cast<uint32_t>(row);
       p.vectors = static_cast<uint32_t>(std::min(atOnce, rows - row) * perRow);
       const auto blocks = static_cast<uint32_t>(divideUp(p.vectors, threads));
-      if (fast) addRowsKernel<T, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
-      else addRowsKernel<T, 1><<<blocks, threads, 0, context.stream>>>(p);
-      checkLaunch(op);
+      if (fast) launchDependent(context, op, addRowsKernel<T, perVector<T>>, {blocks, threads}, p);
+      else launchDependent(context, op, addRowsKernel<T, 1>, {blocks, threads}, p);
     }
   });
 }
@@ -169,6 +171,7 @@ struct RowScales {
 /** dx = w·dy and dw = dy·x of one row in each block. */
 template <class T, class W, int width>
 __global__ void __launch_bounds__(threads) scaleRowsGradKernel(const RowScales<T, W> p) {
+  awaitPrior();
   const int64_t row = blockIdx.x;
   const T *dy = p.dy + row * p.ldDy, *x = p.x + row * p.ldX;
   T* dx = p.dx + row * p.ldDx;
@@ -231,9 +234,8 @@ void scatterRows(const Call& call, const Context& context) {
   auto* inverse = scratch<int32_t>(context, 0, static_cast<size_t>(y.rows), "scatterRows");
   check(cudaMemsetAsync(inverse, 0xff, static_cast<size_t>(y.rows) * sizeof(int32_t), context.stream), "scatterRows");
   if (x.rows > 0) {
-    invertKernel<<<static_cast<uint32_t>(divideUp(x.rows, threads)), threads, 0, context.stream>>>(inverse, index, x.rows,
-                                                                                                   y.rows);
-    checkLaunch("scatterRows");
+    launchDependent(context, "scatterRows", invertKernel, {static_cast<uint32_t>(divideUp(x.rows, threads)), threads}, inverse,
+                    index, x.rows, y.rows);
   }
   copyRows(context, "scatterRows", y, x, nullptr, inverse, y.rows);
 }
@@ -292,9 +294,8 @@ void scaleRowsGrad(const Call& call, const Context& context) {
                             w.ld};
     const bool fast = vectorised(x, perVector<T>) && vectorised(dx, perVector<T>) && vectorised(dy, perVector<T>);
     const auto blocks = static_cast<uint32_t>(x.rows);
-    if (fast) scaleRowsGradKernel<T, W, perVector<T>><<<blocks, threads, 0, context.stream>>>(p);
-    else scaleRowsGradKernel<T, W, 1><<<blocks, threads, 0, context.stream>>>(p);
-    checkLaunch("scaleRowsGrad");
+    if (fast) launchDependent(context, "scaleRowsGrad", scaleRowsGradKernel<T, W, perVector<T>>, {blocks, threads}, p);
+    else launchDependent(context, "scaleRowsGrad", scaleRowsGradKernel<T, W, 1>, {blocks, threads}, p);
   });
 }
 

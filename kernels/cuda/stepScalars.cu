@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "element.cuh"
+#include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
 
@@ -11,6 +12,7 @@ constexpr int dotThreads = 1024;
 
 /** out (+)= Σ a_i·b_i: each thread sums every 1024th product, then a tree of fixed shape. 8 bytes read per element. */
 __global__ void dotKernel(double* out, const float* a, const float* b, int64_t count, bool accumulate) {
+  awaitPrior();
   __shared__ double sums[dotThreads];
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += dotThreads) sum += static_cast<double>(a[i]) * b[i];
@@ -23,12 +25,14 @@ __global__ void dotKernel(double* out, const float* a, const float* b, int64_t c
 }
 
 __global__ void clipScaleKernel(double* scalars, const double* squares, const double* loss, double most) {
+  awaitPrior();
   const double scale = most > 0 ? fmin(1.0, most / (sqrt(*squares) + 1e-6)) : 1.0;
   *scalars = isfinite(*squares) && isfinite(*loss) ? scale : nan("");
 }
 
 /** y[r, c] = scaling[0]·x[r, c]. 8 bytes per element; a list of labelled rows at most. */
 __global__ void scaleLossKernel(float* y, int64_t ldY, const float* x, int64_t ldX, int64_t rows, int64_t cols, const double* scaling) {
+  awaitPrior();
   const int64_t count = rows * cols, step = int64_t{gridDim.x} * blockDim.x;
   const auto scale = static_cast<float>(*scaling);
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -40,6 +44,7 @@ __global__ void scaleLossKernel(float* y, int64_t ldY, const float* x, int64_t l
 /** One thread; see `updateScale` in commands.ts. `rows` of `width` choices. */
 __global__ void updateScaleKernel(double* scalars, double* scaling, const double* squares, const double* loss, const double* choices, int64_t rows,
                                   int width, int interval, double most) {
+  awaitPrior();
   const double scale = scaling[0], good = scaling[1], skipped = scaling[2];
   int64_t row = static_cast<int64_t>(skipped - choices[0]);
   row = row < 0 ? 0 : row < rows ? row : rows - 1;
@@ -67,16 +72,16 @@ void dot(const Call& call, const Context& context) {
   const Operands args(call, "dot", 3, 1, 0);
   const View& a = args.shaped(1, "a", Operands::any, Operands::any);
   const int64_t count = a.rows * a.cols;
-  dotKernel<<<1, dotThreads, 0, context.stream>>>(const_cast<double*>(args.list<double>(0, "out", DType::F64, 1)), args.list<float>(1, "a", DType::F32, count),
-                                                  args.list<float>(2, "b", DType::F32, count), count, call.i(0) != 0);
-  checkLaunch("dot");
+  launchDependent(context, "dot", dotKernel, {1, dotThreads}, const_cast<double*>(args.list<double>(0, "out", DType::F64, 1)),
+                  args.list<float>(1, "a", DType::F32, count), args.list<float>(2, "b", DType::F32, count), count,
+                  call.i(0) != 0);
 }
 
 void clipScale(const Call& call, const Context& context) {
   const Operands args(call, "clipScale", 3, 0, 1);
-  clipScaleKernel<<<1, 1, 0, context.stream>>>(const_cast<double*>(args.list<double>(0, "scalars", DType::F64, 1)), args.list<double>(1, "squares", DType::F64, 1),
-                                               args.list<double>(2, "loss", DType::F64, 1), call.f(0));
-  checkLaunch("clipScale");
+  launchDependent(context, "clipScale", clipScaleKernel, {1, 1},
+                  const_cast<double*>(args.list<double>(0, "scalars", DType::F64, 1)),
+                  args.list<double>(1, "squares", DType::F64, 1), args.list<double>(2, "loss", DType::F64, 1), call.f(0));
 }
 
 void scaleLoss(const Call& call, const Context& context) {
@@ -88,8 +93,8 @@ void scaleLoss(const Call& call, const Context& context) {
   if (count == 0) return;
   constexpr int threads = 256;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + threads - 1) / threads, 1024));
-  scaleLossKernel<<<blocks, threads, 0, context.stream>>>(y.f32(), y.ld, x.f32(), x.ld, y.rows, y.cols, scaling);
-  checkLaunch("scaleLoss");
+  launchDependent(context, "scaleLoss", scaleLossKernel, {blocks, threads}, y.f32(), y.ld, x.f32(), x.ld, y.rows, y.cols,
+                  scaling);
 }
 
 void updateScale(const Call& call, const Context& context) {
@@ -100,9 +105,9 @@ void updateScale(const Call& call, const Context& context) {
   auto* scaling = const_cast<double*>(args.list<double>(1, "scaling", DType::F64, 4));
   const double* choices = args.list<double>(4, "choices", DType::F64, 1 + width);
   const int64_t rows = (call.t(4).rows * call.t(4).cols - 1) / width;
-  updateScaleKernel<<<1, 1, 0, context.stream>>>(scalars, scaling, args.list<double>(2, "squares", DType::F64, 1),
-                                                 args.list<double>(3, "loss", DType::F64, 1), choices, rows, width, interval, call.f(0));
-  checkLaunch("updateScale");
+  launchDependent(context, "updateScale", updateScaleKernel, {1, 1}, scalars, scaling,
+                  args.list<double>(2, "squares", DType::F64, 1), args.list<double>(3, "loss", DType::F64, 1), choices, rows,
+                  width, interval, call.f(0));
 }
 
 }  // namespace ops

@@ -27,7 +27,8 @@ inline GpuInfo readGpu() {
           p.multiProcessorCount,
           p.sharedMemPerBlockOptin,
           static_cast<size_t>(p.l2CacheSize),
-          p.totalGlobalMem};
+          p.totalGlobalMem,
+          kernelsAwaitPrior()};
 }
 
 /** What commands need: a stream and so much scratch. `gpu` has to outlive it. */

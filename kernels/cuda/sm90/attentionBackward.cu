@@ -2,6 +2,7 @@
 
 #include "../attention.h"
 #include "../element.cuh"
+#include "../launch.cuh"
 #include "attentionGradRoles.cuh"
 #include "tensorMap.h"
 
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(512, 1)
     init(L::tileFull, 1, L::tileEmpty, mainWarps + dqWarps + 1, 2);
     barrierInitFence();
   }
+  awaitPrior();
   __syncthreads();
 
   if (warp < 4) {
@@ -252,6 +254,7 @@ __global__ void __launch_bounds__(512, 1)
  */
 template <class T, int headDim>
 __global__ void __launch_bounds__(256) joinKernel(const __grid_constant__ GradParams params) {
+  awaitPrior();
   const int total = params.counter[1];
   if (static_cast<int>(blockIdx.x) >= total * params.kvHeads) return;
   const Tile tile = chooseTile(params, blockIdx.x * params.parts, total);
@@ -286,13 +289,11 @@ void launch(const AttentionArgs& args, const Context& context) {
   params.scaleLog2 = (softcapped ? args.softcap : args.scale) * log2e;
   params.inner = softcapped ? args.scale / args.softcap : 0;
   prepareGrad<T, headDim>(args, params, context);
-  kernel<<<params.blocks, 512, L::bytes, context.stream>>>(tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64),
-                                                    tensorMap(args.v, tileKeys, 64), tensorMap(args.dO, tileRows, 64), params);
-  checkLaunch("attentionGrad");
-  if (params.parts > 1) {
-    joinKernel<T, headDim><<<static_cast<unsigned>(args.keyTiles(tileKeys) * args.kvHeads), 256, 0, context.stream>>>(params);
-    checkLaunch("attentionGrad");
-  }
+  launchDependent(context, "attentionGrad", kernel, {params.blocks, 512, L::bytes}, tensorMap(args.q, tileRows, 64),
+                  tensorMap(args.k, tileKeys, 64), tensorMap(args.v, tileKeys, 64), tensorMap(args.dO, tileRows, 64), params);
+  if (params.parts > 1)
+    launchDependent(context, "attentionGrad", joinKernel<T, headDim>,
+                    {static_cast<unsigned>(args.keyTiles(tileKeys) * args.kvHeads), 256}, params);
   finishGrad<T, headDim>(args, params, context);
 }
 

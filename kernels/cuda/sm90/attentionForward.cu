@@ -2,6 +2,7 @@
 
 #include "../attention.h"
 #include "../element.cuh"
+#include "../launch.cuh"
 #include "attentionTiles.cuh"
 #include "tensorMap.h"
 #include "tma.cuh"
@@ -132,6 +133,7 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     }
     barrierInitFence();
   }
+  awaitPrior();
   __syncthreads();
 
   if (warp < 4) {
@@ -142,7 +144,8 @@ __global__ void __launch_bounds__(tileRows * 2 + 128, 1)
     int stageK = 0, phaseK = 1, stageV = 0, phaseV = 1;
     for (int round = 0;; ++round) {
       int number = 0, sequence = 0, first = 0, count = 0;
-      if (lane == 0) number = atomicAdd(params.counter, 1);
+      if (params.counter == nullptr) number = static_cast<int>(blockIdx.x + round * gridDim.x);
+      else if (lane == 0) number = atomicAdd(params.counter, 1);
       number = __shfl_sync(0xffffffffu, number, 0);
       const bool more = cursor.find(number, sequence, first, count);
       if (lane == 0) {
@@ -333,13 +336,16 @@ void launch(const AttentionArgs& args, const Context& context) {
   params.window = args.window > 0 ? args.window : 1 << 30;
   params.scaleLog2 = (softcapped ? args.softcap : args.scale) * log2e;
   params.inner = softcapped ? args.scale / args.softcap : 0;
-  params.counter = scratch<int>(context, 0, 1, "attention");
-  check(cudaMemsetAsync(params.counter, 0, sizeof(int), context.stream), "attention");
   const int64_t most = args.queryTiles(tileRows) * args.heads;
+  params.counter = nullptr;
+  // Few tiles are short ones, and are dealt out in turns: clearing a counter would take as long as some of them.
+  if (most > 4 * context.gpu->multiprocessors) {
+    params.counter = scratch<int>(context, 0, 1, "attention");
+    check(cudaMemsetAsync(params.counter, 0, sizeof(int), context.stream), "attention");
+  }
   const int blocks = static_cast<int>(std::min<int64_t>(context.gpu->multiprocessors, most));
-  kernel<<<blocks, tileRows * 2 + 128, L::bytes, context.stream>>>(
-      tensorMap(args.q, tileRows, 64), tensorMap(args.k, tileKeys, 64), tensorMap(args.v, tileKeys, 64), params);
-  checkLaunch("attention");
+  launchDependent(context, "attention", kernel, {blocks, tileRows * 2 + 128, L::bytes}, tensorMap(args.q, tileRows, 64),
+                  tensorMap(args.k, tileKeys, 64), tensorMap(args.v, tileKeys, 64), params);
 }
 
 template <class T, int headDim, int tileRows, int tileKeys>

@@ -1,5 +1,6 @@
 #pragma once
 #include "../attention.h"
+#include "../launch.cuh"
 #include "attentionTiles.cuh"
 
 /** What stands around the gradient's main kernel: its parameters, delta before it, dQ after it. */
@@ -221,6 +222,7 @@ __device__ inline void listTiles(const GradParams& params) {
 template <class T, int headDim>
 __global__ void __launch_bounds__(listThreads)
     prepareKernel(View o, View dO, View delta, View dk, View dv, GradParams params, int64_t turns, bool sameRows) {
+  awaitPrior();
   if (blockIdx.x == 0) return listTiles(params);
   constexpr int threads = headDim / 8;
   const int64_t i = (blockIdx.x - 1) * int64_t{listThreads} + threadIdx.x, row = i / threads / params.heads;
@@ -256,14 +258,14 @@ void prepareGrad(const AttentionArgs& args, const GradParams& params, const Cont
     for (const View* v : {&args.dk, &args.dv})
       check(cudaMemset2DAsync(v->data, v->ld * sizeof(T), 0, v->cols * sizeof(T), v->rows, context.stream), "attentionGrad");
   const auto blocks = static_cast<unsigned>((threads + listThreads - 1) / listThreads + 1);
-  prepareKernel<T, headDim><<<blocks, listThreads, 0, context.stream>>>(
-      args.o, args.dO, args.delta, args.dk, args.dv, params, turns, sameRows);
-  checkLaunch("attentionGrad");
+  launchDependent(context, "attentionGrad", prepareKernel<T, headDim>, {blocks, listThreads}, args.o, args.dO, args.delta,
+                  args.dk, args.dv, params, turns, sameRows);
 }
 
 /** dq = scale · the sums. 128 threads per 64 rows, head and 64 columns; 4 bytes read and 2 written per element. */
 template <class T, int headDim>
 __global__ void __launch_bounds__(headDim * 2) finishKernel(View dq, const float* sums, int heads, float scale) {
+  awaitPrior();
   const int panel = threadIdx.x / 128, thread = threadIdx.x % 128, head = blockIdx.y;
   const float4* from = reinterpret_cast<const float4*>(sums) +
                        ((static_cast<int64_t>(blockIdx.x) * heads + head) * (headDim / 64) + panel) * (tileRows * 16) + thread;
@@ -283,8 +285,8 @@ __global__ void __launch_bounds__(headDim * 2) finishKernel(View dq, const float
 template <class T, int headDim>
 void finishGrad(const AttentionArgs& args, const GradParams& params, const Context& context) {
   const dim3 grid(static_cast<unsigned>((args.rows() + tileRows - 1) / tileRows), args.heads);
-  finishKernel<T, headDim><<<grid, headDim * 2, 0, context.stream>>>(args.dq, params.dq, args.heads, args.scale);
-  checkLaunch("attentionGrad");
+  launchDependent(context, "attentionGrad", finishKernel<T, headDim>, {grid, headDim * 2}, args.dq, params.dq, args.heads,
+                  args.scale);
 }
 
 }  // namespace unsloth::cuda::sm90::attention

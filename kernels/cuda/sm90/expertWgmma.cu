@@ -1,3 +1,4 @@
+#include "../launch.cuh"
 #include "expertWgmma.cuh"
 
 #include <algorithm>
@@ -13,6 +14,7 @@ namespace {
 template <class T>
 __global__ void stackColumns(const T* columns, int64_t ldColumns, T* stack, int64_t ldStack, int64_t rows, int64_t cols,
                              int experts) {
+  awaitPrior();
   const int64_t r = blockIdx.x;
   for (int64_t i = threadIdx.x; i < cols * experts; i += blockDim.x)
     stack[(i % experts * rows + r) * ldStack + i / experts] = columns[r * ldColumns + i];
@@ -22,9 +24,8 @@ __global__ void stackColumns(const T* columns, int64_t ldColumns, T* stack, int6
 View stacked(const View& v, int64_t experts, const Context& context) {
   const int64_t cols = v.cols / experts, ld = (cols + 7) / 8 * 8;
   auto* const target = scratch<uint16_t>(context, 0, static_cast<size_t>(v.rows * experts * ld), "expertGemm");
-  stackColumns<<<static_cast<unsigned>(v.rows), 256, 0, context.stream>>>(static_cast<const uint16_t*>(v.data), v.ld, target, ld,
-                                                                          v.rows, cols, static_cast<int>(experts));
-  checkLaunch("expertGemm: stack of columns");
+  launchDependent(context, "expertGemm: stack of columns", stackColumns<uint16_t>, {static_cast<unsigned>(v.rows), 256},
+                  static_cast<const uint16_t*>(v.data), v.ld, target, ld, v.rows, cols, static_cast<int>(experts));
   return {target, v.dtype, v.rows * experts, cols, ld};
 }
 
@@ -38,8 +39,8 @@ void launchExpert(const ExpertParams& params, const Context& context) {
     return true;
   }();
   static_cast<void>(ready);
-  kernel<<<static_cast<unsigned>(context.gpu->multiprocessors), blockThreads, Shape::sharedBytes, context.stream>>>(params);
-  checkLaunch("expertWgmma");
+  launchDependent(context, "expertWgmma", kernel, {static_cast<unsigned>(context.gpu->multiprocessors), blockThreads,
+                  Shape::sharedBytes}, params);
 }
 
 template <class T>

@@ -1,4 +1,5 @@
 #pragma once
+#include "../launch.cuh"
 #include "gemmWgmma.cuh"
 
 /**
@@ -136,6 +137,7 @@ __global__ void __launch_bounds__(blockThreads, 1) expertWgmmaKernel(const __gri
     }
     barrierInitFence();
   }
+  awaitPrior();
   __syncthreads();
   ExpertWalk<tileN, gradient> walk(p);
   ExpertTile tile;

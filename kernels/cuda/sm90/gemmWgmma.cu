@@ -123,7 +123,7 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
     p.flags = shareFlags();
   }
   const auto launch = args.mode == 0 ? launchWgmmaNt : args.mode == 1 ? launchWgmmaNn : launchWgmmaTn;
-  launch(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context.stream);
+  launch(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context);
   return true;
 }
 

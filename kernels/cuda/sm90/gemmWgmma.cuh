@@ -1,5 +1,6 @@
 #pragma once
 #include "../element.cuh"
+#include "../launch.cuh"
 #include "gemmSplitK.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
@@ -232,6 +233,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
     for (int i = 0; i < 2 * Shape::chunks; ++i) barrierInit(sourceBarriers + 8 * i, 1);
     barrierInitFence();
   }
+  awaitPrior();
   __syncthreads();
   clusterSync();
 

@@ -44,7 +44,7 @@ WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context);
 bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling);
 
 /** Launches the kernel of one mode (sm90/gemmWgmmaNt.cu and its neighbours). */
-using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, cudaStream_t stream);
+using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context);
 WgmmaLaunch launchWgmmaNt, launchWgmmaNn, launchWgmmaTn;
 
 }  // namespace unsloth::cuda::sm90

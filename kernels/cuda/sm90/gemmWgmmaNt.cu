@@ -2,8 +2,8 @@
 
 namespace unsloth::cuda::sm90 {
 
-void launchWgmmaNt(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, cudaStream_t stream) {
-  launchMode<false, false>(params, type, tileN, cluster, blocks, stream);
+void launchWgmmaNt(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context) {
+  launchMode<false, false>(params, type, tileN, cluster, blocks, context);
 }
 
 }  // namespace unsloth::cuda::sm90
