@@ -1,67 +1,41 @@
 // Optimizers whose moments are codes of 8 bits in blocks of 256 (arXiv 2110.02861), and Adafactor (arXiv 1804.04235).
 // adamw8 moves 16 bytes for each parameter, lion8 14, adafactor 20 and 8 more for the size of its update.
-#include "../core/quant4.h"
 #include "launch.cuh"
+#include "nearest8.cuh"
 #include "operands.h"
 #include "ops.h"
-#include "element.cuh"
+#include "vector.cuh"
+#include "warp.cuh"
 
 namespace unsloth::cuda::ops {
 namespace {
 
-constexpr int stateBlock = 256, perThread = 4, threads = 256;
-constexpr int groupThreads = stateBlock / perThread, groups = threads / groupThreads;
+constexpr int stateBlock = 256, stateThreads = 512, stateBlocksEach = 2, threads = 256;
+/** A warp has a state block, a lane four parameters of its first half and four of its second: pieces of 16 bytes side by side. */
+constexpr int quads = 2, perLane = 4 * quads, quadStep = stateBlock / quads;
 
 __device__ constexpr Map8 signedMap = dynamicMap(true), unsignedMap = dynamicMap(false);
+__device__ constexpr NearestCells<true> signedCells = nearestCells<true>();
+__device__ constexpr NearestCells<false> unsignedCells = nearestCells<false>();
 
-/** A thread's four parameters: those behind the end are left out. */
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T at[perThread];
+/** How codes are read and found; every block of threads has its copy. */
+struct Codes {
+  Map8 mean, square;
+  NearestCells<true> meanCells;
+  NearestCells<false> squareCells;
 };
 
-template <class T>
-__device__ __forceinline__ Four<T> loadFour(const T* p, int64_t first, int64_t n) {
-  if (first + perThread <= n && reinterpret_cast<uintptr_t>(p + first) % sizeof(Four<T>) == 0)
-    return *reinterpret_cast<const Four<T>*>(p + first);
-  Four<T> result{};
-  for (int i = 0; i < perThread && first + i < n; ++i) result.at[i] = p[first + i];
-  return result;
-}
-
-template <class T>
-__device__ __forceinline__ void storeFour(T* p, int64_t first, int64_t n, const Four<T>& values) {
-  if (first + perThread <= n && reinterpret_cast<uintptr_t>(p + first) % sizeof(Four<T>) == 0) {
-    *reinterpret_cast<Four<T>*>(p + first) = values;
-    return;
-  }
-  for (int i = 0; i < perThread && first + i < n; ++i) p[first + i] = values.at[i];
-}
-
-/** The largest of a state block's 64 threads; each group of them has its own. */
-__device__ __forceinline__ float groupLargest(float value, float (&warps)[threads / 32]) {
-  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  const int group = threadIdx.x / groupThreads;
-  return fmaxf(warps[2 * group], warps[2 * group + 1]);
-}
-
-/** Codes of a thread's numbers relative to their block's largest, which is returned. */
-__device__ __forceinline__ float pack(Four<uint8_t>& codes, const float (&x)[perThread], const float* map, bool isSigned,
-                                      float (&warps)[threads / 32]) {
-  float largest = 0;
-#pragma unroll
-  for (int i = 0; i < perThread; ++i) largest = fmaxf(largest, fabsf(x[i]));
-  largest = groupLargest(largest, warps);
-#pragma unroll
-  for (int i = 0; i < perThread; ++i) {
-    int code = nearest8(map, largest > 0 ? x[i] / largest : 0.0f);
-    if (isSigned && signbit(map[code]) != signbit(x[i])) code += x[i] > 0 ? 1 : -1;
-    codes.at[i] = static_cast<uint8_t>(code);
-  }
-  return largest;
+template <bool adam>
+__device__ void copyCodes(Codes& codes) {
+  const auto copy = [](void* to, const void* from, size_t bytes) {
+    for (unsigned i = threadIdx.x; i < bytes / sizeof(uint4); i += stateThreads)
+      static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  };
+  copy(&codes.mean, &signedMap, sizeof signedMap);
+  copy(&codes.meanCells, &signedCells, sizeof signedCells);
+  if (!adam) return;
+  copy(&codes.square, &unsignedMap, sizeof unsignedMap);
+  copy(&codes.squareCells, &unsignedCells, sizeof unsignedCells);
 }
 
 struct State {
@@ -71,6 +45,7 @@ struct State {
   const double* scalars;
   int64_t n;
   int group;
+  bool aligned;  // whether four neighbours can be moved at once
   double beta1, beta2, eps, weightDecay;
 };
 
@@ -79,74 +54,163 @@ struct Constants {
   bool spoilt;
 };
 
-/** As the processor folds them, in fp64 by one thread. */
+/** As the processor folds them, in fp64. */
 template <bool adam>
 __device__ __forceinline__ Constants constantsOf(const State& s) {
-  __shared__ Constants shared;
-  if (threadIdx.x == 0) {
-    const double rate = s.scalars[3 + s.group], rootC2 = adam ? sqrt(s.scalars[2]) : 1, c1 = adam ? s.scalars[1] : 1;
-    shared = {static_cast<float>(s.scalars[0]),
-              static_cast<float>(s.beta1),
-              static_cast<float>(s.beta2),
-              static_cast<float>(rate * rootC2 / c1),
-              static_cast<float>(rootC2 * s.eps),
-              static_cast<float>(1 - rate * s.weightDecay),
-              isnan(s.scalars[0])};
-  }
-  __syncthreads();
-  return shared;
+  const double rate = s.scalars[3 + s.group], rootC2 = adam ? sqrt(s.scalars[2]) : 1, c1 = adam ? s.scalars[1] : 1;
+  return {static_cast<float>(s.scalars[0]),
+          static_cast<float>(s.beta1),
+          static_cast<float>(s.beta2),
+          static_cast<float>(rate * rootC2 / c1),
+          static_cast<float>(rootC2 * s.eps),
+          static_cast<float>(1 - rate * s.weightDecay),
+          isnan(s.scalars[0])};
 }
+
+/** What a lane has of a state block. Behind the end: zeros, whose codes are `zeroCode`. */
+template <bool adam>
+struct Held {
+  static constexpr uint32_t zeroCode = 127;
+  float p[perLane], grad[perLane];
+  uint32_t m[quads], v[quads];
+  float absmaxM, absmaxV;
+
+  __device__ __forceinline__ void load(const State& s, int64_t block, int lane) {
+    const int64_t first = block * stateBlock + 4 * lane;
+    absmaxM = s.absmaxM[block];
+    if (adam) absmaxV = s.absmaxV[block];
+    if (s.aligned && (block + 1) * stateBlock <= s.n) {
+#pragma unroll
+      for (int q = 0; q < quads; ++q) {
+        const float4 ps = *reinterpret_cast<const float4*>(s.p + first + q * quadStep);
+        const float4 grads = *reinterpret_cast<const float4*>(s.grad + first + q * quadStep);
+        p[4 * q] = ps.x, p[4 * q + 1] = ps.y, p[4 * q + 2] = ps.z, p[4 * q + 3] = ps.w;
+        grad[4 * q] = grads.x, grad[4 * q + 1] = grads.y, grad[4 * q + 2] = grads.z, grad[4 * q + 3] = grads.w;
+        m[q] = *reinterpret_cast<const uint32_t*>(s.m + first + q * quadStep);
+        if (adam) v[q] = *reinterpret_cast<const uint32_t*>(s.v + first + q * quadStep);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < perLane; ++i) {
+      const int64_t at = first + i / 4 * quadStep + i % 4;
+      const bool inside = at < s.n;
+      if (i % 4 == 0) m[i / 4] = v[i / 4] = 0;
+      p[i] = inside ? s.p[at] : 0.0f;
+      grad[i] = inside ? s.grad[at] : 0.0f;
+      m[i / 4] |= (inside ? s.m[at] : zeroCode) << 8 * (i % 4);
+      if (adam && inside) v[i / 4] |= uint32_t{s.v[at]} << 8 * (i % 4);
+    }
+  }
+
+  __device__ __forceinline__ void store(const State& s, int64_t block, int lane) const {
+    const int64_t first = block * stateBlock + 4 * lane;
+    if (lane == 0) {
+      s.absmaxM[block] = absmaxM;
+      if (adam) s.absmaxV[block] = absmaxV;
+    }
+    if (s.aligned && (block + 1) * stateBlock <= s.n) {
+#pragma unroll
+      for (int q = 0; q < quads; ++q) {
+        *reinterpret_cast<float4*>(s.p + first + q * quadStep) = make_float4(p[4 * q], p[4 * q + 1], p[4 * q + 2], p[4 * q + 3]);
+        *reinterpret_cast<uint32_t*>(s.m + first + q * quadStep) = m[q];
+        if (adam) *reinterpret_cast<uint32_t*>(s.v + first + q * quadStep) = v[q];
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < perLane; ++i) {
+      const int64_t at = first + i / 4 * quadStep + i % 4;
+      if (at >= s.n) continue;
+      s.p[at] = p[i];
+      s.m[at] = static_cast<uint8_t>(m[i / 4] >> 8 * (i % 4));
+      if (adam) s.v[at] = static_cast<uint8_t>(v[i / 4] >> 8 * (i % 4));
+    }
+  }
+};
 
 __device__ __forceinline__ float blend(float state, float fresh, float beta, float g) {
   return __fadd_rn(__fmul_rn(state, beta), fresh * g);
 }
 
-template <bool adam>
-__global__ void __launch_bounds__(threads) stateKernel(const State s) {
-  awaitPrior();
-  __shared__ float maps[2][256], warps[threads / 32];
-  const Constants c = constantsOf<adam>(s);
-  if (c.spoilt) return;
-  maps[0][threadIdx.x] = signedMap.at[threadIdx.x];
-  if (adam) maps[1][threadIdx.x] = unsignedMap.at[threadIdx.x];
-  const int64_t block = int64_t{blockIdx.x} * groups + threadIdx.x / groupThreads;
-  const int64_t first = block * stateBlock + threadIdx.x % groupThreads * perThread;
-  Four<float> p = loadFour(s.p, first, s.n);
-  const Four<float> grad = loadFour(s.grad, first, s.n);
-  Four<uint8_t> m = loadFour(s.m, first, s.n), v{};
-  if (adam) v = loadFour(s.v, first, s.n);
-  const bool live = first < s.n;
-  const float absmaxM = live ? s.absmaxM[block] : 0, absmaxV = adam && live ? s.absmaxV[block] : 0;
-  __syncthreads();
-  float mean[perThread], square[perThread];
+/**
+ * Codes of a warp's numbers relative to their largest, which is returned. Quotients are rounded as a division rounds them, two
+ * corrections from the reciprocal (Markstein, IBM J. Res. Dev. 34, 1990), where they are large enough to have a code.
+ */
+template <bool isSigned>
+__device__ __forceinline__ float pack(uint32_t (&codes)[quads], const float (&x)[perLane], const NearestCells<isSigned>& cells) {
+  float largest = 0;
 #pragma unroll
-  for (int i = 0; i < perThread; ++i) {
-    const bool inside = first + i < s.n;
-    const float g = c.scale * grad.at[i], old = maps[0][m.at[i]] * absmaxM;
+  for (int i = 0; i < perLane; ++i) largest = fmaxf(largest, fabsf(x[i]));
+  largest = warpMax(largest);
+  const float scale = largest < 0x1p-64f ? 0x1p96f : largest > 0x1p64f ? 0x1p-64f : 1.0f;
+  const float by = largest * scale, inverse = 1.0f / by;
+#pragma unroll
+  for (int q = 0; q < quads; ++q) {
+    uint32_t code[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float number = x[4 * q + i], scaled = number * scale;
+      float quotient = scaled * inverse;
+      quotient = fmaf(fmaf(-quotient, by, scaled), inverse, quotient);
+      quotient = fmaf(fmaf(-quotient, by, scaled), inverse, quotient);
+      uint32_t place = __float_as_uint(fmaxf(fabsf(quotient), leastCoded));
+      if (isSigned) place ^= static_cast<uint32_t>(__float_as_int(number) >> 31);
+      code[i] = cells.codeOf(cells.at[cells.cellOf(place)], place);
+    }
+    codes[q] = __byte_perm(__byte_perm(code[0], code[1], 0x0073), __byte_perm(code[2], code[3], 0x0073), 0x5410);
+  }
+  return largest;
+}
+
+/** The step of one state block. */
+template <bool adam>
+__device__ __forceinline__ void step(Held<adam>& h, const Constants& c, const Codes& codes) {
+  float mean[perLane], square[perLane];
+#pragma unroll
+  for (int i = 0; i < perLane; ++i) {
+    const auto codeAt = [&](uint32_t word) { return word >> 8 * (i % 4) & 0xff; };
+    const float g = c.scale * h.grad[i], old = codes.mean.at[codeAt(h.m[i / 4])] * h.absmaxM;
     if (adam) {
-      const bool finite = inside && isfinite(grad.at[i]);
-      const float newSquare =
-          __fadd_rn(__fmul_rn(maps[1][v.at[i]] * absmaxV, c.beta2), __fmul_rn(__fmul_rn(1.0f - c.beta2, g), g));
+      const bool finite = isfinite(h.grad[i]);
+      const float newSquare = __fadd_rn(__fmul_rn(codes.square.at[codeAt(h.v[i / 4])] * h.absmaxV, c.beta2),
+                                        __fmul_rn(__fmul_rn(1.0f - c.beta2, g), g));
       const float newMean = blend(old, 1.0f - c.beta1, c.beta1, g);
       mean[i] = finite ? newMean : 0.0f;
       square[i] = finite ? newSquare : 0.0f;
-      const float step = __fmul_rn(c.rate, newMean / __fadd_rn(sqrtf(newSquare), c.eps));
-      if (finite) p.at[i] = __fmul_rn(__fadd_rn(p.at[i], -step), c.keep);
+      const float change = __fmul_rn(c.rate, newMean / __fadd_rn(sqrtf(newSquare), c.eps));
+      if (finite) h.p[i] = __fmul_rn(__fadd_rn(h.p[i], -change), c.keep);
     } else {
       const float mixed = blend(old, 1.0f - c.beta1, c.beta1, g), direction = mixed > 0 ? 1.0f : mixed < 0 ? -1.0f : 0.0f;
-      p.at[i] = __fadd_rn(__fmul_rn(p.at[i], c.keep), -__fmul_rn(c.rate, direction));
-      mean[i] = inside ? blend(old, 1.0f - c.beta2, c.beta2, g) : 0.0f;
+      h.p[i] = __fadd_rn(__fmul_rn(h.p[i], c.keep), -__fmul_rn(c.rate, direction));
+      mean[i] = blend(old, 1.0f - c.beta2, c.beta2, g);
     }
   }
-  const float largestM = pack(m, mean, maps[0], true, warps);
-  const float largestV = adam ? pack(v, square, maps[1], false, warps) : 0.0f;
-  if (!live) return;
-  storeFour(s.p, first, s.n, p);
-  storeFour(s.m, first, s.n, m);
-  if (adam) storeFour(s.v, first, s.n, v);
-  if (threadIdx.x % groupThreads == 0) {
-    s.absmaxM[block] = largestM;
-    if (adam) s.absmaxV[block] = largestV;
+  h.absmaxM = pack(h.m, mean, codes.meanCells);
+  if (adam) h.absmaxV = pack(h.v, square, codes.squareCells);
+}
+
+template <bool adam>
+__global__ void __launch_bounds__(stateThreads, stateBlocksEach) stateKernel(const State s) {
+  __shared__ Codes codes;
+  __shared__ Constants shared;
+  const int lane = threadIdx.x % 32;
+  constexpr int warps = stateThreads / 32;
+  const int64_t blocks = (s.n + stateBlock - 1) / stateBlock;
+  int64_t block = int64_t{blockIdx.x} * warps + threadIdx.x / 32;
+  copyCodes<adam>(codes);
+  awaitPrior();
+  Held<adam> h;
+  if (block < blocks) h.load(s, block, lane);
+  if (threadIdx.x == 0) shared = constantsOf<adam>(s);
+  __syncthreads();
+  const Constants c = shared;
+  if (c.spoilt) return;
+  while (block < blocks) {
+    step(h, c, codes);
+    h.store(s, block, lane);
+    block += int64_t{gridDim.x} * warps;
+    if (block < blocks) h.load(s, block, lane);
   }
 }
 
@@ -160,7 +224,14 @@ uint8_t* codes(const Operands& args, int64_t i, const char* name, int64_t count)
 
 constexpr int64_t blocksOf(int64_t n) { return (n + stateBlock - 1) / stateBlock; }
 
-unsigned gridOf(int64_t n) { return static_cast<unsigned>((blocksOf(n) + groups - 1) / groups); }
+/** p −= rate · direction of the moments, which are stored as codes again. */
+template <bool adam>
+void launchState(const Context& context, const char* op, State s) {
+  const auto aligned = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
+  s.aligned = aligned(s.p, 16) && aligned(s.grad, 16) && aligned(s.m, 4) && aligned(s.v, 4);
+  const int64_t wanted = divideUp(blocksOf(s.n), stateThreads / 32), most = stateBlocksEach * context.gpu->multiprocessors;
+  launchDependent(context, op, stateKernel<adam>, {static_cast<unsigned>(std::min(wanted, most)), stateThreads}, s);
+}
 
 /** Σ over a block of threads, in a fixed order. */
 __device__ double blockSum(double value) {
@@ -282,7 +353,7 @@ void adamw8(const Call& call, const Context& context) {
   s.group = call.i(0);
   s.beta1 = call.f(0), s.beta2 = call.f(1), s.eps = call.f(2), s.weightDecay = call.f(3);
   if (n == 0) return;
-  launchDependent(context, "adamw8", stateKernel<true>, {gridOf(n), threads}, s);
+  launchState<true>(context, "adamw8", s);
 }
 
 void lion8(const Call& call, const Context& context) {
@@ -299,7 +370,7 @@ void lion8(const Call& call, const Context& context) {
   s.group = call.i(0);
   s.beta1 = call.f(0), s.beta2 = call.f(1), s.weightDecay = call.f(2);
   if (n == 0) return;
-  launchDependent(context, "lion8", stateKernel<false>, {gridOf(n), threads}, s);
+  launchState<false>(context, "lion8", s);
 }
 
 void adafactor(const Call& call, const Context& context) {

@@ -1,6 +1,6 @@
 // Bandwidth of the small commands of the GPU at the sizes of an 8B and a 0.5B model, in bf16: microseconds for each launch within
 // a CUDA graph, and bytes over time beside the rate of a device copy. Large operands rotate through more memory than the L2
-// holds. With a command's name as argument only that one.
+// holds. With names of commands as arguments only those.
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -23,7 +23,7 @@ std::byte* arena;
 size_t used = 0;
 constexpr size_t arenaBytes = size_t{12} << 30;
 double copyRate = 0;
-std::string only;
+std::vector<std::string> only;
 
 View take(DType type, int64_t rows, int64_t cols, int64_t ld = 0) {
   const View v{arena + used, type, rows, cols, ld == 0 ? cols : ld};
@@ -48,7 +48,7 @@ struct Operands {
 
 /** `bytes`: what one launch has to move. */
 void bench(const char* name, const char* shape, Op op, double bytes, const std::function<Operands()>& make) {
-  if (!only.empty() && only != name) return;
+  if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) return;
   used = 0;
   std::vector<Operands> sets;
   const size_t most = 16;
@@ -89,7 +89,7 @@ void benchModel(const Model& m) {
   };
   bench("rmsNormGrad", (thin + " +=").c_str(), cuda::ops::rmsNormGrad, 8 * N * H, [&] { return grad(true, false); });
   bench("rmsNormGrad", (thin + " =").c_str(), cuda::ops::rmsNormGrad, 6 * N * H, [&] { return grad(false, false); });
-  bench("rmsNormGrad", (thin + " += dw (one read)").c_str(), cuda::ops::rmsNormGrad, 8 * N * H, [&] { return grad(true, true); });
+  bench("rmsNormGrad", (thin + " += dw").c_str(), cuda::ops::rmsNormGrad, 8 * N * H, [&] { return grad(true, true); });
   const int64_t qHeads = m.heads, all = qHeads * m.headDim;
   bench("rmsNorm", (shape + std::to_string(qHeads) + " heads").c_str(), cuda::ops::rmsNorm, 4 * N * static_cast<double>(all),
         [&] {
@@ -97,19 +97,23 @@ void benchModel(const Model& m) {
                           {static_cast<int32_t>(qHeads), 0},
                           {1e-5}};
         });
-  bench("rmsNormGrad", (shape + std::to_string(qHeads) + " heads").c_str(), cuda::ops::rmsNormGrad,
-        6 * N * static_cast<double>(all), [&] {
-          return Operands{{take(t, m.rows, all), View{}, take(t, m.rows, all), take(t, m.rows, all), take(t, 1, m.headDim),
-                           take(f, m.rows, qHeads)},
-                          {static_cast<int32_t>(qHeads), 0, 0},
-                          {}};
-        });
+  for (const bool dw : {false, true})
+    bench("rmsNormGrad", (shape + std::to_string(qHeads) + (dw ? " heads dw" : " heads")).c_str(), cuda::ops::rmsNormGrad,
+          6 * N * static_cast<double>(all), [&] {
+            return Operands{{take(t, m.rows, all), dw ? take(f, 1, m.headDim) : View{}, take(t, m.rows, all),
+                             take(t, m.rows, all), take(t, 1, m.headDim), take(f, m.rows, qHeads)},
+                            {static_cast<int32_t>(qHeads), 0, 0},
+                            {}};
+          });
   bench("layerNorm", thin.c_str(), cuda::ops::layerNorm, 4 * N * H, [&] {
     return Operands{{hidden(), take(f, m.rows, 2), hidden(), take(t, 1, m.hidden), take(t, 1, m.hidden)}, {1}, {1e-5}};
   });
-  bench("layerNormGrad", (thin + " +=").c_str(), cuda::ops::layerNormGrad, 8 * N * H, [&] {
-    return Operands{{hidden(), View{}, View{}, hidden(), hidden(), take(t, 1, m.hidden), take(f, m.rows, 2)}, {1, 1}, {}};
-  });
+  for (const bool dw : {false, true})
+    bench("layerNormGrad", (thin + (dw ? " += dw db" : " +=")).c_str(), cuda::ops::layerNormGrad, 8 * N * H, [&] {
+      const auto parameter = [&] { return dw ? take(f, 1, m.hidden) : View{}; };
+      return Operands{
+          {hidden(), parameter(), parameter(), hidden(), hidden(), take(t, 1, m.hidden), take(f, m.rows, 2)}, {1, 1}, {}};
+    });
   bench("rope", (shape + std::to_string(qHeads) + " heads, half of q").c_str(), cuda::ops::rope,
         N * (4.0 * static_cast<double>(all) + 4.0 * static_cast<double>(m.headDim)), [&] {
           const View x = take(t, m.rows, all, all + all / 4);
@@ -193,6 +197,24 @@ void benchModel(const Model& m) {
         [&] { return Operands{{take(DType::F64, 1, 1), flat()}, {0, 0}, {}}; });
   bench("adamw", std::to_string(parameters).c_str(), cuda::ops::adamw, 28 * P,
         [&] { return Operands{{flat(), flat(), flat(), flat(), take(DType::F64, 1, 5)}, {0}, {0.9, 0.999, 1e-8, 0.01}}; });
+  const auto state = [&](DType type, int64_t count) {
+    const View v = take(type, 1, count);
+    check(cudaMemset(v.data, 0, static_cast<size_t>(count) * bytesPerElement(type)), "clearing");
+    return v;
+  };
+  const auto codes = [&] { return state(DType::U8, parameters); };
+  const auto largest = [&] { return state(f, (parameters + 255) / 256); };
+  const auto scalars = [&] {
+    const double values[4] = {1, 0.1, 0.001, 1e-4};
+    const View v = take(DType::F64, 1, 4);
+    check(cudaMemcpy(v.data, values, sizeof values, cudaMemcpyHostToDevice), "writing scalars");
+    return v;
+  };
+  bench("adamw8", std::to_string(parameters).c_str(), cuda::ops::adamw8, 16 * P, [&] {
+    return Operands{{flat(), codes(), codes(), largest(), largest(), flat(), scalars()}, {0}, {0.9, 0.999, 1e-8, 0.01}};
+  });
+  bench("lion8", std::to_string(parameters).c_str(), cuda::ops::lion8, 14 * P,
+        [&] { return Operands{{flat(), codes(), largest(), flat(), scalars()}, {0}, {0.9, 0.99, 0.01}}; });
   const auto routing = [&] {
     const int64_t slots = 8 * m.rows;
     return Operands{{take(f, slots, 1), take(DType::I32, slots, 1), take(DType::I32, m.rows, 8), take(DType::I32, 129, 1),
@@ -211,7 +233,7 @@ void benchModel(const Model& m) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count > 1) only = arguments[1];
+  only.assign(arguments + 1, arguments + count);
   gpu = cuda::test::readGpu();
   context = cuda::test::openContext(gpu, size_t{64} << 20);
   check(cudaMalloc(reinterpret_cast<void**>(&arena), arenaBytes), "taking the arena");
