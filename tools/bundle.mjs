@@ -21,7 +21,7 @@ export const engineOptions = {
 
 /** Bundles engine/ into dist/engine.mjs, when anything changed. */
 export async function bundleEngine() {
-  const sources = [...filesBelow('engine'), ...filesBelow(join('src', 'shared'))].filter((file) => file.endsWith('.ts'))
+  const sources = [...filesBelow('engine'), ...filesBelow(join('src', 'shared'))].filter((file) => /\.(ts|json)$/.test(file))
   const key = digest([...sources, 'package-lock.json', 'package.json', join('tools', 'bundle.mjs')])
   const output = join('dist', 'engine.mjs')
   if (!isCurrent(output, key)) {

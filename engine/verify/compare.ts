@@ -2,6 +2,7 @@ import { cpuTarget, roundsOn, type Target } from '../graph/target.ts'
 import type { Golden, Quantity } from './golden.ts'
 import { relativeError } from './relativeError.ts'
 import { compareSixteenBits } from './sixteenBits.ts'
+import { gpuTolerance, toleranceOf } from './tolerance.ts'
 
 export type Verdict = 'ok' | 'wrong' | 'missing' | 'skipped'
 
@@ -13,31 +14,11 @@ export interface Comparison {
   readonly tolerance: number
 }
 
-/**
- * Relative error that a float32 run may have against the float64 reference; token ids have to be equal. References of quantised
- * models were computed by bitsandbytes on a GPU with activations in bf16: against those, what rounding them does.
- */
-export function toleranceOf(name: string, rounded = false, least = 0): number {
-  return Math.max(ownTolerance(name, rounded), name === 'greedy_ids' || /^(nf4_|q8_|dequant\.)/.test(name) ? 0 : least)
-}
-
-function ownTolerance(name: string, rounded: boolean): number {
-  if (name === 'greedy_ids' || /^(nf4_|q8_|dequant\.)/.test(name)) return 0
-  if (name.startsWith('adam8_')) return 2e-6 // bitsandbytes takes powers of β with a fast instruction
-  if (rounded) return /^(lora_grad|curve_grad_norm)/.test(name) ? 2e-2 : name.endsWith('loss') ? 1e-3 : 1e-2
-  if (/^(full_grad|lora_grad|dpo_grad|dropout_grad)/.test(name)) return 1e-4
-  if (name.startsWith('curve_')) return 1e-4
-  return 1e-5
-}
-
 function largestStepError(ours: Float32Array | Int32Array, reference: Float32Array): number {
   return reference.reduce((worst, value, i) => Math.max(worst, ours[i] === value ? 0 : Math.abs(ours[i]! - value) / Math.abs(value)), 0)
 }
 
 const perStep = new Set(['curve_loss', 'curve_grad_norm', 'curve_lr'])
-
-/** fp32 on a GPU sums in another order, with faster functions: nothing has to be closer than this. */
-const gpuTolerance = 1e-4
 
 /** Compares everything the golden expects with what was computed for `target`. A NaN is never within tolerance. */
 export async function compare(
@@ -47,7 +28,7 @@ export async function compare(
   if (rounding !== undefined) return compareSixteenBits(golden, computed, skip, rounding)
   const results: Comparison[] = []
   for (const name of golden.expected()) {
-    const tolerance = toleranceOf(name, golden.modelFolder !== golden.folder, target.kind === 'cuda' ? gpuTolerance : 0)
+    const tolerance = toleranceOf(name, golden.quantised, target.kind === 'cuda' ? gpuTolerance : 0)
     const ours = computed.get(name)
     if (ours === undefined) {
       results.push({ name, verdict: skip.has(name) ? 'skipped' : 'missing', error: NaN, tolerance })

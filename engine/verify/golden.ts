@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import { openTensorSource, readFloat32, readInt32, requireTensor, type TensorSource } from '../io/tensorSource.ts'
 
@@ -13,6 +13,12 @@ export interface Quantity {
 const inputNames = new Set(['input_ids', 'attention_mask', 'labels', 'curve_input_ids', 'dpo_chosen_ids', 'dpo_rejected_ids', 'nf4_input', 'q8_input', 'adam8_param0', 'adam8_grads'])
 const isReferenceFact = (name: string): boolean => name.startsWith('bf16_error.')
 
+/** Where the model is: beside its reference, or for QLoRA in the folder of what bitsandbytes has quantised. */
+function modelIn(folder: string): string {
+  const quantised = join(folder, 'bnb-4bit')
+  return existsSync(quantised) ? quantised : folder
+}
+
 /** A golden case: inputs, and what a reference implementation computed from them. */
 export class Golden {
   readonly folder: string
@@ -23,14 +29,27 @@ export class Golden {
     this.source = source
   }
 
+  /** Whether a folder holds results of a reference and the model that they are of. */
+  static isCase(folder: string): boolean {
+    return existsSync(join(folder, 'golden.safetensors')) && existsSync(join(modelIn(folder), 'config.json'))
+  }
+
   static async open(folder: string): Promise<Golden> {
     return new Golden(folder, await openTensorSource(join(folder, 'golden.safetensors')))
   }
 
-  /** Where the model is: beside its reference, or for QLoRA in the folder of what bitsandbytes has quantised. */
+  /** What the case is called: its folder's name. */
+  get name(): string {
+    return basename(resolve(this.folder))
+  }
+
+  /** Whether the reference computed with weights that bitsandbytes has quantised. */
+  get quantised(): boolean {
+    return this.modelFolder !== this.folder
+  }
+
   get modelFolder(): string {
-    const quantised = join(this.folder, 'bnb-4bit')
-    return existsSync(quantised) ? quantised : this.folder
+    return modelIn(this.folder)
   }
 
   get metadata(): ReadonlyMap<string, string> {

@@ -1,10 +1,11 @@
 """What transformers and PEFT compute on a case: logits, losses, gradients, a short training, in float64 or in 16 bits."""
+import functools
 import os
 import re
 
 import peft
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapters
 
@@ -65,9 +66,10 @@ class Case:
     """Inputs of a case (`input_ids`, `labels`, …: see README.md) and the model that is in `folder`, or in `base`."""
 
     def __init__(self, folder, inputs, dtype=torch.float64, base=None, embedding_rate=None):
-        self.folder, self.inputs, self.dtype, self.base, self.embedding_rate = folder, inputs, dtype, base or folder, embedding_rate
+        self.folder, self.inputs, self.dtype = folder, inputs, dtype
+        self.base, self.embedding_rate = base or folder, embedding_rate
         self.ids, self.mask, self.labels = inputs["input_ids"], inputs.get("attention_mask"), inputs["labels"]
-        self.config = opened(self.base, dtype).config
+        self.config = AutoConfig.from_pretrained(self.base)
         self.balance = bool(getattr(self.config, "output_router_logits", False))
         self.factor = getattr(self.config, "router_aux_loss_coef", 0.0) if self.balance else 0.0
 
@@ -76,6 +78,11 @@ class Case:
 
     def adapted(self):
         return load_adapter(self.folder, self.base, self.dtype)
+
+    @functools.cached_property
+    def still(self):
+        """The adapted model, for what does not change it."""
+        return self.adapted()
 
     def forward(self, model, tokens, attention=None):
         result = model(input_ids=tokens, attention_mask=attention)
@@ -121,10 +128,15 @@ class Case:
                 **{f"{prefix}_row_norm.{name}": row_norm(grad) for name, grad in found.items() if grad.ndim > 1}}
 
     def adapter_quantities(self):
-        model = self.adapted()
+        model = self.still
         logits, _, loss, aux, trained = self.loss(model)
         return {"lora_logits": logits, "lora_loss": loss, **({} if aux is None else {"router_aux_loss": aux}),
                 **self.parameter_gradients("lora_grad", model, trained)}
+
+    def balance_loss(self):
+        """Of the routers, where the config does not ask for it."""
+        with torch.no_grad():
+            return self.still(input_ids=self.ids, attention_mask=self.mask, output_router_logits=True).aux_loss
 
     def dropout_quantities(self):
         model = adapters.with_dropout(self.adapted())
@@ -132,7 +144,7 @@ class Case:
         return {"dropout_loss": loss, **self.parameter_gradients("dropout_grad", model, loss)}
 
     def preference_quantities(self):
-        model = self.adapted()
+        model = self.still
         chosen, rejected = self.inputs["dpo_chosen_ids"], self.inputs["dpo_rejected_ids"]
         logp = lambda tokens: -token_nll(self.forward(model, tokens)[0], tokens)[:, PROMPT - 1:].sum(-1)
         with torch.no_grad(), model.disable_adapter():

@@ -1,5 +1,4 @@
 import { readdir } from 'node:fs/promises'
-import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { describeError, UnslothError } from '#shared/errors.ts'
 import { formatBytes } from '#shared/units.ts'
@@ -37,17 +36,19 @@ export async function gpuCheckCommand({ positionals, flags }: CommandArgs<'gpu-c
   const { name, capability, totalBytes } = gpus.find(({ index }) => index === gpu.index)!
   const modes = flags.compute === 'auto' ? computeModes(capability) : [flags.compute as Compute]
   say(`${name}, compute capability ${capability / 10}, ${formatBytes(totalBytes)}`)
+  const cases = await caseFolders(flags.golden ?? [])
   for (const compute of modes) {
     const found = await checkOps(cpu, gpu, compute, positionals)
     ops.push(...found)
     for (const { command, label, error, allowed, passed, message } of found)
       if (!passed) say(`  WRONG ${command} (${label}): ${message ?? `error ${error.toExponential(1)}, allowed ${allowed.toExponential(0)}`}`)
     say(`commands in ${compute}: ${found.filter(({ passed }) => passed).length} of ${found.length} agree with the processor`)
-    if (opsAlone) continue
-    const result = await compareTraining(cpu, gpu, compute)
-    training.push(result)
-    say(`training in ${compute}: losses of ${result.steps} steps within ${(100 * result.error).toFixed(2)} % (${result.passed ? 'ok' : 'WRONG'}, allowed ${100 * result.allowed} %)`)
-    for (const folder of await caseFolders(flags.golden ?? [])) {
+    if (!opsAlone) {
+      const result = await compareTraining(cpu, gpu, compute)
+      training.push(result)
+      say(`training in ${compute}: losses of ${result.steps} steps within ${(100 * result.error).toFixed(2)} % (${result.passed ? 'ok' : 'WRONG'}, allowed ${100 * result.allowed} %)`)
+    }
+    for (const folder of cases) {
       const golden = await checkGolden(folder, gpu, compute)
       goldens.push(golden)
       say(`golden ${golden.case} in ${compute}: ${golden.failed.length === 0 ? `all ${golden.quantities} quantities agree` : `WRONG: ${golden.failed.slice(0, 6).join('; ')}`}`)
@@ -73,13 +74,13 @@ async function checkOps(cpu: DeviceChoice, gpu: DeviceChoice, compute: Compute, 
   }
 }
 
-/** Case folders among these, and those directly inside of them. */
+/** Case folders among these, and those directly inside of them; folders of references without a model are none. */
 async function caseFolders(folders: readonly string[]): Promise<string[]> {
-  const isCase = (folder: string) => existsSync(join(folder, 'golden.safetensors'))
   const found: string[] = []
   for (const folder of folders) {
-    if (isCase(folder)) found.push(folder)
-    else found.push(...(await readdir(folder)).sort().map((name) => join(folder, name)).filter(isCase))
+    const inside = Golden.isCase(folder) ? [folder] : (await readdir(folder)).sort().map((name) => join(folder, name)).filter((path) => Golden.isCase(path))
+    if (inside.length === 0) throw new UnslothError('FILE_FORMAT', `${folder}: there is no golden case.`, { hint: 'A case holds golden.safetensors and the model it is about; see test/golden/README.md.' })
+    found.push(...inside)
   }
   return found
 }

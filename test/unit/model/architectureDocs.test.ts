@@ -2,7 +2,7 @@ import { strict as assert } from 'node:assert'
 import { proofs } from '../../../engine/model/proofs.ts'
 import { families } from '../../../engine/model/registry.ts'
 import { activationBytes } from '../../../engine/verify/architectureDocs.ts'
-import { toleranceOf } from '../../../engine/verify/compare.ts'
+import { toleranceOf } from '../../../engine/verify/tolerance.ts'
 
 describe('docs/architectures.md', () => {
   it('has a proof within tolerance for every architecture', () => {
