@@ -31,6 +31,10 @@ interface Life {
   last: number
 }
 
+/** Whether a device may do both at once: what the second writes must not lie where the first still reads. */
+const mayJoin = (first: Command | undefined, { name, tensors }: Command): boolean =>
+  first?.name === 'gemm' && name === 'glu' && first.tensors[0]?.storage === tensors[1]?.storage
+
 /**
  * The commands that each activation lives for, joined where an output takes over its input's memory. What a loop over tiles finds or
  * leaves lives through all of it: each of its tiles starts from the first command again.
@@ -65,6 +69,12 @@ function lifetimes({ commands, loops }: TiledCommands): Life[] {
       source.storages.push(...target.storages)
       for (const storage of target.storages) lives.set(storage, source)
     }
+  })
+  commands.forEach((command, at) => {
+    if (!mayJoin(commands[at - 1], command)) return
+    const live = (tensor: Tensor | undefined): Life | undefined => (tensor === undefined ? undefined : lives.get(tensor.storage))
+    for (const life of commands[at - 1]!.tensors.map(live)) if (life !== undefined) life.last = Math.max(life.last, at)
+    for (const life of command.tensors.map(live)) if (life !== undefined) life.first = Math.min(life.first, at - 1)
   })
   return [...new Set(lives.values())]
 }

@@ -29,6 +29,14 @@ __device__ __forceinline__ Sigmoid sigmoid(float x) {
   return x < 0 ? Sigmoid{smaller, bigger} : Sigmoid{bigger, smaller};
 }
 
+/** The same for silu of 16-bit operands: σ(−x) = 1 − σ(x) loses what is too little to be seen beside σ(x). */
+__device__ __forceinline__ Sigmoid quickSigmoid(float x) {
+  float e, plus;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(plus) : "f"(1.0f + e));
+  return {plus, 1.0f - plus};
+}
+
 /** Standard normal distribution function Φ(x) and density φ(x), each to a few ulp of itself, tails included. */
 struct Normal {
   float below, density;
@@ -59,7 +67,7 @@ struct Slope {
 template <class T, int kind>
 __device__ __forceinline__ Slope activate(float x) {
   if constexpr (kind == silu) {
-    const Sigmoid s = sigmoid<T>(x);
+    const Sigmoid s = sizeof(T) == 2 ? quickSigmoid(x) : sigmoid<T>(x);
     return {x * s.plus, fmaf(x * s.plus, s.minus, s.plus)};
   } else if constexpr (kind == geluTanh) {
     // ½x(1 + tanh u) = x·σ(2u) with u = √(2/π)·(x + 0.044715x³): the tail keeps its relative precision.

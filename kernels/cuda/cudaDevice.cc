@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "fused.h"
 #include "gpus.h"
 #include "operands.h"
 #include "ops.h"
@@ -188,25 +189,41 @@ std::vector<View> CudaDevice::views(const Plan& plan, const Dims& dims) const {
 
 int64_t CudaDevice::enqueue(const Plan& plan, const Dims& dims, const std::vector<View>& views, int64_t first, int64_t last,
                             std::vector<cudaEvent_t>* events) {
-  std::vector<View> operands;
-  int64_t at = first;
-  for (; at < last; ++at) {
-    if (stop_.load(std::memory_order_relaxed)) break;
-    const PlanCommand& command = plan.commands[static_cast<size_t>(at)];
-    operands.clear();
+  std::vector<View> operands, nextOperands;
+  const auto callOf = [&](const PlanCommand& command, std::vector<View>& found) -> Call {
+    found.clear();
     for (int32_t i = 0; i < command.tensorCount; ++i) {
       const int32_t tensor = plan.operands[static_cast<size_t>(command.firstTensor + i)];
-      operands.push_back(tensor < 0 ? View{} : views[static_cast<size_t>(tensor)]);
+      found.push_back(tensor < 0 ? View{} : views[static_cast<size_t>(tensor)]);
     }
-    const Call call{operands.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
-                    plan.floats.data() + command.firstFloat, command.floatCount, dims};
+    return {found.data(), command.tensorCount, plan.ints.data() + command.firstInt, command.intCount,
+            plan.floats.data() + command.firstFloat, command.floatCount, dims};
+  };
+  /** Runs command `at`, with the next one where both are one kernel's work; how many were run. */
+  const auto runAt = [&](int64_t at) -> int64_t {
+    const PlanCommand& command = plan.commands[static_cast<size_t>(at)];
+    const Call call = callOf(command, operands);
+    if (isEmpty(command, views)) return 1;
+    if (at + 1 < last) {
+      const PlanCommand& next = plan.commands[static_cast<size_t>(at + 1)];
+      if (!isEmpty(next, views) && runTogether(command.op, call, next.op, callOf(next, nextOperands), context_)) return 2;
+    }
+    opTable[static_cast<int32_t>(command.op)](call, context_);
+    return 1;
+  };
+  int64_t at = first;
+  while (at < last) {
+    if (stop_.load(std::memory_order_relaxed)) break;
+    int64_t count = 1;
     try {
-      if (!isEmpty(command, views)) opTable[static_cast<int32_t>(command.op)](call, context_);
+      count = runAt(at);
       if (eager_) check(cudaStreamSynchronize(stream_), "computing");
     } catch (const Error& e) {
-      throw Error(e.code(), std::string(e.what()) + " Command " + std::to_string(at) + ": " + describe(command.op, operands) + ".");
+      const Op op = plan.commands[static_cast<size_t>(at)].op;
+      throw Error(e.code(), std::string(e.what()) + " Command " + std::to_string(at) + ": " + describe(op, operands) + ".");
     }
-    if (events != nullptr) check(cudaEventRecord((*events)[static_cast<size_t>(at - first) + 1], stream_), "measuring");
+    for (const int64_t end = at + count; at < end; ++at)
+      if (events != nullptr) check(cudaEventRecord((*events)[static_cast<size_t>(at - first) + 1], stream_), "measuring");
   }
   copies_->awaitAll(stream_);
   return at - first;

@@ -38,6 +38,9 @@ bool gemmSkinny(const GemmArgs& args, const Context& context);    // one side is
 bool gemmTf32(const GemmArgs& args, const Context& context);      // sm_80 and later, where TF32 is wanted; any type and shape
 bool gemmSimple(const GemmArgs& args, const Context& context);    // fp32 arithmetic, any type and shape
 
+/** A product of mode 0 that is [gate | up], and the glu of it: sm_90a. */
+bool gemmGluWgmma(const GemmArgs& args, const View& h, int activation, const Context& context);
+
 /** The product, without its low-rank pairs, with a quantised b (core/quant4.h): few rows as it is, more by way of the scratch. */
 void gemmQuantised(const GemmArgs& args, const Context& context);
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "cublasLt.h"
+#include "fused.h"
 #include "gemm.h"
 #include "operands.h"
 #include "ops.h"
@@ -85,7 +86,6 @@ void runGemm(const GemmArgs& args, const Context& context) {
   gemmSimple(args, context);
 }
 
-namespace ops {
 namespace {
 
 void requireTerm(const Operands& operands, const GemmArgs& g, const GemmTerm& term, int64_t rankOfB, size_t index) {
@@ -95,9 +95,7 @@ void requireTerm(const Operands& operands, const GemmArgs& g, const GemmTerm& te
                   Operands::describe(g.c));
 }
 
-}  // namespace
-
-void gemm(const Call& call, const Context& context) {
+GemmArgs decode(const Call& call) {
   constexpr int64_t fixedTensors = 5, fixedInts = 3, fixedFloats = 1;
   const Operands operands(call, "gemm", 3, fixedInts, fixedFloats);
   const int64_t terms = call.intCount - fixedInts;
@@ -134,8 +132,46 @@ void gemm(const Call& call, const Context& context) {
     requireTerm(operands, g, term, g.mode == 0 ? term.b.cols : term.b.rows, g.terms.size());
     g.terms.push_back(term);
   }
-  runGemm(g, context);
+  return g;
 }
 
-}  // namespace ops
+bool sameMatrix(const View& a, const View& b) {
+  return a.data == b.data && a.dtype == b.dtype && a.rows == b.rows && a.cols == b.cols && a.ld == b.ld;
+}
+
+bool overlap(const View& a, const View& b) {
+  const auto begin = [](const View& v) { return reinterpret_cast<uintptr_t>(v.data); };
+  const auto end = [&](const View& v) {
+    return begin(v) + static_cast<size_t>((v.rows - 1) * v.ld + v.cols) * bytesPerElement(v.dtype);
+  };
+  return a.present() && b.present() && begin(a) < end(b) && begin(b) < end(a);
+}
+
+/** Whether a product reads or writes memory of v. */
+bool touches(const GemmArgs& g, const View& v) {
+  return overlap(g.a, v) || overlap(g.b, v) || overlap(g.bias, v) || overlap(g.c, v) ||
+         std::any_of(g.terms.begin(), g.terms.end(), [&](const GemmTerm& term) {
+           return overlap(term.a, v) || overlap(term.b, v);
+         });
+}
+
+bool gemmGlu(const Call& gemm, const Call& glu, const Context& context) {
+  const View &h = glu.t(0), &c = gemm.t(0);
+  if (c.cols != 2 * h.cols || !sameMatrix(glu.t(1), columnsOf(c, 0, h.cols)) ||
+      !sameMatrix(glu.t(2), columnsOf(c, h.cols, h.cols)))
+    return false;
+  const GemmArgs args = decode(gemm);
+  return !args.tf32 && std::min(args.m, args.n) > narrow && !touches(args, h) && gemmGluWgmma(args, h, glu.i(0), context);
+}
+
+}  // namespace
+
+bool runTogether(Op first, const Call& gemm, Op second, const Call& next, const Context& context) {
+  if (first != Op::gemm || second != Op::glu || next.tensorCount < 3 || next.intCount < 1) return false;
+  if (context.gpu->capability != 90 || preference() == Preference::cublasLt || isQuantised(gemm.t(2).dtype)) return false;
+  return gemmGlu(gemm, next, context);
+}
+
+void ops::gemm(const Call& call, const Context& context) { runGemm(decode(call), context); }
+
 }  // namespace unsloth::cuda

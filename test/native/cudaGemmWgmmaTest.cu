@@ -1,17 +1,11 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h that tensor cores take, with every tiling, against a plain kernel.
-// `bench`, `tilings` and `epilogue` measure their speed beside cuBLASLt's; `check` may be followed by the end of the name of the
-// only way to take.
-#include <array>
+// `bench`, `tilings`, `epilogue` and `glu` measure their speed beside cuBLASLt's; `check` may be followed by the end of the name
+// of the only way to take, or by `glu`.
 #include <cstring>
 
 #include "../../kernels/cuda/cublasLt.h"
-#include "../../kernels/cuda/gemm.h"
-#include "../../kernels/cuda/sm90/gemmWgmma.h"
-#include "cudaTest.h"
+#include "cudaGemmGlu.cuh"
 
-using namespace unsloth;
-using namespace unsloth::cuda;
-using unsloth::cuda::test::fillNormal;
 using unsloth::cuda::test::readAs;
 
 namespace {
@@ -78,84 +72,6 @@ __global__ void compare(View got, const float* wanted, int64_t m, int64_t n, dou
   atomicAdd(sums + 2, touched);
 }
 
-/** Device memory handed out piece by piece and all given back at once. */
-class Pool {
- public:
-  explicit Pool(size_t bytes) : bytes_(bytes) { check(cudaMalloc(&base_, bytes), "cudaMalloc"); }
-  void* take(size_t bytes) {
-    void* const piece = static_cast<char*>(base_) + used_;
-    used_ += (bytes + 1023) / 1024 * 1024;
-    if (used_ > bytes_) {
-      std::printf("the pool is too small\n");
-      std::exit(1);
-    }
-    return piece;
-  }
-  void reset() { used_ = 0; }
-  View matrix(DType type, int64_t rows, int64_t cols, int64_t ld, float scale) {
-    const int64_t count = (rows + 1) * ld;
-    View v{take(count * bytesPerElement(type)), type, rows, cols, ld};
-    fillNormal<<<512, 256>>>(v.data, type, count, scale, ++seed_);
-    return v;
-  }
-
- private:
-  void* base_ = nullptr;
-  size_t bytes_, used_ = 0;
-  uint64_t seed_ = 0;
-};
-
-struct Case {
-  int mode;
-  int64_t m, n, k;
-  DType in = DType::BF16, out = DType::BF16;
-  bool bias = false, add = false, accumulate = false;
-  int terms = 0;
-  int64_t rank = 16;
-  float alpha = 1, termAlpha = 1;
-};
-
-template <class T>
-__global__ void poison(T* out, int64_t rows, int64_t cols, int64_t ld, int64_t keepRows) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < (rows + 1) * ld; i += int64_t{gridDim.x} * blockDim.x) {
-    const bool inside = i / ld < rows && i % ld < cols;
-    if (!inside) out[i] = narrow<T>(7.0f);
-    else if (i / ld >= keepRows) out[i] = narrow<T>(__int_as_float(0x7fc00000));
-  }
-}
-
-void poisonView(const View& v, bool keep) {
-  const int64_t rows = keep ? v.rows : 0;
-  if (v.dtype == DType::F32) poison<<<512, 256>>>(static_cast<float*>(v.data), v.rows, v.cols, v.ld, rows);
-  else if (v.dtype == DType::F16) poison<<<512, 256>>>(static_cast<__half*>(v.data), v.rows, v.cols, v.ld, rows);
-  else poison<<<512, 256>>>(static_cast<bf16*>(v.data), v.rows, v.cols, v.ld, rows);
-}
-
-GemmArgs build(Pool& pool, const Case& c, int64_t padding = 8) {
-  GemmArgs g;
-  g.mode = c.mode;
-  g.m = c.m, g.n = c.n, g.k = c.k;
-  g.alpha = c.alpha;
-  g.accumulate = c.accumulate;
-  const float scale = 1 / std::sqrt(static_cast<float>(c.k));
-  g.a = c.mode == 2 ? pool.matrix(c.in, c.k, c.m, (c.m + 7) / 8 * 8 + padding, 1) : pool.matrix(c.in, c.m, c.k, c.k + padding, 1);
-  g.b = c.mode == 0 ? pool.matrix(c.in, c.n, c.k, c.k + padding, scale) : pool.matrix(c.in, c.k, c.n, c.n + padding, scale);
-  g.c = pool.matrix(c.out, c.m, c.n, c.n + padding, 1);
-  if (c.add) g.add = pool.matrix(c.out, c.m, c.n, c.n + 2 * padding, 1);
-  if (c.bias) g.bias = pool.matrix(c.in, 1, c.n, c.n, 1);
-  for (int j = 0; j < c.terms; ++j) {
-    GemmTerm t;
-    t.column = c.n * j / c.terms / 8 * 8;
-    t.width = c.n * (j + 1) / c.terms / 8 * 8 - t.column;
-    t.rank = c.rank;
-    t.alpha = c.termAlpha;
-    t.a = pool.matrix(c.in, c.m, c.rank, c.rank + padding, 1);
-    t.b = c.mode == 0 ? pool.matrix(c.in, t.width, c.rank, c.rank, 0.25f) : pool.matrix(c.in, c.rank, t.width, t.width, 0.25f);
-    g.terms.push_back(t);
-  }
-  return g;
-}
-
 using Way = std::function<bool(const GemmArgs&, const Context&)>;
 
 /** ‖got − wanted‖ / ‖wanted‖, or −1 where the way does not take the product; far too large when it writes outside c. */
@@ -179,23 +95,13 @@ double relativeError(Pool& pool, const Case& c, const Context& context, const Wa
   return host[2] > 0 ? 1e9 + host[2] : std::sqrt(host[0] / host[1]);
 }
 
-std::string nameOf(const Case& c) {
-  static const char* const modes[] = {"NT", "NN", "TN"};
-  static const char* const types[] = {"f32", "bf16", "f16"};
-  char text[160];
-  std::snprintf(text, sizeof text, "%s %ldx%ldx%ld %s->%s%s%s%s terms %d r%ld alpha %g", modes[c.mode], c.m, c.n, c.k,
-                types[static_cast<int>(c.in)], types[static_cast<int>(c.out)], c.bias ? " bias" : "", c.add ? " add" : "",
-                c.accumulate ? " acc" : "", c.terms, c.rank, c.alpha);
-  return text;
-}
-
 struct NamedWay {
   std::string name;
   Way way;
 };
 
 /** The exit status of the checks. */
-int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways) {
+int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool glus) {
   std::vector<Case> cases;
   for (const int mode : {0, 1, 2})
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{128, 256, 64},
@@ -258,6 +164,7 @@ int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& wa
     std::printf("check %-22s %d products right, %d wrong, %d refused; worst error %.2e (16 bits) %.2e (fp32)\n", way.name.c_str(),
                 done - wrong, wrong, refused, worst16, worst32);
   }
+  if (glus) checkGlus(pool, context, checks, failures);
   return test::finish("cudaGemmWgmmaTest", checks, failures);
 }
 
@@ -335,7 +242,7 @@ int run(const std::string& what, const std::string& only) {
     ways.push_back({"runGemm", [](const GemmArgs& g, const Context& c) { return runGemm(g, c), true; }});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
     if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
-    return checkAll(pool, context, ways);
+    return checkAll(pool, context, ways, gpu.capability == 90 && (only.empty() || only == "glu"));
   }
   const std::vector<Shape> shapes{
       {"8B qkv", 8192, 6144, 4096},           {"8B o", 8192, 4096, 4096},         {"8B gate+up", 8192, 28672, 4096},
@@ -363,6 +270,7 @@ int run(const std::string& what, const std::string& only) {
       if (!way.name.ends_with("2/4")) ways.push_back(way);
     bench(pool, context, ways, cases, 3);
   }
+  if (what == "glu") benchGlu(pool, context);
   if (what == "epilogue") {
     std::vector<Case> cases;
     for (const int terms : {0, 1, 3})

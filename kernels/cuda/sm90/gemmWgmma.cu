@@ -8,7 +8,7 @@ namespace unsloth::cuda {
 namespace sm90 {
 namespace {
 
-constexpr int64_t tileM = 128, sliceK = 64, boxElements = 64, chunkRows = 64, swizzleBytes = 128;
+constexpr int64_t tileM = 128, sliceK = 64, boxElements = 64, chunkRows = 64, gluBoxRows = 16, swizzleBytes = 128;
 
 constexpr int maxBlocks = 1024;
 __device__ unsigned flags[2 * maxBlocks];  // all 0 but during a product whose tiles are shared
@@ -81,21 +81,27 @@ WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context) {
   return best;
 }
 
-bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling) {
-  if (context.gpu->capability != 90 || !takes(args)) return false;
-  const bool majorM = args.mode == 2, majorN = args.mode != 0;
+/** `h` absent: the product alone. */
+static bool launch(const GemmArgs& args, const View& h, int activation, const Context& context, const WgmmaTiling& tiling) {
+  const bool majorM = args.mode == 2, majorN = args.mode != 0, withGlu = h.present();
+  const int stepN = withGlu ? tiling.tileN / 2 : tiling.tileN, rowsOfB = withGlu ? stepN : tiling.tileN / tiling.cluster;
   const auto leftMap = [&](const View& v) { return majorM ? tensorMap(v, sliceK, boxElements) : tensorMap(v, tileM, sliceK); };
   const auto rightMap = [&](const View& v) {
-    return majorN ? tensorMap(v, sliceK, boxElements) : tensorMap(v, tiling.tileN / tiling.cluster, sliceK);
+    return majorN ? tensorMap(v, sliceK, boxElements) : tensorMap(v, rowsOfB, sliceK);
   };
   const int chunkColumns = static_cast<int>(swizzleBytes / static_cast<int64_t>(bytesPerElement(args.c.dtype)));
 
   WgmmaParams p{};
   p.a = leftMap(args.a);
   p.b = rightMap(args.b);
-  p.c = tensorMap(args.c, chunkRows, chunkColumns);
+  p.c = tensorMap(args.c, withGlu ? gluBoxRows : chunkRows, chunkColumns);
   p.hasSource = args.accumulate || args.add.present();
   if (p.hasSource) p.source = args.accumulate ? p.c : tensorMap(args.add, chunkRows, chunkColumns);
+  if (withGlu) {
+    p.h = tensorMap(h, gluBoxRows, chunkColumns);
+    p.apart = static_cast<int>(h.cols);
+    p.activation = activation;
+  }
   for (const GemmTerm& term : args.terms) {
     WgmmaTerm& t = p.terms[p.termCount++];
     t.a = leftMap(term.a);
@@ -107,7 +113,7 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
   p.n = static_cast<int>(args.n);
   p.slices = static_cast<int>(ceilDiv(args.k, sliceK));
   p.tileRows = static_cast<int>(ceilDiv(args.m, tileM * tiling.cluster));
-  p.tileColumns = static_cast<int>(ceilDiv(args.n, tiling.tileN));
+  p.tileColumns = static_cast<int>(ceilDiv(withGlu ? h.cols : args.n, stepN));
   p.band = std::min(tiling.band, p.tileRows);
   p.alpha = args.alpha;
   p.outType = args.c.dtype;
@@ -122,12 +128,28 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
     p.partial = scratch<float>(context, 0, static_cast<size_t>(blocks * tileM * tiling.tileN), "gemm");
     p.flags = shareFlags();
   }
-  const auto launch = args.mode == 0 ? launchWgmmaNt : args.mode == 1 ? launchWgmmaNn : launchWgmmaTn;
-  launch(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context);
+  const auto kernel = withGlu ? launchWgmmaGlu : args.mode == 0 ? launchWgmmaNt : args.mode == 1 ? launchWgmmaNn : launchWgmmaTn;
+  kernel(p, args.a.dtype, tiling.tileN, tiling.cluster, blocks, context);
   return true;
 }
 
+bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling) {
+  if (context.gpu->capability != 90 || !takes(args)) return false;
+  return launch(args, View{}, 0, context, tiling);
+}
+
+bool gemmGluWgmmaTiled(const GemmArgs& args, const View& h, int activation, const Context& context, const WgmmaTiling& tiling) {
+  if (context.gpu->capability != 90 || !takes(args) || args.mode != 0 || tiling.tileN != 256) return false;
+  if (args.bias.present() || args.add.present() || args.accumulate || args.c.dtype != args.a.dtype) return false;
+  if (h.dtype != args.c.dtype || h.rows != args.m || 2 * h.cols != args.n || h.cols % 128 != 0 || !tensorMapFits(h)) return false;
+  return activation >= 0 && activation <= 2 && launch(args, h, activation, context, tiling);
+}
+
 }  // namespace sm90
+
+bool gemmGluWgmma(const GemmArgs& args, const View& h, int activation, const Context& context) {
+  return sm90::gemmGluWgmmaTiled(args, h, activation, context, sm90::chooseTiling(args, context));
+}
 
 bool gemmWgmma(const GemmArgs& args, const Context& context) {
   return sm90::gemmWgmmaTiled(args, context, sm90::chooseTiling(args, context));

@@ -27,6 +27,8 @@ struct WgmmaParams {
   bool hasSource;
   DType outType, biasType;
   const void* bias;
+  CUtensorMap h;   // glu of c, of a kernel that makes both: c is gate, and from column `apart` on up
+  int apart, activation;
 };
 
 /** How a product is cut up. */
@@ -43,8 +45,15 @@ WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context);
 /** gemmWgmma with a given tiling. */
 bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling);
 
+/**
+ * A product of mode 0 that is gate and up side by side, and h = act(gate)⊙up with it, the same to the bit as glu makes of the
+ * rounded c. False, and nothing done, where something is added to c, or h is not half of it, a multiple of 128 columns, of the
+ * operands' type, or the tiling not one of 256 columns.
+ */
+bool gemmGluWgmmaTiled(const GemmArgs& args, const View& h, int activation, const Context& context, const WgmmaTiling& tiling);
+
 /** Launches the kernel of one mode (sm90/gemmWgmmaNt.cu and its neighbours). */
 using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context);
-WgmmaLaunch launchWgmmaNt, launchWgmmaNn, launchWgmmaTn;
+WgmmaLaunch launchWgmmaNt, launchWgmmaNn, launchWgmmaTn, launchWgmmaGlu;
 
 }  // namespace unsloth::cuda::sm90

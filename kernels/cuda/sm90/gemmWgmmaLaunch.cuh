@@ -4,10 +4,10 @@
 
 namespace unsloth::cuda::sm90 {
 
-template <class T, int tileN, bool majorM, bool majorN>
+template <class T, int tileN, bool majorM, bool majorN, bool withGlu = false>
 void launchTile(const WgmmaParams& params, int cluster, int blocks, const Context& context) {
   using Shape = TileShape<tileN>;
-  const auto kernel = gemmWgmmaKernel<T, tileN, majorM, majorN>;
+  const auto kernel = gemmWgmmaKernel<T, tileN, majorM, majorN, withGlu>;
   static const bool ready = [&] {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::sharedBytes), "gemm: shared memory");
     return true;
