@@ -11,7 +11,7 @@ const bundle = join(root, 'dist', 'engine.mjs')
 function changedAfter(folder, time) {
   return readdirSync(folder, { withFileTypes: true }).some((entry) => {
     const path = join(folder, entry.name)
-    return entry.isDirectory() ? changedAfter(path, time) : entry.name.endsWith('.ts') && statSync(path).mtimeMs > time
+    return entry.isDirectory() ? changedAfter(path, time) : /\.(ts|json)$/.test(entry.name) && statSync(path).mtimeMs > time
   })
 }
 
