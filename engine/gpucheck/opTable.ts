@@ -149,8 +149,9 @@ function heads(): OpCase[] {
   const labels = column(range(m, (i) => (i * 37) % vocabulary))
   const weights = numbers('f32', range(m, (i) => (i % 7 === 0 ? 0 : 1 / m)))
   const small = (operand: OpOperand): OpOperand => ({ ...operand, fill: { kind: 'normal', scale: 0.3 } })
-  return [0, 20].map((cap) =>
-    c('headLoss', cap === 0 ? 'plain' : `softcap ${cap}`, [stat(m, 1), y(m, h), undefined, y(128, vocabulary), undefined, small(x(m, h)), small(x(vocabulary, h)), labels, weights, undefined], [0], [1, cap], { ignore: [3] }))
+  const head = (name: string, cap: number, dW?: OpOperand): OpCase =>
+    c('headLoss', name, [stat(m, 1), y(m, h), dW, y(128, vocabulary), undefined, small(x(m, h)), small(x(vocabulary, h)), labels, weights, undefined], [0], [1, cap], { ignore: [3] })
+  return [head('plain', 0), head('softcap 20', 20), head('with dW', 0, f32(vocabulary, h))]
 }
 
 function experts(): OpCase[] {

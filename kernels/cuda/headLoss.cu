@@ -2,6 +2,7 @@
 
 #include "element.cuh"
 #include "gemm.h"
+#include "headLoss.h"
 #include "launch.cuh"
 #include "operands.h"
 #include "ops.h"
@@ -246,6 +247,10 @@ void headLoss(const Call& call, const Context& context) {
   args.require(!hasBias || softcap == 0, "a bias goes without softcap");
   if (rows == 0) return;
 
+  if (!hasBias && softcap == 0) {
+    const View dH = wantsDH ? call.t(1) : View{}, dW = wantsDW ? call.t(2) : View{};
+    if (headLossWgmma({nll, dH, dW, logits, h, w, labels, weights, scale}, context)) return;
+  }
   // Chunks of about equal size, so that the last product is no small one.
   constexpr int64_t unit = 128;
   const int64_t chunks = (rows + logits.rows - 1) / logits.rows;
@@ -259,7 +264,8 @@ void headLoss(const Call& call, const Context& context) {
                z, context);
     if (!wantsDH) continue;
     if (wantsDBias) addToBias(dBias, z, 1 / scale, context);  // ∂z/∂bias is 1, where ∂z/∂(h·wᵀ) is the scale
-    multiply(1, 1, rowsOf(call.t(1), first, count), z, w, false, View{}, tf32, context);
+    const View dH = rowsOf(call.t(1), first, count);
+    if (!headGradWgmma(dH, z, w, nullptr, context)) multiply(1, 1, dH, z, w, false, View{}, tf32, context);
     if (wantsDW) multiply(2, 1, call.t(2), z, hidden, true, View{}, tf32, context);
   }
 }

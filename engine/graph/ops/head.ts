@@ -15,9 +15,10 @@ export interface HeadOptions {
  * Rows of logits that are in memory at once: enough for the matrix product to run at full speed, few enough to stay small. A
  * processor needs a few hundred, a GPU (whose activations are 16-bit) a few thousand.
  */
-export function headChunkRows(vocabulary: number, rows: number, type: DType = 'f32', budgetBytes = 256 * 2 ** 20): number {
+export function headChunkRows(vocabulary: number, rows: number, type: DType = 'f32'): number {
+  const budgetBytes = (type === 'f32' ? 256 : 300) * 2 ** 20
   const fit = Math.floor(budgetBytes / (bytesPerElement(type) * vocabulary))
-  const unit = type === 'f32' ? 16 : 128
+  const unit = type === 'f32' ? 16 : 256
   return Math.max(1, Math.min(rows, Math.max(unit, fit - (fit % unit)), type === 'f32' ? 512 : 8192))
 }
 

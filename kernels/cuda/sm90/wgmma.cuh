@@ -63,7 +63,8 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
 #define UNSLOTH_R48 UNSLOTH_R40 ", " UNSLOTH_P5
 #define UNSLOTH_R64 UNSLOTH_R48 ", " UNSLOTH_P6 ", " UNSLOTH_P7
 #define UNSLOTH_R96 UNSLOTH_R64 ", " UNSLOTH_P8 ", " UNSLOTH_P9 ", " UNSLOTH_P10 ", " UNSLOTH_P11
-#define UNSLOTH_R128 UNSLOTH_R96 ", " UNSLOTH_P12 ", " UNSLOTH_P13 ", " UNSLOTH_P14 ", " UNSLOTH_P15
+#define UNSLOTH_R112 UNSLOTH_R96 ", " UNSLOTH_P12 ", " UNSLOTH_P13
+#define UNSLOTH_R128 UNSLOTH_R112 ", " UNSLOTH_P14 ", " UNSLOTH_P15
 #define UNSLOTH_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define UNSLOTH_F8(i) UNSLOTH_F4(i), UNSLOTH_F4(i + 4)
 #define UNSLOTH_F16(i) UNSLOTH_F8(i), UNSLOTH_F8(i + 8)
@@ -79,6 +80,9 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
   form(type, "m64n128k16", UNSLOTH_R64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", UNSLOTH_F64(0))
 #define UNSLOTH_N192(form, type) \
   form(type, "m64n192k16", UNSLOTH_R96, "%96", "%97", "%98", "%99", "%100", "%101", "%102", UNSLOTH_F64(0), UNSLOTH_F32(64))
+#define UNSLOTH_N224(form, type)                                                                                    \
+  form(type, "m64n224k16", UNSLOTH_R112, "%112", "%113", "%114", "%115", "%116", "%117", "%118", UNSLOTH_F64(0), \
+       UNSLOTH_F32(64), UNSLOTH_F16(96))
 #define UNSLOTH_N256(form, type) \
   form(type, "m64n256k16", UNSLOTH_R128, "%128", "%129", "%130", "%131", "%132", "%133", "%134", UNSLOTH_F64(0), UNSLOTH_F64(64))
 #define UNSLOTH_BEGIN(type, shape, keep) \
@@ -101,11 +105,12 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
   if constexpr (n == 96) { UNSLOTH_OF_TYPE(UNSLOTH_N96, form) }   \
   if constexpr (n == 128) { UNSLOTH_OF_TYPE(UNSLOTH_N128, form) } \
   if constexpr (n == 192) { UNSLOTH_OF_TYPE(UNSLOTH_N192, form) } \
+  if constexpr (n == 224) { UNSLOTH_OF_TYPE(UNSLOTH_N224, form) } \
   if constexpr (n == 256) { UNSLOTH_OF_TYPE(UNSLOTH_N256, form) }
 
 template <class T, int n>
 constexpr bool isProduct = (std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>) &&
-                           (n == 64 || n == 80 || n == 96 || n == 128 || n == 192 || n == 256);
+                           (n == 64 || n == 80 || n == 96 || n == 128 || n == 192 || n == 224 || n == 256);
 
 /** d = a·b, or d += a·b where `keep` is not 0. transposeA and transposeB: 1 for an operand that is MN-major. Asynchronous. */
 template <class T, int n, int transposeA, int transposeB>
@@ -130,6 +135,7 @@ __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4],
 #undef UNSLOTH_SHARED
 #undef UNSLOTH_BEGIN
 #undef UNSLOTH_N256
+#undef UNSLOTH_N224
 #undef UNSLOTH_N192
 #undef UNSLOTH_N128
 #undef UNSLOTH_N96
@@ -141,6 +147,7 @@ __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4],
 #undef UNSLOTH_F8
 #undef UNSLOTH_F4
 #undef UNSLOTH_R128
+#undef UNSLOTH_R112
 #undef UNSLOTH_R96
 #undef UNSLOTH_R64
 #undef UNSLOTH_R48
