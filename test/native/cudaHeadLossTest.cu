@@ -1,5 +1,5 @@
-// The head and its loss on the GPU against the CPU; with the argument `bench` their speed at the shapes of real models (`bench 8B`:
-// of those whose name contains that).
+// The head and its loss on the GPU against the CPU; with the argument `bench` their speed at the shapes of real models, with
+// `bench 8B` of those whose name contains that.
 #include "../../kernels/cuda/gemm.h"
 #include "cudaCase.h"
 
@@ -219,7 +219,8 @@ void measureAll() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count < 2 || std::string(arguments[1]) != "bench") return runCases("cudaHeadLossTest", count, arguments, {heads, steep, padding});
+  if (count < 2 || std::string(arguments[1]) != "bench")
+    return runCases("cudaHeadLossTest", count, arguments, {heads, steep, padding});
   if (count > 2) measured = arguments[2];
   measureAll();
   return 0;

@@ -40,8 +40,8 @@ template <class Params>
 void launchClusters(void (*kernel)(Params), const Params& params, int size, int64_t count, size_t sharedBytes,
                     const Context& context, const char* op) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sharedBytes)), op);
-  const auto blocks = static_cast<unsigned>(size * count);
-  launchDependent(context, op, kernel, {dim3(blocks), dim3(blockThreads), sharedBytes, dim3(static_cast<unsigned>(size))}, params);
+  const auto across = static_cast<unsigned>(size), blocks = static_cast<unsigned>(count) * across;
+  launchDependent(context, op, kernel, {dim3(blocks), dim3(blockThreads), sharedBytes, dim3(across)}, params);
 }
 
 }  // namespace unsloth::cuda::sm90

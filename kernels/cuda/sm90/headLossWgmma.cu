@@ -151,8 +151,8 @@ bool headLossWgmma(const HeadLoss& head, const Context& context) {
   const float scaleLog2 = head.scale * log2e;
   const auto againCount = static_cast<int>(rowTiles * ceilDiv(rows, perChunk));
   const int64_t warps = std::max<int64_t>(rows, ceilDiv(againCount, 32));
-  launchDependent(context, "headLoss labels", headBaseKernel, {static_cast<unsigned>(ceilDiv(warps, 8)), 256}, base, highest, again,
-                  againCount, static_cast<const bf16*>(h.data), h.ld, static_cast<const bf16*>(w.data), w.ld,
+  launchDependent(context, "headLoss labels", headBaseKernel, {static_cast<unsigned>(ceilDiv(warps, 8)), 256}, base, highest,
+                  again, againCount, static_cast<const bf16*>(h.data), h.ld, static_cast<const bf16*>(w.data), w.ld,
                   static_cast<int>(width), static_cast<int>(vocabulary), head.labels, scaleLog2, rows);
   for (int64_t first = 0, chunk = 0; first < rows; first += perChunk, ++chunk) {
     const int64_t count = std::min(perChunk, rows - first);
