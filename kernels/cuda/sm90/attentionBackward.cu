@@ -248,38 +248,6 @@ __global__ void __launch_bounds__(512, 1)
   }
 }
 
-/**
- * dk and dv of a tile from the sums of its parts, in order. A block of 256 threads for each tile, which hold what those of the main
- * kernel do. 8·parts bytes read and 4 written for each element.
- */
-template <class T, int headDim>
-__global__ void __launch_bounds__(256) joinKernel(const __grid_constant__ GradParams params) {
-  awaitPrior();
-  const int total = params.counter[1];
-  if (static_cast<int>(blockIdx.x) >= total * params.kvHeads) return;
-  const Tile tile = chooseTile(params, blockIdx.x * params.parts, total);
-  const int rowInTile = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-#pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    float sum[headDim / 2] = {};
-    for (int part = 0; part < params.parts; ++part) {
-      const float4* from = reinterpret_cast<const float4*>(params.sums + (tile.number + part) * tileSums(headDim)) + threadIdx.x;
-#pragma unroll
-      for (int i = 0; i < headDim / 2; i += 4) {
-        const float4 x = from[(which * (headDim / 2) + i) * 64];
-        sum[i] += x.x, sum[i + 1] += x.y, sum[i + 2] += x.z, sum[i + 3] += x.w;
-      }
-    }
-    T* to = static_cast<T*>(which == 0 ? params.dk : params.dv) + tile.kvHead * headDim;
-#pragma unroll
-    for (int below = 0; below < 2; ++below) {
-      const int row = rowInTile + below * 8;
-      storeRow<T, headDim>(to + int64_t{tile.keyRow + row} * (which == 0 ? params.dkStride : params.dvStride), sum, below,
-                           which == 0 ? params.scale : 1.0f, row < tile.keys);
-    }
-  }
-}
-
 template <class T, int headDim, bool softcapped>
 void launch(const AttentionArgs& args, const Context& context) {
   using L = GradLayout<headDim>;
@@ -291,9 +259,6 @@ void launch(const AttentionArgs& args, const Context& context) {
   prepareGrad<T, headDim>(args, params, context);
   launchDependent(context, "attentionGrad", kernel, {params.blocks, 512, L::bytes}, tensorMap(args.q, tileRows, 64),
                   tensorMap(args.k, tileKeys, 64), tensorMap(args.v, tileKeys, 64), tensorMap(args.dO, tileRows, 64), params);
-  if (params.parts > 1)
-    launchDependent(context, "attentionGrad", joinKernel<T, headDim>,
-                    {static_cast<unsigned>(args.keyTiles(tileKeys) * args.kvHeads), 256}, params);
   finishGrad<T, headDim>(args, params, context);
 }
 

@@ -262,13 +262,51 @@ void prepareGrad(const AttentionArgs& args, const GradParams& params, const Cont
                   args.dk, args.dv, params, turns, sameRows);
 }
 
-/** dq = scale · the sums. 128 threads per 64 rows, head and 64 columns; 4 bytes read and 2 written per element. */
+constexpr int finishThreads = 256;
+
+/**
+ * dk or dv of a tile from the sums of its parts, in order; the threads hold what those of the main kernel do. 4·parts bytes read and
+ * 2 written for each element.
+ */
 template <class T, int headDim>
-__global__ void __launch_bounds__(headDim * 2) finishKernel(View dq, const float* sums, int heads, float scale) {
+__device__ __forceinline__ void joinParts(const GradParams& params, int number, bool value) {
+  const int total = params.counter[1];
+  if (number >= total * params.kvHeads) return;
+  const Tile tile = chooseTile(params, number * params.parts, total);
+  const int rowInTile = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  float sum[headDim / 2] = {};
+  for (int part = 0; part < params.parts; ++part) {
+    const float4* from = reinterpret_cast<const float4*>(params.sums + (tile.number + part) * tileSums(headDim)) +
+                         (value ? headDim / 2 * 64 : 0) + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < headDim / 2; i += 4) {
+      const float4 x = from[i * 64];
+      sum[i] += x.x, sum[i + 1] += x.y, sum[i + 2] += x.z, sum[i + 3] += x.w;
+    }
+  }
+  T* to = static_cast<T*>(value ? params.dv : params.dk) + tile.kvHead * headDim;
+#pragma unroll
+  for (int below = 0; below < 2; ++below) {
+    const int row = rowInTile + below * 8;
+    storeRow<T, headDim>(to + int64_t{tile.keyRow + row} * (value ? params.dvStride : params.dkStride), sum, below,
+                         value ? 1.0f : params.scale, row < tile.keys);
+  }
+}
+
+/**
+ * The first `joins` blocks: dk and dv of tiles in parts. The others: dq = scale · the sums, 128 threads per 64 rows, head and 64
+ * columns; 4 bytes read and 2 written per element.
+ */
+template <class T, int headDim>
+__global__ void __launch_bounds__(finishThreads)
+    finishKernel(const View dq, const __grid_constant__ GradParams params, unsigned joins) {
   awaitPrior();
-  const int panel = threadIdx.x / 128, thread = threadIdx.x % 128, head = blockIdx.y;
-  const float4* from = reinterpret_cast<const float4*>(sums) +
-                       ((static_cast<int64_t>(blockIdx.x) * heads + head) * (headDim / 64) + panel) * (tileRows * 16) + thread;
+  if (blockIdx.x < joins) return joinParts<T, headDim>(params, blockIdx.x / 2, blockIdx.x % 2 != 0);
+  constexpr int panels = headDim / 64;
+  const int64_t unit = int64_t{blockIdx.x - joins} * (finishThreads / 128) + threadIdx.x / 128, block = unit / panels / params.heads;
+  const int thread = threadIdx.x % 128, column = static_cast<int>(unit % (panels * params.heads)) * 64;
+  if (block * tileRows >= dq.rows) return;
+  const float4* from = reinterpret_cast<const float4*>(params.dq) + unit * (tileRows * 16) + thread;
   float values[32];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -277,16 +315,18 @@ __global__ void __launch_bounds__(headDim * 2) finishKernel(View dq, const float
   }
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * tileRows + thread / 32 * 16 + thread % 32 / 4 + below * 8;
-    storeRow<T, 64>(static_cast<T*>(dq.data) + row * dq.ld + head * headDim + panel * 64, values, below, scale, row < dq.rows);
+    const int64_t row = block * tileRows + thread / 32 * 16 + thread % 32 / 4 + below * 8;
+    storeRow<T, 64>(static_cast<T*>(dq.data) + row * dq.ld + column, values, below, params.scale, row < dq.rows);
   }
 }
 
 template <class T, int headDim>
 void finishGrad(const AttentionArgs& args, const GradParams& params, const Context& context) {
-  const dim3 grid(static_cast<unsigned>((args.rows() + tileRows - 1) / tileRows), args.heads);
-  launchDependent(context, "attentionGrad", finishKernel<T, headDim>, {grid, headDim * 2}, args.dq, params.dq, args.heads,
-                  args.scale);
+  const int64_t joins = params.parts > 1 ? 2 * args.keyTiles(tileKeys) * args.kvHeads : 0,
+                units = (args.rows() + tileRows - 1) / tileRows * args.heads * (headDim / 64), each = finishThreads / 128;
+  const auto blocks = static_cast<unsigned>(joins + (units + each - 1) / each);
+  launchDependent(context, "attentionGrad", finishKernel<T, headDim>, {blocks, finishThreads}, args.dq, params,
+                  static_cast<unsigned>(joins));
 }
 
 }  // namespace unsloth::cuda::sm90::attention
