@@ -1,6 +1,6 @@
 import { strict as assert } from 'node:assert'
 import { commandSignatures } from '../../../engine/graph/commands.ts'
-import { whole, type Command, type Storage, type Tensor } from '../../../engine/graph/graph.ts'
+import { slice, whole, type Command, type Storage, type Tensor } from '../../../engine/graph/graph.ts'
 import { align, alignment, planMemory, storageBytes, type Plan } from '../../../engine/graph/plan.ts'
 import { uniform } from '../../reference/matrix.ts'
 
@@ -94,6 +94,24 @@ describe('planMemory', () => {
     assert.equal(dead.activationBytes, align(storageBytes(a.storage)))
     const alive = planMemory([start, add(b, a, undefined, [[0, 1]]), add(c, a, b)])
     assert.equal(alive.activationBytes, 3 * align(storageBytes(a.storage)))
+  })
+
+  it('keeps what a product reads until glu of it is done, which may be the same kernel', () => {
+    const [x, u, gateUp, h, y] = [activation('x', 40), activation('u', 8), activation('gateUp', 128), activation('h', 64), activation('y', 16)]
+    const make = (to: Tensor): Command => ({ name: 'fill', tensors: [to], ints: [], floats: [1] })
+    const gemm = (c: Tensor, a: Tensor, low?: Tensor): Command => ({
+      name: 'gemm', tensors: [c, a, y, undefined, undefined, ...(low === undefined ? [] : [low, y])], ints: [0, 0, 0], floats: [1],
+    })
+    const halves = [slice(gateUp, 0, 64), slice(gateUp, 64, 64)]
+    const glu: Command = { name: 'glu', tensors: [h, ...halves], ints: [0], floats: [] }
+    const apart = (commands: readonly Command[], input: Tensor): boolean => {
+      const { offsets } = planMemory(commands)
+      const [from, to] = [offsets.get(input.storage)!, offsets.get(h.storage)!]
+      return from + storageBytes(input.storage) <= to || to + storageBytes(h.storage) <= from
+    }
+    const together = [make(y), make(x), make(u), gemm(gateUp, x, u), glu, gemm(y, h)]
+    assert.ok(apart(together, x) && apart(together, u))
+    assert.ok(!apart([...together.slice(0, 4), make(y), glu, gemm(y, h)], x), 'with a command between them there are two kernels')
   })
 
   it('leaves memory that belongs to others alone', () => {
