@@ -36,6 +36,8 @@ export function commandFlops({ name, tensors, ints }: Command): number {
       const lowRank = tensors.slice(5).reduce((sum, tensor, index) => (index % 2 === 0 ? sum + 2 * rows * tensor!.cols * (ints[0] === 0 ? tensors[6 + index]!.storage.rows : c.cols) : sum), 0)
       return 2 * rows * c.cols * inner + lowRank
     }
+    case 'loraGrad':
+      return 4 * at('dY').storage.rows * at('b').storage.rows * at('b').cols
     case 'attention':
       return 2 * at('q').storage.rows ** 2 * at('q').cols
     case 'attentionGrad':

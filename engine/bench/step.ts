@@ -179,7 +179,9 @@ function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['comman
   const sums = new Map<string, CommandTotal>()
   plan.training.plan.commands.forEach((command, index) => {
     const part = index < plan.training.forwardCommands ? 'forward' : 'backward'
-    const detail = command.name === 'gemm' ? ` ${['Y=XWᵀ', 'dX=dYW', 'dW=dYᵀX'][command.ints[0]!]} ${command.tensors[0]!.cols}x${command.tensors[1]!.cols}` : ''
+    const { tensors } = command
+    const detail = command.name === 'gemm' ? ` ${['Y=XWᵀ', 'dX=dYW', 'dW=dYᵀX'][command.ints[0]!]} ${tensors[0]!.cols}x${tensors[1]!.cols}`
+      : command.name === 'loraGrad' ? ` ${tensors[4]!.storage.rows}x${tensors[4]!.cols}` : ''
     const name = `${part} ${command.name}${detail}`
     const sum = sums.get(name) ?? { name, seconds: 0, count: 0, flops: 0, bytes: 0 }
     sums.set(name, { name, seconds: sum.seconds + seconds[index]!, count: sum.count + 1, flops: sum.flops + commandFlops(command), bytes: sum.bytes + commandBytes(command) })

@@ -29,6 +29,16 @@ function gemms(): OpCase[] {
   ]
 }
 
+/** Rows, rank and the widths of the parts; some fit the pass that takes all parts at once, some do not. */
+function adapters(): OpCase[] {
+  return ([[256, 16, [512, 128, 128]], [130, 8, [896]], [384, 32, [1024, 1024]], [33, 4, [96, 40]], [257, 64, [200]], [7, 72, [33]]] as const).map(([n, r, widths]) => {
+    const width = widths.reduce<number>((sum, each) => sum + each, 0)
+    const ints = widths.flatMap((each, j) => [widths.slice(0, j).reduce<number>((sum, other) => sum + other, 0), each])
+    const operands = [y(n, widths.length * r), f32(width, r), x(n, width), x(n, widths.length * r), x(width, r)]
+    return c('loraGrad', `${n} rows, rank ${r}, parts of ${widths.join(', ')}`, operands, [0, ...ints], [0.5])
+  })
+}
+
 function attentions(): OpCase[] {
   const shapes = [
     { d: 128, heads: 4, kv: 2, window: 0, cap: 0 }, { d: 64, heads: 4, kv: 1, window: 0, cap: 0 }, { d: 64, heads: 2, kv: 2, window: 40, cap: 0 },
@@ -166,5 +176,5 @@ function experts(): OpCase[] {
 }
 
 /** Every kind of command on small odd shapes. */
-export const opTable = (): OpCase[] => [...gemms(), ...attentions(), ...norms(), ...elementwise(), ...rows(), ...columns(), ...doraNorms(), ...heads(), ...experts(), ...quantisedCases()]
+export const opTable = (): OpCase[] => [...gemms(), ...adapters(), ...attentions(), ...norms(), ...elementwise(), ...rows(), ...columns(), ...doraNorms(), ...heads(), ...experts(), ...quantisedCases()]
 

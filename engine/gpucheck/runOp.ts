@@ -66,7 +66,7 @@ export interface OpDevice {
 }
 
 /** Where the commands that can round to TF32 are told so, among their ints. */
-export const precisionPlace: Partial<Readonly<Record<CommandName, number>>> = { gemm: 2, headLoss: 0 }
+export const precisionPlace: Partial<Readonly<Record<CommandName, number>>> = { gemm: 2, loraGrad: 0, headLoss: 0 }
 
 /** The outputs of a case, widened; `numbers` is the type whose numbers the operands hold. */
 export async function runOp({ runtime, activation, tf32 = false }: OpDevice, op: OpCase, numbers: 'f32' | 'bf16' | 'f16'): Promise<Float64Array[]> {

@@ -27,6 +27,12 @@ export const commandSignatures = {
    * precision 0: fp32; 1: operands rounded to bf16 while packed, sums in fp32; 2, on a GPU with fp32 operands: rounded to TF32. 2mnk FLOPs.
    */
   gemm: signature('c', 'a b bias? add? …lowA …lowB', 'mode accumulate precision …column', 'alpha …alpha'),
+  /**
+   * What the adapters of one input pass on (arXiv 2106.09685): for each part j, columns [column_j, column_j + width_j) of dY and the rows
+   * of b and dB that follow those of the parts before, dU_j = alpha·dY_j·b_j and dB_j += dY_jᵀ·u_j. u and dU [n, parts·r] hold the parts
+   * beside each other, b and dB [Σ width, r] below each other. Precision as in gemm. 4·n·r·Σ width FLOPs in one pass over dY.
+   */
+  loraGrad: signature('dU dB', 'dY u b', 'precision …column …width', 'alpha'),
   /** out[n,h] = scale · table[ids]. */
   embed: signature('out', 'ids table', '', 'scale'),
   /** dTable[V,h] += scale · Σ dOut of the rows with that id, in row order. */

@@ -19,6 +19,7 @@ export interface TiledCommands {
 /** Commands whose outputs depend on the same row of their inputs alone, or add up over rows what they find there (gradients). */
 const byRow: ReadonlySet<CommandName> = new Set<CommandName>([
   'gemm',
+  'loraGrad',
   'rmsNorm',
   'rmsNormGrad',
   'layerNorm',

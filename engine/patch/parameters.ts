@@ -153,8 +153,16 @@ function loraBlocks(modules: readonly LoraModule[], groups: Map<string, LoraGrou
         const { column, width, scale } = module
         return { column, width, rank: module.rank, a, b, scale, ...(module.dropout > 0 ? { dropout: { p: module.dropout, site: site.get(module)! } } : {}) }
       })
-      const stackable = members.every(({ dropout, experts }) => dropout === 0 && experts === undefined)
-      groups.set(weightId, { parts, ...(dora ? { dora: doraRows(weightId, members, rows, doraAt, offsets.magnitudes, trained) } : {}), ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}) })
+      const dense = members.every(({ experts }) => experts === undefined)
+      const stackable = dense && members.every(({ dropout }) => dropout === 0)
+      const [first, width] = [members[0]!, members.reduce((sum, module) => sum + module.width, 0)]
+      const together = dense && members.every((module, i) => module.rank === first.rank && (i === 0 || offsets.b[i] === offsets.b[i - 1]! + members[i - 1]!.width * first.rank))
+      groups.set(weightId, {
+        parts,
+        ...(dora ? { dora: doraRows(weightId, members, rows, doraAt, offsets.magnitudes, trained) } : {}),
+        ...(stackable ? { stackedA: trained(`${weightId}.lora_A`, offsets.a, rank, inputs) } : {}),
+        ...(together ? { stackedB: trained(`${weightId}.lora_B`, offsets.b[0]!, width, first.rank) } : {}),
+      })
     }
     blocks.push({
       group: 'default', decay: true,

@@ -1,6 +1,6 @@
 import { bytesPerElement, isQuantised, type DType } from '../dtype.ts'
 import { rowRange, slice, whole, type Command, type GradientBuilder, type Graph, type Tensor } from '../graph.ts'
-import { dropout, gemm, linear, type Dora, type LinearOptions, type LoraGroup, type LoraPart } from './linear.ts'
+import { dropout, gemm, linear, loraGrad, type Dora, type LinearOptions, type LoraGroup, type LoraPart } from './linear.ts'
 
 const [NT, NN, TN] = [0, 1, 2] as const
 
@@ -171,8 +171,7 @@ function droppedBackward(
     const dz = b.scratch(`d ${name}.z`, x, piece.width)
     b.emit({ ...scaleGrad(dz, dy, b.value(z), lora.dora!, piece.column, alpha), inPlace: [] })
     const du = b.scratch(`d ${name}.u`, x, part.rank)
-    b.emit(gemm(NN, du, dz, part.b.value, { alpha: part.scale, precision }))
-    if (part.b.grad !== undefined) b.emit(gemm(TN, part.b.grad, dz, b.value(u), { accumulate: true, precision }))
+    b.emit(loraGrad(du, dz, b.value(u), part.b, [{ column: 0, width: piece.width }], part.scale, precision))
     if (part.a.grad !== undefined) b.emit(gemm(TN, part.a.grad, du, b.value(dropped), { accumulate: true, precision }))
     if (rows === undefined) continue
     b.emit({ name: 'add', tensors: [dz, dz, mine], ints: [], floats: [1, -alpha] })

@@ -1,5 +1,5 @@
 import type { PrecisionCode } from '../target.ts'
-import { slice, type Command, type Graph, type GradientBuilder, type Tensor } from '../graph.ts'
+import { slice, whole, type Command, type Graph, type GradientBuilder, type Tensor } from '../graph.ts'
 import { unpacked } from './unpacked.ts'
 
 /** A parameter or frozen weight; `grad` is where its gradient accumulates, present only when it is trained. */
@@ -24,10 +24,14 @@ export interface LoraPart {
   readonly dropout?: { readonly p: number; readonly site: number }
 }
 
-/** The updates of one weight; with `stackedA` [Σ rank, in] all parts share one pass over the input. */
+/**
+ * The updates of one weight; with `stackedA` [Σ rank, in] all parts share one pass over the input, with `stackedB` [Σ width, rank] one
+ * over the gradient of the result.
+ */
 export interface LoraGroup {
   readonly parts: readonly LoraPart[]
   readonly stackedA?: Weight
+  readonly stackedB?: Weight
   /** Trained lengths of the rows: see doraLinear. */
   readonly dora?: Dora
 }
@@ -81,6 +85,14 @@ export function gemm(mode: 0 | 1 | 2, c: Tensor, a: Tensor, b: Tensor, options: 
   }
 }
 
+/** The loraGrad command: dU and dB of parts that stand so in dY. `b` holds all of their rows. */
+export function loraGrad(
+  du: Tensor, dy: Tensor, u: Tensor, b: Weight, parts: readonly Pick<LoraPart, 'column' | 'width'>[], alpha: number, precision: PrecisionCode,
+): Command {
+  const ints = [precision, ...parts.flatMap(({ column, width }) => [column, width])]
+  return { name: 'loraGrad', tensors: [du, b.grad, dy, u, b.value], ints, floats: [alpha] }
+}
+
 interface LoraDown {
   readonly part: LoraPart
   /** alpha·scale·x·Aᵀ of this part. */
@@ -91,7 +103,8 @@ interface LoraDown {
 
 /**
  * Y = alpha·(X·Wᵀ + Σ scale_i·(X·A_iᵀ)·B_iᵀ + bias) + add. [n,in] → [n,out].
- * Backward (arXiv 2106.09685, kernels of small rank first): dU = alpha·scale·dY·B; dB += dYᵀU (U holds alpha·scale); dA += dUᵀX; dX = alpha·dY·W + dU·A.
+ * Backward (arXiv 2106.09685, kernels of small rank first): dU = alpha·scale·dY·B and dB += dYᵀU in one pass (U holds alpha·scale);
+ * dA += dUᵀX; dX = alpha·dY·W + dU·A.
  */
 export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options: LinearOptions): Tensor {
   const { weight, bias, lora, add, precision } = options
@@ -157,8 +170,10 @@ function loraDown(graph: Graph, name: string, x: Tensor, y: Tensor, lora: LoraGr
   })
 }
 
+const ofOneScale = ({ parts }: LoraGroup): boolean => parts.every(({ scale }) => scale === parts[0]!.scale)
+
 /** Whether one product with all As serves the group. */
-const isStacked = ({ stackedA, parts }: LoraGroup): boolean => stackedA !== undefined && parts.every(({ scale }) => scale === parts[0]!.scale)
+const isStacked = (lora: LoraGroup): boolean => lora.stackedA !== undefined && ofOneScale(lora)
 
 interface LoraGradients {
   /** Low-rank terms of dX. */
@@ -170,17 +185,14 @@ interface LoraGradients {
 /** dU, dB and dA of every part. */
 function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly LoraDown[], lora: LoraGroup, alpha: number, precision: PrecisionCode): LoraGradients {
   const rank = lora.parts.reduce((sum, part) => sum + part.rank, 0)
-  const du = b.scratch(`d ${down[0]!.u.storage.name}`, x, rank)
-  let column = 0
-  const slices = down.map(({ part, u }) => {
-    const dyPart = slice(dy, part.column, part.width)
-    const duPart = slice(du, column, part.rank)
-    column += part.rank
-    const scale = alpha * part.scale
-    b.emit(gemm(NN, duPart, dyPart, part.b.value, { alpha: scale, precision }))
-    if (part.b.grad !== undefined) b.emit(gemm(TN, part.b.grad, dyPart, b.value(u), { accumulate: true, precision }))
-    return duPart
-  })
+  const u = whole(down[0]!.u.storage)
+  const du = b.scratch(`d ${u.storage.name}`, x, rank)
+  const slices = down.map(({ u: { column, cols } }) => slice(du, column, cols))
+  const [first] = lora.parts
+  const emit = (duOf: Tensor, uOf: Tensor, matrix: Weight, parts: readonly LoraPart[], scale: number): void =>
+    b.emit(loraGrad(duOf, dy, b.value(uOf), matrix, parts, alpha * scale, precision))
+  if (lora.stackedB !== undefined && ofOneScale(lora)) emit(du, u, lora.stackedB, lora.parts, first!.scale)
+  else down.forEach(({ part, u: mine }, i) => emit(slices[i]!, mine, part.b, [part], part.scale))
   if (lora.stackedA !== undefined && isStacked(lora)) {
     const { grad } = lora.stackedA
     if (grad !== undefined) b.whenRestored(x, (value) => b.emit(gemm(TN, grad, du, value, { accumulate: true, precision })))

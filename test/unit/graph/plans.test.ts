@@ -35,12 +35,12 @@ describe('plans for a GPU', () => {
     const { spec, weights } = tinyModel(tinyConfig, attentionAndMlp, 0)
     const precisions = (compute: 'float32' | 'tfloat32' | 'float16') => {
       const { commands } = trainingPlan({ spec, weights, capacity, target: cudaTarget(compute), dropout: false, recompute: () => 'none' }).plan
-      return { gemm: commands.filter(({ name }) => name === 'gemm').map(({ ints }) => ints[2]), headLoss: commands.filter(({ name }) => name === 'headLoss').map(({ ints }) => ints[0]) }
+      return { gemm: commands.filter(({ name }) => name === 'gemm').map(({ ints }) => ints[2]), loraGrad: commands.filter(({ name }) => name === 'loraGrad').map(({ ints }) => ints[0]), headLoss: commands.filter(({ name }) => name === 'headLoss').map(({ ints }) => ints[0]) }
     }
     const exact = precisions('float32')
-    assert.ok(exact.gemm.length > 20 && exact.headLoss.length === 1)
-    assert.ok([...exact.gemm, ...exact.headLoss, ...precisions('float16').gemm].every((precision) => precision === 0))
-    assert.deepEqual(precisions('tfloat32'), { gemm: exact.gemm.map(() => 2), headLoss: [2] })
+    assert.ok(exact.gemm.length > 20 && exact.loraGrad.length > 3 && exact.headLoss.length === 1)
+    assert.ok([...exact.gemm, ...exact.loraGrad, ...exact.headLoss, ...precisions('float16').gemm].every((precision) => precision === 0))
+    assert.deepEqual(precisions('tfloat32'), { gemm: exact.gemm.map(() => 2), loraGrad: exact.loraGrad.map(() => 2), headLoss: [2] })
   })
 
   it('scale the loss in fp16 alone', () => {
