@@ -5,6 +5,14 @@
 
 namespace unsloth::cuda {
 
+/** Blocks of a kernel without dynamic shared memory that the GPU runs at once. */
+template <class Kernel>
+uint32_t residentBlocks(const Context& context, Kernel kernel, uint32_t threads, const char* op) {
+  int each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, static_cast<int>(threads), 0), op);
+  return static_cast<uint32_t>(std::max(each, 1) * context.gpu->multiprocessors);
+}
+
 constexpr int columnLanes = 32, rowLanes = 8;
 
 /**
@@ -46,24 +54,35 @@ __global__ void __launch_bounds__(columnLanes* rowLanes) columnPartKernel(const 
   }
 }
 
+/** Lanes among which chunks are shared: few chunks, as `sumColumns` makes, or hundreds. */
+constexpr int fewTotalLanes = 8, manyTotalLanes = 32;
+
 /** out[c] += alpha · Σ_chunks partial[chunk][c]. */
-static __global__ void __launch_bounds__(columnLanes* rowLanes)
+template <int lanes>
+__global__ void __launch_bounds__(columnLanes* lanes)
     columnTotalKernel(float* out, const float* partial, int64_t cols, int64_t chunks, float alpha) {
   awaitPrior();
   const int lane = threadIdx.x % columnLanes, rowLane = threadIdx.x / columnLanes;
   const int64_t column = int64_t{blockIdx.x} * columnLanes + lane;
   float sum = 0;
   if (column < cols)
-#pragma unroll 4
-    for (int64_t k = rowLane; k < chunks; k += rowLanes) sum += partial[k * cols + column];
-  __shared__ float shared[rowLanes][columnLanes];
+#pragma unroll(lanes == fewTotalLanes ? 4 : 8)
+    for (int64_t k = rowLane; k < chunks; k += lanes) sum += partial[k * cols + column];
+  __shared__ float shared[lanes][columnLanes];
   shared[rowLane][lane] = sum;
   __syncthreads();
   if (rowLane > 0 || column >= cols) return;
   float total = 0;
 #pragma unroll
-  for (int k = 0; k < rowLanes; ++k) total += shared[k][lane];
+  for (int k = 0; k < lanes; ++k) total += shared[k][lane];
   out[column] += alpha * total;
+}
+
+template <int lanes>
+void totalColumns(const Context& context, const char* op, float* out, const float* partial, int64_t cols, int64_t chunks,
+                  float alpha) {
+  const auto blocks = static_cast<uint32_t>(divideUp(cols, columnLanes));
+  launchDependent(context, op, columnTotalKernel<lanes>, {blocks, columnLanes * lanes}, out, partial, cols, chunks, alpha);
 }
 
 /**
@@ -84,8 +103,7 @@ void sumColumns(const Context& context, const char* op, float* out, int64_t rows
   p.partial = scratch<float>(context, 0, static_cast<size_t>(chunks * cols), op);
   const dim3 grid(static_cast<uint32_t>(tiles), static_cast<uint32_t>(chunks));
   launchDependent(context, op, columnPartKernel<width, Term>, {grid, columnLanes * rowLanes}, p, term);
-  launchDependent(context, op, columnTotalKernel, {static_cast<uint32_t>(divideUp(cols, columnLanes)), columnLanes * rowLanes},
-                  out, p.partial, cols, chunks, alpha);
+  totalColumns<fewTotalLanes>(context, op, out, p.partial, cols, chunks, alpha);
 }
 
 }  // namespace unsloth::cuda

@@ -11,7 +11,7 @@ namespace unsloth::cuda {
 struct NormShape {
   int64_t count, width, weightStride;  // weightStride: from one group's weights to the next, 0 when all share
   Division groups;
-  int team;
+  int team, teamLog;
   bool plusOne;
   AnyFloats w, b;  // data == nullptr: absent
 };
@@ -21,29 +21,31 @@ struct NormRow {
   int last;  // columns, 0 behind the last row
 };
 
-/** The row of a thread's team. */
-__device__ __forceinline__ NormRow normRow(const NormShape& s) {
-  const int64_t at = s.team > 32 ? int64_t{blockIdx.x} : (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / s.team;
+/** The row of a thread's team in the `block`th part of the rows that a block of threads takes at once. */
+__device__ __forceinline__ NormRow normRow(const NormShape& s, uint32_t block) {
+  const uint32_t at = block * (blockDim.x >> s.teamLog) + (threadIdx.x >> s.teamLog);
   if (at >= s.count) return {0, 0, 0};
-  const uint32_t row = s.groups(static_cast<uint32_t>(at));
-  return {row, at - int64_t{row} * s.groups.divisor, static_cast<int>(s.width)};
+  const uint32_t row = s.groups(at);
+  return {row, at - row * s.groups.divisor, static_cast<int>(s.width)};
 }
 
-/** Sums over a team, the same bits in each of its threads. Every use in a kernel has a `slot` of its own. */
+__device__ __forceinline__ int normLane(const NormShape& s) { return static_cast<int>(threadIdx.x) & (s.team - 1); }
+
+/** Sums over a team, the same bits in each of its threads. Every use in a kernel has a `slot` of its own, in a loop two. */
 template <int values, int slot = 0>
-__device__ __forceinline__ void teamSum(float (&v)[values], int team) {
+__device__ __forceinline__ void teamSum(float (&v)[values], int team, int turn = 0) {
   for (int offset = min(team, 32) / 2; offset > 0; offset /= 2)
 #pragma unroll
     for (int i = 0; i < values; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
   if (team <= 32) return;
-  __shared__ float warps[values][32];
+  __shared__ float warps[2][values][32];
   const int lane = threadIdx.x % 32;
   if (lane == 0)
 #pragma unroll
-    for (int i = 0; i < values; ++i) warps[i][threadIdx.x / 32] = v[i];
+    for (int i = 0; i < values; ++i) warps[turn][i][threadIdx.x / 32] = v[i];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < values; ++i) v[i] = lane < team / 32 ? warps[i][lane] : 0.0f;
+  for (int i = 0; i < values; ++i) v[i] = lane < team / 32 ? warps[turn][i][lane] : 0.0f;
   for (int offset = team / 64; offset > 0; offset /= 2)
 #pragma unroll
     for (int i = 0; i < values; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
@@ -90,13 +92,64 @@ __device__ __forceinline__ void eachColumn(int lane, int team, int last, const B
   }
 }
 
+/** The shape of a norm over x with the parameters at operands `weightAt` and `biasAt` (−1: none). */
+inline NormShape shapeOf(const Operands& args, const Call& call, const View& x, int64_t groups, int64_t weightAt, int64_t biasAt,
+                  bool plusOne) {
+  if (groups < 1 || x.cols % groups != 0)
+    args.refuse(std::to_string(groups) + " groups do not divide x, which is " + Operands::describe(x));
+  if (x.rows * groups >= int64_t{1} << 31) args.refuse("more than 2^31 rows and column groups");
+  NormShape s{x.rows * groups, x.cols / groups, 0, Division(static_cast<uint32_t>(groups)), 1, 0, plusOne, {}, {}};
+  const auto parameter = [&](int64_t i, const char* name) {
+    const View& v = args.matrix(i, name, 1);
+    if (v.cols != s.width && v.cols != x.cols)
+      args.refuse(std::string(name) + " is " + Operands::describe(v) + ", expected " + std::to_string(s.width) + " or " +
+                  std::to_string(x.cols) + " columns");
+    const int64_t stride = v.cols == x.cols && groups > 1 ? s.width : 0;
+    if (biasAt >= 0 && args.has(weightAt) && args.has(biasAt))
+      args.require(call.t(weightAt).cols == call.t(biasAt).cols, "w and b differ in width");
+    s.weightStride = stride;
+    return AnyFloats(v);
+  };
+  if (args.has(weightAt)) s.w = parameter(weightAt, "w");
+  if (biasAt >= 0 && args.has(biasAt)) s.b = parameter(biasAt, "b");
+  return s;
+}
+
+constexpr int mostTeam = 512;
+
+/** Whether rows fit in registers, `most` vectors of `width` to a thread: every group then starts at a vector, and so do
+ * parameters. */
+inline bool fits(const NormShape& s, std::initializer_list<View> rows, int most, int width) {
+  if (s.width % width != 0 || s.width > int64_t{mostTeam} * most * width) return false;
+  for (const View& v : rows)
+    if (!vectorised(v, width)) return false;
+  for (const AnyFloats& p : {s.w, s.b})
+    if (p.data != nullptr && reinterpret_cast<uintptr_t>(p.data) % 16 != 0) return false;
+  return true;
+}
+
+/** Constants of a kernel. */
+template <int heldEach, int widthEach>
+struct NormForm {
+  static constexpr int held = heldEach, width = widthEach;
+};
+
+/** Gives every row the smallest team of at least `least` and at most `most` threads, `each` vectors to a thread. */
+inline void takeTeam(NormShape& s, int64_t vectors, int64_t each, int least = 1, int most = mostTeam) {
+  s.team = 1, s.teamLog = 0;
+  while (s.team < least || (s.team < most && s.team * each < vectors)) s.team *= 2, ++s.teamLog;
+}
+
+/** The team of a row that is visited element by element. */
+inline void takeTeamOfElements(NormShape& s) { takeTeam(s, s.width, 4, 1, 256); }
+
 struct NormLaunch {
   uint32_t blocks, threads;
 };
 
-inline NormLaunch launchOf(const NormShape& s) {
+/** Blocks that take their rows at once; a team within a warp shares its block. */
+inline NormLaunch launchOf(const NormShape& s, uint32_t threads = 128) {
   if (s.team > 32) return {static_cast<uint32_t>(s.count), static_cast<uint32_t>(s.team)};
-  constexpr int threads = 128;
   return {static_cast<uint32_t>(divideUp(s.count, threads / s.team)), threads};
 }
 

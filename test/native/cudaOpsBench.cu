@@ -192,7 +192,11 @@ void benchModel(const Model& m) {
   const int64_t parameters =
       m.hidden > 2000 ? 41943040 : 8798208;  // LoRA of rank 16 on all matrices of the 8B and the 0.5B model
   const auto P = static_cast<double>(parameters);
-  const auto flat = [&] { return take(f, 1, parameters); };
+  const auto flat = [&] {
+    const View v = take(f, 1, parameters);
+    cuda::test::fillNormal<<<2048, 256, 0, context.stream>>>(v.data, f, parameters, 1, used);
+    return v;
+  };
   bench("sumSquares", std::to_string(parameters).c_str(), cuda::ops::sumSquares, 4 * P,
         [&] { return Operands{{take(DType::F64, 1, 1), flat()}, {0, 0}, {}}; });
   bench("adamw", std::to_string(parameters).c_str(), cuda::ops::adamw, 28 * P,
