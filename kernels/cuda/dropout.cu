@@ -21,8 +21,10 @@ struct Dropout : MapFunction {
                                              float (&out)[1][width]) const {
     constexpr int blocks = width < 4 ? 1 : width / 4;
     uint32_t words[4 * blocks];
-    philox<blocks>(words, static_cast<uint32_t>(tokenKeys[row * ldKeys]), static_cast<uint32_t>(tokenKeys[row * ldKeys + 1]),
-                   site, static_cast<uint32_t>(column / 4), static_cast<uint32_t>(random[0]), static_cast<uint32_t>(random[1]));
+    const int32_t* keys = tokenKeys + row * ldKeys;
+    philox<blocks>(words, static_cast<uint32_t>(__ldg(keys)), static_cast<uint32_t>(__ldg(keys + 1)), site,
+                   static_cast<uint32_t>(column / 4), static_cast<uint32_t>(__ldg(random)),
+                   static_cast<uint32_t>(__ldg(random + 1)));
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       uint32_t word = words[i];

@@ -62,12 +62,13 @@ __global__ void __launch_bounds__(sortThreads) rankKernel(int32_t* rank, const i
     __syncthreads();
     reinterpret_cast<int*>(keys)[threadIdx.x] = at < last ? ids[at] : INT32_MAX;
     __syncthreads();
-    if (tile + sortThreads <=
-        static_cast<int>(blockIdx.x) * sortThreads) {  // all stand before this block's rows: equal ids count
-#pragma unroll 8
+    const int here = static_cast<int>(blockIdx.x) * sortThreads;
+    if (tile != here) {  // equal ids count where all of the tile stands before this block's rows
+      const int limit = tile < here ? mine + 1 : mine;
+#pragma unroll 16
       for (int k = 0; k < sortThreads / 4; ++k) {
         const int4 key = keys[k];
-        count += (key.x <= mine) + (key.y <= mine) + (key.z <= mine) + (key.w <= mine);
+        count += (key.x < limit) + (key.y < limit) + (key.z < limit) + (key.w < limit);
       }
     } else {
 #pragma unroll 8
@@ -108,7 +109,9 @@ __global__ void __launch_bounds__(threads) segmentKernel(const Segments<T> p) {
   if (id < 0 || id >= p.entries || (place > 0 && p.sorted[place - 1].x == id)) return;
   const int64_t column = (int64_t{blockIdx.y} * threads + threadIdx.x) * width;
   if (column >= p.cols) return;
-  float sum[width] = {};
+  float* into = p.dTable + id * p.ldTable + column;
+  float sum[width] = {}, old[width];
+  if (p.aligned) loadVector(into, old);
   for (int at = place;; at += atOnce) {
     Raw<T, width> raw[atOnce] = {};
     bool more = true;
@@ -127,10 +130,7 @@ __global__ void __launch_bounds__(threads) segmentKernel(const Segments<T> p) {
     }
     if (!more) break;
   }
-  float* into = p.dTable + id * p.ldTable + column;
-  float old[width];
   if (p.aligned) {
-    loadVector(into, old);
 #pragma unroll
     for (int i = 0; i < width; ++i) old[i] = fmaf(p.scale, sum[i], old[i]);
     storeVector(into, old);
