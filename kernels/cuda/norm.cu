@@ -7,10 +7,10 @@ namespace unsloth::cuda::ops {
 namespace {
 
 /**
- * Vectors that a thread of a team holds at most; a row too wide for them is read again instead. Rows of at most 32 vectors: threads
- * of a block, and rows of a team.
+ * Vectors that a thread of a team holds at most; a row too wide for them is read again instead. For rows of at most 32 vectors:
+ * threads of a block, and most rows of a team.
  */
-constexpr int mostHeld = 4, shortThreads = 128, shortRows = 3;
+constexpr int mostHeld = 4, shortThreads = 128, mostShortRows = 4;
 
 template <class T>
 struct NormOperands {
@@ -191,9 +191,13 @@ void norm(const Operands& args, const Call& call, const Context& context, const 
     };
     const bool inRegisters = fits(s, {x, y}, mostHeld, wide);
     if (inRegisters && s.width <= 32 * wide) {
-      takeTeam(s, s.width / wide, 1, shortRows);
-      const auto blocks = static_cast<uint32_t>(divideUp(launchOf(s, shortThreads).blocks, shortRows));
-      return launchDependent(context, op, shortNormKernel<T, wide, centred, shortRows>, {blocks, shortThreads}, operands());
+      takeTeam(s, s.width / wide, 1, mostShortRows);
+      const int64_t blocks = launchOf(s, shortThreads).blocks;
+      const auto go = [&](auto kernel, int rows) {
+        launchDependent(context, op, kernel, {static_cast<uint32_t>(divideUp(blocks, rows)), shortThreads}, operands());
+      };
+      if (blocks < 16 * context.gpu->multiprocessors) return go(shortNormKernel<T, wide, centred, 2>, 2);
+      return go(shortNormKernel<T, wide, centred, mostShortRows>, mostShortRows);
     }
     withForm<wide>(s, inRegisters, [&](auto form) {
       using F = decltype(form);

@@ -7,7 +7,7 @@ namespace unsloth::cuda::ops {
 namespace {
 
 constexpr int mostHeldGrad = 2;
-/** With the gradients of parameters: threads of a block whose teams are within warps, and how often it takes rows at least. */
+/** With the gradients of parameters in one pass: most threads of a block, and how often it takes rows at least. */
 constexpr int gradThreads = 256, leastTurns = 2;
 
 template <class T>
@@ -50,86 +50,88 @@ __device__ __forceinline__ void storePartial(float* partial, const NormShape& s,
 
 /**
  * dx (+)= r·(g − mean g − x̂·mean(g⊙x̂)) with g = dy⊙w and x̂ = (x − μ)·r; without the mean of g unless centred. With `sums`
- * also the block's Σ dy⊙x̂ and Σ dy over its rows, which share their weights.
+ * also the block's Σ dy⊙x̂ and Σ dy over its rows, which share their weights; with `ahead` the next row is loaded meanwhile.
  */
-template <class T, int held, int width, bool centred, int sums>
-__global__ void __launch_bounds__(sums > 0 ? sums : mostTeam, sums == gradThreads ? (centred ? 2 : 3) : 1)
+template <class T, int held, int width, bool centred, bool sums, bool ahead>
+__global__ void __launch_bounds__(sums ? gradThreads : mostTeam, !sums ? 1 : centred || (ahead && held > 1) ? 2 : 3)
     normGradKernel(const NormGradOperands<T> p) {
   awaitPrior();
   const NormShape& s = p.shape;
   const int lane = normLane(s);
-  const float one = s.plusOne ? 1.0f : 0.0f;
-  struct Vector {
-    Raw<T, width> x, dy, dx;
-    Parameters<T, width> w;
-    float g[width];
-  } vectors[held];
-  float shared[width], dw[held][width] = {}, db[held][width] = {};
-  if constexpr (sums > 0)
+  const float one = s.plusOne ? 1.0f : 0.0f, perColumn = 1.0f / static_cast<float>(s.width);
+  struct Row {
+    NormRow at;
+    float mean, r;
+    struct {
+      Raw<T, width> x, dy, dx;
+    } raw[held];
+  } row, next;
+  Parameters<T, width> weights[held];
+  const auto load = [&](Row& to, int k, int c) {
+    const NormRow& at = to.at;
+    to.raw[k].x = loadRaw<T, width>(p.x + at.row * p.ldX + at.group * s.width + c);
+    to.raw[k].dy = loadRaw<T, width>(p.dy + at.row * p.ldDy + at.group * s.width + c);
+    if (p.accumulate) to.raw[k].dx = loadRaw<T, width>(p.dx + at.row * p.ldDx + at.group * s.width + c);
+    if constexpr (!sums) weights[k].begin(s.w, at.group * s.weightStride + c);
+  };
+  const auto begin = [&](Row& to, uint32_t block) {
+    to.at = normRow(s, block);
+    if constexpr (width > 1) eachColumn<held, width>(lane, s.team, to.at.last, [&](int k, int c) { load(to, k, c); });
+    const float* stats = p.stats + to.at.row * p.ldStats + to.at.group * (centred ? 2 : 1);
+    to.mean = centred ? stats[0] : 0.0f;
+    to.r = stats[centred ? 1 : 0];
+  };
+  float g[held][width], shared[held][width], dw[held][width] = {}, db[held][width] = {};
+  if constexpr (sums)
     eachColumn<held, width>(lane, s.team, static_cast<int>(s.width), [&](int k, int c) {
-      vectors[k].w.begin(s.w, c);
-      if constexpr (held == 1) vectors[k].w.get(s.w, c, 1, shared);
-    });
-  int turn = 0;
-  for (uint32_t block = blockIdx.x;; turn ^= 1) {
-    const NormRow at = normRow(s, block);
-    const T* x = p.x + at.row * p.ldX + at.group * s.width;
-    const T* dy = p.dy + at.row * p.ldDy + at.group * s.width;
-    T* dx = p.dx + at.row * p.ldDx + at.group * s.width;
-    const int64_t parameters = at.group * s.weightStride;
-    const auto load = [&](int k, int c) {
-      vectors[k].x = loadRaw<T, width>(x + c);
-      vectors[k].dy = loadRaw<T, width>(dy + c);
-      if (p.accumulate) vectors[k].dx = loadRaw<T, width>(dx + c);
-      if constexpr (sums == 0) vectors[k].w.begin(s.w, parameters + c);
-    };
-    if constexpr (width > 1) eachColumn<held, width>(lane, s.team, at.last, load);
-    const float* stats = p.stats + at.row * p.ldStats + at.group * (centred ? 2 : 1);
-    const float mean = centred ? stats[0] : 0.0f, r = stats[centred ? 1 : 0];
-    const auto weigh = [&](Vector& v, int c) {
-      float own[width];
-      constexpr bool widened = sums > 0 && held == 1;
-      widenRaw<T, width>(v.dy, v.g);
-      if constexpr (!widened) v.w.get(s.w, parameters + c, 1, own);
+      weights[k].begin(s.w, c);
+      weights[k].get(s.w, c, 1, shared[k]);
 #pragma unroll
-      for (int i = 0; i < width; ++i) v.g[i] *= (widened ? shared[i] : own[i]) + one;
+      for (int i = 0; i < width; ++i) shared[k][i] += one;
+    });
+  uint32_t block = blockIdx.x;
+  if constexpr (ahead) begin(row, block);
+  for (int turn = 0;; turn ^= 1) {
+    if constexpr (ahead) begin(next, block + gridDim.x);
+    else begin(row, block);
+    const float mean = row.mean, r = row.r;
+    const auto weigh = [&](int k, int c) {
+      widenRaw<T, width>(row.raw[k].dy, g[k]);
+      if constexpr (!sums) weights[k].get(s.w, row.at.group * s.weightStride + c, 1, shared[k]);
+#pragma unroll
+      for (int i = 0; i < width; ++i) g[k][i] *= sums ? shared[k][i] : shared[k][i] + one;
     };
-    float means[centred ? 2 : 1] = {};  // of g⊙x̂, and of g
-    eachColumn<held, width>(lane, s.team, at.last, [&](int k, int c) {
-      Vector& v = vectors[k];
-      if constexpr (width == 1) load(0, c);
-      weigh(v, c);
+    float means[centred ? 2 : 1] = {};  // sums of g⊙(x − μ) and of g
+    eachColumn<held, width>(lane, s.team, row.at.last, [&](int k, int c) {
+      if constexpr (width == 1) load(row, 0, c);
+      weigh(k, c);
       float unit[width];
-      widenRaw<T, width>(v.x, unit);
+      widenRaw<T, width>(row.raw[k].x, unit);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        means[0] = fmaf(v.g[i], (unit[i] - mean) * r, means[0]);
-        if constexpr (centred) means[1] += v.g[i];
+        means[0] = fmaf(g[k][i], unit[i] - mean, means[0]);
+        if constexpr (centred) means[1] += g[k][i];
       }
     });
     teamSum(means, s.team, turn);
-    const float slope = means[0] / static_cast<float>(s.width);
-    const float level = centred ? means[centred] / static_cast<float>(s.width) : 0.0f;
-    eachColumn<held, width>(lane, s.team, at.last, [&](int k, int c) {
-      Vector& v = vectors[k];
-      if constexpr (width == 1) load(0, c);
-      if constexpr (sums > 0) {
-        forget(v.dy), forget(v.x);
-        if constexpr (held > 1) forget(v.w.raw);
-      }
-      if constexpr (width == 1 || sums > 0) weigh(v, c);
+    const float slope = means[0] * r * perColumn, level = centred ? means[centred] * perColumn : 0.0f;
+    T* dx = p.dx + row.at.row * p.ldDx + row.at.group * s.width;
+    eachColumn<held, width>(lane, s.team, row.at.last, [&](int k, int c) {
+      if constexpr (width == 1) load(row, 0, c);
+      if constexpr (sums) forget(row.raw[k].dy), forget(row.raw[k].x);
+      if constexpr (width == 1 || sums) weigh(k, c);
       float unit[width], old[width];
-      widenRaw<T, width>(v.x, unit);
-      widenRaw<T, width>(v.dx, old);
+      widenRaw<T, width>(row.raw[k].x, unit);
+      widenRaw<T, width>(row.raw[k].dx, old);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         unit[i] = (unit[i] - mean) * r;
-        const float value = r * (v.g[i] - level - unit[i] * slope);
-        v.g[i] = p.accumulate ? old[i] + value : value;
+        const float value = r * (g[k][i] - level - unit[i] * slope);
+        g[k][i] = p.accumulate ? old[i] + value : value;
       }
-      storeVector(dx + c, v.g);
-      if constexpr (sums > 0) {
-        widenRaw<T, width>(v.dy, old);
+      storeVector(dx + c, g[k]);
+      if constexpr (sums) {
+        widenRaw<T, width>(row.raw[k].dy, old);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           dw[k][i] = fmaf(old[i], unit[i], dw[k][i]);
@@ -137,11 +139,12 @@ __global__ void __launch_bounds__(sums > 0 ? sums : mostTeam, sums == gradThread
         }
       }
     });
-    if constexpr (sums == 0) return;
+    if constexpr (!sums) return;
     block += gridDim.x;
     if (block * (blockDim.x >> s.teamLog) >= s.count) break;
+    if constexpr (ahead) row = next;
   }
-  if constexpr (sums > 0) {
+  if constexpr (sums) {
     if (p.dw != nullptr) storePartial(p.dw + blockIdx.x * s.width, s, lane, dw);
     if (p.db != nullptr) storePartial(p.db + blockIdx.x * s.width, s, lane, db);
   }
@@ -216,10 +219,14 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
     using T = typename decltype(tag)::type;
     const bool inRegisters = fits(s, {x, dy, dx}, mostHeldGrad, perVector<T>);
     const bool shared = s.weightStride == 0 && (dw == nullptr || dw->cols == s.width) && (db == nullptr || db->cols == s.width);
-    const bool parameters = dw != nullptr || db != nullptr, onePass = parameters && inRegisters && shared;
-    if (parameters && !onePass) parameterGrads<T, centred>(context, op, dy, x, stats, s, dw, db);
+    const bool parameters = dw != nullptr || db != nullptr;
+    const auto operandBytes = static_cast<size_t>(2 * s.count * s.width) * sizeof(T);
     withGradForm<perVector<T>>(s, inRegisters, [&](auto form) {
       using F = decltype(form);
+      // What the L2 holds is read twice faster than sums of wide rows are kept and added.
+      const bool worth = F::held == 1 || operandBytes > context.gpu->l2Bytes;
+      const bool onePass = parameters && inRegisters && shared && s.team <= gradThreads && worth;
+      if (parameters && !onePass) parameterGrads<T, centred>(context, op, dy, x, stats, s, dw, db);
       NormGradOperands<T> p{s,
                             static_cast<T*>(dx.data),
                             static_cast<const T*>(dy.data),
@@ -235,9 +242,9 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
       NormLaunch launch = launchOf(s);
       if constexpr (F::width > 1) {
         if (onePass) {
+          // Loads of the next row in flight: not with two vectors and the sums of a bias, for which registers do not suffice.
+          const auto kernel = normGradKernel<T, F::held, F::width, centred, true, F::held == 1 || !centred>;
           launch = launchOf(s, gradThreads);
-          const auto kernel = s.team > gradThreads ? normGradKernel<T, F::held, F::width, centred, mostTeam>
-                                                   : normGradKernel<T, F::held, F::width, centred, gradThreads>;
           launch.blocks = std::min(static_cast<uint32_t>(divideUp(launch.blocks, leastTurns)),
                                    residentBlocks(context, kernel, launch.threads, op));
           const auto partial = static_cast<size_t>(launch.blocks * s.width);
@@ -249,7 +256,8 @@ void normGrad(const Context& context, const char* op, const View& dx, const View
           return;
         }
       }
-      launchDependent(context, op, normGradKernel<T, F::held, F::width, centred, 0>, {launch.blocks, launch.threads}, p);
+      const auto kernel = normGradKernel<T, F::held, F::width, centred, false, false>;
+      launchDependent(context, op, kernel, {launch.blocks, launch.threads}, p);
     });
   });
 }

@@ -67,7 +67,11 @@ enum class Layout { dense, alignedSlice, oddSlice };
 
 /** GPU memory, stream and CPU threads that all cases share. */
 struct Bench {
-  cuda::GpuInfo gpu = cuda::test::readGpu();
+  cuda::GpuInfo gpu = [] {
+    cuda::GpuInfo info = cuda::test::readGpu();
+    info.l2Bytes = 0;  // every case is as one that the L2 cannot hold
+    return info;
+  }();
   cuda::Context context = cuda::test::openContext(gpu, size_t{256} << 20);
   cpu::ThreadPool pool{8};
   std::byte* arena = nullptr;
