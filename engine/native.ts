@@ -120,6 +120,10 @@ interface NativeModule {
   gpuStatus(index: number): NativeGpuStatus | undefined
   /** Where cuBLASLt was found, or why it is not used; undefined in a build without CUDA. Opens it, which takes a moment. */
   cublasLt(): { readonly path?: string; readonly version: number; readonly problem: string } | undefined
+  /** Tells what was timed on a GPU before: records of `takeGemmChoices`, one after the other. */
+  adoptGemmChoices(index: number, records: Int32Array): void
+  /** What was timed on a GPU since the last call: records of 15 numbers (kernels/cuda/gemmChoices.h). */
+  takeGemmChoices(index: number): Int32Array
 }
 
 let loaded: NativeModule | undefined

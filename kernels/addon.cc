@@ -15,6 +15,7 @@
 #ifdef UNSLOTH_CUDA
 #include "cuda/cublasLt.h"
 #include "cuda/cudaDevice.h"
+#include "cuda/gemmChoices.h"
 #include "cuda/gpus.h"
 #include "cuda/nvml.h"
 #endif
@@ -417,6 +418,20 @@ Napi::Value cublasLt(const Napi::CallbackInfo& info) {
   return result;
 }
 
+/** What was timed on a GPU before, from `takeGemmChoices` of an earlier process. */
+void adoptGemmChoices(const Napi::CallbackInfo& info) {
+  const auto numbers = info[1].As<Napi::Int32Array>();
+  cuda::adoptGemmChoices(info[0].ToNumber().Int32Value(), numbers.Data(), numbers.ElementLength());
+}
+
+/** What was timed since the last call: `gemmRecordNumbers` numbers for each product. */
+Napi::Value takeGemmChoices(const Napi::CallbackInfo& info) {
+  const std::vector<int32_t> records = cuda::takeGemmChoices(info[0].ToNumber().Int32Value());
+  auto result = Napi::Int32Array::New(info.Env(), records.size());
+  std::copy(records.begin(), records.end(), result.Data());
+  return result;
+}
+
 /** Memory, utilisation, temperature and power of a GPU now; undefined where NVML does not tell. */
 Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -444,6 +459,8 @@ Napi::Value gpuStatus(const Napi::CallbackInfo& info) {
 #else
 Napi::Value describeCuda(Napi::Env env) { return env.Undefined(); }
 Napi::Value cublasLt(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
+void adoptGemmChoices(const Napi::CallbackInfo&) {}
+Napi::Value takeGemmChoices(const Napi::CallbackInfo& info) { return Napi::Int32Array::New(info.Env(), 0); }
 Napi::Value gpuStatus(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 #endif
 
@@ -474,6 +491,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("describe", Napi::Function::New(env, describe));
   exports.Set("gpuStatus", Napi::Function::New(env, gpuStatus));
   exports.Set("cublasLt", Napi::Function::New(env, cublasLt));
+  exports.Set("adoptGemmChoices", Napi::Function::New(env, adoptGemmChoices));
+  exports.Set("takeGemmChoices", Napi::Function::New(env, takeGemmChoices));
   return exports;
 }
 

@@ -5,6 +5,7 @@ import type { Plan } from '../graph/plan.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
 import { fromNative, native, type LoadPart, type NativeDevice, type Place, type QuantisedPart, type RunResult } from '../native.ts'
 import { physicalCores } from './cores.ts'
+import { TimedProducts } from './gemmChoices.ts'
 import { arenaNames, refusedMemory } from './refusedMemory.ts'
 
 /** Rows of one run; see RowRule. */
@@ -28,6 +29,7 @@ const noRows: RunRows = { padded: none, live: none }
 export class Runtime {
   readonly choice: DeviceChoice
   private readonly device: NativeDevice
+  private readonly products: TimedProducts | undefined
   private readonly buffers = new Map<Arena, { handle: number; bytes: number; place: Place; version: number }>()
   private stopRequested = false
 
@@ -38,6 +40,7 @@ export class Runtime {
     } catch (error) {
       throw fromNative(error, `Opening the ${choice.kind} device failed`)
     }
+    if (choice.kind === 'cuda') this.products = new TimedProducts(choice.index)
   }
 
   /** Makes an arena at least this large. Contents are lost when it has to grow or to move. */
@@ -157,6 +160,7 @@ export class Runtime {
     } catch (error) {
       throw fromNative(error, 'A command failed')
     }
+    this.products?.keep()
     if (result.stopped) throw new UnslothError('STOPPED', 'The computation was stopped.')
     return result
   }

@@ -15,9 +15,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
-#include "gemm.h"
+#include "gemmChoices.h"
 
 /** cuBLASLt through its C interface, declared here: https://docs.nvidia.com/cuda/cublas/ (cuBLASLt API). */
 namespace unsloth::cuda {
@@ -175,11 +176,11 @@ Library& library() {
 
 int typeOf(DType type) { return type == DType::F32 ? typeF32 : type == DType::F16 ? typeF16 : typeBF16; }
 
-/** A product prepared for one shape, types, strides and alignments. */
+/** A product prepared for one shape, types, strides and alignments: the library's proposals, the best in its opinion first. */
 struct Prepared {
   void *desc = nullptr, *a = nullptr, *b = nullptr, *c = nullptr, *d = nullptr;
-  Heuristic choice{};
-  bool usable = false;
+  std::array<Heuristic, cublasLtProposals> proposals{};
+  int count = 0;
 };
 
 uint32_t alignmentOf(const void* pointer) {
@@ -189,29 +190,57 @@ uint32_t alignmentOf(const void* pointer) {
   return alignment;
 }
 
-using Key = std::array<int64_t, 17>;
+using Key = std::array<int64_t, 16>;
 
-Key keyOf(const GemmArgs& g, const View& source, const Context& context) {
+Key keyOf(const GemmArgs& g, const View& source, const Context& context, int64_t rows) {
   const int64_t types = static_cast<int64_t>(g.a.dtype) | static_cast<int64_t>(g.b.dtype) << 4 |
                         static_cast<int64_t>(g.c.dtype) << 8 |
                         static_cast<int64_t>(g.bias.present() ? static_cast<int>(g.bias.dtype) + 1 : 0) << 12 |
                         static_cast<int64_t>(source.present() ? 1 + (source.data == g.c.data) : 0) << 16;
   return {g.mode, g.m, g.n, g.k, g.a.ld, g.b.ld, g.c.ld, source.ld, types, alignmentOf(g.a.data), alignmentOf(g.b.data),
           alignmentOf(g.c.data), source.present() ? alignmentOf(source.data) : 0, static_cast<int64_t>(context.workspaceBytes),
-          context.gpu->index, 0, 0};
+          context.gpu->index, rows};
+}
+
+/** Scratch that the library may use: what NVIDIA advises for Hopper, and enough elsewhere. */
+size_t workspaceFor(const Context& context) { return std::min(context.workspaceBytes, size_t{32} << 20); }
+
+/** Four layouts, destroyed with it unless they are kept. */
+struct Layouts {
+  Library& lt;
+  void *a = nullptr, *b = nullptr, *c = nullptr, *d = nullptr;
+
+  bool make(const GemmArgs& g, const View& source) {
+    const auto one = [&](void** target, const View& v) {
+      const auto count = [](int64_t n) { return static_cast<uint64_t>(n); };
+      return lt.call.layoutCreate(target, typeOf(v.dtype), count(v.cols), count(v.rows), v.ld) == 0;
+    };
+    return one(&a, g.a) && one(&b, g.b) && one(&d, g.c) && one(&c, source.present() ? source : g.c);
+  }
+  ~Layouts() {
+    for (void* each : {a, b, c, d})
+      if (each != nullptr) lt.call.layoutDestroy(each);
+  }
+};
+
+/** The product on so many rows: of a and c, or what a weight's gradient sums over. */
+void setRows(GemmArgs& g, View& source, int64_t rows) {
+  g.a.rows = rows;
+  if (g.mode == 2) g.b.rows = rows;
+  else g.c.rows = source.rows = rows;
 }
 
 /**
  * cuBLASLt thinks in columns: cᵀ[n,m] = op(b)·op(a), where a row-major matrix is its own transpose. The bias is a column of
- * cᵀ.
+ * cᵀ. Proposals are those for a product of `rows`.
  */
-Prepared prepare(Library& lt, const GemmArgs& g, const View& source, const Context& context) {
+Prepared prepare(Library& lt, const GemmArgs& g, const View& source, const Context& context, int64_t rows) {
   Prepared p;
-  const auto layout = [&](void** target, const View& v) {
-    return lt.call.layoutCreate(target, typeOf(v.dtype), static_cast<uint64_t>(v.cols), static_cast<uint64_t>(v.rows), v.ld) == 0;
-  };
-  if (lt.call.descCreate(&p.desc, computeF32, typeF32) != 0 || !layout(&p.a, g.a) || !layout(&p.b, g.b) || !layout(&p.d, g.c) ||
-      !layout(&p.c, source.present() ? source : g.c))
+  Layouts real{lt}, asked{lt};
+  GemmArgs question = g;
+  View questionSource = source;
+  setRows(question, questionSource, rows);
+  if (lt.call.descCreate(&p.desc, computeF32, typeF32) != 0 || !real.make(g, source) || !asked.make(question, questionSource))
     return p;
   const auto set = [&](int attribute, const auto& value) {
     return lt.call.descSet(p.desc, attribute, &value, sizeof value) == 0;
@@ -225,21 +254,20 @@ Prepared prepare(Library& lt, const GemmArgs& g, const View& source, const Conte
     return lt.call.preferenceSet(preference, attribute, &value, sizeof value) == 0;
   };
   int count = 0;
-  p.usable = prefer(maxWorkspace, context.workspaceBytes) && prefer(alignmentA, alignmentOf(g.b.data)) &&
-             prefer(alignmentB, alignmentOf(g.a.data)) &&
-             prefer(alignmentC, alignmentOf(source.present() ? source.data : g.c.data)) &&
-             prefer(alignmentD, alignmentOf(g.c.data)) &&
-             lt.call.heuristic(lt.handle, p.desc, p.b, p.a, p.c, p.d, preference, 1, &p.choice, &count) == 0 && count == 1 &&
-             p.choice.status == 0;
+  const bool answered = prefer(maxWorkspace, workspaceFor(context)) && prefer(alignmentA, alignmentOf(g.b.data)) &&
+                        prefer(alignmentB, alignmentOf(g.a.data)) &&
+                        prefer(alignmentC, alignmentOf(source.present() ? source.data : g.c.data)) &&
+                        prefer(alignmentD, alignmentOf(g.c.data)) &&
+                        lt.call.heuristic(lt.handle, p.desc, asked.b, asked.a, asked.c, asked.d, preference, cublasLtProposals,
+                                          p.proposals.data(), &count) == 0;
   lt.call.preferenceDestroy(preference);
+  while (answered && p.count < count && p.proposals[static_cast<size_t>(p.count)].status == 0) ++p.count;
+  p.a = std::exchange(real.a, nullptr), p.b = std::exchange(real.b, nullptr);
+  p.c = std::exchange(real.c, nullptr), p.d = std::exchange(real.d, nullptr);
   return p;
 }
 
-}  // namespace
-
-const CublasLtStatus& cublasLtStatus() { return library().status; }
-
-bool gemmCublasLt(const GemmArgs& args, const Context& context) {
+bool multiply(const GemmArgs& args, const Context& context, int index, int64_t rows) {
   if (!args.terms.empty() || (args.accumulate && args.add.present()) || args.m == 0 || args.n == 0 || args.k == 0) return false;
   if (args.add.present() && args.add.dtype != args.c.dtype) return false;
   if (args.bias.present() && args.bias.rows != 1 && args.bias.ld != 1) return false;
@@ -256,15 +284,28 @@ bool gemmCublasLt(const GemmArgs& args, const Context& context) {
     return false;
   }
   const View source = args.accumulate ? args.c : args.add;
-  auto [at, fresh] = prepared.try_emplace(keyOf(args, source, context));
+  auto [at, fresh] = prepared.try_emplace(keyOf(args, source, context, rows));
   Prepared& p = at->second;
-  if (fresh) p = prepare(lt, args, source, context);
-  if (!p.usable) return false;
+  if (fresh) p = prepare(lt, args, source, context, rows);
+  if (index >= p.count) return false;
   if (args.bias.present()) lt.call.descSet(p.desc, biasPointer, &args.bias.data, sizeof args.bias.data);
   const float beta = source.present() ? 1.0f : 0.0f;
   return lt.call.matmul(lt.handle, p.desc, &args.alpha, args.b.data, p.b, args.a.data, p.a, &beta,
-                        source.present() ? source.data : args.c.data, p.c, args.c.data, p.d, &p.choice.algorithm,
-                        context.workspace, context.workspaceBytes, context.stream) == 0;
+                        source.present() ? source.data : args.c.data, p.c, args.c.data, p.d,
+                        &p.proposals[static_cast<size_t>(index)].algorithm, context.workspace,
+                        workspaceFor(context), context.stream) == 0;
+}
+
+}  // namespace
+
+const CublasLtStatus& cublasLtStatus() { return library().status; }
+
+bool gemmCublasLt(const GemmArgs& args, const Context& context) {
+  return multiply(args, context, 0, args.mode == 2 ? args.k : args.m);
+}
+
+bool gemmCublasLtProposal(const GemmArgs& args, const Context& context, int index) {
+  return multiply(args, context, index, classOfRows(args.mode == 2 ? args.k : args.m));
 }
 
 }  // namespace unsloth::cuda

@@ -41,6 +41,10 @@ bool gemmSimple(const GemmArgs& args, const Context& context);    // fp32 arithm
 /** A product of mode 0 that is [gate | up], and the glu of it: sm_90a. */
 bool gemmGluWgmma(const GemmArgs& args, const View& h, int activation, const Context& context);
 
+constexpr int cublasLtProposals = 8;
+/** cuBLASLt by its proposal of this number, 0 … cublasLtProposals − 1, for rows of this class; it may have fewer. */
+bool gemmCublasLtProposal(const GemmArgs& args, const Context& context, int index);
+
 /** The product, without its low-rank pairs, with a quantised b (core/quant4.h): few rows as it is, more by way of the scratch. */
 void gemmQuantised(const GemmArgs& args, const Context& context);
 

@@ -4,21 +4,26 @@
 
 #include "cublasLt.h"
 #include "fused.h"
-#include "gemm.h"
+#include "gemmChoices.h"
 #include "operands.h"
 #include "ops.h"
+#include "sm90/gemmWgmma.h"
 
 namespace unsloth::cuda {
 namespace {
 
-enum class Preference { fastest, own, cublasLt };
+enum class Preference { unset, fastest, own, cublasLt };
 
-/** UNSLOTH_GEMM=own or cublaslt leaves the other out, so that both can be measured. */
+/**
+ * UNSLOTH_GEMM=own or cublaslt leaves the other out, so that both can be measured; fastest times them. Unset: our own on Hopper,
+ * where it is as fast as the library, and the library elsewhere if it is found.
+ */
 Preference preference() {
   static const Preference chosen = [] {
     const char* const text = std::getenv("UNSLOTH_GEMM");
     const std::string value = text == nullptr ? "" : text;
-    if (value.empty() || value == "fastest") return Preference::fastest;
+    if (value.empty()) return Preference::unset;
+    if (value == "fastest") return Preference::fastest;
     if (value == "own") return Preference::own;
     if (value != "cublaslt") fail("UNSLOTH_GEMM is '" + value + "', expected own, cublaslt or fastest");
     if (!cublasLtStatus().found)
@@ -53,7 +58,8 @@ void addTerms(const GemmArgs& args, const Context& context) {
   }
 }
 
-bool alone(const GemmArgs& args, const Context& context, bool (*way)(const GemmArgs&, const Context&)) {
+template <class Way>
+bool alone(const GemmArgs& args, const Context& context, const Way& way) {
   GemmArgs main = args;
   main.terms.clear();
   if (!way(main, context)) return false;
@@ -61,10 +67,35 @@ bool alone(const GemmArgs& args, const Context& context, bool (*way)(const GemmA
   return true;
 }
 
+/** The product where nothing is timed. */
+bool multiplyUsually(const GemmArgs& args, const Context& context) {
+  const Preference preferred = preference();
+  if (preferred != Preference::own && (preferred == Preference::cublasLt || context.gpu->capability != 90) &&
+      alone(args, context, gemmCublasLt))
+    return true;
+  if (gemmWgmma(args, context)) return true;
+  if (!args.terms.empty() && alone(args, context, gemmWgmma)) return true;
+  return gemmMma(args, context);
+}
+
 /** Up to here one side is narrow enough that reading the other is all the time there is. */
 constexpr int64_t narrow = 64;
 
 }  // namespace
+
+bool multiplyBy(const GemmChoice& choice, const GemmArgs& args, const Context& context) {
+  const auto& n = choice.numbers;
+  const auto tiled = [&](const GemmArgs& g, const Context& c) {
+    return sm90::gemmWgmmaTiled(g, c, {n[0], n[1], n[2], n[3] != 0});
+  };
+  const auto proposed = [&](const GemmArgs& g, const Context& c) { return gemmCublasLtProposal(g, c, n[0]); };
+  switch (choice.way) {
+    case GemmChoice::Way::wgmma: return tiled(args, context) || (!args.terms.empty() && alone(args, context, tiled));
+    case GemmChoice::Way::mma: return gemmMma(args, context);
+    case GemmChoice::Way::cublasLt: return alone(args, context, proposed);
+    default: return multiplyUsually(args, context);
+  }
+}
 
 void runGemm(const GemmArgs& args, const Context& context) {
   if (args.m == 0 || args.n == 0) return;
@@ -76,12 +107,11 @@ void runGemm(const GemmArgs& args, const Context& context) {
   const Preference preferred = preference();
   const bool isNarrow = std::min(args.m, args.n) <= narrow;
   if (isNarrow && args.terms.empty() && preferred != Preference::cublasLt && gemmSkinny(args, context)) return;
-  if (preferred != Preference::own && (preferred == Preference::cublasLt || context.gpu->capability != 90) &&
-      alone(args, context, gemmCublasLt))
-    return;
-  if (gemmWgmma(args, context)) return;
-  if (!args.terms.empty() && alone(args, context, gemmWgmma)) return;
-  if (gemmMma(args, context)) return;
+  if (preferred == Preference::fastest) {
+    const GemmChoice choice = fastestWay(args, context);
+    if (choice.way != GemmChoice::Way::usual && multiplyBy(choice, args, context)) return;
+  }
+  if (multiplyUsually(args, context)) return;
   if (gemmSkinny(args, context)) return;
   gemmSimple(args, context);
 }

@@ -70,7 +70,7 @@ void checkGlus(Pool& pool, const Context& context, int& checks, int& failures) {
   Glus result;
   for (const DType type : {DType::BF16, DType::F16})
     for (const int kind : {0, 1, 2})
-      for (const sm90::WgmmaTiling& tiling : {sm90::WgmmaTiling{256, 2, 8, 1}, {256, 1, 16, 1}, {256, 2, 8, 2}, {256, 1, 16, 2}})
+      for (const sm90::WgmmaTiling& tiling : {sm90::WgmmaTiling{256, 2}, {256, 1}, {256, 2, 2, true}, {256, 1, 2, true}})
         for (const int terms : {0, 1, 2, 3})
           for (const auto& [m, n, k] :
                std::vector<std::array<int64_t, 3>>{{128, 256, 128}, {1, 256, 128}, {300, 1024, 256}, {1000, 1280, 1536}}) {
@@ -80,14 +80,15 @@ void checkGlus(Pool& pool, const Context& context, int& checks, int& failures) {
             c.alpha = terms == 0 && kind == 1 ? 0.5f : 1.0f;
             checkGlu(pool, context, c, kind, tiling, true, result);
           }
-  const sm90::WgmmaTiling tiling{256, 2, 8, 1};
+  const sm90::WgmmaTiling tiling{256, 2};
   checkGlu(pool, context, {0, 4096, 5120, 192}, 0, tiling, true, result);  // several tiles for each block
   Case bias{0, 300, 512, 64}, add = bias, accumulate = bias;
   bias.bias = add.add = accumulate.accumulate = true;
   const Case uneven{0, 300, 384, 64}, gradient{1, 300, 512, 64}, wide{0, 300, 512, 64, DType::BF16, DType::F32};
   for (const Case& c : {bias, add, accumulate, uneven, gradient, wide})
     checkGlu(pool, context, c, 0, tiling, false, result);
-  checkGlu(pool, context, {0, 300, 512, 64}, 0, {128, 2, 8, 1}, false, result);
+  checkGlu(pool, context, {0, 300, 512, 64}, 0, {128, 2}, false, result);
+  checkGlu(pool, context, {0, 300, 512, 128}, 0, {256, 2, 2}, false, result);
   checks += result.checks, failures += result.failures;
 }
 
@@ -106,7 +107,7 @@ void benchGlu(Pool& pool, const Context& context) {
     }
     const auto product = [&](int i) { gemmWgmma(sets[i].first, context); };
     const auto glu = [&](int i) { separateGlu(sets[i].first, sets[i].second, 0, context); };
-    const auto tiling = sm90::chooseTiling(sets[0].first, context);
+    const auto tiling = sm90::rankTilings(sets[0].first, context).front();
     const std::array<std::function<void(int)>, 4> ways{
         product, glu, [&](int i) { product(i), glu(i); },
         [&](int i) { gemmGluWgmma(sets[i].first, sets[i].second, 0, context); }};

@@ -1,9 +1,10 @@
 // Matrix products on a GPU: every way of kernels/cuda/gemm.h that tensor cores take, with every tiling, against a plain kernel.
-// `bench`, `tilings`, `epilogue` and `glu` measure their speed beside cuBLASLt's; `check` may be followed by the end of the name
-// of the only way to take, or by `glu`.
+// `bench`, `rows`, `tilings`, `epilogue` and `glu` measure their speed beside cuBLASLt's; `check` may be followed by the beginning
+// or the end of the names of the only ways to take, or by `glu` or `kept`.
 #include <cstring>
 
 #include "../../kernels/cuda/cublasLt.h"
+#include "../../kernels/cuda/gemmChoices.h"
 #include "cudaGemmGlu.cuh"
 
 using unsloth::cuda::test::readAs;
@@ -100,8 +101,43 @@ struct NamedWay {
   Way way;
 };
 
+/** How much is wrong with choices that are kept and adopted again. */
+int checkKept(Pool& pool, const Context& context) {
+  constexpr size_t rowsAt = 2, wayAt = 10;
+  const int gpu = context.gpu->index;
+  int wrong = 0;
+  const auto expect = [&](bool right, const char* what) {
+    if (!right) ++wrong, std::printf("WRONG choices: %s\n", what);
+  };
+  const auto product = [&](int64_t rows) {
+    pool.reset();
+    return build(pool, {0, rows, 2304, 512});
+  };
+  static_cast<void>(takeGemmChoices(gpu));
+  const GemmChoice timed = fastestWay(product(2048), context);
+  const std::vector<int32_t> record = takeGemmChoices(gpu);
+  expect(record.size() == gemmRecordNumbers, "a product that was timed makes one record");
+  expect(fastestWay(product(2000), context) == timed && takeGemmChoices(gpu).empty(), "rows of one class are timed once");
+  const auto adopt = [&](int32_t rows, int32_t library, const GemmChoice& choice) {
+    std::vector<int32_t> kept = record;
+    kept[0] += library;
+    kept[rowsAt] = rows;
+    kept[wayAt] = static_cast<int32_t>(choice.way);
+    std::copy(choice.numbers.begin(), choice.numbers.end(), kept.begin() + wayAt + 1);
+    adoptGemmChoices(gpu, kept.data(), kept.size());
+    const GemmChoice now = fastestWay(product(rows), context);
+    return now == choice && takeGemmChoices(gpu).empty();
+  };
+  const GemmChoice tiling{GemmChoice::Way::wgmma, {64, 1, 2, 0}};
+  expect(adopt(4096, 0, tiling), "a choice that was kept holds");
+  expect(!adopt(3072, 1, tiling), "a choice made beside another library is passed over");
+  expect(!adopt(3584, 0, {static_cast<GemmChoice::Way>(77), {}}), "a way that there is not is passed over");
+  expect(!adopt(2560, 0, {GemmChoice::Way::wgmma, {0, 3, -1, 0}}), "a tiling that there is not is passed over");
+  return wrong;
+}
+
 /** The exit status of the checks. */
-int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, bool glus) {
+int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, int wrongChoices, bool glus) {
   std::vector<Case> cases;
   for (const int mode : {0, 1, 2})
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{128, 256, 64},
@@ -145,7 +181,7 @@ int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& wa
         if (rank == 16) cases.push_back(t);
       }
   }
-  int checks = 0, failures = 0;
+  int checks = wrongChoices, failures = wrongChoices;
   for (const NamedWay& way : ways) {
     double worst16 = 0, worst32 = 0;
     int done = 0, refused = 0, wrong = 0;
@@ -168,55 +204,82 @@ int checkAll(Pool& pool, const Context& context, const std::vector<NamedWay>& wa
   return test::finish("cudaGemmWgmmaTest", checks, failures);
 }
 
-/** Median TFLOP/s over launches on operands that rotate through more memory than L2 holds. */
-double speed(Pool& pool, const Case& c, const Context& context, const Way& way, int launches) {
-  pool.reset();
-  std::vector<GemmArgs> sets;
-  const double bytes = 2.0 * (double(c.m) * c.k + double(c.n) * c.k + double(c.m) * c.n);
-  const int rotate = bytes > 200e6 ? 1 : bytes > 60e6 ? 3 : 8;
-  for (int i = 0; i < rotate; ++i) sets.push_back(build(pool, c, 0));
-  for (const GemmArgs& g : sets)
-    if (!way(g, context)) return 0;
-  std::vector<cudaEvent_t> events(launches + 1);
-  for (auto& event : events) check(cudaEventCreate(&event), "event");
-  check(cudaDeviceSynchronize(), "warm up");
-  // Several launches per interval, so that short products are timed without the events' own cost.
-  const double seconds = 2.0 * c.m * c.n * c.k / 650e12;
-  const int inner = seconds > 1e-3 ? 1 : seconds > 2e-4 ? 3 : 10;
-  check(cudaEventRecord(events[0], context.stream), "record");
-  for (int i = 0; i < launches; ++i) {
-    for (int j = 0; j < inner; ++j) way(sets[(i * inner + j) % rotate], context);
-    check(cudaEventRecord(events[i + 1], context.stream), "record");
-  }
-  check(cudaDeviceSynchronize(), "bench");
-  std::vector<float> times(launches);
-  for (int i = 0; i < launches; ++i) check(cudaEventElapsedTime(&times[i], events[i], events[i + 1]), "elapsed");
-  for (auto& event : events) cudaEventDestroy(event);
-  std::sort(times.begin(), times.end());
-  return 2.0 * c.m * c.n * c.k * inner / times[launches / 2] / 1e9;
-}
-
 struct Shape {
   const char* name;
   int64_t m, n, k;
 };
 
-/** The chip slows while it works: every way is measured in turn, several times over, and the median of the turns is shown. */
+/**
+ * Median TFLOP/s of each way, on operands that rotate through more memory than L2 holds. The chip slows while it works: all ways
+ * are measured in turn, several times over.
+ */
+std::vector<double> speeds(Pool& pool, const Case& c, const Context& context, const std::vector<NamedWay>& ways, int turns) {
+  pool.reset();
+  const double bytes = 2.0 * (double(c.m) * c.k + double(c.n) * c.k + double(c.m) * c.n);
+  const int rotate = static_cast<int>(std::clamp(240e6 / bytes, 1.0, 8.0)) + 1;
+  std::vector<GemmArgs> sets;
+  for (int i = 0; i < rotate; ++i) sets.push_back(build(pool, c, 0));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  const int inner = std::clamp(static_cast<int>(400e-6 / (2.0 * c.m * c.n * c.k / 600e12)), 2, 12);
+  std::vector<std::vector<double>> found(ways.size());
+  for (int turn = 0; turn < turns; ++turn)
+    for (size_t w = 0; w < ways.size(); ++w) {
+      if (turn == 0 && !ways[w].way(sets[0], context)) found[w].push_back(0);
+      if (!found[w].empty() && found[w][0] == 0) continue;
+      check(cudaEventRecord(begin, context.stream), "record");
+      for (int i = 0; i < inner; ++i) ways[w].way(sets[(i + 1) % rotate], context);
+      check(cudaEventRecord(end, context.stream), "record");
+      check(cudaEventSynchronize(end), "bench");
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+      found[w].push_back(2.0 * c.m * c.n * c.k * inner / ms / 1e9);
+    }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::vector<double> result;
+  for (auto& f : found) {
+    std::sort(f.begin(), f.end());
+    result.push_back(f[f.size() / 2]);
+  }
+  return result;
+}
+
 void bench(Pool& pool, const Context& context, const std::vector<NamedWay>& ways, const std::vector<Case>& cases, int turns) {
   std::printf("%-44s", "TFLOP/s");
   for (const NamedWay& way : ways) std::printf("%9s", way.name.c_str());
   std::printf("\n");
   for (const Case& c : cases) {
-    std::vector<std::vector<double>> found(ways.size());
-    for (int turn = 0; turn < turns; ++turn)
-      for (size_t i = 0; i < ways.size(); ++i) found[i].push_back(speed(pool, c, context, ways[i].way, 4));
     std::printf("%-44s", nameOf(c).c_str());
-    for (auto& speeds : found) {
-      std::sort(speeds.begin(), speeds.end());
-      std::printf("%9.0f", speeds[turns / 2]);
-    }
+    for (const double speed : speeds(pool, c, context, ways, turns)) std::printf("%9.0f", speed);
     std::printf("\n");
   }
+}
+
+/** By rows: our choice, cuBLASLt's first proposal and its best, and our best tiling. */
+void benchRows(Pool& pool, const Context& context, const std::vector<NamedWay>& tilings) {
+  std::vector<NamedWay> ways{{"own", gemmWgmma}};
+  for (int i = 0; i < cublasLtProposals; ++i)
+    ways.push_back({std::to_string(i), [i](const GemmArgs& g, const Context& c) { return gemmCublasLtProposal(g, c, i); }});
+  const size_t firstTiling = ways.size();
+  ways.insert(ways.end(), tilings.begin(), tilings.end());
+  const std::vector<Shape> weights{{"8b qkv", 0, 6144, 4096},  {"8b o", 0, 4096, 4096},  {"8b gate+up", 0, 28672, 4096},
+                                   {"8b down", 0, 4096, 14336}, {"1b qkv", 0, 3072, 2048}, {"1b o", 0, 2048, 2048},
+                                   {"1b gate+up", 0, 16384, 2048}, {"1b down", 0, 2048, 8192}, {"0.5b qkv", 0, 1152, 896},
+                                   {"0.5b gate+up", 0, 9728, 896}, {"0.5b down", 0, 896, 4864}};
+  std::printf("%-14s mode %5s %7s %10s %10s %10s\n", "TFLOP/s", "rows", "own", "cuBLASLt", "its best", "best tiling");
+  for (const Shape& weight : weights)
+    for (const int mode : {0, 1})
+      for (const int64_t m : {128, 256, 384, 512, 1152, 1280, 2048}) {
+        const Case c = mode == 0 ? Case{0, m, weight.n, weight.k} : Case{1, m, weight.k, weight.n};
+        const std::vector<double> found = speeds(pool, c, context, ways, 3);
+        const auto tiling = found.begin() + static_cast<std::ptrdiff_t>(firstTiling);
+        const auto library = std::max_element(found.begin() + 1, tiling), best = std::max_element(tiling, found.end());
+        const auto nameAt = [&](auto at) { return ways[static_cast<size_t>(at - found.begin())].name.c_str(); };
+        std::printf("%-14s %4d %5ld %7.0f %10.0f %7.0f/%s %9.0f %s\n", weight.name, mode, m, found[0], found[1], *library,
+                    nameAt(library), best == found.end() ? 0.0 : *best, best == found.end() ? "" : nameAt(best));
+      }
 }
 
 int run(const std::string& what, const std::string& only) {
@@ -225,13 +288,16 @@ int run(const std::string& what, const std::string& only) {
   Pool pool(size_t{12} << 30);
 
   std::vector<NamedWay> tilings;
-  for (const int tileN : {256, 192, 128})
+  for (const int tileN : {256, 224, 192, 160, 128, 96, 64})
     for (const int cluster : {2, 1})
-      for (const int shares : {1, 2, 4})
-        tilings.push_back({std::to_string(tileN) + "/" + std::to_string(cluster) + "/" + std::to_string(shares),
-                           [=](const GemmArgs& g, const Context& c) {
-                             return sm90::gemmWgmmaTiled(g, c, {tileN, cluster, cluster == 2 ? 8 : 16, shares});
-                           }});
+      for (const int shares : {1, 2, 3, 4, 8})
+        for (const bool loose : {false, true})
+          if (shares > 1 || !loose)
+            tilings.push_back({std::to_string(tileN) + "/" + std::to_string(cluster) + "/" + std::to_string(shares) +
+                                   (loose ? "s" : ""),
+                               [=](const GemmArgs& g, const Context& c) {
+                                 return sm90::gemmWgmmaTiled(g, c, {tileN, cluster, shares, loose});
+                               }});
   const auto& lt = cublasLtStatus();
   std::printf("%s, %d multiprocessors, L2 %d MB; cuBLASLt: %s\n", gpu.name.c_str(), gpu.multiprocessors,
               static_cast<int>(gpu.l2Bytes >> 20),
@@ -240,9 +306,15 @@ int run(const std::string& what, const std::string& only) {
     std::vector<NamedWay> ways = tilings;
     ways.push_back({"chosen", gemmWgmma});
     ways.push_back({"runGemm", [](const GemmArgs& g, const Context& c) { return runGemm(g, c), true; }});
+    ways.push_back({"timed", [](const GemmArgs& g, const Context& c) { return multiplyBy(fastestWay(g, c), g, c); }});
     if (lt.found) ways.push_back({"cublasLt", gemmCublasLt});
-    if (!only.empty()) std::erase_if(ways, [&](const NamedWay& way) { return !way.name.ends_with(only); });
-    return checkAll(pool, context, ways, gpu.capability == 90 && (only.empty() || only == "glu"));
+    for (int i = 0; lt.found && i < cublasLtProposals; ++i)
+      ways.push_back({"proposal " + std::to_string(i),
+                      [i](const GemmArgs& g, const Context& c) { return gemmCublasLtProposal(g, c, i); }});
+    const auto isOther = [&](const NamedWay& way) { return !way.name.ends_with(only) && !way.name.starts_with(only); };
+    if (!only.empty()) std::erase_if(ways, isOther);
+    const int wrong = only.empty() || only == "kept" ? checkKept(pool, context) : 0;
+    return checkAll(pool, context, ways, wrong, gpu.capability == 90 && (only.empty() || only == "glu"));
   }
   const std::vector<Shape> shapes{
       {"8B qkv", 8192, 6144, 4096},           {"8B o", 8192, 4096, 4096},         {"8B gate+up", 8192, 28672, 4096},
@@ -258,18 +330,8 @@ int run(const std::string& what, const std::string& only) {
     cases.push_back({0, 8192, 8192, 8192});
     bench(pool, context, {{"cublas", gemmCublasLt}, {"own", gemmWgmma}}, cases, 5);
   }
-  if (what == "tilings") {
-    std::vector<Case> cases;
-    for (const int64_t m : {128, 384, 1280})
-      for (const auto& [n, k] : std::vector<std::array<int64_t, 2>>{{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
-        cases.push_back({0, m, n, k});
-    cases.push_back({1, 384, 4096, 28672});
-    for (const int i : {6, 8, 13, 14}) cases.push_back({0, shapes[i].m, shapes[i].n, shapes[i].k});
-    std::vector<NamedWay> ways{{"cublas", gemmCublasLt}, {"own", gemmWgmma}};
-    for (const NamedWay& way : tilings)
-      if (!way.name.ends_with("2/4")) ways.push_back(way);
-    bench(pool, context, ways, cases, 3);
-  }
+  if (what == "rows") benchRows(pool, context, {});
+  if (what == "tilings") benchRows(pool, context, tilings);
   if (what == "glu") benchGlu(pool, context);
   if (what == "epilogue") {
     std::vector<Case> cases;
@@ -282,7 +344,10 @@ int run(const std::string& what, const std::string& only) {
           c.bias = bias;
           cases.push_back(c);
         }
-    bench(pool, context, {{"own", gemmWgmma}, {"256/2", tilings[0].way}, {"128/2", tilings[12].way}}, cases, 5);
+    std::vector<NamedWay> ways{{"own", gemmWgmma}};
+    for (const NamedWay& way : tilings)
+      if (way.name == "256/2/1" || way.name == "128/2/1") ways.push_back(way);
+    bench(pool, context, ways, cases, 5);
   }
   return 0;
 }

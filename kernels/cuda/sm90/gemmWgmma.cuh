@@ -1,6 +1,5 @@
 #pragma once
 #include "../launch.cuh"
-#include "gemmSplitK.cuh"
 #include "gemmWgmmaGlu.cuh"
 #include "wgmma.cuh"
 
@@ -45,14 +44,16 @@ struct Ring {
 };
 
 /**
- * Issued by one thread: the slice of a from (m0, kA) on and that of b from (n0, kB) on. `apart`: how far from the first tileN / 2
+ * Issued by one thread: the slice of a from (m0, kA) on and that of b from (n0, kB) on. Blocks first … first + cluster − 1 of the
+ * hardware's cluster share b; this is number `rank` of them. `apart`: how far from the first tileN / 2
  * rows of b (K-major) its others lie, where that is not next to them.
  */
 template <int tileN, bool majorM, bool majorN, bool split = false>
 __device__ __forceinline__ void loadSlice(const CUtensorMap* a, int m0, int kA, const CUtensorMap* b, int n0, int kB,
-                                          uint32_t stage, uint32_t full, uint32_t rank, uint32_t cluster, int apart = tileN / 2) {
+                                          uint32_t stage, uint32_t full, uint32_t rank, uint32_t cluster, int apart = tileN / 2,
+                                          uint32_t first = 0) {
   using Shape = TileShape<tileN>;
-  barrierExpect(full, Shape::stageBytes);
+  barrierExpect(full, Shape::bytesA + (majorN ? Shape::bytesB : tileN * swizzleBytes));
   if constexpr (majorM) {
 #pragma unroll
     for (int i = 0; i < tileM / boxElements; ++i) loadBox(stage + i * sliceK * swizzleBytes, a, m0 + i * boxElements, kA, full);
@@ -60,18 +61,19 @@ __device__ __forceinline__ void loadSlice(const CUtensorMap* a, int m0, int kA, 
     loadBox(stage, a, kA, m0, full);
   }
   const uint32_t target = stage + Shape::bytesA;
+  const auto sharers = static_cast<uint16_t>(3 << first);
   if constexpr (majorN) {
 #pragma unroll
-    for (int i = 0; i < tileN / boxElements; ++i) {
+    for (int i = 0; i < Shape::boxesB; ++i) {
       const uint32_t box = target + i * sliceK * swizzleBytes;
       if (cluster == 1) loadBox(box, b, n0 + i * boxElements, kB, full);
-      else if ((i & 1) == static_cast<int>(rank)) loadBoxToAll(box, b, n0 + i * boxElements, kB, full, 3);
+      else if ((i & 1) == static_cast<int>(rank)) loadBoxToAll(box, b, n0 + i * boxElements, kB, full, sharers);
     }
   } else if (cluster == 1) {
     loadBox(target, b, kB, n0, full);
     if constexpr (split) loadBox(target + Shape::bytesB / 2, b, kB, n0 + apart, full);
   } else {
-    loadBoxToAll(target + rank * (Shape::bytesB / 2), b, kB, n0 + static_cast<int>(rank) * apart, full, 3);
+    loadBoxToAll(target + rank * (tileN / 2 * swizzleBytes), b, kB, n0 + static_cast<int>(rank) * apart, full, sharers);
   }
 }
 
@@ -87,7 +89,9 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
   const uint32_t biasLists = buffers + 2 * Shape::chunks * chunkBytes;  // tileN numbers of fp32 for each warpgroup
   const uint32_t full = biasLists + 2 * tileN * 4, empty = full + 8 * Shape::stages;
   const uint32_t sourceBarriers = empty + 8 * Shape::stages;
-  const uint32_t rank = clusterRank(), cluster = clusterSize();
+  const uint32_t cluster = static_cast<uint32_t>(p.pair), rank = clusterRank() % cluster, first = clusterRank() - rank;
+  const int share = static_cast<int>(first / cluster);
+  const bool together = !withGlu && p.shares > 1 && p.partial == nullptr;
   const int group = __shfl_sync(0xffffffff, threadIdx.x / warpgroup, 0);  // the same in a warp, and known to be
 
   if (threadIdx.x == 0) {
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
   const auto within = [&](const WgmmaTerm& term, int n0) {
     return touches<stepN>(term, n0) || (withGlu && touches<stepN>(term, n0 + apart));
   };
-  PieceWalk pieces(p, blockIdx.x / cluster, gridDim.x / cluster);
+  PieceWalk pieces(p, blockIdx.x / clusterSize(), gridDim.x / clusterSize(), share);
   Piece piece;
   Ring<Shape::stages> ring;
 
@@ -117,7 +121,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       const auto produce = [&](const CUtensorMap* a, const CUtensorMap* b, int m0, int n0, int k0) {
         barrierWait(empty + 8 * ring.stage, ring.parity ^ 1);
         const uint32_t stage = base + ring.stage * Shape::stageBytes;
-        loadSlice<tileN, majorM, majorN, withGlu>(a, m0, k0, b, n0, k0, stage, full + 8 * ring.stage, rank, cluster, apart);
+        loadSlice<tileN, majorM, majorN, withGlu>(a, m0, k0, b, n0, k0, stage, full + 8 * ring.stage, rank, cluster, apart,
+                                                 first);
         ring.next();
       };
       while (pieces.next(piece)) {
@@ -131,6 +136,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
               produce(&p.terms[j].a, &p.terms[j].b, m0, n0 - p.terms[j].column, k0);
       }
     }
+    if (together) clusterSync();
   } else {
     moreRegisters<232>();
     const int part = group - 1;
@@ -154,7 +160,7 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
 #pragma unroll
       for (int i = 0; i < 2; ++i) bias[i] = withGlu ? 0 : loadBias(p, n0 + i * warpgroup + threadIdx.x % warpgroup);
       const auto release = [&](int stage) {
-        if (threadIdx.x % warpgroup < cluster) barrierArriveAt(empty + 8 * stage, threadIdx.x % warpgroup);
+        if (threadIdx.x % warpgroup < cluster) barrierArriveAt(empty + 8 * stage, first + threadIdx.x % warpgroup);
       };
       for (int slice = piece.begin; slice < piece.end; ++slice) {
         barrierWait(full + 8 * ring.stage, ring.parity);
@@ -169,13 +175,14 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
         wgmmaWait<1>();
         if (slice > piece.begin) {
           release(previous);
-        } else if (!withGlu && p.hasSource && leader && piece.owned()) {
+        } else if (!withGlu && p.hasSource && leader && piece.owned() && !together) {
           storeWaitRead<0>();
+          const auto startOf = [&](int chunk) { return n0 + min(chunk * chunkColumns, tileN - chunkColumns); };
           for (int i = 0; i < Shape::chunks; ++i) {
             barrierExpect(barriersOfGroup + 8 * i, chunkBytes);
-            loadBox(buffersOfGroup + i * chunkBytes, &p.source, n0 + i * chunkColumns, row0, barriersOfGroup + 8 * i);
+            loadBox(buffersOfGroup + i * chunkBytes, &p.source, startOf(i), row0, barriersOfGroup + 8 * i);
           }
-          for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, n0 + i * chunkColumns, row0);
+          for (int i = Shape::chunks; i * chunkColumns < tileN; ++i) prefetchBox(&p.source, startOf(i), row0);
         }
         __syncwarp();
         previous = ring.stage;
@@ -200,11 +207,18 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       }
       wgmmaWait<0>();
       release(previous);
+      if (together) {
+        namedBarrier(3, 2 * warpgroup);  // nobody reads stages any more: the sums take their place
+        leaveSums<tileN>(d, base, part);
+        clusterSync();
+        writeShare<T, tileN>(p, base, share, rank, threadIdx.x - warpgroup, row0 - part * 64, n0);
+        continue;
+      }
       if (!piece.owned()) {
         leavePartial(p, d, part);
         continue;
       }
-      if (piece.end < p.slices) addPartials(p, d, piece, part, static_cast<int>(cluster));
+      if (p.shares > 1) addPartials(p, d, part);
       if constexpr (withGlu) {
         const int warp = threadIdx.x / 32 % 4;
         withKind<3>(p.activation, [&](auto kind) {
@@ -223,8 +237,8 @@ __global__ void __launch_bounds__(blockThreads, 1) gemmWgmmaKernel(const __grid_
       const auto write = [&]<bool wide, bool adds>() {
         writeTile<T, tileN, wide, adds>(p, d, buffersOfGroup, barriersOfGroup, biasList, row0, n0, part, round);
       };
-      if (p.outType == DType::F32)
-        p.hasSource ? write.template operator()<true, true>() : write.template operator()<true, false>();
+      if (takesWide<tileN> && p.outType == DType::F32)
+        p.hasSource ? write.template operator()<takesWide<tileN>, true>() : write.template operator()<takesWide<tileN>, false>();
       else p.hasSource ? write.template operator()<false, true>() : write.template operator()<false, false>();
     }
     if (withGlu ? threadIdx.x % 32 == 0 : leader) storeWaitRead<0>();

@@ -2,6 +2,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "../gemm.h"
 
@@ -20,9 +21,14 @@ struct WgmmaParams {
   CUtensorMap a, b, c, source;  // source: what is added, `add` or c itself
   WgmmaTerm terms[maxWgmmaTerms];
   int n, slices, tileRows, tileColumns, band, termCount;
-  int run;          // slices that each cluster gets of a tile that several share; 0: whole tiles
-  float* partial;   // scratch for `run`: 128·tileN sums for each block
+  int pair;         // blocks that share b: 1 or 2
+  int shares;       // blocks, or pairs, that share a tile along k: of one cluster, or apart where `partial` is given
+  float* partial;   // scratch for them: 128·tileN sums for each block
   unsigned* flags;  // two for each block, 0 between launches
+  int m;            // and where c and the source lie, for tiles that a cluster shares
+  void* out;
+  const void* added;
+  int64_t outLd, addedLd;
   float alpha;
   bool hasSource;
   DType outType, biasType;
@@ -31,16 +37,22 @@ struct WgmmaParams {
   int apart, activation;
 };
 
+/**
+ * Columns of a tile. Those of `someWidths` are for bf16 throughout, and products of modes 0 and 1 that do not add to what c
+ * holds.
+ */
+constexpr int allWidths[] = {256, 192, 128}, someWidths[] = {224, 160, 96, 64};
+
 /** How a product is cut up. */
 struct WgmmaTiling {
-  int tileN = 256;  // 128, 192 or 256 columns
-  int cluster = 2;  // 1 or 2 blocks that share b
-  int band = 8;     // rows of clusters' tiles that are walked through together
-  int shares = 1;   // blocks that work at one tile, each at an equal part of k
+  int tileN = 256;     // columns: of allWidths or someWidths
+  int cluster = 2;     // 1 or 2 blocks that share b
+  int shares = 1;      // such blocks or pairs that work at one tile, each at a part of k
+  bool loose = false;  // they add up through the scratch, instead of as a cluster of at most 8 blocks
 };
 
-/** The tiling that takes the least estimated time. */
-WgmmaTiling chooseTiling(const GemmArgs& args, const Context& context);
+/** Tilings that fit a product, those of the least estimated time first. */
+std::vector<WgmmaTiling> rankTilings(const GemmArgs& args, const Context& context);
 
 /** gemmWgmma with a given tiling. */
 bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTiling& tiling);
@@ -48,12 +60,15 @@ bool gemmWgmmaTiled(const GemmArgs& args, const Context& context, const WgmmaTil
 /**
  * A product of mode 0 that is gate and up side by side, and h = act(gate)⊙up with it, the same to the bit as glu makes of the
  * rounded c. False, and nothing done, where something is added to c, or h is not half of it, a multiple of 128 columns, of the
- * operands' type, or the tiling not one of 256 columns.
+ * operands' type, or the tiling not one of 256 columns whose blocks work alone or add up through the scratch.
  */
 bool gemmGluWgmmaTiled(const GemmArgs& args, const View& h, int activation, const Context& context, const WgmmaTiling& tiling);
 
+/** Clusters of so many blocks (1 … 8) that a GPU runs at once: each stays within a group of its multiprocessors. */
+int wgmmaClustersAtOnce(int blocks);
+
 /** Launches the kernel of one mode (sm90/gemmWgmmaNt.cu and its neighbours). */
-using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context);
+using WgmmaLaunch = void(const WgmmaParams& params, DType type, int tileN, int blocks, const Context& context);
 WgmmaLaunch launchWgmmaNt, launchWgmmaNn, launchWgmmaTn, launchWgmmaGlu;
 
 }  // namespace unsloth::cuda::sm90

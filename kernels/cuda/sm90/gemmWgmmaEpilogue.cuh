@@ -1,7 +1,5 @@
 #pragma once
-#include "../element.cuh"
-#include "gemmWgmma.h"
-#include "tma.cuh"
+#include "gemmSplitK.cuh"
 
 /** How sums in registers become a tile of c: chunk after chunk through shared memory, whence the copy engine takes them. */
 namespace unsloth::cuda::sm90 {
@@ -12,12 +10,17 @@ constexpr int chunkRows = 64, chunkBytes = chunkRows * swizzleBytes;
 
 template <int tileN>
 struct TileShape {
-  static constexpr int bytesA = tileM * sliceK * 2, bytesB = tileN * sliceK * 2, stageBytes = bytesA + bytesB;
-  static constexpr int chunks = tileN == 192 ? 3 : 2;  // buffers of each warpgroup for its part of c
-  static constexpr int stages = tileN == 128 ? 6 : 4;
+  static constexpr int boxesB = (tileN + boxElements - 1) / boxElements;
+  static constexpr int bytesA = tileM * sliceK * 2, bytesB = boxesB * boxElements * sliceK * 2, stageBytes = bytesA + bytesB;
+  static constexpr int chunks = boxesB == 3 ? 3 : boxesB == 1 ? 1 : 2;  // buffers of each warpgroup for its part of c
+  static constexpr int stages = tileN == 64 ? 8 : tileN <= 128 ? 6 : 4;
   static constexpr int barriers = 2 * stages + 2 * chunks;
   static constexpr int sharedBytes = stages * stageBytes + 2 * chunks * chunkBytes + 2 * tileN * 4 + barriers * 8;
 };
+
+/** Whether tiles of this width are made for fp32 results, too. */
+template <int tileN>
+constexpr bool takesWide = tileN == 128 || tileN == 192 || tileN == 256;
 
 template <class T>
 __device__ __forceinline__ uint32_t packPair(float x, float y) {
@@ -34,13 +37,6 @@ template <class T>
 __device__ __forceinline__ float2 unpackPair(uint32_t bits) {
   if constexpr (std::is_same_v<T, __half>) return __half22float2(*reinterpret_cast<const __half2*>(&bits));
   else return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
-}
-
-__device__ __forceinline__ float loadBias(const WgmmaParams& p, int column) {
-  if (p.bias == nullptr || column >= p.n) return 0;
-  if (p.biasType == DType::F32) return static_cast<const float*>(p.bias)[column];
-  if (p.biasType == DType::F16) return widen(static_cast<const __half*>(p.bias)[column]);
-  return widen(static_cast<const bf16*>(p.bias)[column]);
 }
 
 /** The bias of one thread's columns of a chunk, from shared memory: pair j is columns 8j and 8j + 1. */
@@ -109,28 +105,29 @@ __device__ __forceinline__ void writeChunk32(const float* d, float alpha, const 
 
 /**
  * A warpgroup's 64 rows of c, chunk after chunk through its buffers. `adds`: the buffers hold the source, which `barriers`
- * announce; `round` counts how often each was filled.
+ * announce; `round` counts how often each was filled. Where columns are no multiple of a chunk's, the last one begins earlier.
  */
 template <class T, int tileN, bool wide, bool adds>
 __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)[tileN / 2], uint32_t buffers, uint32_t barriers,
                                           uint32_t biasList, int row0, int n0, int part, uint32_t& round) {
   using Shape = TileShape<tileN>;
-  constexpr int columns = wide ? 32 : 64, count = tileN / columns;
+  constexpr int columns = wide ? 32 : 64, count = (tileN + columns - 1) / columns;
+  const auto startOf = [](int chunk) { return min(chunk * columns, tileN - columns); };
   const bool leader = threadIdx.x % warpgroup == 0;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     const uint32_t buffer = buffers + i % Shape::chunks * chunkBytes, barrier = barriers + i % Shape::chunks * 8;
-    const int column = n0 + i * columns;
+    const int column = n0 + startOf(i);
     float2 bias[columns / 8] = {};
-    if (p.bias != nullptr) readBias(biasList + i * columns * 4, bias);
+    if (p.bias != nullptr) readBias(biasList + startOf(i) * 4, bias);
     if constexpr (adds) {
       barrierWait(barrier, round & 1);
     } else {
       if (leader) storeWaitRead<Shape::chunks - 1>();
       namedBarrier(1 + part, warpgroup);
     }
-    if constexpr (wide) writeChunk32<adds>(d + i * columns / 2, p.alpha, bias, buffer);
-    else writeChunk16<T, adds>(d + i * columns / 2, p.alpha, bias, buffer);
+    if constexpr (wide) writeChunk32<adds>(d + startOf(i) / 2, p.alpha, bias, buffer);
+    else writeChunk16<T, adds>(d + startOf(i) / 2, p.alpha, bias, buffer);
     proxyFence();
     namedBarrier(1 + part, warpgroup);
     if (leader) {
@@ -139,7 +136,7 @@ __device__ __forceinline__ void writeTile(const WgmmaParams& p, const float (&d)
       if (adds && i + Shape::chunks < count) {
         storeWaitRead<0>();
         barrierExpect(barrier, chunkBytes);
-        loadBox(buffer, &p.source, column + Shape::chunks * columns, row0, barrier);
+        loadBox(buffer, &p.source, n0 + startOf(i + Shape::chunks), row0, barrier);
       }
     }
     __syncwarp();

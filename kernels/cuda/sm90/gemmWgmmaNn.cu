@@ -2,8 +2,8 @@
 
 namespace unsloth::cuda::sm90 {
 
-void launchWgmmaNn(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context) {
-  launchMode<false, true>(params, type, tileN, cluster, blocks, context);
+void launchWgmmaNn(const WgmmaParams& params, DType type, int tileN, int blocks, const Context& context) {
+  launchMode<false, true>(params, type, tileN, blocks, context);
 }
 
 }  // namespace unsloth::cuda::sm90

@@ -2,8 +2,8 @@
 
 namespace unsloth::cuda::sm90 {
 
-void launchWgmmaTn(const WgmmaParams& params, DType type, int tileN, int cluster, int blocks, const Context& context) {
-  launchMode<true, true>(params, type, tileN, cluster, blocks, context);
+void launchWgmmaTn(const WgmmaParams& params, DType type, int tileN, int blocks, const Context& context) {
+  launchMode<true, true>(params, type, tileN, blocks, context);
 }
 
 }  // namespace unsloth::cuda::sm90

@@ -62,7 +62,8 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
 #define UNSLOTH_R40 UNSLOTH_R32 ", " UNSLOTH_P4
 #define UNSLOTH_R48 UNSLOTH_R40 ", " UNSLOTH_P5
 #define UNSLOTH_R64 UNSLOTH_R48 ", " UNSLOTH_P6 ", " UNSLOTH_P7
-#define UNSLOTH_R96 UNSLOTH_R64 ", " UNSLOTH_P8 ", " UNSLOTH_P9 ", " UNSLOTH_P10 ", " UNSLOTH_P11
+#define UNSLOTH_R80 UNSLOTH_R64 ", " UNSLOTH_P8 ", " UNSLOTH_P9
+#define UNSLOTH_R96 UNSLOTH_R80 ", " UNSLOTH_P10 ", " UNSLOTH_P11
 #define UNSLOTH_R112 UNSLOTH_R96 ", " UNSLOTH_P12 ", " UNSLOTH_P13
 #define UNSLOTH_R128 UNSLOTH_R112 ", " UNSLOTH_P14 ", " UNSLOTH_P15
 #define UNSLOTH_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -78,9 +79,11 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
   form(type, "m64n96k16", UNSLOTH_R48, "%48", "%49", "%50", "%51", "%52", "%53", "%54", UNSLOTH_F32(0), UNSLOTH_F16(32))
 #define UNSLOTH_N128(form, type) \
   form(type, "m64n128k16", UNSLOTH_R64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", UNSLOTH_F64(0))
+#define UNSLOTH_N160(form, type) \
+  form(type, "m64n160k16", UNSLOTH_R80, "%80", "%81", "%82", "%83", "%84", "%85", "%86", UNSLOTH_F64(0), UNSLOTH_F16(64))
 #define UNSLOTH_N192(form, type) \
   form(type, "m64n192k16", UNSLOTH_R96, "%96", "%97", "%98", "%99", "%100", "%101", "%102", UNSLOTH_F64(0), UNSLOTH_F32(64))
-#define UNSLOTH_N224(form, type)                                                                                    \
+#define UNSLOTH_N224(form, type)                                                                                 \
   form(type, "m64n224k16", UNSLOTH_R112, "%112", "%113", "%114", "%115", "%116", "%117", "%118", UNSLOTH_F64(0), \
        UNSLOTH_F32(64), UNSLOTH_F16(96))
 #define UNSLOTH_N256(form, type) \
@@ -104,13 +107,14 @@ __device__ __forceinline__ void pin(float (&registers)[n]) {
   if constexpr (n == 80) { UNSLOTH_OF_TYPE(UNSLOTH_N80, form) }   \
   if constexpr (n == 96) { UNSLOTH_OF_TYPE(UNSLOTH_N96, form) }   \
   if constexpr (n == 128) { UNSLOTH_OF_TYPE(UNSLOTH_N128, form) } \
+  if constexpr (n == 160) { UNSLOTH_OF_TYPE(UNSLOTH_N160, form) } \
   if constexpr (n == 192) { UNSLOTH_OF_TYPE(UNSLOTH_N192, form) } \
   if constexpr (n == 224) { UNSLOTH_OF_TYPE(UNSLOTH_N224, form) } \
   if constexpr (n == 256) { UNSLOTH_OF_TYPE(UNSLOTH_N256, form) }
 
 template <class T, int n>
 constexpr bool isProduct = (std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>) &&
-                           (n == 64 || n == 80 || n == 96 || n == 128 || n == 192 || n == 224 || n == 256);
+                           (n == 64 || n == 80 || n == 96 || n == 128 || n == 160 || n == 192 || n == 224 || n == 256);
 
 /** d = a·b, or d += a·b where `keep` is not 0. transposeA and transposeB: 1 for an operand that is MN-major. Asynchronous. */
 template <class T, int n, int transposeA, int transposeB>
