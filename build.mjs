@@ -11,7 +11,10 @@ import { bundleExtension } from './tools/extension.mjs'
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
   if (major > 20 || (major === 20 && minor >= 19)) return
-  throw new BuildError(`Node ${process.versions.node} is too old: 20.19 or newer is needed.`, 'Install it from nodejs.org or with a version manager, then run this again.')
+  throw new BuildError(
+    `Node ${process.versions.node} is too old: 20.19 or newer is needed.`,
+    'Install it from nodejs.org or with a version manager, then run this again.',
+  )
 }
 
 async function main() {

@@ -88,7 +88,14 @@ export class FastLanguageModel {
   private patchedModel: PatchedModel
   private loaded: LoadedModel | undefined
 
-  private constructor(description: ModelDescription, tokenizer: Tokenizer, adapter: string | undefined, hub: ResolvedModel['hub'], options: PretrainedOptions, warnings: readonly string[]) {
+  private constructor(
+    description: ModelDescription,
+    tokenizer: Tokenizer,
+    adapter: string | undefined,
+    hub: ResolvedModel['hub'],
+    options: PretrainedOptions,
+    warnings: readonly string[],
+  ) {
     this.description = description
     this.tokenizer = tokenizer
     this.adapter = adapter
@@ -102,20 +109,34 @@ export class FastLanguageModel {
       ...(options.hostWeights === undefined ? {} : { hostWeights: options.hostWeights }),
       ...(options.loadIn4bit === true ? { quantisation: nf4 } : options.loadIn8bit === true ? { quantisation: int8 } : {}),
     }
-    this.patchedModel = patchModel(description, { kind: options.fullFinetuning === true ? 'full' : 'none' }, this.target, this.weightType)
+    this.patchedModel = patchModel(
+      description,
+      { kind: options.fullFinetuning === true ? 'full' : 'none' },
+      this.target,
+      this.weightType,
+    )
   }
 
   /** Reads and checks a model folder: config, tokenizer, tensor names and shapes. */
   static async fromPretrained(options: PretrainedOptions): Promise<FastLanguageModel> {
     const notices: string[] = []
     const { folder, adapter, hub } = await resolveModel(options.modelName, {
-      revision: options.revision ?? null, exactName: options.useExactModelName === true, onProgress: options.onDownload, signal: options.signal, onNotice: (notice) => notices.push(notice),
+      revision: options.revision ?? null,
+      exactName: options.useExactModelName === true,
+      onProgress: options.onDownload,
+      signal: options.signal,
+      onNotice: (notice) => notices.push(notice),
     })
     if (options.fullFinetuning === true && adapter !== undefined)
-      throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, { hint: 'Name the base model, or merge the adapter first.' })
+      throw new UnslothError('RECIPE', `${options.modelName} is an adapter; full fine-tuning trains a whole model.`, {
+        hint: 'Name the base model, or merge the adapter first.',
+      })
     const described = await describeModel(folder)
     const { spec, warning } = extendContext(described.spec, options.maxSeqLength ?? described.spec.context)
-    const tokenizer = await tokenizerOf(folder, options.adapter ?? adapter, { ...(options.fixTokenizer === false && { fix: false }), ...options.chatTemplate })
+    const tokenizer = await tokenizerOf(folder, options.adapter ?? adapter, {
+      ...(options.fixTokenizer === false && { fix: false }),
+      ...options.chatTemplate,
+    })
     checkVocabulary(tokenizer, spec.vocabulary)
     const warnings = [...notices, ...(warning === undefined ? [] : [warning]), ...described.source.warnings]
     return new FastLanguageModel({ ...described, spec }, tokenizer, adapter, hub, options, warnings)
@@ -124,8 +145,13 @@ export class FastLanguageModel {
   /** Puts LoRA on the chosen projections. To be called before `load`. */
   getPeftModel(options: PeftOptions = {}): this {
     if (this.loaded !== undefined) throw new UnslothError('INTERNAL', 'getPeftModel comes before load')
-    if (this.patchedModel.training.kind === 'full') throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
-    this.patchedModel = patchModel(this.description, loraTraining(options), this.target, { ...this.weightType, embeddingRate: options.embeddingLearningRate === true, loraPlus: options.loraPlus === true })
+    if (this.patchedModel.training.kind === 'full')
+      throw new UnslothError('RECIPE', 'A full fine-tune has no adapters.', { hint: 'Set training.training_type: lora.' })
+    this.patchedModel = patchModel(this.description, loraTraining(options), this.target, {
+      ...this.weightType,
+      embeddingRate: options.embeddingLearningRate === true,
+      loraPlus: options.loraPlus === true,
+    })
     return this
   }
 
@@ -137,11 +163,17 @@ export class FastLanguageModel {
   /** "patched 32 layers: 32 fused QKV, 32 O, 32 MLP", and the reason for each group that is not fused. */
   get patchReport(): readonly string[] {
     const { report, training } = this.patchedModel
-    return report !== undefined ? formatPatchReport(report) : training.kind === 'full' ? ['full fine-tuning: every weight is trained'] : []
+    return report !== undefined
+      ? formatPatchReport(report)
+      : training.kind === 'full'
+        ? ['full fine-tuning: every weight is trained']
+        : []
   }
 
   /** Reads the weights into a device's memory; `adapter` (default: the one that was named) starts the trained matrices. */
-  async load(options: { adapter?: string | undefined; runtime?: Runtime; onProgress?: (done: number, total: number) => void } = {}): Promise<LoadedModel> {
+  async load(
+    options: { adapter?: string | undefined; runtime?: Runtime; onProgress?: (done: number, total: number) => void } = {},
+  ): Promise<LoadedModel> {
     const runtime = options.runtime ?? new Runtime(this.device)
     const progress = options.onProgress === undefined ? {} : { progress: options.onProgress }
     this.loaded = await LoadedModel.load(this.patchedModel, runtime, { seed: this.seed, ...progress })
@@ -185,7 +217,11 @@ export class FastLanguageModel {
   }
 
   /** The whole model in 16 bits (or, made from that, in 4), adapters merged; refused when its logits are not those of the trained model. */
-  async savePretrainedMerged(folder: string, options: MergeOptions, method: 'merged_16bit' | 'merged_4bit' = 'merged_16bit'): Promise<MergeCheck> {
+  async savePretrainedMerged(
+    folder: string,
+    options: MergeOptions,
+    method: 'merged_16bit' | 'merged_4bit' = 'merged_16bit',
+  ): Promise<MergeCheck> {
     return (method === 'merged_4bit' ? saveMerged4bit : saveMerged)(this.model, folder, { tokenizer: this.tokenizer, ...options })
   }
 

@@ -24,7 +24,16 @@ export interface NativeDevice {
   /** The same for a tensor that is quantised, in the file or on the way in; resolves to the count of values that are not finite. */
   loadQuantised(part: QuantisedPart, threads: number): Promise<number>
   /** Uniform numbers in [low, high), a pure function of (seed, stream, index). */
-  fillUniform(buffer: number, offset: number, elements: number, dtype: number, low: number, high: number, seed: number, stream: number): Promise<void>
+  fillUniform(
+    buffer: number,
+    offset: number,
+    elements: number,
+    dtype: number,
+    low: number,
+    high: number,
+    seed: number,
+    stream: number,
+  ): Promise<void>
   createPlan(tensors: Float64Array, commands: Int32Array, floats: Float64Array, buffers: Int32Array): number
   freePlan(plan: number): void
   /**
@@ -53,12 +62,35 @@ export interface LoadPart {
 }
 
 /** Mirrors kernels/core/device.h and kernels/cpu/loadQuantised.h; offsets in bytes. */
-export type QuantisedPart = LoadPart & (
-  | { readonly kind: 'pack'; readonly fp4: boolean; readonly nested: boolean; readonly groupShift: number; readonly codesAt: number; readonly absmaxAt: number; readonly nestedAt: number }
-  | { readonly kind: 'packRows'; readonly cols: number; readonly numbersAt: number; readonly scalesAt: number }
-  | { readonly kind: 'unpack'; readonly rounding: number; readonly blockSize: number; readonly code: Float32Array; readonly absmax: Float32Array }
-  | { readonly kind: 'scaled'; readonly fp8: boolean; readonly cols: number; readonly blockRows: number; readonly blockCols: number; readonly divisor: number; readonly scales: Float32Array }
-)
+export type QuantisedPart = LoadPart &
+  (
+    | {
+        readonly kind: 'pack'
+        readonly fp4: boolean
+        readonly nested: boolean
+        readonly groupShift: number
+        readonly codesAt: number
+        readonly absmaxAt: number
+        readonly nestedAt: number
+      }
+    | { readonly kind: 'packRows'; readonly cols: number; readonly numbersAt: number; readonly scalesAt: number }
+    | {
+        readonly kind: 'unpack'
+        readonly rounding: number
+        readonly blockSize: number
+        readonly code: Float32Array
+        readonly absmax: Float32Array
+      }
+    | {
+        readonly kind: 'scaled'
+        readonly fp8: boolean
+        readonly cols: number
+        readonly blockRows: number
+        readonly blockCols: number
+        readonly divisor: number
+        readonly scales: Float32Array
+      }
+  )
 
 export interface RunResult {
   readonly executed: number
@@ -131,10 +163,13 @@ let loaded: NativeModule | undefined
 /** The file that is loaded. */
 export function addonPath(): string {
   const chosen = process.env.UNSLOTH_ADDON
-  const candidates = chosen !== undefined ? [chosen] : ['cuda', 'cpu'].map((preset) => join(projectRoot(), 'build', preset, 'kernels.node'))
+  const candidates =
+    chosen !== undefined ? [chosen] : ['cuda', 'cpu'].map((preset) => join(projectRoot(), 'build', preset, 'kernels.node'))
   const path = candidates.find((candidate) => existsSync(candidate))
   if (path === undefined)
-    throw new UnslothError('NATIVE', `The compute addon was not found at ${candidates.join(' or ')}.`, { hint: 'Run `npm run build` in the project folder.' })
+    throw new UnslothError('NATIVE', `The compute addon was not found at ${candidates.join(' or ')}.`, {
+      hint: 'Run `npm run build` in the project folder.',
+    })
   return path
 }
 
@@ -146,7 +181,10 @@ export function native(): NativeModule {
   try {
     module = createRequire(import.meta.url)(path) as NativeModule
   } catch (cause) {
-    throw new UnslothError('NATIVE', `The compute addon ${path} does not load: ${(cause as Error).message}`, { hint: 'Run `npm run build` again on this machine.', cause })
+    throw new UnslothError('NATIVE', `The compute addon ${path} does not load: ${(cause as Error).message}`, {
+      hint: 'Run `npm run build` again on this machine.',
+      cause,
+    })
   }
   const theirs = module.describe().commands
   if (theirs.join() !== commandNames.join())
@@ -160,5 +198,9 @@ export function fromNative(error: unknown, doing: string): UnslothError {
   if (error instanceof UnslothError) return error
   const { code, message } = error as { code?: string; message?: string }
   const known = errorCodes.find((candidate) => candidate === code)
-  return new UnslothError(known ?? 'NATIVE', known === undefined || known === 'NATIVE' ? `${doing}: ${message ?? String(error)}` : message ?? String(error), { cause: error })
+  return new UnslothError(
+    known ?? 'NATIVE',
+    known === undefined || known === 'NATIVE' ? `${doing}: ${message ?? String(error)}` : (message ?? String(error)),
+    { cause: error },
+  )
 }

@@ -51,14 +51,39 @@ export type CommandId = keyof CommandSignatures
 
 // Written this way so that a command cannot be forgotten.
 const all: Readonly<Record<CommandId, true>> = {
-  'unsloth.fineTune': true, 'unsloth.newRecipe': true, 'unsloth.dryRun': true, 'unsloth.previewData': true,
-  'unsloth.showMemoryPlan': true, 'unsloth.stopRun': true,
-  'unsloth.pauseRun': true, 'unsloth.continueRun': true, 'unsloth.resumeRun': true, 'unsloth.openTrainingPanel': true,
-  'unsloth.compareRuns': true, 'unsloth.merge': true, 'unsloth.generate': true, 'unsloth.inspectModel': true, 'unsloth.verify': true,
-  'unsloth.doctor': true, 'unsloth.selectDevice': true, 'unsloth.measureSpeed': true, 'unsloth.migrateRecipe': true, 'unsloth.setHubToken': true, 'unsloth.showEngineLog': true, 'unsloth.restartEngine': true,
-  'unsloth.openStarter': true, 'unsloth.openWalkthrough': true, 'unsloth.refresh': true, 'unsloth.addDataset': true,
-  'unsloth.addModelFolder': true, 'unsloth.openRunRecipe': true, 'unsloth.openRunLog': true, 'unsloth.revealRun': true,
-  'unsloth.deleteRun': true, 'unsloth.openDataset': true, 'unsloth.copyPath': true,
+  'unsloth.fineTune': true,
+  'unsloth.newRecipe': true,
+  'unsloth.dryRun': true,
+  'unsloth.previewData': true,
+  'unsloth.showMemoryPlan': true,
+  'unsloth.stopRun': true,
+  'unsloth.pauseRun': true,
+  'unsloth.continueRun': true,
+  'unsloth.resumeRun': true,
+  'unsloth.openTrainingPanel': true,
+  'unsloth.compareRuns': true,
+  'unsloth.merge': true,
+  'unsloth.generate': true,
+  'unsloth.inspectModel': true,
+  'unsloth.verify': true,
+  'unsloth.doctor': true,
+  'unsloth.selectDevice': true,
+  'unsloth.measureSpeed': true,
+  'unsloth.migrateRecipe': true,
+  'unsloth.setHubToken': true,
+  'unsloth.showEngineLog': true,
+  'unsloth.restartEngine': true,
+  'unsloth.openStarter': true,
+  'unsloth.openWalkthrough': true,
+  'unsloth.refresh': true,
+  'unsloth.addDataset': true,
+  'unsloth.addModelFolder': true,
+  'unsloth.openRunRecipe': true,
+  'unsloth.openRunLog': true,
+  'unsloth.revealRun': true,
+  'unsloth.deleteRun': true,
+  'unsloth.openDataset': true,
+  'unsloth.copyPath': true,
 }
 export const commandIds = Object.keys(all) as CommandId[]
 
@@ -113,7 +138,11 @@ export interface ContextKeys {
 }
 export type ContextKey = keyof ContextKeys
 const contexts: Readonly<Record<ContextKey, true>> = {
-  'unsloth.canRun': true, 'unsloth.liveRuns': true, 'unsloth.hasRuns': true, 'unsloth.hasDatasets': true, 'unsloth.hasFinishedRun': true,
+  'unsloth.canRun': true,
+  'unsloth.liveRuns': true,
+  'unsloth.hasRuns': true,
+  'unsloth.hasDatasets': true,
+  'unsloth.hasFinishedRun': true,
 }
 export const contextKeys = Object.keys(contexts) as ContextKey[]
 
@@ -129,7 +158,18 @@ export const reportScheme = 'unsloth-report'
 
 /** What a tree item is, for the `when` clauses of its menu: words in `viewItem`. */
 export const nodeKinds = [
-  'model', 'adapter', 'gguf', 'dataset', 'run', 'live', 'paused', 'resumable', 'ended', 'finished', 'checkpoint', 'output',
+  'model',
+  'adapter',
+  'gguf',
+  'dataset',
+  'run',
+  'live',
+  'paused',
+  'resumable',
+  'ended',
+  'finished',
+  'checkpoint',
+  'output',
 ] as const
 export type NodeKind = (typeof nodeKinds)[number]
 

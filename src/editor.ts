@@ -7,7 +7,10 @@ export function registerCommand<K extends CommandId>(id: K, run: CommandSignatur
   return vscode.commands.registerCommand(id, run)
 }
 
-export function runCommand<K extends CommandId>(id: K, ...args: Parameters<CommandSignatures[K]>): Thenable<Awaited<ReturnType<CommandSignatures[K]>>> {
+export function runCommand<K extends CommandId>(
+  id: K,
+  ...args: Parameters<CommandSignatures[K]>
+): Thenable<Awaited<ReturnType<CommandSignatures[K]>>> {
   return vscode.commands.executeCommand(id, ...args)
 }
 

@@ -46,20 +46,48 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
   const { version } = extension.extension.packageJSON as { version: string }
   const locate = () => mayRun(extension.extensionPath)
   const hubToken = new HubToken(extension.secrets)
-  const engine = add(new EngineClient({ locate, version, cwd: extension.extensionPath, secrets: () => hubToken.environment(), log: (line) => log.info(line) }))
+  const engine = add(
+    new EngineClient({
+      locate,
+      version,
+      cwd: extension.extensionPath,
+      secrets: () => hubToken.environment(),
+      log: (line) => log.info(line),
+    }),
+  )
   const devices = add(new DeviceWatch(engine))
   // The next request starts one that has it.
   add(hubToken.onDidChange(() => void engine.stop()))
   const places = new RunPlaces(extension.workspaceState)
-  const runs = add(new RunRegistry({ find: () => places.find(), wereLive: places.wereLive, onLive: (dirs) => places.keepLive(dirs) }))
+  const runs = add(
+    new RunRegistry({ find: () => places.find(), wereLive: places.wereLive, onLive: (dirs) => places.keepLive(dirs) }),
+  )
   const problems = new Problems(log)
-  const panels = add(new TrainingPanels({
-    extensionUri: extension.extensionUri, trackers: add(new RunTrackers()), actions: panelButtons(() => services), log: (message) => log.warn(message),
-  }))
+  const panels = add(
+    new TrainingPanels({
+      extensionUri: extension.extensionUri,
+      trackers: add(new RunTrackers()),
+      actions: panelButtons(() => services),
+      log: (message) => log.warn(message),
+    }),
+  )
   const library = createLibrary(extension.extensionPath)
-  const previews = add(new PreviewPanels({ extensionUri: extension.extensionUri, engine, library, log: (message) => log.warn(message) }))
+  const previews = add(
+    new PreviewPanels({ extensionUri: extension.extensionUri, engine, library, log: (message) => log.warn(message) }),
+  )
   const services: Services = {
-    extension, log, engine, devices, hubToken, runs, problems, locate, library, previews, recipeHelp: () => help.start(), reports: add(new ReportDocuments()),
+    extension,
+    log,
+    engine,
+    devices,
+    hubToken,
+    runs,
+    problems,
+    locate,
+    library,
+    previews,
+    recipeHelp: () => help.start(),
+    reports: add(new ReportDocuments()),
     panels: {
       open(dir, others = []) {
         void places.remember(dir)
@@ -81,10 +109,12 @@ export function activate(extension: vscode.ExtensionContext): ExtensionApi {
     provideTerminalCommand(extension, locate).catch((error: unknown) => log.warn(String(error)))
   }
   add(vscode.workspace.onDidGrantWorkspaceTrust(settle))
-  add(vscode.workspace.onDidChangeConfiguration((event) => {
-    if (event.affectsConfiguration('unsloth.engine.path')) void engine.stop()
-    if (event.affectsConfiguration('unsloth.engine.path') || event.affectsConfiguration('unsloth.terminalCommand')) settle()
-  }))
+  add(
+    vscode.workspace.onDidChangeConfiguration((event) => {
+      if (event.affectsConfiguration('unsloth.engine.path')) void engine.stop()
+      if (event.affectsConfiguration('unsloth.engine.path') || event.affectsConfiguration('unsloth.terminalCommand')) settle()
+    }),
+  )
   settle()
   // Runs go on without the editor: whatever is there now is taken up again.
   runs.refresh().catch((error: unknown) => log.error(String(error)))
@@ -108,7 +138,9 @@ function mayRun(extensionPath: string) {
 function recipeHelp(extension: vscode.ExtensionContext, { log, problems, runs, devices }: Services) {
   let started: Promise<LanguageClient> | undefined
   const start = (): Promise<LanguageClient> => {
-    started ??= import('./config/client.ts').then(({ startLanguageClient }) => startLanguageClient(extension, { log, runs, devices }))
+    started ??= import('./config/client.ts').then(({ startLanguageClient }) =>
+      startLanguageClient(extension, { log, runs, devices }),
+    )
     return started
   }
   const begin = (document: vscode.TextDocument): void => {

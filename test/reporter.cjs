@@ -3,7 +3,8 @@
 const { writeFileSync } = require('node:fs')
 const { reporters, Runner } = require('mocha')
 
-const { EVENT_SUITE_BEGIN, EVENT_SUITE_END, EVENT_TEST_FAIL, EVENT_TEST_PASS, EVENT_TEST_PENDING, EVENT_RUN_END } = Runner.constants
+const { EVENT_SUITE_BEGIN, EVENT_SUITE_END, EVENT_TEST_FAIL, EVENT_TEST_PASS, EVENT_TEST_PENDING, EVENT_RUN_END } =
+  Runner.constants
 
 /** Top-level suite that a test or suite stands in. */
 const top = (item) => (item.root || item.parent?.root !== false ? item : top(item.parent))
@@ -11,7 +12,9 @@ const top = (item) => (item.root || item.parent?.root !== false ? item : top(ite
 module.exports = class SuiteReporter extends reporters.Base {
   constructor(runner, options) {
     super(runner, options)
-    let passed = 0, failed = 0, start = 0
+    let passed = 0,
+      failed = 0,
+      start = 0
     const counts = { passed: 0, failed: 0, pending: 0 }
     runner.on(EVENT_SUITE_BEGIN, (suite) => {
       if (suite.root || top(suite) !== suite) return

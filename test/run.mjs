@@ -17,7 +17,10 @@ import { missingEditor } from './host/runner/editor.mjs'
 import { missingHost } from './host/runner/install.mjs'
 
 const filters = process.argv.slice(2)
-const required = (process.env.UNSLOTH_REQUIRE ?? '').split(',').map((name) => name.trim()).filter(Boolean)
+const required = (process.env.UNSLOTH_REQUIRE ?? '')
+  .split(',')
+  .map((name) => name.trim())
+  .filter(Boolean)
 const total = { passed: 0, failed: 0 }
 
 function count({ passed, failed }) {
@@ -27,7 +30,11 @@ function count({ passed, failed }) {
 
 /** Runs a program of node_modules; resolves to its exit status and, when it is not shown, what it printed. */
 function start(script, args, { show = false, env = {} } = {}) {
-  const child = spawn(process.execPath, [...script, ...args], { cwd: root, stdio: ['ignore', show ? 'inherit' : 'pipe', show ? 'inherit' : 'pipe'], env: { ...process.env, ...env } })
+  const child = spawn(process.execPath, [...script, ...args], {
+    cwd: root,
+    stdio: ['ignore', show ? 'inherit' : 'pipe', show ? 'inherit' : 'pipe'],
+    env: { ...process.env, ...env },
+  })
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream?.setEncoding('utf8').on('data', (text) => (output += text))
   return new Promise((resolve, reject) => {
@@ -40,7 +47,9 @@ function start(script, args, { show = false, env = {} } = {}) {
 async function check(name, script, args) {
   const since = performance.now()
   const { passed, how, output } = await start([join('node_modules', ...script)], args)
-  console.log(`${passed ? '✓' : '✗'} ${name}: ${passed ? 'passed' : `failed (${how})`} (${((performance.now() - since) / 1000).toFixed(1)} s)`)
+  console.log(
+    `${passed ? '✓' : '✗'} ${name}: ${passed ? 'passed' : `failed (${how})`} (${((performance.now() - since) / 1000).toFixed(1)} s)`,
+  )
   if (!passed) console.log(output.trimEnd())
   count({ passed: Number(passed), failed: Number(!passed) })
 }
@@ -48,7 +57,10 @@ async function check(name, script, args) {
 /** Test files below a folder, as paths from the root. */
 function testFiles(folder, suffix) {
   if (!existsSync(join(root, folder))) return []
-  return readdirSync(join(root, folder), { recursive: true }).map((file) => join(folder, file)).filter((file) => file.endsWith(suffix)).sort()
+  return readdirSync(join(root, folder), { recursive: true })
+    .map((file) => join(folder, file))
+    .filter((file) => file.endsWith(suffix))
+    .sort()
 }
 
 /** Mocha over some files; a part without a single test, or with a skipped one, has failed. */
@@ -57,9 +69,21 @@ async function mocha(name, files, { grep, env } = {}) {
   const counts = join(folder, 'counts.json')
   console.log(`\n${name}`)
   try {
-    const args = ['--no-config', '--timeout', '120000', '--reporter', join(root, 'test', 'reporter.cjs'), '--reporter-option', `counts=${counts}`,
-      ...(grep === undefined ? [] : ['--grep', grep]), ...files]
-    const { passed, how } = await start(['--import', 'tsx', join('node_modules', 'mocha', 'bin', 'mocha.js')], args, { show: true, env })
+    const args = [
+      '--no-config',
+      '--timeout',
+      '120000',
+      '--reporter',
+      join(root, 'test', 'reporter.cjs'),
+      '--reporter-option',
+      `counts=${counts}`,
+      ...(grep === undefined ? [] : ['--grep', grep]),
+      ...files,
+    ]
+    const { passed, how } = await start(['--import', 'tsx', join('node_modules', 'mocha', 'bin', 'mocha.js')], args, {
+      show: true,
+      env,
+    })
     const result = existsSync(counts) ? JSON.parse(readFileSync(counts, 'utf8')) : { passed: 0, failed: 0, pending: 0 }
     const wrong = result.failed + result.pending
     if (wrong === 0 && !passed) console.log(`✗ ${name}: mocha ended early (${how})`)
@@ -72,7 +96,8 @@ async function mocha(name, files, { grep, env } = {}) {
 
 /** Instruction sets that this machine can run the native tests on, as UNSLOTH_CPU_ISA names them. */
 async function instructionSets() {
-  const program = "const { cpu } = require('./build/cpu/kernels.node').describe(); console.log(['avx2', 'avx512', 'avx512bf16', 'amx'].filter((isa) => cpu[isa]).join(' '))"
+  const program =
+    "const { cpu } = require('./build/cpu/kernels.node').describe(); console.log(['avx2', 'avx512', 'avx512bf16', 'amx'].filter((isa) => cpu[isa]).join(' '))"
   const { output } = await start(['-e', program], [])
   return ['portable', ...output.trim().split(' ').filter(Boolean)]
 }
@@ -92,7 +117,10 @@ function compiles(preset, target) {
 
 /** Runs a program of test/native: its counts when its last line is "NAME: N passed, N failed", else it counts as one test. */
 async function runNative(preset, name, label, env = {}) {
-  const child = spawn(join(root, 'build', preset, name), [], { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(join(root, 'build', preset, name), [], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   let output = ''
   child.stdout.setEncoding('utf8').on('data', (text) => (output += text))
   const passed = await new Promise((resolve) => {
@@ -113,7 +141,8 @@ async function native(files) {
   const sets = await instructionSets()
   for (const name of files.map(programName)) {
     if (!compiles('cpu', name)) continue
-    for (const isa of name === largeTest ? sets.slice(-1) : sets) await runNative('cpu', name, `${name} on ${isa}`, { UNSLOTH_CPU_ISA: isa })
+    for (const isa of name === largeTest ? sets.slice(-1) : sets)
+      await runNative('cpu', name, `${name} on ${isa}`, { UNSLOTH_CPU_ISA: isa })
   }
 }
 
@@ -125,40 +154,40 @@ async function nativeCuda(files) {
 
 /** Takes 9 GB of memory: only when asked for. */
 const largeTest = 'largeTest'
-const programs = testFiles(join('test', 'native'), 'Test.cc').filter((file) => programName(file) !== largeTest || process.env.UNSLOTH_LARGE === '1')
+const programs = testFiles(join('test', 'native'), 'Test.cc').filter(
+  (file) => programName(file) !== largeTest || process.env.UNSLOTH_LARGE === '1',
+)
 const cudaPrograms = testFiles(join('test', 'native'), 'Test.cu')
 
 /** Parts that not every machine can test: where their tests stand, and what is missing here. */
 const optionalParts = [
+  { name: 'vscode', folders: [join('test', 'webview')], missing: missingBrowser },
+  { name: 'vscode', folders: [join('test', 'host')], missing: missingEditor },
+  { name: 'vscode', folders: [join('test', 'screens')], missing: missingHost },
   {
-    name: 'vscode', folders: [join('test', 'webview')],
-    missing: missingBrowser,
-  },
-  {
-    name: 'vscode', folders: [join('test', 'host')],
-    missing: missingEditor,
-  },
-  {
-    name: 'vscode', folders: [join('test', 'screens')],
-    missing: missingHost,
-  },
-  {
-    name: 'cuda', folders: [join('test', 'cuda')], programs: cudaPrograms,
+    name: 'cuda',
+    folders: [join('test', 'cuda')],
+    programs: cudaPrograms,
     missing() {
       if (!hasCuda()) return 'this version has no CUDA kernels yet'
-      if (!existsSync('/proc/driver/nvidia/version') && findProgram('nvidia-smi') === undefined) return 'this machine has no NVIDIA driver'
-      return existsSync(join(root, 'build', 'cuda', 'kernels.node')) ? undefined : 'the CUDA kernels are not built; `npm run build` says why'
+      if (!existsSync('/proc/driver/nvidia/version') && findProgram('nvidia-smi') === undefined)
+        return 'this machine has no NVIDIA driver'
+      return existsSync(join(root, 'build', 'cuda', 'kernels.node'))
+        ? undefined
+        : 'the CUDA kernels are not built; `npm run build` says why'
     },
   },
 ]
 
-async function optional({ name, folders, missing, programs }, { files = folders.flatMap((folder) => testFiles(folder, '.test.ts')) } = {}) {
+async function optional(
+  { name, folders, missing, programs },
+  { files = folders.flatMap((folder) => testFiles(folder, '.test.ts')) } = {},
+) {
   const reason = await missing()
   if (reason === undefined) {
     if (files.length > 0) await mocha(name, files)
     if (programs !== undefined) await nativeCuda(programs)
-  }
-  else if (required.includes(name)) {
+  } else if (required.includes(name)) {
     console.log(`✗ ${name}: required, but not tested: ${reason}`)
     count({ passed: 0, failed: 1 })
   } else console.log(`- ${name}: not tested: ${reason}`)
@@ -175,7 +204,9 @@ for (const name of required.filter((name) => !requirable.includes(name))) {
 
 if (filters.length > 0) {
   const matches = (file) => filters.some((filter) => file.includes(filter))
-  const files = unit.filter(matches), chosen = programs.filter(matches), onGpu = cudaPrograms.filter(matches)
+  const files = unit.filter(matches),
+    chosen = programs.filter(matches),
+    onGpu = cudaPrograms.filter(matches)
   if (files.length > 0) await mocha('tests', files)
   else if (chosen.length === 0 && onGpu.length === 0) await mocha('tests', unit, { grep: filters.join('|') })
   if (chosen.length > 0) await native(chosen)
@@ -185,6 +216,7 @@ if (filters.length > 0) {
     check('types', ['typescript', 'bin', 'tsc'], ['--noEmit']),
     check('types of the webview', ['typescript', 'bin', 'tsc'], ['--noEmit', '-p', 'webview']),
     check('lint', ['eslint', 'bin', 'eslint.js'], ['.', '--max-warnings', '0']),
+    check('format', ['prettier', 'bin', 'prettier.cjs'], ['--check', '--log-level', 'warn', '**/*.{ts,mjs,cjs}']),
   ])
   await mocha('tests', unit)
   await native(programs)

@@ -16,7 +16,9 @@ export const engineOptions = {
   legalComments: 'none',
   metafile: true,
   logLevel: 'warning',
-  banner: { js: "import { createRequire as createRequireOfBundle } from 'node:module'; const require = createRequireOfBundle(import.meta.url);" },
+  banner: {
+    js: "import { createRequire as createRequireOfBundle } from 'node:module'; const require = createRequireOfBundle(import.meta.url);",
+  },
 }
 
 /** Bundles engine/ into dist/engine.mjs, when anything changed. */

@@ -37,7 +37,13 @@ export function findProgram(...names) {
 
 /** Runs a program to its end; what it printed is shown when it fails, or as it comes with `show`. */
 export function run(program, args, { show = false, what = program, ...options } = {}) {
-  const result = spawnSync(program, args, { cwd: root, stdio: show ? 'inherit' : ['ignore', 'pipe', 'pipe'], encoding: 'utf8', maxBuffer: 1 << 28, ...options })
+  const result = spawnSync(program, args, {
+    cwd: root,
+    stdio: show ? 'inherit' : ['ignore', 'pipe', 'pipe'],
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+    ...options,
+  })
   if (result.error !== undefined) throw new BuildError(`${what} could not be started: ${result.error.message}`)
   if (result.status !== 0) {
     if (!show) process.stderr.write(`${result.stdout}${result.stderr}`)

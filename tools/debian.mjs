@@ -8,7 +8,10 @@ export function installDebian(packages) {
   say(`Installing ${packages.join(', ')} …`)
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
   run('apt-get', ['update', '-qq'], { env, what: 'apt-get update' })
-  run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...packages], { env, what: `apt-get install ${packages.join(' ')}` })
+  run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...packages], {
+    env,
+    what: `apt-get install ${packages.join(' ')}`,
+  })
 }
 
 /** The command that somebody who is not root has to type. */

@@ -1,7 +1,20 @@
 import { existsSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
-import { BuildError, digest, filesBelow, findProgram, isCurrent, markCurrent, root, run, say, seconds, tryRun, windows } from './common.mjs'
+import {
+  BuildError,
+  digest,
+  filesBelow,
+  findProgram,
+  isCurrent,
+  markCurrent,
+  root,
+  run,
+  say,
+  seconds,
+  tryRun,
+  windows,
+} from './common.mjs'
 import { checkVersions, toolchain } from './toolchain.mjs'
 
 const packageVersion = (name) => JSON.parse(readFileSync(join(root, 'node_modules', name, 'package.json'), 'utf8')).version
@@ -23,8 +36,10 @@ function prepare(folder, { ninja, compiler }) {
   if (!existsSync(cache)) return generator
   const text = readFileSync(cache, 'utf8')
   const value = (name) => new RegExp(`^${name}:\\w+=(.*)$`, 'm').exec(text)?.[1]
-  const usable = value('CMAKE_HOME_DIRECTORY') === join(root, 'kernels').replaceAll('\\', '/') &&
-    existsSync(value('CMAKE_MAKE_PROGRAM') ?? '') && existsSync(value('CMAKE_CXX_COMPILER') ?? '') &&
+  const usable =
+    value('CMAKE_HOME_DIRECTORY') === join(root, 'kernels').replaceAll('\\', '/') &&
+    existsSync(value('CMAKE_MAKE_PROGRAM') ?? '') &&
+    existsSync(value('CMAKE_CXX_COMPILER') ?? '') &&
     (process.env.CXX === undefined || value('CMAKE_CXX_COMPILER') === compiler)
   if (usable) return undefined
   rmSync(folder, { recursive: true, force: true })
@@ -37,7 +52,10 @@ function compile(preset, tools, definitions) {
   checkVersions(tools)
   const folder = join(root, 'build', preset)
   const generator = prepare(folder, tools)
-  const options = [...(generator === undefined ? [] : ['-G', generator]), ...Object.entries(definitions).map(([name, value]) => `-D${name}=${value}`)]
+  const options = [
+    ...(generator === undefined ? [] : ['-G', generator]),
+    ...Object.entries(definitions).map(([name, value]) => `-D${name}=${value}`),
+  ]
   run(tools.cmake, ['--preset', preset, ...options], { cwd: join(root, 'kernels'), what: 'cmake' })
   buildTarget(preset, 'kernels', tools.cmake)
   say(`Compiled the ${preset} kernels in ${seconds(start)}.`)
@@ -45,7 +63,16 @@ function compile(preset, tools, definitions) {
 
 /** Builds one target of a configured build folder. */
 export function buildTarget(preset, target, cmake = toolchain().cmake) {
-  const args = ['--build', join(root, 'build', preset), '--config', 'Release', '--target', target, '--parallel', String(availableParallelism())]
+  const args = [
+    '--build',
+    join(root, 'build', preset),
+    '--config',
+    'Release',
+    '--target',
+    target,
+    '--parallel',
+    String(availableParallelism()),
+  ]
   run(cmake, args, { show: process.stdout.isTTY, what: `Compiling ${target}` })
 }
 
@@ -56,11 +83,21 @@ export function buildTarget(preset, target, cmake = toolchain().cmake) {
 function build(preset, definitions = {}, extra = '') {
   const tools = toolchain()
   const output = join('build', preset, 'kernels.node')
-  const key = digest(filesBelow('kernels'), packageVersion('node-addon-api'), packageVersion('node-api-headers'), process.platform, process.arch,
-    identity(tools.compiler), process.env.CXXFLAGS ?? '', JSON.stringify(definitions), extra)
+  const key = digest(
+    filesBelow('kernels'),
+    packageVersion('node-addon-api'),
+    packageVersion('node-api-headers'),
+    process.platform,
+    process.arch,
+    identity(tools.compiler),
+    process.env.CXXFLAGS ?? '',
+    JSON.stringify(definitions),
+    extra,
+  )
   if (isCurrent(output, key)) return false
   compile(preset, tools, definitions)
-  if (!existsSync(join(root, output))) throw new BuildError(`The compiler ran, but ${output} was not made.`, 'Remove the folder build and run this again.')
+  if (!existsSync(join(root, output)))
+    throw new BuildError(`The compiler ran, but ${output} was not made.`, 'Remove the folder build and run this again.')
   markCurrent(output, key)
   return true
 }
@@ -77,7 +114,9 @@ function noCuda() {
   const nvcc = findNvcc()
   if (nvcc === undefined) return 'nvcc was not found (CUDA 13 or newer is needed)'
   const version = /release (\d+)\.(\d+)/.exec(run(nvcc, ['--version']))
-  return version === null || Number(version[1]) < 13 ? `${nvcc} is version ${version?.slice(1).join('.') ?? 'unknown'}; CUDA 13 or newer is needed` : undefined
+  return version === null || Number(version[1]) < 13
+    ? `${nvcc} is version ${version?.slice(1).join('.') ?? 'unknown'}; CUDA 13 or newer is needed`
+    : undefined
 }
 
 function findNvcc() {
@@ -98,8 +137,11 @@ function cudaDefinitions(all) {
   if (named !== undefined && named !== '') return definitions(named)
   if (all) return definitions(everyArchitecture)
   const smi = findProgram('nvidia-smi')
-  const found = smi === undefined ? [] : (tryRun(smi, ['--query-gpu=compute_cap', '--format=csv,noheader']) ?? '').match(/\d+\.\d/g) ?? []
-  const here = [...new Set(found.map((capability) => capability.replace('.', '')).map((number) => (number === '90' ? '90a' : number)))]
+  const found =
+    smi === undefined ? [] : ((tryRun(smi, ['--query-gpu=compute_cap', '--format=csv,noheader']) ?? '').match(/\d+\.\d/g) ?? [])
+  const here = [
+    ...new Set(found.map((capability) => capability.replace('.', '')).map((number) => (number === '90' ? '90a' : number))),
+  ]
   return here.length === 0 ? definitions('80', 'ON') : definitions(here.join(';'))
 }
 

@@ -10,7 +10,15 @@ export const maxPackageBytes = 12 * 2 ** 20
 
 const vsce = () => createRequire(import.meta.url)('@vscode/vsce')
 
-const required = ['dist/extension.cjs', 'dist/languageServer.cjs', 'dist/engine.mjs', 'dist/webview/training.js', 'dist/webview/preview.js', 'engine/unsloth.mjs', 'build/cpu/kernels.node']
+const required = [
+  'dist/extension.cjs',
+  'dist/languageServer.cjs',
+  'dist/engine.mjs',
+  'dist/webview/training.js',
+  'dist/webview/preview.js',
+  'engine/unsloth.mjs',
+  'build/cpu/kernels.node',
+]
 
 /** Puts everything that the package holds into a folder, as the editor finds it after installation. */
 export async function stagePackage(folder = join(root, 'dist', 'package')) {
@@ -31,7 +39,9 @@ export async function stagePackage(folder = join(root, 'dist', 'package')) {
 /** package.json without what only the repository needs. */
 function manifest() {
   const all = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
-  return Object.fromEntries(Object.entries(all).filter(([key]) => !['devDependencies', 'scripts', 'imports', 'private'].includes(key)))
+  return Object.fromEntries(
+    Object.entries(all).filter(([key]) => !['devDependencies', 'scripts', 'imports', 'private'].includes(key)),
+  )
 }
 
 /** Makes the package; resolves to its path. */
@@ -40,7 +50,15 @@ export async function makePackage(target = `${process.platform}-${process.arch}`
   const { version, name } = manifest()
   const packagePath = join(root, 'dist', `${name}-${target}-${version}.vsix`)
   const { createVSIX } = vsce()
-  await createVSIX({ cwd: folder, packagePath, target, dependencies: false, allowMissingRepository: true, skipLicense: true, rewriteRelativeLinks: false })
+  await createVSIX({
+    cwd: folder,
+    packagePath,
+    target,
+    dependencies: false,
+    allowMissingRepository: true,
+    skipLicense: true,
+    rewriteRelativeLinks: false,
+  })
   const { size } = statSync(packagePath)
   if (size > maxPackageBytes) throw new BuildError(`${packagePath} has ${size} bytes; at most ${maxPackageBytes} are allowed.`)
   say(`Packed ${packagePath} (${(size / 2 ** 20).toFixed(1)} MB).`)

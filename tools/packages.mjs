@@ -10,9 +10,12 @@ const modules = join(root, 'node_modules')
  */
 function isForThisPlatform({ os, cpu, libc }) {
   if (os === undefined && cpu === undefined) return false
-  const allows = (list, value) => list === undefined || list.includes(value) || (!list.includes(`!${value}`) && list.every((item) => item.startsWith('!')))
+  const allows = (list, value) =>
+    list === undefined || list.includes(value) || (!list.includes(`!${value}`) && list.every((item) => item.startsWith('!')))
   if (!allows(os, process.platform) || !allows(cpu, process.arch)) return false
-  return libc === undefined || allows(libc, process.report.getReport().header.glibcVersionRuntime === undefined ? 'musl' : 'glibc')
+  return (
+    libc === undefined || allows(libc, process.report.getReport().header.glibcVersionRuntime === undefined ? 'musl' : 'glibc')
+  )
 }
 
 /** The first package that is not installed in the version of package-lock.json, as npm recorded what it installed. */
@@ -37,8 +40,12 @@ export function installPackages() {
   // Under `npm run`, the same npm again.
   const own = process.env.npm_execpath
   const [program, args] = own?.endsWith('.js') ? [process.execPath, [own]] : [findProgram('npm'), []]
-  if (program === undefined) throw new BuildError('npm was not found.', 'It comes with Node: install Node from nodejs.org or with a version manager.')
-  run(program, [...args, 'ci', '--prefer-offline', '--no-audit', '--no-fund'], { what: 'npm ci', shell: windows && args.length === 0 })
+  if (program === undefined)
+    throw new BuildError('npm was not found.', 'It comes with Node: install Node from nodejs.org or with a version manager.')
+  run(program, [...args, 'ci', '--prefer-offline', '--no-audit', '--no-fund'], {
+    what: 'npm ci',
+    shell: windows && args.length === 0,
+  })
   const missing = firstMissing({ optional: false })
   if (missing !== undefined) throw new BuildError(`npm ci did not install ${missing}.`, 'Remove node_modules and run this again.')
   say(`Installed packages in ${seconds(start)}.`)

@@ -1,6 +1,11 @@
 import type { Button, Checkbox, Dropdown } from '@vscode/webview-ui-toolkit'
 import {
-  provideVSCodeDesignSystem, vsCodeButton, vsCodeCheckbox, vsCodeDropdown, vsCodeOption, vsCodeProgressRing,
+  provideVSCodeDesignSystem,
+  vsCodeButton,
+  vsCodeCheckbox,
+  vsCodeDropdown,
+  vsCodeOption,
+  vsCodeProgressRing,
 } from '@vscode/webview-ui-toolkit'
 import { h, icon } from './dom.ts'
 
@@ -77,7 +82,10 @@ export interface DropdownControl<T extends string> {
 
 /** A labelled choice of one. */
 export function dropdown<T extends string>(
-  label: string, choices: readonly (readonly [T, string])[], value: T, onChange: (value: T) => void,
+  label: string,
+  choices: readonly (readonly [T, string])[],
+  value: T,
+  onChange: (value: T) => void,
 ): DropdownControl<T> {
   const element = create<Dropdown>('vscode-dropdown')
   element.setAttribute('aria-label', label)

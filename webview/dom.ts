@@ -7,7 +7,9 @@ interface Attributes {
 
 /** An element with attributes and children. True stands for an attribute without a value, false and undefined for none. */
 export function h<K extends keyof HTMLElementTagNameMap>(
-  tag: K, attributes: Attributes = {}, ...children: readonly Child[]
+  tag: K,
+  attributes: Attributes = {},
+  ...children: readonly Child[]
 ): HTMLElementTagNameMap[K] {
   const element = document.createElement(tag)
   for (const [name, value] of Object.entries(attributes)) {
@@ -19,9 +21,8 @@ export function h<K extends keyof HTMLElementTagNameMap>(
 }
 
 /** A codicon that only decorates: whatever it says is said by text or a label as well. */
-export const icon = (name: string, more = ''): HTMLElement => h(
-  'span', { class: `codicon codicon-${name}${more === '' ? '' : ` ${more}`}`, 'aria-hidden': 'true' },
-)
+export const icon = (name: string, more = ''): HTMLElement =>
+  h('span', { class: `codicon codicon-${name}${more === '' ? '' : ` ${more}`}`, 'aria-hidden': 'true' })
 
 /** Sets a text only when it differs, which spares the layout and screen readers. */
 export function setText(node: Node, text: string): void {

@@ -24,7 +24,9 @@ export function madeUpBatch(tokens: number, vocabulary: number, sequences = 1): 
 export function instructionSteps(steps: number, perStep: number, vocabulary: number): StepSample[][] {
   const random = normals(12_345)
   const length = () => Math.round(Math.min(1024, Math.max(16, Math.exp(0.7 * random.next().value + Math.log(118)))))
-  return Array.from({ length: steps }, (_, step) => Array.from({ length: perStep }, (_, index) => madeUpSample(step * perStep + index, length(), vocabulary)))
+  return Array.from({ length: steps }, (_, step) =>
+    Array.from({ length: perStep }, (_, index) => madeUpSample(step * perStep + index, length(), vocabulary)),
+  )
 }
 
 /** The micro-steps of each step, packed into a plan's capacity. */

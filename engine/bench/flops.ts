@@ -22,7 +22,10 @@ export function stepFlops(patched: PatchedModel, tokens: number): number {
 
 /** Operand bytes of a command at the plan's capacity. */
 export function commandBytes({ tensors }: Command): number {
-  return tensors.reduce((sum, tensor) => sum + (tensor === undefined ? 0 : tensor.storage.rows * tensor.cols * bytesPerElement(tensor.storage.dtype)), 0)
+  return tensors.reduce(
+    (sum, tensor) => sum + (tensor === undefined ? 0 : tensor.storage.rows * tensor.cols * bytesPerElement(tensor.storage.dtype)),
+    0,
+  )
 }
 
 /** Floating-point operations of a command at the plan's capacity; 0 where nothing but memory counts. */
@@ -33,7 +36,13 @@ export function commandFlops({ name, tensors, ints }: Command): number {
       const [c, a] = [tensors[0]!, tensors[1]!]
       const inner = ints[0] === 2 ? a.storage.rows : a.cols
       const rows = ints[0] === 2 ? a.cols : a.storage.rows
-      const lowRank = tensors.slice(5).reduce((sum, tensor, index) => (index % 2 === 0 ? sum + 2 * rows * tensor!.cols * (ints[0] === 0 ? tensors[6 + index]!.storage.rows : c.cols) : sum), 0)
+      const lowRank = tensors
+        .slice(5)
+        .reduce(
+          (sum, tensor, index) =>
+            index % 2 === 0 ? sum + 2 * rows * tensor!.cols * (ints[0] === 0 ? tensors[6 + index]!.storage.rows : c.cols) : sum,
+          0,
+        )
       return 2 * rows * c.cols * inner + lowRank
     }
     case 'loraGrad':

@@ -23,7 +23,17 @@ export async function measureGemm(options: GemmBenchOptions): Promise<{ gflops: 
   const weight = options.weight ?? type
   const shapes = { c: [m, n], a: mode === 2 ? [k, m] : [m, k], b: mode === 0 ? [n, k] : [k, n] } as const
   const matrix = (name: 'a' | 'b' | 'c', arena: Arena, dtype: DType): Tensor =>
-    whole({ name, arena, offset: 0, dtype, rows: shapes[name][0], cols: shapes[name][1], rule: 'fixed', keep: 'residual', layer: -1 })
+    whole({
+      name,
+      arena,
+      offset: 0,
+      dtype,
+      rows: shapes[name][0],
+      cols: shapes[name][1],
+      rule: 'fixed',
+      keep: 'residual',
+      layer: -1,
+    })
   const [c, a, b] = [matrix('c', 'grads', type), matrix('a', 'params', type), matrix('b', 'weights', weight)]
   const runtime = new Runtime(options.device)
   try {

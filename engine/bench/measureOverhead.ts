@@ -27,7 +27,9 @@ export async function measureOverhead(device: DeviceChoice & { readonly kind: 'c
   const [one, all] = [[512, 512, 512], sizes.flatMap((tokens) => [tokens, tokens])]
   const points: { readonly beside: number; readonly commands: number }[] = []
   await train(device, {
-    optimizer: 'adamw8', patch: { quantisation: nf4 }, steps: [...one, ...all],
+    optimizer: 'adamw8',
+    patch: { quantisation: nf4 },
+    steps: [...one, ...all],
     after: (runtime, step) => {
       if (step !== one.length && step !== one.length + all.length) return
       const bytes = meter.bytes
@@ -36,7 +38,7 @@ export async function measureOverhead(device: DeviceChoice & { readonly kind: 'c
       points.push({ beside: Math.max(0, bytes - deviceBytes), commands: graphCommands })
     },
   })
-  const [few, many] = points as [typeof points[0], typeof points[0]]
+  const [few, many] = points as [(typeof points)[0], (typeof points)[0]]
   const graphNodeBytes = Math.ceil(Math.max(0, many.beside - few.beside) / Math.max(1, many.commands - few.commands))
   return { contextBytes: Math.max(0, few.beside - few.commands * graphNodeBytes), graphNodeBytes }
 }
@@ -54,10 +56,27 @@ interface Trial {
 async function train(device: DeviceChoice, { layers, optimizer, patch, steps, after }: Trial): Promise<void> {
   const patched = patchModel(shapeModel(shape, 'BF16', layers), lora, targetOf(device, 'auto'), patch)
   const longest = Math.max(...steps)
-  const plan = planTraining(patched, { checkpointing: 'none', optimizer, longestSample: longest, longestStep: longest, sequences: 1, evaluates: false, availableBytes: Infinity, threads: 1 })
+  const plan = planTraining(patched, {
+    checkpointing: 'none',
+    optimizer,
+    longestSample: longest,
+    longestStep: longest,
+    sequences: 1,
+    evaluates: false,
+    availableBytes: Infinity,
+    threads: 1,
+  })
   const runtime = new Runtime(device)
   try {
-    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, { kind: optimizer, seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 })
+    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, {
+      kind: optimizer,
+      seed: 1,
+      maxGradNorm: 1,
+      beta1: 0.9,
+      beta2: 0.999,
+      eps: 1e-8,
+      weightDecay: 0,
+    })
     for (const [index, tokens] of steps.entries()) {
       await trainer.step(index, [madeUpBatch(tokens, patched.model.spec.vocabulary)], { default: 1e-4 })
       after?.(runtime, index + 1)

@@ -46,12 +46,33 @@ export type MemoryResult = MemoryFigures | { readonly name: string; readonly err
 const named = (given: Omit<MemoryCase, 'name'>): MemoryCase => {
   const { shape, layers, method, rank, tokens, sequences, optim, checkpointing, hostWeights = [] } = given
   const model = `${shape}${layers === undefined ? '' : `/${layers}`}`
-  return { ...given, name: [model, `${method}${rank === undefined ? '' : `-r${rank}`}`, `${sequences}x${tokens}`, optim, checkpointing, ...hostWeights.map((id) => `host-${id}`)].join(' ') }
+  return {
+    ...given,
+    name: [
+      model,
+      `${method}${rank === undefined ? '' : `-r${rank}`}`,
+      `${sequences}x${tokens}`,
+      optim,
+      checkpointing,
+      ...hostWeights.map((id) => `host-${id}`),
+    ].join(' '),
+  }
 }
 
-type Row = readonly [shape: string, method: MemoryCase['method'], rank: number, sequences: number, tokens: number, optim: string, checkpointing: Checkpointing, more?: Partial<MemoryCase>]
+type Row = readonly [
+  shape: string,
+  method: MemoryCase['method'],
+  rank: number,
+  sequences: number,
+  tokens: number,
+  optim: string,
+  checkpointing: Checkpointing,
+  more?: Partial<MemoryCase>,
+]
 const table = (rows: readonly Row[]): MemoryCase[] =>
-  rows.map(([shape, method, rank, sequences, tokens, optim, checkpointing, more]) => named({ shape, method, ...(method === 'full' ? {} : { rank }), sequences, tokens, optim, checkpointing, ...more }))
+  rows.map(([shape, method, rank, sequences, tokens, optim, checkpointing, more]) =>
+    named({ shape, method, ...(method === 'full' ? {} : { rank }), sequences, tokens, optim, checkpointing, ...more }),
+  )
 
 /** Twenty runs over sizes, ranks, methods, lengths, optimizers and recomputation: real shapes for a GPU, short ones for a processor. */
 export const memoryCases: Readonly<Record<DeviceChoice['kind'], readonly MemoryCase[]>> = {
@@ -107,22 +128,46 @@ const steps = 3
 /** Plans one run, takes a few of its steps in this process, and measures. To be called once in a process. */
 export async function measureMemory(one: MemoryCase, device: DeviceChoice): Promise<MemoryFigures> {
   const { name, shape, layers, method, rank = 16, tokens, sequences, checkpointing } = one
-  const training: Training = method === 'full' ? { kind: 'full' } : { kind: 'lora', r: rank, alpha: rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
+  const training: Training =
+    method === 'full'
+      ? { kind: 'full' }
+      : { kind: 'lora', r: rank, alpha: rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
   const patched = patchModel(shapeModel(shape, 'BF16', layers), training, targetOf(device, 'auto'), {
-    ...(method === 'qlora' ? { quantisation: nf4 } : {}), hostWeights: one.hostWeights ?? [],
+    ...(method === 'qlora' ? { quantisation: nf4 } : {}),
+    hostWeights: one.hostWeights ?? [],
   })
   const optimizer = optimizerKinds[one.optim]!
   const plan = planTraining(patched, {
-    checkpointing, optimizer, paged: one.optim.startsWith('paged_'), longestSample: tokens, longestStep: tokens * sequences, sequences, evaluates: false, availableBytes: freeBytes(device),
-    availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1, gpuOverhead: await gpuOverhead(device),
+    checkpointing,
+    optimizer,
+    paged: one.optim.startsWith('paged_'),
+    longestSample: tokens,
+    longestStep: tokens * sequences,
+    sequences,
+    evaluates: false,
+    availableBytes: freeBytes(device),
+    availableHostBytes: freeHostBytes(device),
+    threads: device.kind === 'cpu' ? device.threads : 1,
+    gpuOverhead: await gpuOverhead(device),
   })
   const { vocabulary } = patched.model.spec
-  const batches = packSteps(Array.from({ length: steps }, () => Array.from({ length: sequences }, (_, key) => madeUpSample(key, tokens, vocabulary))), plan.training.capacity.tokens)
+  const batches = packSteps(
+    Array.from({ length: steps }, () => Array.from({ length: sequences }, (_, key) => madeUpSample(key, tokens, vocabulary))),
+    plan.training.capacity.tokens,
+  )
   const meter = device.kind === 'cuda' ? new GpuMeter(device.index) : undefined
   const runtime = new Runtime(device)
   try {
     const before = process.memoryUsage.rss()
-    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, { kind: optimizer, seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
+    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, {
+      kind: optimizer,
+      seed: 1,
+      maxGradNorm: 1,
+      beta1: 0.9,
+      beta2: 0.999,
+      eps: 1e-8,
+      weightDecay: 0.01,
+    })
     for (const [index, batch] of batches.entries()) await trainer.step(index, batch, { default: 1e-4, embedding: 1e-4 })
     const measuredBytes = meter === undefined ? process.resourceUsage().maxRSS * 1024 - before : (meter.bytes ?? NaN)
     const { totalBytes, hostBytes, summary } = plan
@@ -133,12 +178,26 @@ export async function measureMemory(one: MemoryCase, device: DeviceChoice): Prom
 }
 
 /** Measures runs one after another, each in a process of its own; tells each as it is done. */
-export async function measureMemoryTable(cases: readonly MemoryCase[], device: DeviceChoice, tell: (result: MemoryResult) => void): Promise<MemoryResult[]> {
+export async function measureMemoryTable(
+  cases: readonly MemoryCase[],
+  device: DeviceChoice,
+  tell: (result: MemoryResult) => void,
+): Promise<MemoryResult[]> {
   await gpuOverhead(device)
   const results: MemoryResult[] = []
   for (const one of cases) {
-    const args = [engineEntry(), 'memory-case', JSON.stringify(one), '--device', deviceName(device), ...(device.kind === 'cpu' ? ['--threads', String(device.threads)] : [])]
-    const result = await promisify(execFile)(process.execPath, args).then(({ stdout }) => JSON.parse(stdout) as MemoryFigures, (error: unknown) => ({ name: one.name, error: lastLine(error) }))
+    const args = [
+      engineEntry(),
+      'memory-case',
+      JSON.stringify(one),
+      '--device',
+      deviceName(device),
+      ...(device.kind === 'cpu' ? ['--threads', String(device.threads)] : []),
+    ]
+    const result = await promisify(execFile)(process.execPath, args).then(
+      ({ stdout }) => JSON.parse(stdout) as MemoryFigures,
+      (error: unknown) => ({ name: one.name, error: lastLine(error) }),
+    )
     results.push(result)
     tell(result)
   }

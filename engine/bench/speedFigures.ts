@@ -31,16 +31,26 @@ export const speedFile = (environment: NodeJS.ProcessEnv = process.env): string 
 export const readSpeeds = (path = speedFile()): readonly SpeedFigure[] => fileSchema.safeParse(readJson(path)).data?.figures ?? []
 
 /** Keeps the figure of a measurement in place of an earlier one of the same kind. */
-export function keepSpeed({ device, shape, numbers, gflops, tokensPerSecond }: StepBench, path = speedFile(),
-  now = new Date()): void {
+export function keepSpeed(
+  { device, shape, numbers, gflops, tokensPerSecond }: StepBench,
+  path = speedFile(),
+  now = new Date(),
+): void {
   // A processor is named there by its threads.
   const where = device.startsWith('cuda') ? device : 'cpu'
-  const figure: SpeedFigure = { device: where, shape, numbers, gflops, flopsPerToken: (gflops * 1e9) / tokensPerSecond,
-    measuredAt: now.toISOString() }
+  const figure: SpeedFigure = {
+    device: where,
+    shape,
+    numbers,
+    gflops,
+    flopsPerToken: (gflops * 1e9) / tokensPerSecond,
+    measuredAt: now.toISOString(),
+  }
   const others = readSpeeds(path).filter((other) => other.device !== where || other.shape !== shape || other.numbers !== numbers)
   mkdirSync(dirname(path), { recursive: true })
-  writeFileAtomic(path, `${JSON.stringify({ version: 1, figures: [figure, ...others].slice(0, mostFigures) }, null, 2)}\n`,
-    { disk: nodeFs })
+  writeFileAtomic(path, `${JSON.stringify({ version: 1, figures: [figure, ...others].slice(0, mostFigures) }, null, 2)}\n`, {
+    disk: nodeFs,
+  })
 }
 
 /**

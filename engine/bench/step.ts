@@ -85,29 +85,69 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   const size = peakSize[device.kind]
   const peak = await measureGemm({ m: size, n: size, k: size, mode: 0, target, device })
   const patched = patchModel(
-    shapeModel(options.shape, 'BF16', options.layers), options.training, target, options.bits === 4 ? { quantisation: nf4 } : options.bits === 8 ? { quantisation: int8 } : {})
+    shapeModel(options.shape, 'BF16', options.layers),
+    options.training,
+    target,
+    options.bits === 4 ? { quantisation: nf4 } : options.bits === 8 ? { quantisation: int8 } : {},
+  )
   const { vocabulary } = patched.model.spec
   const samples = options.instruction ? instructionSteps(options.steps, options.sequences, vocabulary) : []
   const tokensOf = (step: (typeof samples)[number]) => step.reduce((sum, { ids }) => sum + ids.length, 0)
   const longestStep = options.instruction ? Math.max(...samples.map(tokensOf)) : options.tokens * options.sequences
   const plan = planTraining(patched, {
-    checkpointing: options.checkpointing, optimizer: options.optimizer ?? 'adamw', longestSample: options.instruction ? 1024 : longestStep, longestStep, sequences: options.sequences, evaluates: false,
-    availableBytes: freeBytes(device), availableHostBytes: freeHostBytes(device), threads: device.kind === 'cpu' ? device.threads : 1, gpuOverhead: await gpuOverhead(device),
+    checkpointing: options.checkpointing,
+    optimizer: options.optimizer ?? 'adamw',
+    longestSample: options.instruction ? 1024 : longestStep,
+    longestStep,
+    sequences: options.sequences,
+    evaluates: false,
+    availableBytes: freeBytes(device),
+    availableHostBytes: freeHostBytes(device),
+    threads: device.kind === 'cpu' ? device.threads : 1,
+    gpuOverhead: await gpuOverhead(device),
   })
   const runtime = new Runtime(device)
   try {
     const model = await madeUpModel(patched, runtime)
-    const trainer = new Trainer(model, plan, { kind: options.optimizer ?? 'adamw', seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
+    const trainer = new Trainer(model, plan, {
+      kind: options.optimizer ?? 'adamw',
+      seed: 1,
+      maxGradNorm: 1,
+      beta1: 0.9,
+      beta2: 0.999,
+      eps: 1e-8,
+      weightDecay: 0.01,
+    })
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
-    const steps: LossBatch[][] = options.instruction ? packSteps(samples, plan.training.capacity.tokens) : Array.from({ length: options.steps }, () => [repeated])
+    const steps: LossBatch[][] = options.instruction
+      ? packSteps(samples, plan.training.capacity.tokens)
+      : Array.from({ length: options.steps }, () => [repeated])
     const { losses, seconds, tokens } = await timeSteps(trainer, steps, device.kind === 'cuda')
     const measuredBytes = meter?.bytes
-    const gflops = stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens) * (tokens / seconds) / 1e9
+    const gflops =
+      ((stepFlops(patched, options.instruction ? 150 : options.tokens) / (options.instruction ? 150 : options.tokens)) *
+        (tokens / seconds)) /
+      1e9
     return {
-      shape: options.shape, tokens: options.tokens, sequences: options.sequences, instruction: options.instruction,
+      shape: options.shape,
+      tokens: options.tokens,
+      sequences: options.sequences,
+      instruction: options.instruction,
       device: device.kind === 'cpu' ? `${device.threads} threads` : `cuda:${device.index}`,
-      numbers: device.kind === 'cpu' && target.precision === 1 ? 'bf16 products' : target.precision === 2 ? 'tf32 products' : target.activation, losses, seconds,
-      tokensPerSecond: tokens / seconds, gflops, gemmPeak: peak.gflops, share: gflops / peak.gflops, plannedBytes: plan.totalBytes, plan: plan.summary,
+      numbers:
+        device.kind === 'cpu' && target.precision === 1
+          ? 'bf16 products'
+          : target.precision === 2
+            ? 'tf32 products'
+            : target.activation,
+      losses,
+      seconds,
+      tokensPerSecond: tokens / seconds,
+      gflops,
+      gemmPeak: peak.gflops,
+      share: gflops / peak.gflops,
+      plannedBytes: plan.totalBytes,
+      plan: plan.summary,
       ...(measuredBytes === undefined ? {} : { measuredBytes }),
       commands: options.profile ? byCommand(plan, await trainer.profile(steps[0]![0]!)) : [],
     }
@@ -121,7 +161,9 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
  * started before the last one is waited for, as in a run on a GPU.
  */
 async function timeSteps(
-  trainer: Trainer, steps: readonly LossBatch[][], ahead: boolean,
+  trainer: Trainer,
+  steps: readonly LossBatch[][],
+  ahead: boolean,
 ): Promise<{ losses: number[]; seconds: number; tokens: number }> {
   const rates = { default: 1e-3, embedding: 1e-3 }
   const first = steps.length > 2 * warmUp ? warmUp : Math.min(1, steps.length - 1)
@@ -136,7 +178,11 @@ async function timeSteps(
   for (const outcome of started) outcomes.push(await outcome)
   const counted = steps.length - first
   const tokens = outcomes.slice(first).reduce((sum, outcome) => sum + outcome.tokens, 0)
-  return { losses: outcomes.map(({ loss }) => loss), seconds: (performance.now() - began) / 1000 / counted, tokens: tokens / counted }
+  return {
+    losses: outcomes.map(({ loss }) => loss),
+    seconds: (performance.now() - began) / 1000 / counted,
+    tokens: tokens / counted,
+  }
 }
 
 /** A model with random weights: norms near 1, everything else small. */
@@ -148,7 +194,15 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
     const norm = id.endsWith('Norm')
     const bound = norm ? 0.1 : 1 / Math.sqrt(storage.cols)
     const range = norm ? ([1 - bound, 1 + bound] as const) : ([-bound, bound] as const)
-    await runtime.fillUniform(storage.arena, storage.offset, storage.rows * storage.cols, dtypeCode(storage.dtype), range, 1, index)
+    await runtime.fillUniform(
+      storage.arena,
+      storage.offset,
+      storage.rows * storage.cols,
+      dtypeCode(storage.dtype),
+      range,
+      1,
+      index,
+    )
   }
   reserveWeights(patched.arena, runtime)
   runtime.reserve('params', patched.layout.elements * 4)
@@ -160,19 +214,33 @@ export async function madeUpModel(patched: PatchedModel, runtime: Runtime): Prom
 /** Random codes, which is what normal weights give, and maxima of the size that weights of this width have. */
 async function fillQuantised(runtime: Runtime, { arena, offset, rows, cols, dtype }: Storage, index: number): Promise<void> {
   const [elements, blocks] = [rows * cols, Math.ceil((rows * cols) / quantBlock)]
-  const fillBits = (at: number, bytes: number) => runtime.fillUniform(arena, at, Math.floor(bytes / 4), dtypeCode('i32'), [0, 1], 1, index)
+  const fillBits = (at: number, bytes: number) =>
+    runtime.fillUniform(arena, at, Math.floor(bytes / 4), dtypeCode('i32'), [0, 1], 1, index)
   if (dtype === 'q8') {
     const bytes = quant8Layout(rows, cols, { blockRows: 1, blockCols: cols })
     await fillBits(offset + bytes.numbers, elements)
-    return runtime.fillUniform(arena, offset + bytes.scales, rows, dtypeCode('f32'), [0.7 / Math.sqrt(cols), 1.3 / Math.sqrt(cols)], 1, index)
+    return runtime.fillUniform(
+      arena,
+      offset + bytes.scales,
+      rows,
+      dtypeCode('f32'),
+      [0.7 / Math.sqrt(cols), 1.3 / Math.sqrt(cols)],
+      1,
+      index,
+    )
   }
   const layout = quant4Layout(dtype as 'q4' | 'q4n', elements)
   await fillBits(offset + layout.codes, elements / 2)
   const maximum = 1.1 / Math.sqrt(cols)
-  if (dtype === 'q4') return runtime.fillUniform(arena, offset + layout.absmax, blocks, dtypeCode('f32'), [maximum / 2, maximum], 1, index)
+  if (dtype === 'q4')
+    return runtime.fillUniform(arena, offset + layout.absmax, blocks, dtypeCode('f32'), [maximum / 2, maximum], 1, index)
   await fillBits(offset + layout.absmax, blocks)
   const shift = new Uint32Array(runtime.read(arena, offset + 64, 4))[0]!
-  runtime.write(arena, offset + layout.nested, Float32Array.from({ length: 2 * Math.ceil(blocks / 2 ** shift) }, (_, i) => (i % 2 === 0 ? maximum / 10 : maximum)))
+  runtime.write(
+    arena,
+    offset + layout.nested,
+    Float32Array.from({ length: 2 * Math.ceil(blocks / 2 ** shift) }, (_, i) => (i % 2 === 0 ? maximum / 10 : maximum)),
+  )
 }
 
 function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['commands'] {
@@ -180,11 +248,21 @@ function byCommand(plan: TrainingPlan, seconds: Float64Array): StepBench['comman
   plan.training.plan.commands.forEach((command, index) => {
     const part = index < plan.training.forwardCommands ? 'forward' : 'backward'
     const { tensors } = command
-    const detail = command.name === 'gemm' ? ` ${['Y=XWᵀ', 'dX=dYW', 'dW=dYᵀX'][command.ints[0]!]} ${tensors[0]!.cols}x${tensors[1]!.cols}`
-      : command.name === 'loraGrad' ? ` ${tensors[4]!.storage.rows}x${tensors[4]!.cols}` : ''
+    const detail =
+      command.name === 'gemm'
+        ? ` ${['Y=XWᵀ', 'dX=dYW', 'dW=dYᵀX'][command.ints[0]!]} ${tensors[0]!.cols}x${tensors[1]!.cols}`
+        : command.name === 'loraGrad'
+          ? ` ${tensors[4]!.storage.rows}x${tensors[4]!.cols}`
+          : ''
     const name = `${part} ${command.name}${detail}`
     const sum = sums.get(name) ?? { name, seconds: 0, count: 0, flops: 0, bytes: 0 }
-    sums.set(name, { name, seconds: sum.seconds + seconds[index]!, count: sum.count + 1, flops: sum.flops + commandFlops(command), bytes: sum.bytes + commandBytes(command) })
+    sums.set(name, {
+      name,
+      seconds: sum.seconds + seconds[index]!,
+      count: sum.count + 1,
+      flops: sum.flops + commandFlops(command),
+      bytes: sum.bytes + commandBytes(command),
+    })
   })
   return [...sums.values()].sort((a, b) => b.seconds - a.seconds)
 }

@@ -1,11 +1,27 @@
 import { UnslothError } from '#shared/errors.ts'
 import { closest, fieldAt, type RecipeOverride } from '#shared/recipe.ts'
 import { commandNames, commands, type CommandName, type CommandSpec } from './commandTable.ts'
-import { flagKey, isFlag, readFlag, splitFlag, unknownFlag, usage, Words, type Flag, type FlagTable,
-  type FlagValues } from './flags.ts'
+import {
+  flagKey,
+  isFlag,
+  readFlag,
+  splitFlag,
+  unknownFlag,
+  usage,
+  Words,
+  type Flag,
+  type FlagTable,
+  type FlagValues,
+} from './flags.ts'
 import { isSecretFlag, readRecipeFlag, recipeFlag, recipeFlagNames } from './flagsOfRecipe.ts'
-import { isOldCommandLine, oldFlag, oldFlags, translateOldCommandLine, translateOldFlags,
-  type OldFlags } from './flagsOfUnslothCli.ts'
+import {
+  isOldCommandLine,
+  oldFlag,
+  oldFlags,
+  translateOldCommandLine,
+  translateOldFlags,
+  type OldFlags,
+} from './flagsOfUnslothCli.ts'
 
 /** What the recipe of a command is made of; see `loadRecipe`. */
 export interface RecipeArguments {
@@ -27,9 +43,7 @@ export type ParsedCommand = {
 }[CommandName]
 
 export type ParsedArgs =
-  | ParsedCommand
-  | { readonly command: 'help'; readonly topic: CommandName | null }
-  | { readonly command: 'version' }
+  ParsedCommand | { readonly command: 'help'; readonly topic: CommandName | null } | { readonly command: 'version' }
 
 /** Exit code for an error that ends the program: 2 for a bad command line, as the Python tools have it, else 1. */
 export function exitCodeOf(error: unknown): number {
@@ -59,8 +73,10 @@ export function parseArgs(argv: readonly string[]): ParsedArgs {
 function unknownCommand(word: string): UnslothError {
   const near = closest(word, commandNames)
   const meant = near === undefined ? '' : `; did you mean ${near}?`
-  return usage(isFlag(word) ? 'a command must come first' : `${word} is not a command${meant}`,
-    `the commands are ${commandNames.filter((name) => !(commands[name] as CommandSpec).internal).join(', ')}`)
+  return usage(
+    isFlag(word) ? 'a command must come first' : `${word} is not a command${meant}`,
+    `the commands are ${commandNames.filter((name) => !(commands[name] as CommandSpec).internal).join(', ')}`,
+  )
 }
 
 function findFlag(table: FlagTable, name: string): readonly [string, Flag] | undefined {
@@ -100,13 +116,20 @@ function readWord(command: CommandName, word: string, words: Words, into: Collec
 }
 
 function readRecipeWord(
-  flag: string, name: string, negated: string | undefined, inline: string | undefined, words: Words, into: Collected,
+  flag: string,
+  name: string,
+  negated: string | undefined,
+  inline: string | undefined,
+  words: Words,
+  into: Collected,
 ): boolean {
   if (isSecretFlag(name)) {
     if (inline === undefined && words.peek() !== undefined && !isFlag(words.peek()!)) words.next()
     into.names.push(name)
-    into.warnings.push(`${flag} is not used and not recorded: a token on a command line can be seen by others; `
-      + `set ${flagKey(name).includes('wandb') ? 'WANDB_API_KEY' : 'HF_TOKEN'} in the environment`)
+    into.warnings.push(
+      `${flag} is not used and not recorded: a token on a command line can be seen by others; ` +
+        `set ${flagKey(name).includes('wandb') ? 'WANDB_API_KEY' : 'HF_TOKEN'} in the environment`,
+    )
     return true
   }
   const old = oldFlag(name)

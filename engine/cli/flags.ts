@@ -23,8 +23,13 @@ export interface Flag {
 
 export type FlagTable = Readonly<Record<string, Flag>>
 
-type ValueOf<Type extends FlagType> =
-  Type extends 'boolean' ? boolean : Type extends 'text' ? string : Type extends 'list' ? readonly string[] : number
+type ValueOf<Type extends FlagType> = Type extends 'boolean'
+  ? boolean
+  : Type extends 'text'
+    ? string
+    : Type extends 'list'
+      ? readonly string[]
+      : number
 
 /** Values of a table of flags: always there with a default, else undefined when not given; booleans are false. */
 export type FlagValues<Table extends FlagTable> = {
@@ -46,7 +51,14 @@ export function usage(message: string, hint?: string): UnslothError {
 export const isFlag = (word: string): boolean => /^-[^\d.]/.test(word)
 
 const switchWords = new Map([
-  ['true', true], ['yes', true], ['on', true], ['1', true], ['false', false], ['no', false], ['off', false], ['0', false],
+  ['true', true],
+  ['yes', true],
+  ['on', true],
+  ['1', true],
+  ['false', false],
+  ['no', false],
+  ['off', false],
+  ['0', false],
 ])
 
 /** Position in the words of a command line. */
@@ -111,8 +123,10 @@ export function splitFlag(word: string): { flag: string; name: string; inline: s
 
 export function unknownFlag(flag: string, command: string, known: Iterable<string>): UnslothError {
   const near = closest(flag.replace(/^--?(?:no-)?/, ''), known)
-  return usage(`${flag} is not a flag of ${command}${near === undefined ? '' : `; did you mean --${near}?`}`,
-    `unsloth ${command} --help lists them`)
+  return usage(
+    `${flag} is not a flag of ${command}${near === undefined ? '' : `; did you mean --${near}?`}`,
+    `unsloth ${command} --help lists them`,
+  )
 }
 
 function numberOf(flag: string, text: string, { type, min = -Infinity, max = Infinity }: Flag): number {
@@ -129,15 +143,20 @@ function numberOf(flag: string, text: string, { type, min = -Infinity, max = Inf
 }
 
 /** Reads the value of one flag of a table. */
-export function readFlag(flag: string, spec: Flag, inline: string | undefined,
-  words: Words): boolean | string | number | string[] {
+export function readFlag(
+  flag: string,
+  spec: Flag,
+  inline: string | undefined,
+  words: Words,
+): boolean | string | number | string[] {
   const what = spec.value ?? spec.type.toUpperCase()
   switch (spec.type) {
     case 'boolean':
       return words.switch(flag, inline)
     case 'list':
-      return words.values(flag, inline, what).flatMap((item) => spec.commas === true
-        ? item.split(',').filter((part) => part !== '') : [item])
+      return words
+        .values(flag, inline, what)
+        .flatMap((item) => (spec.commas === true ? item.split(',').filter((part) => part !== '') : [item]))
     case 'integer':
     case 'number':
       return numberOf(flag, words.value(flag, inline, what), spec)
@@ -145,8 +164,10 @@ export function readFlag(flag: string, spec: Flag, inline: string | undefined,
       const text = words.value(flag, inline, what)
       if (spec.choices !== undefined && !spec.choices.includes(text) && spec.pattern?.test(text) !== true) {
         const near = closest(text, spec.choices)
-        throw usage(`${flag} is one of ${spec.choices.join(', ')}, not ${JSON.stringify(text)}`
-          + (near === undefined ? '' : `; did you mean ${near}?`))
+        throw usage(
+          `${flag} is one of ${spec.choices.join(', ')}, not ${JSON.stringify(text)}` +
+            (near === undefined ? '' : `; did you mean ${near}?`),
+        )
       }
       return text
     }

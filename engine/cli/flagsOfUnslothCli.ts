@@ -25,12 +25,27 @@ export function oldFlag(name: string): { readonly key: keyof OldFlags; readonly 
 
 /** Flags that only the old command line has, or spells so. */
 const oldSpellings = new Set([
-  ...Object.keys(oldFlags), 'model_name', 'r', 'use_gradient_checkpointing', 'random_state', 'per_device_train_batch_size',
-  'hub_path', 'hub_token',
+  ...Object.keys(oldFlags),
+  'model_name',
+  'r',
+  'use_gradient_checkpointing',
+  'random_state',
+  'per_device_train_batch_size',
+  'hub_path',
+  'hub_token',
 ])
 /** Flags that only the new command line has. */
-const newSpellings = new Set(['model', 'config', 'num_epochs', 'local_dataset', 'format_type', 'training_type', 'batch_size',
-  'lora_r', 'random_seed'])
+const newSpellings = new Set([
+  'model',
+  'config',
+  'num_epochs',
+  'local_dataset',
+  'format_type',
+  'training_type',
+  'batch_size',
+  'lora_r',
+  'random_seed',
+])
 
 /** Whether the flags of a command line without a recipe are those of the old program. */
 export function isOldCommandLine(names: readonly string[]): boolean {
@@ -136,6 +151,7 @@ export function translateOldCommandLine(old: OldFlags, overrides: readonly Recip
   const merged = [...defaults, ...all].map((override) =>
     override.path === 'data.dataset' && typeof override.value === 'string' && looksLikePath(override.value)
       ? { ...override, path: 'data.local_dataset', value: [override.value] }
-      : override)
+      : override,
+  )
   return { overrides: merged, warnings }
 }

@@ -19,12 +19,25 @@ function flagRow(name: string, flag: Flag): string {
 
 function recipeRow(field: RecipeField): string {
   const { meta, path } = field
-  const summary = meta.doc.split(/[.;]\s/)[0]!.replace(/[.;]$/, '').replaceAll('`', '')
-  const names = { boolean: '', list: ' NAME …', choice: ' NAME', text: ' TEXT', integer: ' N', number: ' N', mapping: ' NAME=COLUMN,…' }
+  const summary = meta.doc
+    .split(/[.;]\s/)[0]!
+    .replace(/[.;]$/, '')
+    .replaceAll('`', '')
+  const names = {
+    boolean: '',
+    list: ' NAME …',
+    choice: ' NAME',
+    text: ' TEXT',
+    integer: ' N',
+    number: ' N',
+    mapping: ' NAME=COLUMN,…',
+  }
   const value = meta.path === undefined ? names[meta.kind] : ' PATH'
   const what = meta.kind === 'choice' ? `; ${expectation(path).message}` : ''
-  const preset = meta.default === null || meta.default === undefined || (Array.isArray(meta.default) && meta.default.length === 0)
-    ? '' : ` (default ${Array.isArray(meta.default) ? meta.default.join(',') : JSON.stringify(meta.default).replaceAll('"', '')})`
+  const preset =
+    meta.default === null || meta.default === undefined || (Array.isArray(meta.default) && meta.default.length === 0)
+      ? ''
+      : ` (default ${Array.isArray(meta.default) ? meta.default.join(',') : JSON.stringify(meta.default).replaceAll('"', '')})`
   return row(`--${flagName(field)}${value}`, `${summary}${what}${preset}`)
 }
 
@@ -32,9 +45,17 @@ function recipeRow(field: RecipeField): string {
 export function helpText(topic: CommandName | null = null): string {
   if (topic === null) {
     const shown = commandNames.filter((name) => !(commands[name] as CommandSpec).internal)
-    return ['Fine-tune large language models, with no Python.', '', 'Usage: unsloth COMMAND …', '', 'Commands:',
-      ...shown.map((name) => row(name, commands[name].summary)), '',
-      'unsloth COMMAND --help describes a command; docs/recipe.md describes recipes.', ''].join('\n')
+    return [
+      'Fine-tune large language models, with no Python.',
+      '',
+      'Usage: unsloth COMMAND …',
+      '',
+      'Commands:',
+      ...shown.map((name) => row(name, commands[name].summary)),
+      '',
+      'unsloth COMMAND --help describes a command; docs/recipe.md describes recipes.',
+      '',
+    ].join('\n')
   }
   const spec: CommandSpec = commands[topic]
   const words = spec.positionals.map(({ name, required, many }) => {
@@ -46,9 +67,11 @@ export function helpText(topic: CommandName | null = null): string {
   if (spec.positionals.length > 0) lines.push('')
   lines.push('Flags:', ...Object.entries(spec.flags).map(([name, flag]) => flagRow(name, flag)), row('-h, --help', 'this text'))
   if (spec.recipe === true) {
-    lines.push('',
+    lines.push(
+      '',
       'Every key of the recipe is a flag that overrides the file; --SECTION.KEY, dashes and underscores are all understood,',
-      'booleans are --KEY, --no-KEY or --KEY=false. Command lines of unsloth-cli.py work as they are.')
+      'booleans are --KEY, --no-KEY or --KEY=false. Command lines of unsloth-cli.py work as they are.',
+    )
     for (const section of sectionNames.filter((name) => name !== 'inference')) {
       lines.push('', `${section}:`, ...recipeFields.filter((field) => field.section === section).map(recipeRow))
     }

@@ -171,16 +171,27 @@ export function formatReport(found: InspectReport, options: { readonly all?: boo
   ]
   const sections = [
     [`${printable(found.path)}: ${kindNames[found.kind]}`],
-    table(facts.map(([label, value]) => [label, printable(formatFact(value), 400)]), ['left', 'left']),
-    Object.keys(metadata).length === 0 ? [] : [
-      'Metadata',
-      ...table(Object.entries(metadata).map(([key, value]) => [`  ${printable(key)}`, printable(value, 400)]), ['left', 'left']),
-    ],
+    table(
+      facts.map(([label, value]) => [label, printable(formatFact(value), 400)]),
+      ['left', 'left'],
+    ),
+    Object.keys(metadata).length === 0
+      ? []
+      : [
+          'Metadata',
+          ...table(
+            Object.entries(metadata).map(([key, value]) => [`  ${printable(key)}`, printable(value, 400)]),
+            ['left', 'left'],
+          ),
+        ],
     found.tensors.length === 0 ? [] : tensorLines(found.tensors, options.all === true),
     found.totals.length === 0 ? [] : totalLines(found.totals),
     found.warnings.map((warning) => `Warning: ${warning}`),
   ]
-  return `${sections.filter((section) => section.length > 0).map((section) => section.join('\n')).join('\n\n')}\n`
+  return `${sections
+    .filter((section) => section.length > 0)
+    .map((section) => section.join('\n'))
+    .join('\n\n')}\n`
 }
 
 /** `unsloth inspect FILE|DIR [--all] [--json]`: the text to print. */

@@ -10,6 +10,11 @@ export interface ComputeFlags {
 }
 
 /** Where and in which number formats a command computes; the flags' choices are checked by the command table. */
-export const computeSettings = ({ device, compute, threads }: ComputeFlags): { device: DeviceChoice; compute: Compute | 'auto' } => ({
-  device: chooseDevice(device, threads), compute: compute as Compute | 'auto',
+export const computeSettings = ({
+  device,
+  compute,
+  threads,
+}: ComputeFlags): { device: DeviceChoice; compute: Compute | 'auto' } => ({
+  device: chooseDevice(device, threads),
+  compute: compute as Compute | 'auto',
 })

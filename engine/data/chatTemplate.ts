@@ -41,7 +41,18 @@ const longestRange = 100_000
 class TemplateRefusal extends Error {}
 
 const months = [
-  'January', 'February', 'March', 'April', 'May', 'June', 'July', 'August', 'September', 'October', 'November', 'December',
+  'January',
+  'February',
+  'March',
+  'April',
+  'May',
+  'June',
+  'July',
+  'August',
+  'September',
+  'October',
+  'November',
+  'December',
 ]
 const days = ['Sunday', 'Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday']
 
@@ -51,10 +62,21 @@ export function strftime(date: Date, format: string): string {
   const month = months[date.getMonth()]!
   const day = days[date.getDay()]!
   const values: Readonly<Record<string, string>> = {
-    Y: String(date.getFullYear()), y: two(date.getFullYear() % 100), m: two(date.getMonth() + 1), d: two(date.getDate()),
-    e: String(date.getDate()).padStart(2), b: month.slice(0, 3), B: month, a: day.slice(0, 3), A: day,
-    H: two(date.getHours()), I: two(date.getHours() % 12 || 12), M: two(date.getMinutes()), S: two(date.getSeconds()),
-    p: date.getHours() < 12 ? 'AM' : 'PM', '%': '%',
+    Y: String(date.getFullYear()),
+    y: two(date.getFullYear() % 100),
+    m: two(date.getMonth() + 1),
+    d: two(date.getDate()),
+    e: String(date.getDate()).padStart(2),
+    b: month.slice(0, 3),
+    B: month,
+    a: day.slice(0, 3),
+    A: day,
+    H: two(date.getHours()),
+    I: two(date.getHours() % 12 || 12),
+    M: two(date.getMinutes()),
+    S: two(date.getSeconds()),
+    p: date.getHours() < 12 ? 'AM' : 'PM',
+    '%': '%',
     F: `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`,
     T: `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`,
   }
@@ -87,15 +109,27 @@ export class ChatTemplate {
       this.program = parseTemplate(source)
     } catch (error) {
       throw new UnslothError('TOKENIZER', `${name} is not valid: ${(error as Error).message}.`, {
-        hint: 'Correct the Jinja template, or name another one with data.chat_template.', cause: error,
+        hint: 'Correct the Jinja template, or name another one with data.chat_template.',
+        cause: error,
       })
     }
     const special = {
-      bos_token: tokens.bosToken, eos_token: tokens.eosToken, pad_token: tokens.padToken, unk_token: tokens.unkToken,
+      bos_token: tokens.bosToken,
+      eos_token: tokens.eosToken,
+      pad_token: tokens.padToken,
+      unk_token: tokens.unkToken,
     }
     const set = Object.fromEntries(Object.entries(special).filter(([, token]) => token !== undefined))
     this.globals = {
-      true: true, false: false, none: null, True: true, False: false, None: null, range, ...templateFunctions, ...set,
+      true: true,
+      false: false,
+      none: null,
+      True: true,
+      False: false,
+      None: null,
+      range,
+      ...templateFunctions,
+      ...set,
       raise_exception: (message: unknown) => {
         throw new TemplateRefusal(String(message))
       },
@@ -107,7 +141,12 @@ export class ChatTemplate {
   render(messages: readonly ChatMessage[], { addGenerationPrompt = false, tools, variables = {} }: RenderOptions = {}): string {
     const environment = new Environment()
     const values = {
-      ...this.globals, documents: null, ...variables, messages, tools: tools ?? null, add_generation_prompt: addGenerationPrompt,
+      ...this.globals,
+      documents: null,
+      ...variables,
+      messages,
+      tools: tools ?? null,
+      add_generation_prompt: addGenerationPrompt,
     }
     for (const [key, value] of Object.entries(values)) environment.set(key, value)
     try {
@@ -119,12 +158,16 @@ export class ChatTemplate {
   }
 
   private failure(error: unknown, messages: readonly ChatMessage[]): UnslothError {
-    const roles = messages.map(({ role }) => role).slice(0, 8).join(', ')
+    const roles = messages
+      .map(({ role }) => role)
+      .slice(0, 8)
+      .join(', ')
     const reason = error instanceof Error ? error.message : String(error)
     const text = `${this.name} ${error instanceof TemplateRefusal ? 'refuses these messages' : 'failed'}: ${reason}`
     return new UnslothError('DATA', `${text}${/[.!?]$/.test(text) ? '' : '.'}`, {
-      hint: `The roles are ${roles}${messages.length > 8 ? ', …' : ''}. `
-        + 'Bring the messages into the form that this model expects, or name another template with data.chat_template.',
+      hint:
+        `The roles are ${roles}${messages.length > 8 ? ', …' : ''}. ` +
+        'Bring the messages into the form that this model expects, or name another template with data.chat_template.',
       cause: error,
     })
   }
@@ -150,17 +193,18 @@ export function chatTemplateFor(tokenizer: Tokenizer, { template, tools = false,
     if (named !== undefined) return make(named, `the chat template ${quote(template)}`)
     if (!isTemplateText(template)) {
       const known = [...own.keys(), ...Object.keys(namedTemplates)].map((name) => quote(name)).join(', ')
-      throw new UnslothError(
-        'TOKENIZER', `${quote(template)}: neither a Jinja template nor the name of a known one.`, { hint: `Known are ${known}.` },
-      )
+      throw new UnslothError('TOKENIZER', `${quote(template)}: neither a Jinja template nor the name of a known one.`, {
+        hint: `Known are ${known}.`,
+      })
     }
     return make(template, 'the template of data.chat_template')
   }
   const source = (tools ? own.get('tool_use') : undefined) ?? own.get('default') ?? own.values().next().value
   if (source === undefined)
     throw new UnslothError('TOKENIZER', `${tokenizer.folder}: this model has no chat template for conversations.`, {
-      hint: 'It is a base model. Set data.chat_template to chatml or to a Jinja file, use its instruction-tuned sibling, '
-        + 'or give the data as prompt and completion.',
+      hint:
+        'It is a base model. Set data.chat_template to chatml or to a Jinja file, use its instruction-tuned sibling, ' +
+        'or give the data as prompt and completion.',
     })
   return make(source, `the chat template of ${tokenizer.folder}`)
 }

@@ -33,7 +33,7 @@ function matrixOf({ name, path, dtype, shape, offset, bytes }: TensorLocation): 
       throw readError(error, path, 'weights')
     })
     try {
-      for (let index = 0; index < sorted.length; ) {
+      for (let index = 0; index < sorted.length;) {
         const first = sorted[index]!
         let end = index
         while (end + 1 < sorted.length && sorted[end + 1]! - sorted[end]! <= 8 && sorted[end + 1]! - first < rowsAtOnce) end++
@@ -41,7 +41,8 @@ function matrixOf({ name, path, dtype, shape, offset, bytes }: TensorLocation): 
         const buffer = Buffer.alloc(count * rowBytes)
         await handle.read(buffer, 0, buffer.length, offset + first * rowBytes)
         const values = Float32Array.from(decodeElements(dtype, buffer, path) as ArrayLike<number>)
-        for (let row = first; row < first + count; row++) if (wanted.has(row)) found.set(row, view(values.subarray((row - first) * cols, (row - first + 1) * cols)))
+        for (let row = first; row < first + count; row++)
+          if (wanted.has(row)) found.set(row, view(values.subarray((row - first) * cols, (row - first + 1) * cols)))
         index = end + 1
       }
       return found
@@ -58,7 +59,9 @@ const largestOf = (values: Float32Array): number => values.reduce((largest, valu
 export async function tokenMatrices(folder: string): Promise<{ embedding: RowMatrix | undefined; head: RowMatrix | undefined }> {
   const source = await openTensorSource(folder).catch(() => undefined)
   const find = (pattern: RegExp): RowMatrix | undefined => {
-    const tensor = [...(source?.tensors.values() ?? [])].find(({ name, shape, dtype }) => pattern.test(name) && shape.length === 2 && /^(?:F|BF)/.test(dtype))
+    const tensor = [...(source?.tensors.values() ?? [])].find(
+      ({ name, shape, dtype }) => pattern.test(name) && shape.length === 2 && /^(?:F|BF)/.test(dtype),
+    )
     return tensor && matrixOf(tensor)
   }
   return { embedding: find(embeddingName), head: find(headName) }

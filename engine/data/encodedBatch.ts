@@ -37,7 +37,8 @@ export function encodeBatch(encoder: RowEncoder, rows: readonly SourceRow[]): En
   for (const row of rows) {
     const { samples, note, problem } = encoder.encode(row)
     const { file, line } = row
-    if (note !== undefined || problem !== undefined) remarks.push({ file, line, ...(note && { note }), ...(problem && { problem }) })
+    if (note !== undefined || problem !== undefined)
+      remarks.push({ file, line, ...(note && { note }), ...(problem && { problem }) })
     for (const { ids, spans: trained } of samples) {
       if (files.at(-1) !== file) files.push(file)
       table.push(ids.length, trained.length, files.length - 1, line)

@@ -118,9 +118,7 @@ function shareGptMessages(row: Row, column: string, keys?: FormatChoice['turnKey
   if (isMessages(turns)) return checkedMessages(row, column, turns)
   if (!isTurns(turns)) {
     const what = emptyOr(turns, 'not a list of turns with "from" and "value"')
-    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${what}.`, {
-      hint: 'Correct or remove the row.',
-    })
+    throw new UnslothError('DATA', `${place(row)}: ${quote(column)} is ${what}.`, { hint: 'Correct or remove the row.' })
   }
   return (turns as { from: string; value: unknown }[]).map(({ from, value }, index) => {
     const role = roleOf(from)

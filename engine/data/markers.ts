@@ -11,7 +11,8 @@ export interface TurnMarkers {
 /** Markers of known formats. A marker must not hold `<think>`: thinking templates drop it from earlier turns. */
 const known: readonly TurnMarkers[] = [
   {
-    instruction: '<|start_header_id|>user<|end_header_id|>\n\n', response: '<|start_header_id|>assistant<|end_header_id|>\n\n',
+    instruction: '<|start_header_id|>user<|end_header_id|>\n\n',
+    response: '<|start_header_id|>assistant<|end_header_id|>\n\n',
     end: '<|eot_id|>',
   },
   { instruction: '<|im_start|>user\n', response: '<|im_start|>assistant\n', end: '<|im_end|>\n' },
@@ -37,8 +38,12 @@ const commonPrefix = (a: string, b: string): string => {
 
 /** Words that no template writes by itself, for asking and answering. */
 const probe = [
-  'Kestrel question one', 'Kestrel answer one', 'Kestrel question two', 'Kestrel answer two',
-  'Kestrel question three', 'Kestrel answer three',
+  'Kestrel question one',
+  'Kestrel answer one',
+  'Kestrel question two',
+  'Kestrel answer two',
+  'Kestrel question three',
+  'Kestrel answer three',
 ]
 
 /**
@@ -75,7 +80,7 @@ export interface TextSpan {
 /** Answers found by their markers: from after a response marker to the end of the turn or before the next instruction. */
 export function spansByMarkers(text: string, { instruction, response, end }: TurnMarkers): TextSpan[] {
   const spans: TextSpan[] = []
-  for (let at = text.indexOf(response); at >= 0; ) {
+  for (let at = text.indexOf(response); at >= 0;) {
     const from = at + response.length
     const next = text.indexOf(instruction, from)
     const limit = next < 0 ? text.length : next

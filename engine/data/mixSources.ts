@@ -59,7 +59,8 @@ export function mixDatasets(sources: readonly MixSource[], until: MixUntil, seed
   }
   const shares = sources.map(
     ({ name }, index) =>
-      `${name} ${formatCount(taken[index]!)} of ${formatCount(sizes[index]!)}` + (taken[index]! > sizes[index]! ? ' (repeated)' : ''),
+      `${name} ${formatCount(taken[index]!)} of ${formatCount(sizes[index]!)}` +
+      (taken[index]! > sizes[index]! ? ' (repeated)' : ''),
   )
   const first = sources[0]!.dataset
   const formats = [...new Set(sources.map(({ dataset }) => dataset.format.format))]

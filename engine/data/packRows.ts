@@ -44,8 +44,9 @@ class OpenRows {
 
 /** Best-fit decreasing: each sample, longest first, into the row that it fills best. */
 function packWindow(members: Uint32Array, lengths: ArrayLike<number>, rowTokens: number): number[][] {
-  const sorted = Array.from(members, (sample, order) => ({ sample, order }))
-    .sort((a, b) => lengths[b.sample]! - lengths[a.sample]! || a.order - b.order)
+  const sorted = Array.from(members, (sample, order) => ({ sample, order })).sort(
+    (a, b) => lengths[b.sample]! - lengths[a.sample]! || a.order - b.order,
+  )
   const rows: number[][] = []
   const open = new OpenRows()
   for (const { sample } of sorted) {
@@ -64,7 +65,8 @@ function packWindow(members: Uint32Array, lengths: ArrayLike<number>, rowTokens:
  * of its own.
  */
 export function packRows(
-  lengths: ArrayLike<number>, { rowTokens, seed, shuffle, window = defaultWindow }: PackingOptions,
+  lengths: ArrayLike<number>,
+  { rowTokens, seed, shuffle, window = defaultWindow }: PackingOptions,
 ): number[][] {
   const order = shuffle ? permutation(lengths.length, seed, packingStream) : Uint32Array.from(lengths, (_, index) => index)
   const rows: number[][] = []

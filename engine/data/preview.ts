@@ -44,15 +44,29 @@ export const spread = (count: number, samples: number): number[] => {
 }
 
 /** What a data set looks like to the model: numbers about all of it, and some samples token by token. */
-export function previewDataset(dataset: Dataset, tokenizer: Tokenizer, { samples: shown, maxSeqLength, seed = 3407 }: PreviewChoice): DataPreview {
+export function previewDataset(
+  dataset: Dataset,
+  tokenizer: Tokenizer,
+  { samples: shown, maxSeqLength, seed = 3407 }: PreviewChoice,
+): DataPreview {
   const { samples, format, rows, statistics, warnings } = dataset
   const lengths = samples.map((sample) => Math.min(lengthOf(sample), maxSeqLength))
   const packed = packRows(lengths, { rowTokens: maxSeqLength, seed, shuffle: true }).length
   const chosen = shown.filter((index) => index >= 0 && index < samples.length)
   return {
-    format: format.format, reason: format.reason, rows, samples: statistics.samples, tokens: statistics.tokens, trainedTokens: statistics.labelledTokens,
+    format: format.format,
+    reason: format.reason,
+    rows,
+    samples: statistics.samples,
+    tokens: statistics.tokens,
+    trainedTokens: statistics.labelledTokens,
     lengths: statistics.lengths,
-    packing: { rows: packed, rowTokens: maxSeqLength, efficiency: packed === 0 ? 0 : statistics.tokens / (packed * maxSeqLength) },
-    warnings, shown: chosen.map((index) => previewSample(samples[index]!, index + 1, tokenizer, maxSeqLength)),
+    packing: {
+      rows: packed,
+      rowTokens: maxSeqLength,
+      efficiency: packed === 0 ? 0 : statistics.tokens / (packed * maxSeqLength),
+    },
+    warnings,
+    shown: chosen.map((index) => previewSample(samples[index]!, index + 1, tokenizer, maxSeqLength)),
   }
 }

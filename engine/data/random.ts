@@ -3,7 +3,7 @@ const mask = 0xffff_ffff_ffff_ffffn
 
 /** SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): spreads a few seeds over any number of 64-bit words. */
 function* splitMix64(seed: bigint): Generator<bigint, never> {
-  for (let state = seed & mask; ; ) {
+  for (let state = seed & mask; ;) {
     state = (state + 0x9e37_79b9_7f4a_7c15n) & mask
     let z = state
     z = ((z ^ (z >> 30n)) * 0xbf58_476d_1ce4_e5b9n) & mask

@@ -116,7 +116,11 @@ export class DelimitedScanner {
 /** The delimiter of a file: a tab in .tsv, else whichever of comma, semicolon and tab the first line has most of. */
 function delimiterOf(file: string, head: string): string {
   if (/\.tsv(\.gz)?$/i.test(file)) return '\t'
-  const first = head.replace(/"[^"]*"?/g, '').split(/[\r\n]/).find((line) => line.trim() !== '') ?? ''
+  const first =
+    head
+      .replace(/"[^"]*"?/g, '')
+      .split(/[\r\n]/)
+      .find((line) => line.trim() !== '') ?? ''
   const count = (delimiter: string): number => first.split(delimiter).length
   return [',', ';', '\t'].reduce((best, delimiter) => (count(delimiter) > count(best) ? delimiter : best))
 }
@@ -125,7 +129,12 @@ function checkedHeader(file: string, { fields, line }: Record): readonly string[
   const names = fields.map((name) => name.trim())
   const twice = names.find((name, index) => names.indexOf(name) !== index)
   if (twice !== undefined)
-    throw dataError(file, line, `two columns are called ${quote(twice)}`, 'The first line names the columns: give each its own name.')
+    throw dataError(
+      file,
+      line,
+      `two columns are called ${quote(twice)}`,
+      'The first line names the columns: give each its own name.',
+    )
   return names
 }
 
@@ -152,7 +161,9 @@ export async function* readDelimited(file: string): AsyncGenerator<SourceRow> {
     }
   }
   try {
-    for await (const text of textOf(chunksOf(file), (error) => dataError(file, line, 'not UTF-8 text here or in the lines that follow', utf8Hint, error))) {
+    for await (const text of textOf(chunksOf(file), (error) =>
+      dataError(file, line, 'not UTF-8 text here or in the lines that follow', utf8Hint, error),
+    )) {
       scanner ??= new DelimitedScanner(delimiterOf(file, text))
       yield* rows(scanner.push(text))
     }

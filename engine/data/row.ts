@@ -16,9 +16,8 @@ export interface RowProblem {
 }
 
 /** A row as it was read: parsed, JSON text, or why it could not be read. */
-export type SourceRow = Pick<Row, 'file' | 'line'> & (
-  { readonly value: Row['value'] } | { readonly text: string } | { readonly problem: RowProblem }
-)
+export type SourceRow = Pick<Row, 'file' | 'line'> &
+  ({ readonly value: Row['value'] } | { readonly text: string } | { readonly problem: RowProblem })
 
 /** Where a row stands, for messages. */
 export const place = ({ file, line }: Pick<Row, 'file' | 'line'>): string => `${file}:${line}`
@@ -43,8 +42,13 @@ function parseText(text: string, file: string, line: number): Row {
     } catch (error) {
       const found = /: line (\d+), column (\d+): (.*?)\.?$/s.exec((error as Error).message)
       const at = found === null ? '' : `, column ${found[2]}`
-      throw dataError(file, line + (found === null ? 0 : Number(found[1]) - 1), `${found?.[3] ?? (error as Error).message}${at}`,
-        'Each row is one JSON object. Correct or remove this one, or set data.skip_bad_rows.', error)
+      throw dataError(
+        file,
+        line + (found === null ? 0 : Number(found[1]) - 1),
+        `${found?.[3] ?? (error as Error).message}${at}`,
+        'Each row is one JSON object. Correct or remove this one, or set data.skip_bad_rows.',
+        error,
+      )
     }
   }
   if (!isJsonObject(value)) {

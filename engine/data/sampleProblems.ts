@@ -27,7 +27,7 @@ export function sampleProblems({ ids, labels }: Tokens, tokenizer: Tokenizer, ma
 function countUnknown(ids: Int32Array, tokenizer: Tokenizer, unkToken: string): number {
   const [id] = tokenizer.encode(unkToken)
   // Where one token has several tasks, as GPT-2's <|endoftext|>, it says nothing about the text.
-  const alone = id !== undefined && tokenizer.specialIds.has(id)
-    && ![tokenizer.bosId, tokenizer.padId, ...tokenizer.eosIds].includes(id)
+  const alone =
+    id !== undefined && tokenizer.specialIds.has(id) && ![tokenizer.bosId, tokenizer.padId, ...tokenizer.eosIds].includes(id)
   return alone ? ids.reduce((count, other) => count + Number(other === id), 0) : 0
 }

@@ -210,9 +210,7 @@ export class SampleWriter {
       throw new UnslothError(
         'FILE_WRITE',
         `${this.path}: the tokens of a data set larger than the memory could not be written.`,
-        {
-          hint: 'Free some space there, or set XDG_CACHE_HOME to a folder with more room.',
-        },
+        { hint: 'Free some space there, or set XDG_CACHE_HOME to a folder with more room.' },
       )
     return samplesOf(table, spans, this.files, { file: new OpenFile(kept) })
   }

@@ -119,11 +119,13 @@ function mergesOf(pieces: readonly Piece[], ids: ReadonlyMap<string, number>): [
 }
 
 /** The same tokenizer as a tokenizer.json; undefined when it does what only SentencePiece can. */
-export function fastForm({ pieces, type, byteFallback, dummyPrefix, normalises }: SentencePieceModel):
-  | (Readonly<Record<string, unknown>> & {
-      readonly added_tokens: readonly AddedTokenSpec[]
-    })
-  | undefined {
+export function fastForm({
+  pieces,
+  type,
+  byteFallback,
+  dummyPrefix,
+  normalises,
+}: SentencePieceModel): (Readonly<Record<string, unknown>> & { readonly added_tokens: readonly AddedTokenSpec[] }) | undefined {
   // The tokenizer library has no bytes for unknown characters of unigram models.
   if (normalises || (type === 'unigram' && byteFallback)) return undefined
   const ids = new Map(pieces.map(({ text }, id) => [text, id]))

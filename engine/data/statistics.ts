@@ -62,7 +62,9 @@ export function datasetStatistics(samples: readonly Sample[]): DatasetStatistics
     lengths: {
       shortest: lengths[0] ?? 0,
       mean: samples.length === 0 ? 0 : tokens / samples.length,
-      p50: percentile(lengths, 0.5), p95: percentile(lengths, 0.95), p99: percentile(lengths, 0.99),
+      p50: percentile(lengths, 0.5),
+      p95: percentile(lengths, 0.95),
+      p99: percentile(lengths, 0.99),
       longest,
       histogram: counts.map((count, index) => ({ from: index * width + 1, to: (index + 1) * width, samples: count })),
     },

@@ -128,7 +128,8 @@ async function untrainedFinding(tokenizer: Tokenizer, ids: readonly number[]): P
         check: 'untrained',
         level: 'info',
         found:
-          `${formatCount(untrained.length)} special tokens were never trained: ${some(names)}; ` + 'the chat template does not use them',
+          `${formatCount(untrained.length)} special tokens were never trained: ${some(names)}; ` +
+          'the chat template does not use them',
       }
 }
 

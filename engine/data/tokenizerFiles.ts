@@ -153,8 +153,10 @@ async function namesIn(folder: string): Promise<Set<string>> {
   return new Set(
     await readdir(folder).catch((error: unknown) => {
       throw broken(
-        folder, `could not be read as a folder: ${(error as Error).message}`,
-        'Give the folder of a model that has tokenizer.json.', error,
+        folder,
+        `could not be read as a folder: ${(error as Error).message}`,
+        'Give the folder of a model that has tokenizer.json.',
+        error,
       )
     }),
   )
@@ -168,10 +170,11 @@ async function readDefinition(folder: string, names: ReadonlySet<string>): Promi
   if (made !== undefined) return { definition: { ...made }, converted: true }
   const others = ['tokenizer.model', 'vocab.json', 'merges.txt'].filter((name) => names.has(name))
   throw new UnslothError('TOKENIZER', `${path}: no such file.`, {
-    hint: others.length === 0
-      ? 'Copy tokenizer.json and tokenizer_config.json from the folder of the base model.'
-      : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: `
-        + 'take tokenizer.json from a newer upload of the model.',
+    hint:
+      others.length === 0
+        ? 'Copy tokenizer.json and tokenizer_config.json from the folder of the base model.'
+        : `Only ${others.map((name) => quote(name)).join(' and ')} are there, an older form: ` +
+          'take tokenizer.json from a newer upload of the model.',
   })
 }
 

@@ -229,7 +229,9 @@ function repairBeyond(files: TokenizerFiles): RepairedFiles {
       {
         check: 'vocabulary',
         found:
-          `${bad.length} added tokens have ids beyond the ${rows} rows of the embedding: ` + shown + (bad.length > 4 ? ', …' : ''),
+          `${bad.length} added tokens have ids beyond the ${rows} rows of the embedding: ` +
+          shown +
+          (bad.length > 4 ? ', …' : ''),
         changed: 'they are left out',
       },
     ],

@@ -58,18 +58,27 @@ export class Generator {
   private readonly batch: number
 
   /** `maxLength`: prompt and new tokens of one text together. */
-  constructor(model: LoadedModel, weights: DecoderWeights | readonly DecoderWeights[], options: { batch: number; maxLength: number }) {
+  constructor(
+    model: LoadedModel,
+    weights: DecoderWeights | readonly DecoderWeights[],
+    options: { batch: number; maxLength: number },
+  ) {
     const { spec, runtime, target } = model
     this.model = model
     this.batch = options.batch
     this.rowsPerText = options.maxLength
     const cache = { rows: options.batch * options.maxLength }
     runtime.reserve('cache', cacheBytes(spec, cache, target.activation))
-    const capacity = { tokens: Math.max(options.batch, Math.min(prefillTokens, options.batch * options.maxLength)), labelled: options.batch, sequences: options.batch }
+    const capacity = {
+      tokens: Math.max(options.batch, Math.min(prefillTokens, options.batch * options.maxLength)),
+      labelled: options.batch,
+      sequences: options.batch,
+    }
     // One token of each text: few enough rows that a GPU multiplies 4-bit weights as they are.
     const each = { tokens: options.batch, labelled: options.batch, sequences: options.batch }
     this.voices = [weights].flat().map((voice): Voice => {
-      const plan = (room: typeof each) => new StepRunner(runtime, spec, logitsPlan({ spec, weights: voice, capacity: room, target, cache }))
+      const plan = (room: typeof each) =>
+        new StepRunner(runtime, spec, logitsPlan({ spec, weights: voice, capacity: room, target, cache }))
       const runner = plan(capacity)
       return { runner, decoder: model.patched.arena.isQuantised && options.batch < capacity.tokens ? plan(each) : runner }
     })
@@ -77,13 +86,28 @@ export class Generator {
 
   /** The new tokens of each prompt, the ending id not included. */
   async generate(requests: readonly GenerationRequest[], options: GenerationOptions): Promise<number[][]> {
-    if (requests.length > this.batch) throw new UnslothError('INTERNAL', `${requests.length} prompts for a batch of ${this.batch}`)
-    const rows = requests.map(({ ids, seed, voice = 0, maxNewTokens = options.maxNewTokens }, request): Row =>
-      ({ request, voice, seed, ids: [...ids], maxNewTokens, cached: 0, prompt: ids.length }))
+    if (requests.length > this.batch)
+      throw new UnslothError('INTERNAL', `${requests.length} prompts for a batch of ${this.batch}`)
+    const rows = requests.map(({ ids, seed, voice = 0, maxNewTokens = options.maxNewTokens }, request): Row => ({
+      request,
+      voice,
+      seed,
+      ids: [...ids],
+      maxNewTokens,
+      cached: 0,
+      prompt: ids.length,
+    }))
     for (const row of rows) {
-      if (row.prompt === 0) throw new UnslothError('USAGE', 'The prompt has no tokens.', { hint: 'Write at least one word, or use a tokenizer that adds a beginning-of-text token.' })
+      if (row.prompt === 0)
+        throw new UnslothError('USAGE', 'The prompt has no tokens.', {
+          hint: 'Write at least one word, or use a tokenizer that adds a beginning-of-text token.',
+        })
       if (row.prompt + row.maxNewTokens > this.rowsPerText)
-        throw new UnslothError('USAGE', `A prompt of ${row.prompt} tokens and ${row.maxNewTokens} new ones exceed the ${this.rowsPerText} positions reserved.`, { hint: 'Shorten the prompt or ask for fewer new tokens.' })
+        throw new UnslothError(
+          'USAGE',
+          `A prompt of ${row.prompt} tokens and ${row.maxNewTokens} new ones exceed the ${this.rowsPerText} positions reserved.`,
+          { hint: 'Shorten the prompt or ask for fewer new tokens.' },
+        )
     }
     let active = rows.filter(({ maxNewTokens }) => maxNewTokens > 0)
     while (active.length > 0) {
@@ -130,8 +154,13 @@ export class Generator {
   private pack(steps: readonly { row: Row; from: number; to: number }[]): PackedTokens {
     const tokens = steps.reduce((sum, { from, to }) => sum + to - from, 0)
     const packed = {
-      ids: new Int32Array(tokens), positions: new Int32Array(tokens), slots: new Int32Array(tokens),
-      qStart: new Int32Array(steps.length + 1), kvStart: new Int32Array(steps.length), kvLength: new Int32Array(steps.length), ropeLength: new Int32Array(steps.length),
+      ids: new Int32Array(tokens),
+      positions: new Int32Array(tokens),
+      slots: new Int32Array(tokens),
+      qStart: new Int32Array(steps.length + 1),
+      kvStart: new Int32Array(steps.length),
+      kvLength: new Int32Array(steps.length),
+      ropeLength: new Int32Array(steps.length),
     }
     const labelIndex: number[] = []
     let at = 0

@@ -73,7 +73,10 @@ function candidates(logits: Float32Array, topK: number): Uint32Array {
   const order = (a: number, b: number) => logits[b]! - logits[a]! || a - b
   if (topK === 0 || topK >= ids.length) return ids.sort(order)
   const threshold = Float32Array.from(logits).sort()[logits.length - topK]!
-  return ids.filter((id) => logits[id]! >= threshold).sort(order).subarray(0, topK)
+  return ids
+    .filter((id) => logits[id]! >= threshold)
+    .sort(order)
+    .subarray(0, topK)
 }
 
 /** How many of the leading candidates remain: min-p on the top candidate, top-p keeps the first whose sum reaches p. */

@@ -16,7 +16,10 @@ export class StopMatcher {
   push(piece: string): string {
     if (this.found) return ''
     this.held += piece
-    const first = this.stops.map((stop) => this.held.indexOf(stop)).filter((at) => at >= 0).sort((a, b) => a - b)[0]
+    const first = this.stops
+      .map((stop) => this.held.indexOf(stop))
+      .filter((at) => at >= 0)
+      .sort((a, b) => a - b)[0]
     if (first !== undefined) {
       this.found = true
       const text = this.held.slice(0, first)
@@ -38,7 +41,8 @@ export class StopMatcher {
 
   /** Longest end of the held text that begins this stop string. */
   private overlap(stop: string): number {
-    for (let length = Math.min(stop.length - 1, this.held.length); length > 0; --length) if (this.held.endsWith(stop.slice(0, length))) return length
+    for (let length = Math.min(stop.length - 1, this.held.length); length > 0; --length)
+      if (this.held.endsWith(stop.slice(0, length))) return length
     return 0
   }
 }

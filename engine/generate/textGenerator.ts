@@ -43,7 +43,10 @@ export class TextGenerator {
     checkSampling(options.sampling)
     const context = Math.min(options.maxLength ?? Infinity, this.model.spec.context)
     const longest = Math.max(...prompts.map(({ length }) => length))
-    if (longest >= context) throw new UnslothError('USAGE', `The prompt has ${longest} tokens; there is room for ${context}.`, { hint: 'Shorten the prompt.' })
+    if (longest >= context)
+      throw new UnslothError('USAGE', `The prompt has ${longest} tokens; there is room for ${context}.`, {
+        hint: 'Shorten the prompt.',
+      })
     // Each by itself, so that a long neighbour shortens no text.
     const limits = prompts.map(({ length }) => Math.min(options.maxNewTokens, context - length))
     const maxLength = Math.max(...prompts.map(({ length }, prompt) => length + limits[prompt]!))
@@ -60,9 +63,17 @@ export class TextGenerator {
     const isBase = prompts.map((_, prompt) => (typeof base === 'boolean' ? base : base[prompt] === true))
     const voices = [...new Set(isBase)]
     await this.generator(voices, prompts.length, Math.min(2 ** Math.ceil(Math.log2(maxLength)), context)).generate(
-      prompts.map((ids, prompt) => ({ ids, seed: options.seed, maxNewTokens: limits[prompt]!, voice: voices.indexOf(isBase[prompt]!) })),
+      prompts.map((ids, prompt) => ({
+        ids,
+        seed: options.seed,
+        maxNewTokens: limits[prompt]!,
+        voice: voices.indexOf(isBase[prompt]!),
+      })),
       {
-        maxNewTokens: options.maxNewTokens, sampling: options.sampling, stopIds: new Set(this.tokenizer.eosIds), ...(options.signal === undefined ? {} : { signal: options.signal }),
+        maxNewTokens: options.maxNewTokens,
+        sampling: options.sampling,
+        stopIds: new Set(this.tokenizer.eosIds),
+        ...(options.signal === undefined ? {} : { signal: options.signal }),
         onToken: (prompt, id) => {
           ++tokens[prompt]!
           show(prompt, matchers[prompt]!.push(decoders[prompt]!.push(id)))
@@ -74,7 +85,13 @@ export class TextGenerator {
       const matcher = matchers[prompt]!
       show(prompt, matcher.push(matcher.matched ? '' : decoders[prompt]!.end()))
       show(prompt, matcher.end())
-      const reason = matcher.matched ? 'stop' : tokens[prompt] === limits[prompt] ? 'length' : options.signal?.aborted === true ? 'cancelled' : 'end'
+      const reason = matcher.matched
+        ? 'stop'
+        : tokens[prompt] === limits[prompt]
+          ? 'length'
+          : options.signal?.aborted === true
+            ? 'cancelled'
+            : 'end'
       return { text: texts[prompt]!, promptTokens: ids.length, newTokens: tokens[prompt]!, reason }
     })
   }
@@ -84,7 +101,11 @@ export class TextGenerator {
     const key = `${voices.join()}.${batch}.${maxLength}`
     const known = this.generators.get(key)
     if (known !== undefined) return known
-    const made = new Generator(this.model, voices.map((base) => (base ? this.model.base : this.model.trained)), { batch, maxLength })
+    const made = new Generator(
+      this.model,
+      voices.map((base) => (base ? this.model.base : this.model.trained)),
+      { batch, maxLength },
+    )
     this.generators.set(key, made)
     return made
   }

@@ -21,8 +21,9 @@ const allowed = { f32: 1e-5, tf32: 1e-3, bf16: 6e-3, f16: 1e-3 } as const
 /** Every case of the table (with TF32, those it is for) on the processor in fp32 and on the GPU in the given types, on the same numbers. */
 export async function compareOps(cpu: OpDevice, gpu: OpDevice, filter: readonly string[] = []): Promise<OpResult[]> {
   const results: OpResult[] = []
-  const numbers = gpu.tf32 === true ? 'tf32' as const : gpu.activation
-  const wanted = (command: CommandName) => (filter.length === 0 || filter.includes(command)) && (numbers !== 'tf32' || precisionPlace[command] !== undefined)
+  const numbers = gpu.tf32 === true ? ('tf32' as const) : gpu.activation
+  const wanted = (command: CommandName) =>
+    (filter.length === 0 || filter.includes(command)) && (numbers !== 'tf32' || precisionPlace[command] !== undefined)
   for (const op of opTable().filter(({ command }) => wanted(command))) {
     const base = { command: op.command, label: op.label, numbers, allowed: allowed[numbers] }
     try {

@@ -20,19 +20,29 @@ const allowed: Readonly<Record<Compute, number>> = { float32: 5e-3, tfloat32: 1e
 
 /** Losses of LoRA training of the bundled model on made-up text that it has to learn by heart. */
 async function losses(device: DeviceChoice, compute: Compute): Promise<number[]> {
-  const model = await FastLanguageModel.fromPretrained({ modelName: join(projectRoot(), 'engine', 'starter', 'model'), device, compute })
+  const model = await FastLanguageModel.fromPretrained({
+    modelName: join(projectRoot(), 'engine', 'starter', 'model'),
+    device,
+    compute,
+  })
   try {
     model.getPeftModel({ r: 8, loraAlpha: 16 })
     const [tokens, sequences] = [100, 3]
     const plan = planTraining(model.patched, {
-      checkpointing: 'auto', longestSample: tokens, longestStep: tokens * sequences, sequences, evaluates: false, availableBytes: 2 ** 30,
+      checkpointing: 'auto',
+      longestSample: tokens,
+      longestStep: tokens * sequences,
+      sequences,
+      evaluates: false,
+      availableBytes: 2 ** 30,
       threads: device.kind === 'cpu' ? device.threads : 1,
     })
     await model.load()
     const trainer = model.trainer(plan, { maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
     const batch = madeUpBatch(tokens, model.patched.model.spec.vocabulary, sequences)
     const result: number[] = []
-    for (let step = 0; step < steps; ++step) result.push((await trainer.step(step, [batch], { default: 2e-3, embedding: 2e-3 })).loss)
+    for (let step = 0; step < steps; ++step)
+      result.push((await trainer.step(step, [batch], { default: 2e-3, embedding: 2e-3 })).loss)
     return result
   } finally {
     model.dispose()

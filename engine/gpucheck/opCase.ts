@@ -39,13 +39,37 @@ export interface OpCase {
   readonly ignore?: readonly number[]
 }
 
-export const x = (rows: number, cols: number, scale = 1): OpOperand => ({ rows, cols, type: 'activation', fill: { kind: 'normal', scale } })
+export const x = (rows: number, cols: number, scale = 1): OpOperand => ({
+  rows,
+  cols,
+  type: 'activation',
+  fill: { kind: 'normal', scale },
+})
 /** An output; full of a number that would show if it stayed. */
-export const y = (rows: number, cols: number): OpOperand => ({ rows, cols, type: 'activation', fill: { kind: 'value', value: 77 } })
+export const y = (rows: number, cols: number): OpOperand => ({
+  rows,
+  cols,
+  type: 'activation',
+  fill: { kind: 'value', value: 77 },
+})
 export const stat = (rows: number, cols: number): OpOperand => ({ rows, cols, type: 'f32', fill: { kind: 'value', value: 77 } })
-export const f32 = (rows: number, cols: number, scale = 1): OpOperand => ({ rows, cols, type: 'f32', fill: { kind: 'normal', scale } })
+export const f32 = (rows: number, cols: number, scale = 1): OpOperand => ({
+  rows,
+  cols,
+  type: 'f32',
+  fill: { kind: 'normal', scale },
+})
 export const positive = (rows: number, cols: number): OpOperand => ({ rows, cols, type: 'f32', fill: { kind: 'positive' } })
-export const zeros = (rows: number, cols: number, type: DType = 'f32'): OpOperand => ({ rows, cols, type, fill: { kind: 'value', value: 0 } })
-export const numbers = (type: DType, values: readonly number[], cols = 1): OpOperand =>
-  ({ rows: values.length / cols, cols, type, fill: { kind: 'numbers', numbers: values } })
+export const zeros = (rows: number, cols: number, type: DType = 'f32'): OpOperand => ({
+  rows,
+  cols,
+  type,
+  fill: { kind: 'value', value: 0 },
+})
+export const numbers = (type: DType, values: readonly number[], cols = 1): OpOperand => ({
+  rows: values.length / cols,
+  cols,
+  type,
+  fill: { kind: 'numbers', numbers: values },
+})
 export const column = (values: readonly number[]): OpOperand => numbers('i32', values)

@@ -25,11 +25,20 @@ function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: '
   const result = new Float64Array(rows * cols)
   for (let i = 0; i < result.length; ++i) {
     switch (fill.kind) {
-      case 'normal': result[i] = round(normal(i) * fill.scale); break
-      case 'positive': result[i] = round(0.5 + 0.1 * Math.abs(normal(i))); break
-      case 'value': result[i] = round(fill.value); break
-      case 'numbers': result[i] = fill.numbers[i]!; break
-      case 'bytes': throw new Error('a quantised matrix is no output')
+      case 'normal':
+        result[i] = round(normal(i) * fill.scale)
+        break
+      case 'positive':
+        result[i] = round(0.5 + 0.1 * Math.abs(normal(i)))
+        break
+      case 'value':
+        result[i] = round(fill.value)
+        break
+      case 'numbers':
+        result[i] = fill.numbers[i]!
+        break
+      case 'bytes':
+        throw new Error('a quantised matrix is no output')
     }
   }
   return result
@@ -37,23 +46,35 @@ function values({ rows, cols, fill, type }: OpOperand, index: number, numbers: '
 
 function encode(data: Float64Array, type: DType): NodeJS.TypedArray {
   switch (type) {
-    case 'f32': return Float32Array.from(data)
-    case 'f64': return data
-    case 'i32': return Int32Array.from(data)
-    case 'bf16': return Uint16Array.from(data, numberToBfloat16)
-    case 'f16': return Uint16Array.from(data, numberToHalf)
-    default: throw new Error(`no operand is of type ${type}`)
+    case 'f32':
+      return Float32Array.from(data)
+    case 'f64':
+      return data
+    case 'i32':
+      return Int32Array.from(data)
+    case 'bf16':
+      return Uint16Array.from(data, numberToBfloat16)
+    case 'f16':
+      return Uint16Array.from(data, numberToHalf)
+    default:
+      throw new Error(`no operand is of type ${type}`)
   }
 }
 
 function decode(bytes: ArrayBuffer, type: DType): Float64Array {
   switch (type) {
-    case 'f32': return Float64Array.from(new Float32Array(bytes))
-    case 'f64': return new Float64Array(bytes)
-    case 'i32': return Float64Array.from(new Int32Array(bytes))
-    case 'bf16': return Float64Array.from(new Uint16Array(bytes), bfloat16ToNumber)
-    case 'f16': return Float64Array.from(new Uint16Array(bytes), halfToNumber)
-    default: throw new Error(`no operand is of type ${type}`)
+    case 'f32':
+      return Float64Array.from(new Float32Array(bytes))
+    case 'f64':
+      return new Float64Array(bytes)
+    case 'i32':
+      return Float64Array.from(new Int32Array(bytes))
+    case 'bf16':
+      return Float64Array.from(new Uint16Array(bytes), bfloat16ToNumber)
+    case 'f16':
+      return Float64Array.from(new Uint16Array(bytes), halfToNumber)
+    default:
+      throw new Error(`no operand is of type ${type}`)
   }
 }
 
@@ -69,7 +90,11 @@ export interface OpDevice {
 export const precisionPlace: Partial<Readonly<Record<CommandName, number>>> = { gemm: 2, loraGrad: 0, headLoss: 0 }
 
 /** The outputs of a case, widened; `numbers` is the type whose numbers the operands hold. */
-export async function runOp({ runtime, activation, tf32 = false }: OpDevice, op: OpCase, numbers: 'f32' | 'bf16' | 'f16'): Promise<Float64Array[]> {
+export async function runOp(
+  { runtime, activation, tf32 = false }: OpDevice,
+  op: OpCase,
+  numbers: 'f32' | 'bf16' | 'f16',
+): Promise<Float64Array[]> {
   let offset = 0
   const tensors: (Tensor | undefined)[] = op.operands.map((operand, index) => {
     if (operand === undefined) return undefined
@@ -83,7 +108,11 @@ export async function runOp({ runtime, activation, tf32 = false }: OpDevice, op:
   tensors.forEach((tensor, index) => {
     if (tensor === undefined) return
     const { fill } = op.operands[index]!
-    runtime.write(arena, tensor.storage.offset, fill.kind === 'bytes' ? fill.bytes : encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype))
+    runtime.write(
+      arena,
+      tensor.storage.offset,
+      fill.kind === 'bytes' ? fill.bytes : encode(values(op.operands[index]!, index, numbers), tensor.storage.dtype),
+    )
   })
   const ints = tf32 ? op.ints.map((value, at) => (at === precisionPlace[op.command] ? 2 : value)) : op.ints
   const command: Command = { name: op.command, tensors, ints, floats: op.floats }
@@ -93,6 +122,8 @@ export async function runOp({ runtime, activation, tf32 = false }: OpDevice, op:
   return tensors.slice(0, outputs).flatMap((tensor, index) => {
     if (tensor === undefined || op.ignore?.includes(index) === true) return []
     const { storage } = tensor
-    return [decode(runtime.read(arena, storage.offset, storage.rows * storage.cols * bytesPerElement(storage.dtype)), storage.dtype)]
+    return [
+      decode(runtime.read(arena, storage.offset, storage.rows * storage.cols * bytesPerElement(storage.dtype)), storage.dtype),
+    ]
   })
 }

@@ -122,9 +122,13 @@ export class Backward implements GradientBuilder {
     const gradient = this.gradients.get(tensor.storage)
     if (gradient === undefined) return undefined
     const { from, to } = { from: tensor.column, to: tensor.column + tensor.cols }
-    const covered = gradient.written.reduce((sum, range) => sum + Math.max(0, Math.min(range.to, to) - Math.max(range.from, from)), 0)
+    const covered = gradient.written.reduce(
+      (sum, range) => sum + Math.max(0, Math.min(range.to, to) - Math.max(range.from, from)),
+      0,
+    )
     if (covered === 0) return undefined
-    if (covered !== tensor.cols) throw new Error(`the gradient of ${tensor.storage.name} covers ${covered} of ${tensor.cols} columns`)
+    if (covered !== tensor.cols)
+      throw new Error(`the gradient of ${tensor.storage.name} covers ${covered} of ${tensor.cols} columns`)
     return { ...tensor, storage: gradient.storage }
   }
 

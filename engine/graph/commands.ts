@@ -16,7 +16,12 @@ export interface CommandSignature {
 
 const signature = (outputs: string, inputs: string, ints = '', floats = ''): CommandSignature => {
   const words = (text: string) => text.split(' ').filter((word) => word !== '')
-  return { tensors: [...words(outputs), ...words(inputs)], outputs: words(outputs).length, ints: words(ints), floats: words(floats) }
+  return {
+    tensors: [...words(outputs), ...words(inputs)],
+    outputs: words(outputs).length,
+    ints: words(ints),
+    floats: words(floats),
+  }
 }
 
 export const commandSignatures = {

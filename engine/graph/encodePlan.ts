@@ -16,7 +16,9 @@ export const numbersPerTensor = 8
 
 /** Flattens a plan into the numbers that kernels/core/plan.h decodes. */
 export function encodePlan(plan: Plan): EncodedPlan {
-  const used = arenas.filter((arena) => plan.commands.some((command) => command.tensors.some((tensor) => tensor?.storage.arena === arena)))
+  const used = arenas.filter((arena) =>
+    plan.commands.some((command) => command.tensors.some((tensor) => tensor?.storage.arena === arena)),
+  )
   const table = new Map<string, number>()
   const tensors: number[] = []
   const indexOf = (tensor: Tensor | undefined, tile: Tile | undefined): number => {
@@ -26,9 +28,14 @@ export function encodePlan(plan: Plan): EncodedPlan {
     const skipped = part === undefined || storage.tiled === true ? 0 : part.first
     const base = isPlanned(storage) ? plan.offsets.get(storage)! : storage.offset
     const numbers = [
-      dtypeCode(storage.dtype), used.indexOf(storage.arena), base + (skipped * storage.cols + column) * bytesPerElement(storage.dtype),
-      part === undefined ? storage.rows : Math.min(part.rows, storage.rows - skipped), cols, storage.cols,
-      rowRules.indexOf(storage.rule) + rowRules.length * ((storage.repeat ?? 1) - 1), part === undefined ? 0 : part.first + 1,
+      dtypeCode(storage.dtype),
+      used.indexOf(storage.arena),
+      base + (skipped * storage.cols + column) * bytesPerElement(storage.dtype),
+      part === undefined ? storage.rows : Math.min(part.rows, storage.rows - skipped),
+      cols,
+      storage.cols,
+      rowRules.indexOf(storage.rule) + rowRules.length * ((storage.repeat ?? 1) - 1),
+      part === undefined ? 0 : part.first + 1,
     ]
     const key = numbers.join()
     const known = table.get(key)
@@ -45,5 +52,10 @@ export function encodePlan(plan: Plan): EncodedPlan {
     commands.push(...command.tensors.map((tensor) => indexOf(tensor, command.tile)), ...command.ints)
     floats.push(...command.floats)
   }
-  return { tensors: Float64Array.from(tensors), commands: Int32Array.from(commands), floats: Float64Array.from(floats), arenas: used }
+  return {
+    tensors: Float64Array.from(tensors),
+    commands: Int32Array.from(commands),
+    floats: Float64Array.from(floats),
+    arenas: used,
+  }
 }

@@ -12,6 +12,8 @@ const roundUp = (count: number, multiple: number): number => Math.ceil(count / m
 export function paddedCapacity({ tokens, labelled, sequences }: Capacity, rowMultiple: number): Capacity {
   if (rowMultiple === 1) return { tokens, labelled, sequences }
   return {
-    tokens: roundUp(tokens, rowMultiple), labelled: roundUp(labelled, rowMultiple), sequences: roundUp(sequences + 1, sequenceMultiple),
+    tokens: roundUp(tokens, rowMultiple),
+    labelled: roundUp(labelled, rowMultiple),
+    sequences: roundUp(sequences + 1, sequenceMultiple),
   }
 }

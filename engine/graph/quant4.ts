@@ -19,7 +19,12 @@ export function quant4Layout(dtype: 'q4' | 'q4n', elements: number, groupShift =
   const blocks = Math.ceil(elements / quantBlock)
   const absmax = align(headerBytes + Math.ceil(elements / 2))
   const nested = align(absmax + blocks * (dtype === 'q4n' ? 1 : 4))
-  return { codes: headerBytes, absmax, nested, bytes: dtype === 'q4n' ? align(nested + Math.ceil(blocks / 2 ** groupShift) * 8) : nested }
+  return {
+    codes: headerBytes,
+    absmax,
+    nested,
+    bytes: dtype === 'q4n' ? align(nested + Math.ceil(blocks / 2 ** groupShift) * 8) : nested,
+  }
 }
 
 /** The largest power of two, at most 256, that divides all of these block numbers: how many blocks may share a scale. */
@@ -30,8 +35,22 @@ export function groupShiftOf(firstBlocks: readonly number[]): number {
 }
 
 export const nf4Code = Float32Array.of(
-  -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0,
-  0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1,
+  -1,
+  -0.6961928009986877,
+  -0.5250730514526367,
+  -0.39491748809814453,
+  -0.28444138169288635,
+  -0.18477343022823334,
+  -0.09105003625154495,
+  0,
+  0.07958029955625534,
+  0.16093020141124725,
+  0.24611230194568634,
+  0.33791524171829224,
+  0.44070982933044434,
+  0.5626170039176941,
+  0.7229568362236023,
+  1,
 )
 
 const fp4Half = [0, 0.005208333333, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25]
@@ -56,7 +75,12 @@ export function dynamicMap(signed: boolean): Float32Array<ArrayBuffer> {
 }
 
 /** The header of a quantised matrix. */
-export function quant4Header(code: Float32Array, nestedCode: Float32Array | undefined, groupShift: number, rounding: number): Uint8Array<ArrayBuffer> {
+export function quant4Header(
+  code: Float32Array,
+  nestedCode: Float32Array | undefined,
+  groupShift: number,
+  rounding: number,
+): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(headerBytes)
   new Float32Array(bytes.buffer, 0, 16).set(code)
   new Uint32Array(bytes.buffer, 64, 2).set([groupShift, rounding])

@@ -27,7 +27,11 @@ export const scalesAcross = (cols: number, { blockCols }: Pick<Scaling8, 'blockC
 
 export function quant8Layout(rows: number, cols: number, scaling: Pick<Scaling8, 'blockRows' | 'blockCols'>): Quant8Layout {
   const scales = align(headerBytes + rows * cols)
-  return { numbers: headerBytes, scales, bytes: align(scales + 4 * Math.ceil(rows / scaling.blockRows) * scalesAcross(cols, scaling)) }
+  return {
+    numbers: headerBytes,
+    scales,
+    bytes: align(scales + 4 * Math.ceil(rows / scaling.blockRows) * scalesAcross(cols, scaling)),
+  }
 }
 
 /** The header of an 8-bit matrix. */

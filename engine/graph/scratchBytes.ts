@@ -16,4 +16,6 @@ function attentionScratch({ name, tensors }: Command): number {
 
 /** Bytes that the kernels of these commands share beside the arenas. `threads`: of the processor. */
 export const scratchBytes = ({ kind }: Pick<Target, 'kind'>, commands: readonly Command[], threads: number): number =>
-  kind === 'cpu' ? processorScratch(threads) : commands.reduce((most, command) => Math.max(most, attentionScratch(command)), leastGpuScratch)
+  kind === 'cpu'
+    ? processorScratch(threads)
+    : commands.reduce((most, command) => Math.max(most, attentionScratch(command)), leastGpuScratch)

@@ -9,7 +9,13 @@ const spacing = 256
 export const mostScalars = 16
 /** Loss scale, good steps since it changed, steps skipped so far, loss scale of the step itself. */
 const scalingNumbers = 4
-const columns: Readonly<Record<StepScalar, number>> = { loss: 1, squares: 1, scalars: mostScalars, scaling: scalingNumbers, choices: spacing / 8 }
+const columns: Readonly<Record<StepScalar, number>> = {
+  loss: 1,
+  squares: 1,
+  scalars: mostScalars,
+  scaling: scalingNumbers,
+  choices: spacing / 8,
+}
 
 export const stepScalarBytes = cells.length * spacing
 export const stepScalarOffset = (cell: StepScalar): number => cells.indexOf(cell) * spacing
@@ -20,7 +26,15 @@ export const stepScalarOffset = (cell: StepScalar): number => cells.indexOf(cell
  */
 export function stepScalar(cell: StepScalar): Tensor {
   const storage: Storage = {
-    name: cell, arena: 'scalars', offset: stepScalarOffset(cell), dtype: 'f64', rows: 1, cols: columns[cell], rule: 'fixed', keep: 'residual', layer: -1,
+    name: cell,
+    arena: 'scalars',
+    offset: stepScalarOffset(cell),
+    dtype: 'f64',
+    rows: 1,
+    cols: columns[cell],
+    rule: 'fixed',
+    keep: 'residual',
+    layer: -1,
   }
   return whole(storage)
 }

@@ -27,20 +27,35 @@ export interface Target {
 export type Compute = 'float32' | 'tfloat32' | 'bfloat16' | 'float16'
 
 /** Whether results on a GPU differ from fp32 by the rounding of 8 or 11 bits. */
-export const roundsOn = ({ activation, precision }: Pick<Target, 'activation' | 'precision'>): 'bf16' | 'f16' | 'tf32' | undefined =>
+export const roundsOn = ({
+  activation,
+  precision,
+}: Pick<Target, 'activation' | 'precision'>): 'bf16' | 'f16' | 'tf32' | undefined =>
   activation !== 'f32' ? activation : precision === 2 ? 'tf32' : undefined
 
 /** A processor computes in fp32; with bfloat16 the operands of products are rounded. */
 export const cpuTarget = (compute: 'float32' | 'bfloat16' = 'float32'): Target => ({
-  kind: 'cpu', precision: compute === 'bfloat16' ? 1 : 0, activation: 'f32', parameters: 'f32', weights: undefined, unpacked: undefined,
-  rowMultiple: 1, tileRows: 2048,
+  kind: 'cpu',
+  precision: compute === 'bfloat16' ? 1 : 0,
+  activation: 'f32',
+  parameters: 'f32',
+  weights: undefined,
+  unpacked: undefined,
+  rowMultiple: 1,
+  tileRows: 2048,
 })
 
 /** A GPU keeps activations, frozen weights and copies of the trained ones in one type, which its tensor cores multiply. */
 export function cudaTarget(compute: Compute = 'bfloat16'): Target {
   const type = ({ float32: 'f32', tfloat32: 'f32', bfloat16: 'bf16', float16: 'f16' } as const)[compute]
   return {
-    kind: 'cuda', precision: compute === 'tfloat32' ? 2 : type === 'bf16' ? 1 : 0, activation: type, parameters: type, weights: type === 'f32' ? undefined : type,
-    unpacked: type, rowMultiple: 128, tileRows: 16_384,
+    kind: 'cuda',
+    precision: compute === 'tfloat32' ? 2 : type === 'bf16' ? 1 : 0,
+    activation: type,
+    parameters: type,
+    weights: type === 'f32' ? undefined : type,
+    unpacked: type,
+    rowMultiple: 128,
+    tileRows: 16_384,
   }
 }

@@ -26,7 +26,9 @@ export function parseRepository(type: Repository['type'], name: string, revision
   if (!isId(id)) return undefined
   const asked = revision ?? named ?? 'main'
   if (!isRevision(asked))
-    throw new UnslothError('HUB', `${id}: ${JSON.stringify(asked)} is no revision.`, { hint: 'Give a branch, a tag or a commit, such as main or refs/pr/1.' })
+    throw new UnslothError('HUB', `${id}: ${JSON.stringify(asked)} is no revision.`, {
+      hint: 'Give a branch, a tag or a commit, such as main or refs/pr/1.',
+    })
   return { type, id, revision: asked }
 }
 

@@ -19,14 +19,20 @@ export interface QuantisedTensor {
   readonly absmax: TensorLocation
   /** What the 16 codes stand for. */
   readonly code: Float32Array
-  readonly nested?: { readonly absmax: Float32Array; readonly code: Float32Array; readonly offset: number; readonly blockSize: number }
+  readonly nested?: {
+    readonly absmax: Float32Array
+    readonly code: Float32Array
+    readonly offset: number
+    readonly blockSize: number
+  }
 }
 
 const stateKey = /^(.*)\.quant_state\.bitsandbytes__(.*)$/
 const dtypes = { bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const
 const again = 'The checkpoint is damaged: download it again.'
 
-const bad = (tensor: TensorLocation, problem: string, hint = again) => new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} ${problem}.`, { hint })
+const bad = (tensor: TensorLocation, problem: string, hint = again) =>
+  new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} ${problem}.`, { hint })
 
 /** All quantised matrices of a checkpoint, by the name of their weight. Small tensors are read; codes and maxima are not. */
 export function quantisedTensors(source: TensorSource): ReadonlyMap<string, QuantisedTensor> {
@@ -37,7 +43,9 @@ export function quantisedTensors(source: TensorSource): ReadonlyMap<string, Quan
   } finally {
     small.close()
   }
-  const lost = [...source.tensors.values()].find(({ name, dtype }) => dtype === 'U8' && !found.has(name) && source.tensors.has(`${name}.absmax`))
+  const lost = [...source.tensors.values()].find(
+    ({ name, dtype }) => dtype === 'U8' && !found.has(name) && source.tensors.has(`${name}.absmax`),
+  )
   if (lost !== undefined) throw bad(lost, 'is quantised, but its quant_state is missing')
   return found
 }
@@ -46,7 +54,12 @@ function readAll(source: TensorSource, small: SmallTensors, found: Map<string, Q
   for (const key of source.tensors.keys()) {
     const [, name, type] = stateKey.exec(key) ?? []
     if (name === undefined) continue
-    if (type !== 'nf4' && type !== 'fp4') throw bad(requireTensor(source, key), `is of the unknown type ${quote(type!)}`, 'nf4 and fp4 are known. Use the 16-bit version of the model.')
+    if (type !== 'nf4' && type !== 'fp4')
+      throw bad(
+        requireTensor(source, key),
+        `is of the unknown type ${quote(type!)}`,
+        'nf4 and fp4 are known. Use the 16-bit version of the model.',
+      )
     found.set(name, readQuantised(source, small, name, type))
   }
 }
@@ -68,7 +81,12 @@ function readQuantised(source: TensorSource, small: SmallTensors, name: string, 
     if (typeof value === 'number' && Number.isSafeInteger(value) && value > 0) return value
     throw bad(at, `has no valid ${key}`)
   }
-  if (state.quant_type !== type) throw bad(at, `says quant_type ${quote(String(state.quant_type))}`, `It should be ${type}: ${again.charAt(0).toLowerCase()}${again.slice(1)}`)
+  if (state.quant_type !== type)
+    throw bad(
+      at,
+      `says quant_type ${quote(String(state.quant_type))}`,
+      `It should be ${type}: ${again.charAt(0).toLowerCase()}${again.slice(1)}`,
+    )
   const shape = Array.isArray(state.shape) ? state.shape.map((value) => size('shape', value)) : []
   if (shape.length === 0) throw bad(at, 'has no shape')
   const blockSize = size('blocksize', state.blocksize)
@@ -79,13 +97,22 @@ function readQuantised(source: TensorSource, small: SmallTensors, name: string, 
   const elements = shape.reduce((product, value) => product * value, 1)
   const blocks = Math.ceil(elements / blockSize)
   const packed = requireTensor(source, name)
-  if (packed.dtype !== 'U8') throw bad(packed, `has dtype ${packed.dtype}`, 'Codes that are stored as another type than uint8 (bnb_4bit_quant_storage) cannot be read.')
-  if (packed.bytes !== Math.ceil(elements / 2)) throw bad(packed, `has ${packed.bytes} bytes, but its quant_state asks for ${Math.ceil(elements / 2)}`)
+  if (packed.dtype !== 'U8')
+    throw bad(
+      packed,
+      `has dtype ${packed.dtype}`,
+      'Codes that are stored as another type than uint8 (bnb_4bit_quant_storage) cannot be read.',
+    )
+  if (packed.bytes !== Math.ceil(elements / 2))
+    throw bad(packed, `has ${packed.bytes} bytes, but its quant_state asks for ${Math.ceil(elements / 2)}`)
   const absmax = requireTensor(source, `${name}.absmax`)
   const isNested = state.nested_offset !== undefined
   const [wanted, width] = isNested ? (['U8', 1] as const) : (['F32', 4] as const)
   if (absmax.dtype !== wanted || absmax.bytes !== blocks * width)
-    throw bad(absmax, `is ${absmax.dtype} of ${absmax.bytes} bytes, but blocks of ${blockSize} need ${wanted} of ${blocks * width}`)
+    throw bad(
+      absmax,
+      `is ${absmax.dtype} of ${absmax.bytes} bytes, but blocks of ${blockSize} need ${wanted} of ${blocks * width}`,
+    )
   const code = numbers(source, small, `${name}.quant_map`, 16)
   const base = { name, type, blockSize, dtype, shape, packed, absmax, code }
   if (!isNested) return base
@@ -95,7 +122,9 @@ function readQuantised(source: TensorSource, small: SmallTensors, name: string, 
   return {
     ...base,
     nested: {
-      absmax: numbers(source, small, `${name}.nested_absmax`, Math.ceil(blocks / nestedBlock)), code: numbers(source, small, `${name}.nested_quant_map`, 256), offset,
+      absmax: numbers(source, small, `${name}.nested_absmax`, Math.ceil(blocks / nestedBlock)),
+      code: numbers(source, small, `${name}.nested_quant_map`, 256),
+      offset,
       blockSize: nestedBlock,
     },
   }
@@ -103,7 +132,8 @@ function readQuantised(source: TensorSource, small: SmallTensors, name: string, 
 
 function numbers(source: TensorSource, small: SmallTensors, name: string, count: number): Float32Array {
   const tensor = requireTensor(source, name)
-  if (tensor.dtype !== 'F32' || tensor.bytes !== count * 4) throw bad(tensor, `is ${tensor.dtype} of ${tensor.bytes} bytes, but F32 of ${count * 4} are needed`)
+  if (tensor.dtype !== 'F32' || tensor.bytes !== count * 4)
+    throw bad(tensor, `is ${tensor.dtype} of ${tensor.bytes} bytes, but F32 of ${count * 4} are needed`)
   const values = small.floats(tensor)
   const wrong = values.findIndex((value) => !Number.isFinite(value))
   if (wrong >= 0) throw bad(tensor, `holds ${values[wrong]} at ${wrong}`)
@@ -111,9 +141,14 @@ function numbers(source: TensorSource, small: SmallTensors, name: string, count:
 }
 
 /** The bytes of `quant_state`, as Python's json.dumps writes them. */
-export function quantStateJson(tensor: Pick<QuantisedTensor, 'type' | 'dtype' | 'shape'> & { readonly nestedOffset?: number }): Uint8Array {
+export function quantStateJson(
+  tensor: Pick<QuantisedTensor, 'type' | 'dtype' | 'shape'> & { readonly nestedOffset?: number },
+): Uint8Array {
   const name = { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[tensor.dtype]
   const head = `{"quant_type": "${tensor.type}", "blocksize": 64, "dtype": "${name}", "shape": [${tensor.shape.join(', ')}]`
-  const nested = tensor.nestedOffset === undefined ? '' : `, "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": ${pythonFloat(tensor.nestedOffset)}`
+  const nested =
+    tensor.nestedOffset === undefined
+      ? ''
+      : `, "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": ${pythonFloat(tensor.nestedOffset)}`
   return new TextEncoder().encode(`${head}${nested}}`)
 }

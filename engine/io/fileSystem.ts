@@ -85,10 +85,11 @@ export function readError(error: unknown, path: string, what: string): UnslothEr
   const code = codeOf(error)
   if (code === 'ENOENT' || code === 'ENOTDIR')
     return new UnslothError('FILE_NOT_FOUND', `${path}: no such file.`, { hint: `Check the path of the ${what}.`, cause: error })
-  if (code === 'EISDIR') return new UnslothError('FILE_FORMAT', `${path}: a folder, where a file is expected.`, {
-    hint: `Give the path of the ${what}.`,
-    cause: error,
-  })
+  if (code === 'EISDIR')
+    return new UnslothError('FILE_FORMAT', `${path}: a folder, where a file is expected.`, {
+      hint: `Give the path of the ${what}.`,
+      cause: error,
+    })
   if (code === 'EACCES' || code === 'EPERM')
     return new UnslothError('FILE_NOT_FOUND', `${path}: no permission to read it.`, {
       hint: 'Change its permissions or run as another user.',

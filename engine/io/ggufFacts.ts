@@ -13,9 +13,46 @@ export interface GgufFacts {
 
 /** enum ggml_type (ggml/include/ggml.h); gaps are types that no longer exist. */
 const tensorTypes = [
-  'F32', 'F16', 'Q4_0', 'Q4_1', '', '', 'Q5_0', 'Q5_1', 'Q8_0', 'Q8_1', 'Q2_K', 'Q3_K', 'Q4_K', 'Q5_K', 'Q6_K', 'Q8_K', 'IQ2_XXS', 'IQ2_XS',
-  'IQ3_XXS', 'IQ1_S', 'IQ4_NL', 'IQ3_S', 'IQ2_S', 'IQ4_XS', 'I8', 'I16', 'I32', 'I64', 'F64', 'IQ1_M', 'BF16', '', '', '', 'TQ1_0', 'TQ2_0',
-  '', '', '', 'MXFP4',
+  'F32',
+  'F16',
+  'Q4_0',
+  'Q4_1',
+  '',
+  '',
+  'Q5_0',
+  'Q5_1',
+  'Q8_0',
+  'Q8_1',
+  'Q2_K',
+  'Q3_K',
+  'Q4_K',
+  'Q5_K',
+  'Q6_K',
+  'Q8_K',
+  'IQ2_XXS',
+  'IQ2_XS',
+  'IQ3_XXS',
+  'IQ1_S',
+  'IQ4_NL',
+  'IQ3_S',
+  'IQ2_S',
+  'IQ4_XS',
+  'I8',
+  'I16',
+  'I32',
+  'I64',
+  'F64',
+  'IQ1_M',
+  'BF16',
+  '',
+  '',
+  '',
+  'TQ1_0',
+  'TQ2_0',
+  '',
+  '',
+  '',
+  'MXFP4',
 ]
 
 /** Bytes of a value by enum gguf_type; texts (8) and lists (9) have lengths of their own. */
@@ -40,7 +77,9 @@ class Cursor {
   }
 
   broken(what: string): UnslothError {
-    return new UnslothError('FILE_FORMAT', `${this.path}: ${what} at byte ${this.at}.`, { hint: 'The file may be cut short: fetch or convert it again.' })
+    return new UnslothError('FILE_FORMAT', `${this.path}: ${what} at byte ${this.at}.`, {
+      hint: 'The file may be cut short: fetch or convert it again.',
+    })
   }
 
   /** Goes over bytes without reading them. */
@@ -87,7 +126,13 @@ class Cursor {
     const size = valueBytes[type]
     if (size === undefined) throw this.broken(`a value of the unknown type ${type}`)
     const bytes = await this.take(size)
-    return type === 4 ? bytes.readUInt32LE() : type === 5 ? bytes.readInt32LE() : type === 10 ? Number(bytes.readBigUInt64LE()) : undefined
+    return type === 4
+      ? bytes.readUInt32LE()
+      : type === 5
+        ? bytes.readInt32LE()
+        : type === 10
+          ? Number(bytes.readBigUInt64LE())
+          : undefined
   }
 
   private async skipList(): Promise<void> {
@@ -106,7 +151,8 @@ export async function ggufFacts(path: string): Promise<GgufFacts> {
   const file = await open(path)
   try {
     const cursor = new Cursor(file, path)
-    if ((await cursor.take(4)).toString('latin1') !== 'GGUF') throw cursor.broken('this is no GGUF file: its first bytes are others')
+    if ((await cursor.take(4)).toString('latin1') !== 'GGUF')
+      throw cursor.broken('this is no GGUF file: its first bytes are others')
     const version = await cursor.u32()
     if (version !== 2 && version !== 3) throw cursor.broken(`GGUF of version ${version}; versions 2 and 3 are read`)
     const [tensors, entries] = [await cursor.u64(), await cursor.u64()]
@@ -121,11 +167,14 @@ export async function ggufFacts(path: string): Promise<GgufFacts> {
       byType.set(type, (byType.get(type) ?? 0) + elements)
       await cursor.u64()
     }
-    const text = (key: string): string | undefined => (typeof metadata.get(key) === 'string' ? (metadata.get(key) as string) : undefined)
+    const text = (key: string): string | undefined =>
+      typeof metadata.get(key) === 'string' ? (metadata.get(key) as string) : undefined
     const architecture = text('general.architecture') ?? 'unknown'
     const context = metadata.get(`${architecture}.context_length`)
     return {
-      architecture, name: text('general.name'), contextLength: typeof context === 'number' ? context : undefined,
+      architecture,
+      name: text('general.name'),
+      contextLength: typeof context === 'number' ? context : undefined,
       parameters: [...byType.values()].reduce((sum, count) => sum + count, 0),
       types: [...byType].sort(([, a], [, b]) => b - a).map(([type]) => tensorTypes[type] || `type ${type}`),
     }

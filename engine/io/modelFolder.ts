@@ -48,18 +48,16 @@ export async function readJsonFile(path: string, options: Omit<JsonOptions, 'fil
     throw readError(error, path, 'JSON file')
   })
   const text = decodeUtf8(bytes)
-  if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, {
-    hint: 'Save it as UTF-8, or fetch it again.',
-  })
+  if (text === undefined)
+    throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, { hint: 'Save it as UTF-8, or fetch it again.' })
   return parseJson(text, { file: path, duplicateKeys: 'last', python: true, ...options })
 }
 
 /** The JSON object in a file. With `keepNumbers`, `pythonJson` writes it again as it was. */
 export async function readJsonObject(path: string, options: Omit<JsonOptions, 'file'> = {}): Promise<HfConfig> {
   const value = await readJsonFile(path, options)
-  if (!isJsonObject(value)) throw new UnslothError('FILE_FORMAT', `${path}: not a JSON object.`, {
-    hint: 'Fetch the file again.',
-  })
+  if (!isJsonObject(value))
+    throw new UnslothError('FILE_FORMAT', `${path}: not a JSON object.`, { hint: 'Fetch the file again.' })
   return value
 }
 
@@ -106,9 +104,9 @@ function wrongKind(path: string, kind: FolderKind, expect: 'model' | 'adapter'):
   }
   return kind === 'adapter'
     ? new UnslothError('MODEL_INVALID', `${path}: a LoRA adapter, where a whole model is expected.`, {
-      hint: 'Give the folder of its base model, or merge the adapter first.',
-    })
+        hint: 'Give the folder of its base model, or merge the adapter first.',
+      })
     : new UnslothError('MODEL_INVALID', `${path}: a whole model, where a LoRA adapter is expected.`, {
-      hint: 'Give the folder that has adapter_config.json.',
-    })
+        hint: 'Give the folder that has adapter_config.json.',
+      })
 }

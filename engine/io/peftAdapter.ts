@@ -43,7 +43,8 @@ export const adapterConfigFile = 'adapter_config.json'
 const prefix = 'base_model.model.'
 
 /** What a tensor of an adapter file is; `weight` and `bias` belong to modules stored whole. */
-export type AdapterPart = 'lora_A' | 'lora_B' | 'lora_embedding_A' | 'lora_embedding_B' | 'lora_magnitude_vector' | 'weight' | 'bias'
+export type AdapterPart =
+  'lora_A' | 'lora_B' | 'lora_embedding_A' | 'lora_embedding_B' | 'lora_magnitude_vector' | 'weight' | 'bias'
 
 /** The tensor's name in adapter_model.safetensors. */
 export function adapterKey(module: string, part: AdapterPart): string {
@@ -86,9 +87,11 @@ function completeModule(module: string, { a, b, magnitude, embedding }: Halves, 
       { hint: 'Configuration and weights belong to different adapters, or "r" or "rank_pattern" was changed.' },
     )
   if (config.dora && embedding)
-    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: module ${quote(module)} is an embedding with DoRA, which is not supported.`, {
-      hint: 'Merge the adapter into its base model with PEFT, and use the merged model.',
-    })
+    throw new UnslothError(
+      'MODEL_UNSUPPORTED',
+      `${where}: module ${quote(module)} is an embedding with DoRA, which is not supported.`,
+      { hint: 'Merge the adapter into its base model with PEFT, and use the merged model.' },
+    )
   if (config.dora !== (magnitude !== undefined))
     throw new UnslothError(
       'MODEL_INVALID',

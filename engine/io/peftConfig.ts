@@ -128,29 +128,27 @@ function refuseFeatures({ values, where }: ConfigFile, config: Config, changedBa
   const bias = config.string('bias') ?? 'none'
   if (!isBias(bias)) throw unsupported(where, `"bias" is ${quote(bias)}`)
   const init = values.init_lora_weights
-  if (!changedBase && typeof init === 'string' && changesBase.test(init)) throw unsupported(
-    where,
-    `"init_lora_weights" is ${quote(init)}: this initialisation changes the base weights`,
-  )
+  if (!changedBase && typeof init === 'string' && changesBase.test(init))
+    throw unsupported(where, `"init_lora_weights" is ${quote(init)}: this initialisation changes the base weights`)
   for (const key of Object.keys(values))
-    if (!Object.hasOwn(plainConfig, key) && key.startsWith('use_') && !isOff(values[key])) throw unsupported(
-      where,
-      `${quote(key)} is set, a feature of a newer PEFT`,
-    )
+    if (!Object.hasOwn(plainConfig, key) && key.startsWith('use_') && !isOff(values[key]))
+      throw unsupported(where, `${quote(key)} is set, a feature of a newer PEFT`)
 }
 
 /**
  * Reads an adapter_config.json; features that would compute something else are refused with the reason. `changedBase`: the base
  * weights are those that the adapter's initialisation left.
  */
-export function readLoraConfig(file: ConfigFile, changedBase = false): { readonly lora: LoraConfig; readonly warnings: readonly string[] } {
+export function readLoraConfig(
+  file: ConfigFile,
+  changedBase = false,
+): { readonly lora: LoraConfig; readonly warnings: readonly string[] } {
   const { values, where } = file
   const config = new Config(values, where)
   refuseFeatures(file, config, changedBase)
   const alpha = config.optionalNumber('lora_alpha')
-  if (alpha === undefined) throw new UnslothError('MODEL_INVALID', `${where}: "lora_alpha" is missing.`, {
-    hint: 'Fetch or save the adapter again.',
-  })
+  if (alpha === undefined)
+    throw new UnslothError('MODEL_INVALID', `${where}: "lora_alpha" is missing.`, { hint: 'Fetch or save the adapter again.' })
   const targets = values.target_modules
   const init = values.init_lora_weights
   const lora: LoraConfig = {

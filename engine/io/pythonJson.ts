@@ -70,11 +70,22 @@ export function pythonJson(value: unknown, options: PythonJsonOptions = {}): str
     if (typeof item === 'bigint') return item.toString()
     if (typeof item === 'number') return Number.isSafeInteger(item) && !Object.is(item, -0) ? String(item) : pythonFloat(item)
     if (typeof item === 'string') return pythonString(item)
-    if (Array.isArray(item)) return block('[', ']', item.map((element) => write(element, depth + 1)), depth)
+    if (Array.isArray(item))
+      return block(
+        '[',
+        ']',
+        item.map((element) => write(element, depth + 1)),
+        depth,
+      )
     const members = item instanceof Map ? [...(item as Map<string, unknown>)] : Object.entries(item)
     const entries = members.filter(([, member]) => member !== undefined)
     if (sort) entries.sort(([a], [b]) => compareCodePoints(a, b))
-    return block('{', '}', entries.map(([key, member]) => `${pythonString(key)}: ${write(member, depth + 1)}`), depth)
+    return block(
+      '{',
+      '}',
+      entries.map(([key, member]) => `${pythonString(key)}: ${write(member, depth + 1)}`),
+      depth,
+    )
   }
   return write(value, 0)
 }

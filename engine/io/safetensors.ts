@@ -99,22 +99,20 @@ function guessFormat(first: Uint8Array): string | undefined {
 
 /** The header length N from the first 8 bytes, checked against the file's size. */
 export function safetensorsHeaderLength(first: Uint8Array, fileBytes: number, file: string): number {
-  if (fileBytes < 8 || first.length < 8) throw bad(
-    file,
-    `only ${fileBytes} bytes long, too short for a safetensors file`,
-    fetchAgain,
-  )
+  if (fileBytes < 8 || first.length < 8)
+    throw bad(file, `only ${fileBytes} bytes long, too short for a safetensors file`, fetchAgain)
   const length = new DataView(first.buffer, first.byteOffset, 8).getBigUint64(0, true)
   const guess = length > BigInt(Math.min(maxHeaderBytes, fileBytes - 8)) ? guessFormat(first) : undefined
   if (guess !== undefined) throw bad(file, 'not a safetensors file', `It looks like ${guess}.`)
   if (length > BigInt(maxHeaderBytes))
     throw bad(file, `the header length ${length} is over the format's limit of ${formatCount(maxHeaderBytes)} bytes`, notWritten)
   const header = Number(length)
-  if (8 + header > fileBytes) throw bad(
-    file,
-    `cut short: the header needs ${formatCount(8 + header)} bytes, the file has ${formatCount(fileBytes)}`,
-    fetchAgain,
-  )
+  if (8 + header > fileBytes)
+    throw bad(
+      file,
+      `cut short: the header needs ${formatCount(8 + header)} bytes, the file has ${formatCount(fileBytes)}`,
+      fetchAgain,
+    )
   if (header < 2) throw bad(file, `the header length ${header} is too small`, notWritten)
   return header
 }
@@ -151,7 +149,11 @@ function readEntry(name: string, value: unknown, dataBegin: number, file: string
     const needs = Number.isNaN(bytes) ? 'no whole number of bytes that a file can hold' : `${formatCount(bytes)} bytes`
     const sizesShown = `${shape.slice(0, 8).join(', ')}${shape.length > 8 ? ', …' : ''}`
     const spans = formatCount(to - from)
-    throw bad(file, `tensor ${quote(name)}: ${dtype} of shape [${sizesShown}] needs ${needs}, its offsets span ${spans}`, notWritten)
+    throw bad(
+      file,
+      `tensor ${quote(name)}: ${dtype} of shape [${sizesShown}] needs ${needs}, its offsets span ${spans}`,
+      notWritten,
+    )
   }
   return { name, dtype, shape, begin: dataBegin + from, end: dataBegin + to }
 }
@@ -173,11 +175,8 @@ function checkCoverage(tensors: readonly TensorEntry[], dataBegin: number, fileB
   let previous = ''
   for (const { name, begin, end } of tensors) {
     if (begin < position) throw bad(file, `tensor ${quote(name)} overlaps ${quote(previous)}`, notWritten)
-    if (begin > position) throw bad(
-      file,
-      `${formatCount(begin - position)} bytes before tensor ${quote(name)} belong to no tensor`,
-      notWritten,
-    )
+    if (begin > position)
+      throw bad(file, `${formatCount(begin - position)} bytes before tensor ${quote(name)} belong to no tensor`, notWritten)
     position = end
     previous = name
   }
@@ -186,11 +185,8 @@ function checkCoverage(tensors: readonly TensorEntry[], dataBegin: number, fileB
     const sizes = `the file should have ${formatCount(position)} bytes and has ${formatCount(fileBytes)}`
     throw bad(file, `cut short: tensor ${quote(cut.name)} ends at byte ${formatCount(cut.end)}, ${sizes}`, fetchAgain)
   }
-  if (position < fileBytes) throw bad(
-    file,
-    `${formatCount(fileBytes - position)} bytes after the last tensor belong to no tensor`,
-    notWritten,
-  )
+  if (position < fileBytes)
+    throw bad(file, `${formatCount(fileBytes - position)} bytes after the last tensor belong to no tensor`, notWritten)
 }
 
 /** Parses the N header bytes of a file that is `fileBytes` long. Touches no file. */
@@ -232,11 +228,8 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
     const first = await readAt(handle, 0, 8)
     const length = safetensorsHeaderLength(first, size, path)
     const header = await readAt(handle, 8, length)
-    if (header.length < length) throw bad(
-      path,
-      'the file became shorter while it was read',
-      'Wait until it is completely written, then try again.',
-    )
+    if (header.length < length)
+      throw bad(path, 'the file became shorter while it was read', 'Wait until it is completely written, then try again.')
     return parseSafetensorsHeader(header, size, path)
   } catch (error) {
     throw readError(error, path, `safetensors file ${basename(path)}`)

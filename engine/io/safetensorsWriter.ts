@@ -42,10 +42,8 @@ export function layoutSafetensors(
     const bytes = tensorBytes(dtype, shape)
     if (name === '__metadata__' || offsets.has(name) || /\p{Surrogate}/u.test(name))
       throw new UnslothError('INTERNAL', `Tensor name ${quote(name)} is ${offsets.has(name) ? 'declared twice' : 'not allowed'}.`)
-    if (Number.isNaN(bytes)) throw new UnslothError(
-      'INTERNAL',
-      `Tensor ${quote(name)}: ${dtype} of shape [${shape.join(', ')}] has no size in bytes.`,
-    )
+    if (Number.isNaN(bytes))
+      throw new UnslothError('INTERNAL', `Tensor ${quote(name)}: ${dtype} of shape [${shape.join(', ')}] has no size in bytes.`)
     offsets.set(name, [position, position + bytes])
     const offset = `[${position},${position + bytes}]`
     members.push(`${JSON.stringify(name)}:{"dtype":"${dtype}","shape":[${shape.join(',')}],"data_offsets":${offset}}`)
@@ -53,10 +51,8 @@ export function layoutSafetensors(
   }
   const json = Buffer.from(`{${members.join(',')}}`, 'utf8')
   const length = Math.ceil(json.length / 8) * 8
-  if (length > maxHeaderBytes) throw new UnslothError(
-    'INTERNAL',
-    `The header of ${formatCount(length)} bytes is over the format's limit.`,
-  )
+  if (length > maxHeaderBytes)
+    throw new UnslothError('INTERNAL', `The header of ${formatCount(length)} bytes is over the format's limit.`)
   const head = Buffer.alloc(8 + length, ' ')
   head.writeBigUInt64LE(BigInt(length), 0)
   head.set(json, 8)

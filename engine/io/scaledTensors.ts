@@ -35,9 +35,20 @@ function readAll(source: TensorSource, small: SmallTensors): Map<string, ScaledT
     const kind = weight.dtype === 'I8' ? 'int8' : 'fp8'
     const names = kind === 'int8' ? [`${module}.SCB`] : [`${weight.name}_scale_inv`, `${weight.name}_scale`]
     const scale = names.map((name) => source.tensors.get(name)).find((tensor) => tensor !== undefined)
-    if (scale === undefined) throw new UnslothError('MODEL_INVALID', `${weight.path}: ${quote(weight.name)} is ${weight.dtype}, but ${names.join(' or ')} is missing.`, { hint: 'Download the model again, or use its 16-bit version.' })
+    if (scale === undefined)
+      throw new UnslothError(
+        'MODEL_INVALID',
+        `${weight.path}: ${quote(weight.name)} is ${weight.dtype}, but ${names.join(' or ')} is missing.`,
+        { hint: 'Download the model again, or use its 16-bit version.' },
+      )
     if (kind === 'int8') requireRows(small, source.tensors.get(`${module}.weight_format`), weight)
-    found.set(weight.name, { weight, kind, scales: readScales(small, scale), ...blocksOf(weight, scale, kind), divisor: kind === 'int8' ? 127 : 1 })
+    found.set(weight.name, {
+      weight,
+      kind,
+      scales: readScales(small, scale),
+      ...blocksOf(weight, scale, kind),
+      divisor: kind === 'int8' ? 127 : 1,
+    })
   }
   return found
 }
@@ -48,15 +59,20 @@ const weightFormats = ['row', 'col32', 'col_turing', 'col_ampere']
 function requireRows(small: SmallTensors, format: TensorLocation | undefined, weight: TensorLocation): void {
   const [number = 0] = format === undefined ? [] : small.bytes(format)
   if (number === 0) return
-  throw new UnslothError('MODEL_UNSUPPORTED', `${weight.path}: ${quote(weight.name)} has weight_format ${number} (${weightFormats[number] ?? 'unknown'}), an order of elements for one kind of GPU.`, {
-    hint: 'Save the model again with bitsandbytes 0.45 or later, or use its 16-bit version.',
-  })
+  throw new UnslothError(
+    'MODEL_UNSUPPORTED',
+    `${weight.path}: ${quote(weight.name)} has weight_format ${number} (${weightFormats[number] ?? 'unknown'}), an order of elements for one kind of GPU.`,
+    { hint: 'Save the model again with bitsandbytes 0.45 or later, or use its 16-bit version.' },
+  )
 }
 
 function readScales(small: SmallTensors, tensor: TensorLocation): Float32Array {
   const values = small.floats(tensor)
   const wrong = values.findIndex((value) => !Number.isFinite(value))
-  if (wrong >= 0) throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} holds ${values[wrong]} at ${wrong}.`, { hint: 'The checkpoint is damaged: download it again.' })
+  if (wrong >= 0)
+    throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${quote(tensor.name)} holds ${values[wrong]} at ${wrong}.`, {
+      hint: 'The checkpoint is damaged: download it again.',
+    })
   return values
 }
 
@@ -73,11 +89,15 @@ function blocksOf(weight: TensorLocation, scale: TensorLocation, kind: 'int8' | 
   if (weight.shape.length === 2 || weight.shape.length === 3) {
     if (count === 1 && kind === 'fp8') return { blockRows: stack * rows, blockCols: cols }
     if (has([...outer, rows], [...outer, rows, 1], [stack * rows])) return { blockRows: 1, blockCols: cols }
-    if (kind === 'fp8' && outer.length > 0 && has([...outer], [...outer, 1], [...outer, 1, 1])) return { blockRows: rows, blockCols: cols }
+    if (kind === 'fp8' && outer.length > 0 && has([...outer], [...outer, 1], [...outer, 1, 1]))
+      return { blockRows: rows, blockCols: cols }
     const inBlocks = has([...outer, Math.ceil(rows / fp8Block), Math.ceil(cols / fp8Block)])
-    if (kind === 'fp8' && inBlocks && (outer.length === 0 || rows % fp8Block === 0)) return { blockRows: fp8Block, blockCols: fp8Block }
+    if (kind === 'fp8' && inBlocks && (outer.length === 0 || rows % fp8Block === 0))
+      return { blockRows: fp8Block, blockCols: fp8Block }
   }
-  throw new UnslothError('MODEL_UNSUPPORTED', `${scale.path}: ${quote(scale.name)} has shape [${scale.shape.join(', ')}], which does not fit [${weight.shape.join(', ')}].`, {
-    hint: 'Scales for the tensor, for each row and for blocks of 128 × 128 are known. Use the 16-bit version of the model.',
-  })
+  throw new UnslothError(
+    'MODEL_UNSUPPORTED',
+    `${scale.path}: ${quote(scale.name)} has shape [${scale.shape.join(', ')}], which does not fit [${weight.shape.join(', ')}].`,
+    { hint: 'Scales for the tensor, for each row and for blocks of 128 × 128 are known. Use the 16-bit version of the model.' },
+  )
 }

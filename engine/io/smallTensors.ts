@@ -17,9 +17,12 @@ export class SmallTensors {
     try {
       const file = this.files.get(path) ?? openSync(path, 'r')
       this.files.set(path, file)
-      for (let done = 0; done < bytes; ) {
+      for (let done = 0; done < bytes;) {
         const count = readSync(file, buffer, done, bytes - done, offset + done)
-        if (count === 0) throw new UnslothError('FILE_FORMAT', `${path}: the file ends inside tensor ${quote(name)}.`, { hint: 'The checkpoint is damaged: download it again.' })
+        if (count === 0)
+          throw new UnslothError('FILE_FORMAT', `${path}: the file ends inside tensor ${quote(name)}.`, {
+            hint: 'The checkpoint is damaged: download it again.',
+          })
         done += count
       }
     } catch (error) {

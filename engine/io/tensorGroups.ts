@@ -23,7 +23,7 @@ const isIndex = (part: string): boolean => /^(0|[1-9]\d{0,8})$/.test(part)
 function ranges(values: ReadonlySet<number>): string {
   const sorted = [...values].sort((a, b) => a - b)
   const parts: string[] = []
-  for (let i = 0; i < sorted.length; ) {
+  for (let i = 0; i < sorted.length;) {
     let end = i
     while (sorted[end + 1] === sorted[end]! + 1) end++
     parts.push(end === i ? `${sorted[i]}` : `${sorted[i]}…${sorted[end]}`)
@@ -51,7 +51,10 @@ export function groupTensors(tensors: Iterable<DescribedTensor>): readonly Tenso
   }
   return [...groups.values()].map(({ first, count, bytes, indices }) => {
     let place = 0
-    const name = first.name.split('.').map((part) => (isIndex(part) ? ranges(indices[place++]!) : part)).join('.')
+    const name = first.name
+      .split('.')
+      .map((part) => (isIndex(part) ? ranges(indices[place++]!) : part))
+      .join('.')
     return { name, dtype: first.dtype, shape: first.shape, count, bytes }
   })
 }

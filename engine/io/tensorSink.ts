@@ -117,10 +117,12 @@ export class ModelWriter implements TensorSink {
     const writers: SafetensorsWriter[] = []
     try {
       for (const [index, shard] of shards.entries())
-        writers.push(await SafetensorsWriter.open(join(folder, shardName(index, shards.length)), shard, {
-          fs,
-          ...(metadata && { metadata }),
-        }))
+        writers.push(
+          await SafetensorsWriter.open(join(folder, shardName(index, shards.length)), shard, {
+            fs,
+            ...(metadata && { metadata }),
+          }),
+        )
     } catch (error) {
       for (const writer of writers) await writer.abort()
       throw error

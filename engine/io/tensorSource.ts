@@ -44,7 +44,14 @@ async function exists(path: string): Promise<boolean> {
 }
 
 function locate(header: SafetensorsHeader, path: string): TensorLocation[] {
-  return header.tensors.map(({ name, dtype, shape, begin, end }) => ({ name, path, dtype, shape, offset: begin, bytes: end - begin }))
+  return header.tensors.map(({ name, dtype, shape, begin, end }) => ({
+    name,
+    path,
+    dtype,
+    shape,
+    offset: begin,
+    bytes: end - begin,
+  }))
 }
 
 async function openFile(path: string): Promise<TensorSource> {
@@ -68,9 +75,10 @@ interface ShardIndex {
 
 /** A shard must lie in the model's own folder, whatever a downloaded index says. */
 const isInside = (file: string): boolean =>
-  file !== '' && !isAbsolute(file) && !/[\\:\0]/.test(file) && !file.split('/').some(
-    (part) => part === '..' || part === '.' || part === '',
-  )
+  file !== '' &&
+  !isAbsolute(file) &&
+  !/[\\:\0]/.test(file) &&
+  !file.split('/').some((part) => part === '..' || part === '.' || part === '')
 
 async function readIndex(path: string): Promise<ShardIndex> {
   const bytes = await readFile(path).catch((error: unknown) => {
@@ -80,9 +88,8 @@ async function readIndex(path: string): Promise<ShardIndex> {
   if (text === undefined) throw new UnslothError('FILE_FORMAT', `${path}: not UTF-8 text.`, { hint: fetchAgain })
   const json = parseJson(text, { file: path })
   const map = isJsonObject(json) && Object.hasOwn(json, 'weight_map') ? json.weight_map : undefined
-  if (!isJsonObject(map)) throw new UnslothError('FILE_FORMAT', `${path}: has no "weight_map" object.`, {
-    hint: 'Fetch the index file again.',
-  })
+  if (!isJsonObject(map))
+    throw new UnslothError('FILE_FORMAT', `${path}: has no "weight_map" object.`, { hint: 'Fetch the index file again.' })
   const shards = new Map<string, string[]>()
   for (const [tensor, file] of Object.entries(map)) {
     if (typeof file !== 'string' || !isInside(file)) {
@@ -106,7 +113,10 @@ async function openShards(index: string): Promise<TensorSource> {
   const missing: string[] = []
   for (const file of shards.keys()) if (!(await exists(join(folder, file)))) missing.push(file)
   if (missing.length > 0) {
-    const named = `${missing.slice(0, 5).map((file) => quote(file)).join(', ')}${missing.length > 5 ? ', …' : ''}`
+    const named = `${missing
+      .slice(0, 5)
+      .map((file) => quote(file))
+      .join(', ')}${missing.length > 5 ? ', …' : ''}`
     throw new UnslothError(
       'FILE_NOT_FOUND',
       `${folder}: ${missing.length} of ${shards.size} weight files are missing: ${named}.`,
@@ -201,7 +211,7 @@ export async function* streamTensor(tensor: TensorLocation, chunkBytes = 4 << 20
     throw readError(error, tensor.path, 'weight file')
   })
   try {
-    for (let done = 0; done < tensor.bytes; ) {
+    for (let done = 0; done < tensor.bytes;) {
       const want = Math.min(chunkBytes, tensor.bytes - done)
       const chunk = await readAt(handle, tensor.offset + done, want)
       if (chunk.length < want)
@@ -219,11 +229,8 @@ export async function* streamTensor(tensor: TensorLocation, chunkBytes = 4 << 20
 }
 
 const label = (tensor: TensorLocation): string => `${tensor.path}: tensor ${quote(tensor.name)}`
-const decode = async (tensor: TensorLocation): Promise<ArrayLike<number | bigint>> => decodeElements(
-  tensor.dtype,
-  await readTensorBytes(tensor),
-  label(tensor),
-)
+const decode = async (tensor: TensorLocation): Promise<ArrayLike<number | bigint>> =>
+  decodeElements(tensor.dtype, await readTensorBytes(tensor), label(tensor))
 
 /** A tensor's elements as float32 (F64 and integers are rounded). */
 export async function readFloat32(tensor: TensorLocation): Promise<Float32Array> {

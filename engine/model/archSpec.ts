@@ -50,7 +50,11 @@ export interface ArchSpec {
   readonly qkNorm?: NormSpec & { readonly over: 'head' | 'all'; readonly weightPerHead: boolean }
   readonly bias: { readonly qkv: boolean; readonly o: boolean; readonly mlp: boolean }
   /** How the checkpoint stores these projections: one matrix, or one each. */
-  readonly fused: { readonly qkv: boolean; /** Rows of a fused qkv stand by kv head: its q heads, its k, its v. */ readonly qkvByHead?: boolean; readonly gateUp: boolean }
+  readonly fused: {
+    readonly qkv: boolean
+    /** Rows of a fused qkv stand by kv head: its q heads, its k, its v. */ readonly qkvByHead?: boolean
+    readonly gateUp: boolean
+  }
   readonly activation: GluKind
   /** An MLP of two matrices, down(act(up x)), in place of down(act(gate x)⊙up x). */
   readonly plainMlp?: boolean
@@ -176,7 +180,11 @@ export const llamaNames: NameMap = {
   sharedUp: 'model.layers.N.mlp.shared_expert.up_proj',
   sharedDown: 'model.layers.N.mlp.shared_expert.down_proj',
   sharedFactor: 'model.layers.N.mlp.shared_expert_gate',
-  memory: { router: 'model.layers.N.mlp.gate', expertGateUp: 'model.layers.N.mlp.experts.gate_up_proj', expertDown: 'model.layers.N.mlp.experts.down_proj' },
+  memory: {
+    router: 'model.layers.N.mlp.gate',
+    expertGateUp: 'model.layers.N.mlp.experts.gate_up_proj',
+    expertDown: 'model.layers.N.mlp.experts.down_proj',
+  },
 }
 
 /** With norms before and after each half. `post_attention_layernorm` is the one on the attention's output then. */

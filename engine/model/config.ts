@@ -25,7 +25,10 @@ export class Config {
   }
 
   private wrong(key: string, expected: string): never {
-    throw new UnslothError('MODEL_INVALID', `${this.where}: "${key}" should be ${expected}, but is ${JSON.stringify(this.values[key])}.`)
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `${this.where}: "${key}" should be ${expected}, but is ${JSON.stringify(this.values[key])}.`,
+    )
   }
 
   has(...keys: string[]): boolean {

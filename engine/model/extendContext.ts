@@ -12,7 +12,10 @@ export function extendContext(spec: ArchSpec, maxSeqLength: number): { readonly 
     return { spec: { ...spec, context: maxSeqLength }, warning: `${beyond}; its own ${spec.rope.full.scaling} scaling is kept.` }
   const full = compress(spec.rope.full, ratio)
   const window = spec.rope.window === spec.rope.full ? full : spec.rope.window
-  return { spec: { ...spec, context: maxSeqLength, rope: { ...spec.rope, full, window } }, warning: `${beyond}; positions are compressed linearly by ${ratio.toFixed(2)}.` }
+  return {
+    spec: { ...spec, context: maxSeqLength, rope: { ...spec.rope, full, window } },
+    warning: `${beyond}; positions are compressed linearly by ${ratio.toFixed(2)}.`,
+  }
 }
 
 function compress(rope: RopeSpec, ratio: number): RopeSpec {

@@ -4,7 +4,15 @@ import { linear } from '../graph/ops/linear.ts'
 import type { LayerContext } from './decoder.ts'
 
 /** x through one of a layer's linear weights, with its bias and adapters [+ add]. */
-export function projection(c: LayerContext, layer: number, id: string, x: Tensor, width: number, keep: 'residual' | 'attention' | 'mlp', add?: Tensor): Tensor {
+export function projection(
+  c: LayerContext,
+  layer: number,
+  id: string,
+  x: Tensor,
+  width: number,
+  keep: 'residual' | 'attention' | 'mlp',
+  add?: Tensor,
+): Tensor {
   const name = `layers.${layer}.${id}`
   const lora = c.weights.lora(name)
   const hasBias = id === 'qkv' ? c.spec.bias.qkv : id === 'o' ? c.spec.bias.o : c.spec.bias.mlp

@@ -1,6 +1,7 @@
 import type { Proof } from './proof.ts'
 
 /** Written by test/golden/prove.ts. */
+// prettier-ignore
 export const proofs: readonly Proof[] = [
   { case: 'cohere2', architecture: 'Cohere2ForCausalLM', quantities: 74, logits: 4.1e-7, gradients: 9.4e-7, training: 4.1e-7, greedy: true },
   { case: 'tiny-cohere2', architecture: 'Cohere2ForCausalLM', quantities: 74, logits: 4.1e-7, gradients: 0.000001, training: 4.4e-7, greedy: true },

@@ -34,8 +34,34 @@ export interface ArchitectureFamily {
 }
 
 export const families: readonly ArchitectureFamily[] = [
-  llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, cohere, cohere2, granite, olmo2, smollm3, mixtral, qwen3Moe,
-  starcoder2, stablelm, glm4, olmo3, graniteMoe, seedOss, ernie45, olmo, phi, gptNeox, gpt2, falcon, qwen2Moe,
+  llama,
+  mistral,
+  qwen2,
+  qwen3,
+  gemma,
+  gemma2,
+  gemma3,
+  phi3,
+  cohere,
+  cohere2,
+  granite,
+  olmo2,
+  smollm3,
+  mixtral,
+  qwen3Moe,
+  starcoder2,
+  stablelm,
+  glm4,
+  olmo3,
+  graniteMoe,
+  seedOss,
+  ernie45,
+  olmo,
+  phi,
+  gptNeox,
+  gpt2,
+  falcon,
+  qwen2Moe,
 ]
 
 export const supportedArchitectures: readonly string[] = families.flatMap((family) => family.architectures)
@@ -45,9 +71,13 @@ export function archSpec(values: HfConfig, where = 'config.json'): ArchSpec {
   const config = new Config(values, where)
   const named = config.strings('architectures')?.[0]
   if (named === undefined)
-    throw new UnslothError('MODEL_INVALID', `${where}: "architectures" is missing, so the model's kind is unknown.`, { hint: `Supported: ${supportedArchitectures.join(', ')}.` })
+    throw new UnslothError('MODEL_INVALID', `${where}: "architectures" is missing, so the model's kind is unknown.`, {
+      hint: `Supported: ${supportedArchitectures.join(', ')}.`,
+    })
   const family = families.find(({ architectures }) => architectures.includes(named))
   if (family === undefined)
-    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: architecture ${named} is not supported yet.`, { hint: `Supported: ${supportedArchitectures.join(', ')}.` })
+    throw new UnslothError('MODEL_UNSUPPORTED', `${where}: architecture ${named} is not supported yet.`, {
+      hint: `Supported: ${supportedArchitectures.join(', ')}.`,
+    })
   return family.spec(config)
 }

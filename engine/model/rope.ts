@@ -35,7 +35,8 @@ export function ropeSpec(config: Config, options: RopeOptions): RopeSpec {
   const flat = options.thetaKey === undefined ? (all ?? config.section('rope_scaling')) : undefined
   const parameters = nested ? all.section(options.layerType ?? 'full_attention') : flat
   const theta = parameters?.optionalNumber('rope_theta') ?? config.number(options.defaultTheta, options.thetaKey ?? 'rope_theta')
-  const partial = parameters?.optionalNumber('partial_rotary_factor') ?? config.number(options.partial ?? 1, 'partial_rotary_factor')
+  const partial =
+    parameters?.optionalNumber('partial_rotary_factor') ?? config.number(options.partial ?? 1, 'partial_rotary_factor')
   const rotated = Math.floor(options.headDim * partial)
   const named = parameters?.string('rope_type', 'type') ?? 'default'
   const type = options.aliases?.[named] ?? named
@@ -43,7 +44,14 @@ export function ropeSpec(config: Config, options: RopeOptions): RopeSpec {
   return { scaling: type === 'su' ? 'longrope' : type, half: rotated / 2, interleaved: options.interleaved === true, table }
 }
 
-function frequencyTable(type: string, config: Config, parameters: Config | undefined, theta: number, rotated: number, context: number): RopeSpec['table'] {
+function frequencyTable(
+  type: string,
+  config: Config,
+  parameters: Config | undefined,
+  theta: number,
+  rotated: number,
+  context: number,
+): RopeSpec['table'] {
   const constant = (inverse: Float32Array, factor = 1): RopeSpec['table'] => {
     const frequencies: RopeFrequencies = { key: '', inverse, factor }
     return () => frequencies
@@ -66,13 +74,17 @@ function frequencyTable(type: string, config: Config, parameters: Config | undef
     case 'longrope':
       return longrope(config, parameters, theta, rotated, context)
     default:
-      throw new UnslothError('MODEL_UNSUPPORTED', `config.json: rope type "${type}" is not supported.`, { hint: 'Supported: default, linear, dynamic, llama3, yarn, longrope.' })
+      throw new UnslothError('MODEL_UNSUPPORTED', `config.json: rope type "${type}" is not supported.`, {
+        hint: 'Supported: default, linear, dynamic, llama3, yarn, longrope.',
+      })
   }
 }
 
 /** The context the model was trained on before scaling: a top-level key wins (Phi-3), then the rope section's, then the context. */
 function originalContext(config: Config, parameters: Config, context: number): number {
-  return config.optionalNumber('original_max_position_embeddings') ?? parameters.number(context, 'original_max_position_embeddings')
+  return (
+    config.optionalNumber('original_max_position_embeddings') ?? parameters.number(context, 'original_max_position_embeddings')
+  )
 }
 
 function llama3(inverse: Float32Array, parameters: Config, factor: number, context: number): Float32Array {
@@ -88,13 +100,24 @@ function llama3(inverse: Float32Array, parameters: Config, factor: number, conte
   })
 }
 
-function yarn(config: Config, parameters: Config, theta: number, rotated: number, context: number, constant: (inverse: Float32Array, factor: number) => RopeSpec['table']) {
+function yarn(
+  config: Config,
+  parameters: Config,
+  theta: number,
+  rotated: number,
+  context: number,
+  constant: (inverse: Float32Array, factor: number) => RopeSpec['table'],
+) {
   const original = originalContext(config, parameters, context)
   const factor = parameters.number(context / original, 'factor')
   const mscale = (scale: number, m: number) => (scale <= 1 ? 1 : 0.1 * m * Math.log(scale) + 1)
   const m = parameters.optionalNumber('mscale')
   const mAll = parameters.optionalNumber('mscale_all_dim')
-  const attention = parameters.optionalNumber('attention_factor') ?? (m !== undefined && mAll !== undefined && m !== 0 && mAll !== 0 ? mscale(factor, m) / mscale(factor, mAll) : mscale(factor, 1))
+  const attention =
+    parameters.optionalNumber('attention_factor') ??
+    (m !== undefined && mAll !== undefined && m !== 0 && mAll !== 0
+      ? mscale(factor, m) / mscale(factor, mAll)
+      : mscale(factor, 1))
   const dimension = (rotations: number) => (rotated * Math.log(original / (rotations * 2 * Math.PI))) / (2 * Math.log(theta))
   const truncate = parameters.boolean(true, 'truncate')
   let low = dimension(parameters.number(32, 'beta_fast'))
@@ -117,9 +140,13 @@ function longrope(config: Config, parameters: Config, theta: number, rotated: nu
   const original = originalContext(config, parameters, context)
   const [short, long] = [parameters.numbers('short_factor'), parameters.numbers('long_factor')]
   if (short?.length !== rotated / 2 || long?.length !== rotated / 2)
-    throw new UnslothError('MODEL_INVALID', `config.json: longrope needs short_factor and long_factor with ${rotated / 2} numbers each.`)
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `config.json: longrope needs short_factor and long_factor with ${rotated / 2} numbers each.`,
+    )
   const stretch = parameters.optionalNumber('factor') ?? context / original
-  const attention = parameters.optionalNumber('attention_factor') ?? (stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original)))
+  const attention =
+    parameters.optionalNumber('attention_factor') ?? (stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original)))
   const scaled = (factors: readonly number[]) =>
     Float32Array.from(factors, (value, i) => f32(1 / f32(f32(value) * f32(Math.pow(theta, f32((2 * i) / rotated))))))
   const tables = { short: scaled(short), long: scaled(long) }

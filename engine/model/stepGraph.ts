@@ -53,7 +53,12 @@ class IoBuilder {
   }
 }
 
-function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dropout: boolean; neftune?: number; cache?: CacheShape & { dtype: DType } }): DecoderInputs {
+function inputs(
+  io: IoBuilder,
+  spec: ArchSpec,
+  capacity: Capacity,
+  options: { dropout: boolean; neftune?: number; cache?: CacheShape & { dtype: DType } },
+): DecoderInputs {
   const { tokens, labelled, sequences } = capacity
   const ids = io.add('ids', 'tokens', tokens, 1, 'i32')
   const positions = io.add('positions', 'tokens', tokens, 1, 'i32')
@@ -77,8 +82,15 @@ function inputs(io: IoBuilder, spec: ArchSpec, capacity: Capacity, options: { dr
   const base = { ids, positions, rope: { full, window }, layout, labelIndex }
   const { neftune = 0 } = options
   if (options.dropout || neftune > 0) {
-    const randomness = { tokenKeys: io.add('tokenKeys', 'tokens', tokens, 2, 'i32'), random: io.add('random', 'fixed', 1, 2, 'i32') }
-    return { ...base, randomness, ...(neftune > 0 ? { noise: { scale: io.add('noiseScale', 'tokens', tokens, 1, 'f32'), alpha: neftune } } : {}) }
+    const randomness = {
+      tokenKeys: io.add('tokenKeys', 'tokens', tokens, 2, 'i32'),
+      random: io.add('random', 'fixed', 1, 2, 'i32'),
+    }
+    return {
+      ...base,
+      randomness,
+      ...(neftune > 0 ? { noise: { scale: io.add('noiseScale', 'tokens', tokens, 1, 'f32'), alpha: neftune } } : {}),
+    }
   }
   if (options.cache !== undefined) {
     const slots = io.add('slots', 'tokens', tokens, 1, 'i32')
@@ -100,14 +112,22 @@ function cacheLayers(spec: ArchSpec, { rows, dtype }: CacheShape & { dtype: DTyp
   const each = align(rows * cols * bytesPerElement(dtype))
   const matrix = (name: string, index: number): Tensor =>
     whole({ name, arena: 'cache', offset: index * each, dtype, rows, cols, rule: 'fixed', keep: 'residual', layer: -1 })
-  return Array.from({ length: spec.layers }, (_, layer) => ({ k: matrix(`cache.${layer}.k`, 2 * layer), v: matrix(`cache.${layer}.v`, 2 * layer + 1) }))
+  return Array.from({ length: spec.layers }, (_, layer) => ({
+    k: matrix(`cache.${layer}.k`, 2 * layer),
+    v: matrix(`cache.${layer}.v`, 2 * layer + 1),
+  }))
 }
 
 const headOptions = (spec: ArchSpec, weights: DecoderWeights, precision: PrecisionCode): HeadOptions => ({
-  weight: weights.weight('head'), ...(spec.headBias === true ? { bias: weights.weight('head.bias') } : {}), logitScale: spec.multiplier.logits, softcap: spec.finalSoftcap, precision,
+  weight: weights.weight('head'),
+  ...(spec.headBias === true ? { bias: weights.weight('head.bias') } : {}),
+  logitScale: spec.multiplier.logits,
+  softcap: spec.finalSoftcap,
+  precision,
 })
 
-const graphFor = (capacity: Capacity, { target, unpacked }: StepOptions): Graph => new Graph(capacity, target.activation, target.unpacked, unpacked)
+const graphFor = (capacity: Capacity, { target, unpacked }: StepOptions): Graph =>
+  new Graph(capacity, target.activation, target.unpacked, unpacked)
 
 export interface StepOptions {
   readonly spec: ArchSpec
@@ -136,13 +156,26 @@ export const hasBalanceLoss = (spec: ArchSpec): boolean => spec.moe !== undefine
 
 /** `parts`: the forward commands, and those of the backward pass if there is one. */
 function finish(
-  capacity: Capacity, target: Pick<Target, 'rowMultiple' | 'tileRows'>, io: IoBuilder, inputBytes: number,
-  parts: readonly (readonly Command[])[], offloadable = 0, lossScaling = false,
+  capacity: Capacity,
+  target: Pick<Target, 'rowMultiple' | 'tileRows'>,
+  io: IoBuilder,
+  inputBytes: number,
+  parts: readonly (readonly Command[])[],
+  offloadable = 0,
+  lossScaling = false,
 ): StepPlan {
   const { commands, loops } = tileRows(parts, capacity.tokens, target.tileRows)
   const plan = planMemory(commands, loops)
   return {
-    plan, capacity, rowMultiple: target.rowMultiple, io: io.slots, ioBytes: io.bytes, inputBytes, forwardCommands: plan.starts[parts[0]!.length]!, offloadable, lossScaling,
+    plan,
+    capacity,
+    rowMultiple: target.rowMultiple,
+    io: io.slots,
+    ioBytes: io.bytes,
+    inputBytes,
+    forwardCommands: plan.starts[parts[0]!.length]!,
+    offloadable,
+    lossScaling,
   }
 }
 
@@ -163,7 +196,8 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
   const balanced = balance()
-  const balanceTerms = balanced.balance === undefined ? [] : [[balanced.balance.loss, balanced.balance.weight] as [Tensor, Tensor]]
+  const balanceTerms =
+    balanced.balance === undefined ? [] : [[balanced.balance.loss, balanced.balance.weight] as [Tensor, Tensor]]
   // Only what gradients are made from is scaled: the loss that is reported is not.
   const lossScaling = options.lossScaling ?? target.activation === 'f16'
   const scaling: Command[] = []
@@ -173,21 +207,32 @@ export function trainingPlan(options: TrainingOptions): StepPlan {
     scaling.push({ name: 'scaleLoss', tensors: [y, x, stepScalar('scaling')], ints: [], floats: [] })
     return y
   }
-  const balanceInputs = balanced.balance === undefined ? {} : { balance: { ...balanced.balance, weight: scaled('scaledBalance', 'fixed', balanced.balance.weight) } }
+  const balanceInputs =
+    balanced.balance === undefined
+      ? {}
+      : { balance: { ...balanced.balance, weight: scaled('scaledBalance', 'fixed', balanced.balance.weight) } }
   const lossWeights = scaled('scaledWeights', 'labelled', rowWeights)
   const h = decoder(graph, spec, weights, { ...wired, ...balanceInputs }, precision)
   headLoss(graph, h, { nll, labels, weights: lossWeights }, headOptions(spec, weights, precision), true)
   const forward = [...scaling, ...graph.forwardCommands()]
   const backward = new Backward(graph, savePolicy(options.recompute)).run()
   const losses: [Tensor, Tensor][] = [[nll, rowWeights], ...balanceTerms]
-  const sums = losses.map(([value, weight]): Command => ({ name: 'dot', tensors: [stepScalar('loss'), value, weight], ints: [1], floats: [] }))
+  const sums = losses.map(([value, weight]): Command => ({
+    name: 'dot',
+    tensors: [stepScalar('loss'), value, weight],
+    ints: [1],
+    floats: [],
+  }))
   const idleForTwoLayers = (2 * (forward.length + backward.length)) / spec.layers
   const offloaded = offloadActivations(forward, backward, options.offload ?? 0, {
-    leastCommands: Math.min(idleForTwoLayers, forward.length), leastCols: spec.hidden,
+    leastCommands: Math.min(idleForTwoLayers, forward.length),
+    leastCols: spec.hidden,
   })
   // Beside the other commands of labelled rows: those between are the same for any count of them.
   const summed = new Set(losses.map(([{ storage }]) => storage))
-  const last = offloaded.backward.findLastIndex(({ tensors }) => tensors.some((tensor) => tensor !== undefined && summed.has(tensor.storage)))
+  const last = offloaded.backward.findLastIndex(({ tensors }) =>
+    tensors.some((tensor) => tensor !== undefined && summed.has(tensor.storage)),
+  )
   const withLoss = offloaded.backward.toSpliced(last + 1, 0, ...sums)
   return finish(capacity, target, io, inputBytes, [offloaded.forward, withLoss], offloaded.candidates, lossScaling)
 }
@@ -218,7 +263,13 @@ export function scoringPlan(options: StepOptions & { readonly balance?: boolean 
   const balance = balanceInput(io, options.balance === true)
   const inputBytes = io.bytes
   const nll = io.add('nll', 'labelled', capacity.labelled, 1, 'f32')
-  headLoss(graph, decoder(graph, spec, weights, { ...wired, ...balance() }, precision), { nll, ...loss }, headOptions(spec, weights, precision), false)
+  headLoss(
+    graph,
+    decoder(graph, spec, weights, { ...wired, ...balance() }, precision),
+    { nll, ...loss },
+    headOptions(spec, weights, precision),
+    false,
+  )
   return finish(capacity, target, io, inputBytes, [graph.forwardCommands()])
 }
 
@@ -232,7 +283,8 @@ export function logitsPlan(options: StepOptions & { readonly cache?: CacheShape 
   const io = new IoBuilder()
   const graph = graphFor(capacity, options)
   const wired = inputs(io, spec, capacity, {
-    dropout: false, ...(options.cache === undefined ? {} : { cache: { ...options.cache, dtype: target.activation } }),
+    dropout: false,
+    ...(options.cache === undefined ? {} : { cache: { ...options.cache, dtype: target.activation } }),
   })
   const inputBytes = io.bytes
   const logits = io.add('logits', 'labelled', capacity.labelled, spec.vocabulary, 'f32')

@@ -39,7 +39,9 @@ function copy<T extends Elements>(from: T, into: T, form: StoredForm, rows: numb
 }
 
 /** A file's elements as the graph's [rows, cols]; a vector is [n, 1]. */
-export const toGraphForm = <T extends Elements>(data: T, form: StoredForm, rows: number, cols: number): T => copy(data, data.slice() as T, form, rows, cols, true)
+export const toGraphForm = <T extends Elements>(data: T, form: StoredForm, rows: number, cols: number): T =>
+  copy(data, data.slice() as T, form, rows, cols, true)
 
 /** The inverse of `toGraphForm`. */
-export const toFileForm = <T extends Elements>(data: T, form: StoredForm, rows: number, cols: number): T => copy(data, data.slice() as T, form, rows, cols, false)
+export const toFileForm = <T extends Elements>(data: T, form: StoredForm, rows: number, cols: number): T =>
+  copy(data, data.slice() as T, form, rows, cols, false)

@@ -37,8 +37,9 @@ export interface WeightEntry {
 export const isVector = (entry: WeightEntry): boolean => entry.kind === 'bias' || entry.kind === 'norm'
 
 /** The shape that a piece has in the checkpoint file. */
-export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] => 
-  piece.shape ?? (isVector(entry) ? [piece.rows] : piece.form?.transposed === true ? [entry.cols, piece.rows] : [piece.rows, entry.cols])
+export const pieceShape = (entry: WeightEntry, piece: WeightPiece): readonly number[] =>
+  piece.shape ??
+  (isVector(entry) ? [piece.rows] : piece.form?.transposed === true ? [entry.cols, piece.rows] : [piece.rows, entry.cols])
 
 /** The checkpoint's tensor names: models with experts are stored in more than one form. */
 export type HasTensor = (name: string) => boolean
@@ -64,7 +65,14 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
     let row = 0
     const pieces = projections.map(({ module, width, shape, form }) => {
       const name = `${module}.${suffix}`
-      const piece = { name, row, rows: width, ...shortened(names.optionalPrefix, name, has), ...(shape === undefined ? {} : { shape }), ...(form === undefined ? {} : { form }) }
+      const piece = {
+        name,
+        row,
+        rows: width,
+        ...shortened(names.optionalPrefix, name, has),
+        ...(shape === undefined ? {} : { shape }),
+        ...(form === undefined ? {} : { form }),
+      }
       row += width
       return piece
     })
@@ -77,25 +85,50 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
   }
 
   add('embedding', 'embedding', hidden, [{ module: names.embedding, width: spec.vocabulary }], 'weight', -1)
-  if (spec.learnedPositions === true) add('positions', 'embedding', hidden, [{ module: names.positions, width: spec.context }], 'weight', -1)
+  if (spec.learnedPositions === true)
+    add('positions', 'embedding', hidden, [{ module: names.positions, width: spec.context }], 'weight', -1)
   for (let layer = 0; layer < spec.layers; ++layer) {
     const at = (name: string) => name.replace('.N.', `.${layer}.`)
     const linear = (id: string, cols: number, projections: readonly Projection[], bias: boolean) => {
       const placed = projections.map(({ module, ...rest }) => ({ ...rest, module: at(module) }))
-      const stored = spec.transposed === true ? placed.map((projection) => ({ ...projection, form: { ...projection.form, transposed: true } })) : placed
+      const stored =
+        spec.transposed === true
+          ? placed.map((projection) => ({ ...projection, form: { ...projection.form, transposed: true } }))
+          : placed
       add(`layers.${layer}.${id}`, 'linear', cols, stored, 'weight', layer)
       if (bias) add(`layers.${layer}.${id}.bias`, 'bias', cols, placed, 'bias', layer)
     }
     const layerNorm = (id: string, module: string) => norm(`layers.${layer}.${id}`, at(module), hidden, layer, spec.norm.bias)
-    const headNorm = (id: string, module: string, width: number, shape?: readonly number[]) => norm(`layers.${layer}.${id}`, at(module), width, layer, false, shape)
+    const headNorm = (id: string, module: string, width: number, shape?: readonly number[]) =>
+      norm(`layers.${layer}.${id}`, at(module), width, layer, false, shape)
 
     if (spec.block !== 'post') layerNorm('attentionNorm', names.attentionNorm)
-    linear('qkv', hidden, spec.fused.qkv
-      ? [{ module: names.qkv, width: qWidth + 2 * kvWidth, ...(spec.fused.qkvByHead === true ? { form: { grouped: { groups: spec.kvHeads, parts: [qWidth / spec.kvHeads, spec.headDim, spec.headDim] } } } : {}) }]
-      : [{ module: names.q, width: qWidth }, { module: names.k, width: kvWidth }, { module: names.v, width: kvWidth }], spec.bias.qkv)
+    linear(
+      'qkv',
+      hidden,
+      spec.fused.qkv
+        ? [
+            {
+              module: names.qkv,
+              width: qWidth + 2 * kvWidth,
+              ...(spec.fused.qkvByHead === true
+                ? { form: { grouped: { groups: spec.kvHeads, parts: [qWidth / spec.kvHeads, spec.headDim, spec.headDim] } } }
+                : {}),
+            },
+          ]
+        : [
+            { module: names.q, width: qWidth },
+            { module: names.k, width: kvWidth },
+            { module: names.v, width: kvWidth },
+          ],
+      spec.bias.qkv,
+    )
     if (spec.qkNorm !== undefined) {
       const { over, weightPerHead } = spec.qkNorm
-      for (const [id, module, heads] of [['qNorm', names.qNorm, spec.heads], ['kNorm', names.kNorm, spec.kvHeads]] as const) {
+      for (const [id, module, heads] of [
+        ['qNorm', names.qNorm, spec.heads],
+        ['kNorm', names.kNorm, spec.kvHeads],
+      ] as const) {
         if (weightPerHead) headNorm(id, module, heads * spec.headDim, [heads, spec.headDim])
         else headNorm(id, module, over === 'head' ? spec.headDim : heads * spec.headDim)
       }
@@ -107,7 +140,15 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
       entries.push(...expertEntries(spec, spec.moe, layer, has))
       const { sharedFfn } = spec.moe
       if (sharedFfn !== undefined) {
-        linear('sharedGateUp', hidden, [{ module: names.sharedGate, width: sharedFfn }, { module: names.sharedUp, width: sharedFfn }], false)
+        linear(
+          'sharedGateUp',
+          hidden,
+          [
+            { module: names.sharedGate, width: sharedFfn },
+            { module: names.sharedUp, width: sharedFfn },
+          ],
+          false,
+        )
         linear('sharedDown', sharedFfn, [{ module: names.sharedDown, width: hidden }], false)
         linear('sharedFactor', hidden, [{ module: names.sharedFactor, width: 1 }], false)
       }
@@ -115,9 +156,17 @@ export function weightTable(spec: ArchSpec, has: HasTensor = () => false): Weigh
       linear('up', hidden, [{ module: names.up, width: spec.ffn }], spec.bias.mlp)
       linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
     } else {
-      linear('gateUp', hidden, spec.fused.gateUp
-        ? [{ module: names.gateUp, width: 2 * spec.ffn }]
-        : [{ module: names.gate, width: spec.ffn }, { module: names.up, width: spec.ffn }], spec.bias.mlp)
+      linear(
+        'gateUp',
+        hidden,
+        spec.fused.gateUp
+          ? [{ module: names.gateUp, width: 2 * spec.ffn }]
+          : [
+              { module: names.gate, width: spec.ffn },
+              { module: names.up, width: spec.ffn },
+            ],
+        spec.bias.mlp,
+      )
       linear('down', spec.ffn, [{ module: names.down, width: hidden }], spec.bias.mlp)
     }
     if (spec.block === 'prePost' || spec.block === 'post') layerNorm('mlpPostNorm', names.mlpPostNorm)
@@ -142,27 +191,44 @@ function shortened(prefix: string | undefined, name: string, has: HasTensor): { 
 function expertEntries({ hidden, names }: ArchSpec, { experts, ffn }: MoeSpec, layer: number, has: HasTensor): WeightEntry[] {
   const at = (name: string, expert = 0) => name.replace('.N.', `.${layer}.`).replace('.E.', `.${expert}.`)
   const routerName = `${at(names.memory.router)}.weight`
-  const stack = (id: string, memory: string, file: string | undefined, cols: number, each: readonly Projection[]): WeightEntry => {
+  const stack = (
+    id: string,
+    memory: string,
+    file: string | undefined,
+    cols: number,
+    each: readonly Projection[],
+  ): WeightEntry => {
     const width = each.reduce((sum, projection) => sum + projection.width, 0)
     const parameter = at(memory)
     let row = 0
-    const single = Array.from({ length: experts }, (_, expert) => each.map(({ module, width: rows }) => {
-      const piece = { name: `${at(module, expert)}.weight`, row, rows }
-      row += rows
-      return piece
-    })).flat()
+    const single = Array.from({ length: experts }, (_, expert) =>
+      each.map(({ module, width: rows }) => {
+        const piece = { name: `${at(module, expert)}.weight`, row, rows }
+        row += rows
+        return piece
+      }),
+    ).flat()
     const whole = has(parameter) ? parameter : file === undefined ? undefined : at(file)
     const pieces = whole === undefined ? single : [{ name: whole, row: 0, rows: experts * width, shape: [experts, width, cols] }]
     return { id: `layers.${layer}.${id}`, kind: 'experts', rows: experts * width, cols, pieces, layer, parameter, experts }
   }
   return [
     {
-      id: `layers.${layer}.router`, kind: 'router', rows: experts, cols: hidden, layer, parameter: routerName,
+      id: `layers.${layer}.router`,
+      kind: 'router',
+      rows: experts,
+      cols: hidden,
+      layer,
+      parameter: routerName,
       pieces: [{ name: has(routerName) ? routerName : `${at(names.router)}.weight`, row: 0, rows: experts }],
     },
-    stack('expertGateUp', names.memory.expertGateUp, names.stackedExperts?.gateUp, hidden, [{ module: names.expertGate, width: ffn }, { module: names.expertUp, width: ffn }]),
+    stack('expertGateUp', names.memory.expertGateUp, names.stackedExperts?.gateUp, hidden, [
+      { module: names.expertGate, width: ffn },
+      { module: names.expertUp, width: ffn },
+    ]),
     stack('expertDown', names.memory.expertDown, names.stackedExperts?.down, ffn, [{ module: names.expertDown, width: hidden }]),
   ]
 }
 
-export const parameterCount = (entries: readonly WeightEntry[]): number => entries.reduce((sum, { rows, cols }) => sum + rows * cols, 0)
+export const parameterCount = (entries: readonly WeightEntry[]): number =>
+  entries.reduce((sum, { rows, cols }) => sum + rows * cols, 0)

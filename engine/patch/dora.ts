@@ -43,33 +43,48 @@ export function doraSquares({ lora }: ParameterLayout, frozen: Frozen): { comman
  * alone, W·Aᵀ and A·Aᵀ, so that no matrix of the weight's size is made (see doraNorm). A GPU turns a quantised weight into numbers first.
  */
 export function doraNorms({ lora }: ParameterLayout, frozen: Frozen, { unpacked }: Pick<Target, 'unpacked'>): Command[] {
-  return [...lora].flatMap(([id, { dora, parts }]) => parts.flatMap((part): Command[] => {
-    if (dora === undefined) return []
-    const { column, width, rank, a, b, scale } = part
-    const { value } = frozen.get(id)!
-    const direct = unpacked === undefined && isQuantised(value.storage.dtype)
-    const rows = direct ? { operand: value, commands: [] } : weightRows(value, column, width, unpacked ?? 'f32', -1)
-    const product = scratch(`${id}.wa`, rank, rows.operand.storage.rows)
-    const gram = scratch(`${id}.gram`, rank, rank)
-    const of = (tensor: Tensor): Tensor => slice(tensor, column, width)
-    return [
-      ...rows.commands,
-      gemm(0, product, a.value, rows.operand, { precision: 0 }),
-      gemm(0, gram, a.value, a.value, { precision: 0 }),
-      {
-        name: 'doraNorm', ints: [], floats: [scale],
-        tensors: [of(dora.gain), of(dora.norm), of(dora.squares), magnitudeOf(part, dora), b.value, direct ? of(product) : product, gram],
-      },
-    ]
-  }))
+  return [...lora].flatMap(([id, { dora, parts }]) =>
+    parts.flatMap((part): Command[] => {
+      if (dora === undefined) return []
+      const { column, width, rank, a, b, scale } = part
+      const { value } = frozen.get(id)!
+      const direct = unpacked === undefined && isQuantised(value.storage.dtype)
+      const rows = direct ? { operand: value, commands: [] } : weightRows(value, column, width, unpacked ?? 'f32', -1)
+      const product = scratch(`${id}.wa`, rank, rows.operand.storage.rows)
+      const gram = scratch(`${id}.gram`, rank, rank)
+      const of = (tensor: Tensor): Tensor => slice(tensor, column, width)
+      return [
+        ...rows.commands,
+        gemm(0, product, a.value, rows.operand, { precision: 0 }),
+        gemm(0, gram, a.value, a.value, { precision: 0 }),
+        {
+          name: 'doraNorm',
+          ints: [],
+          floats: [scale],
+          tensors: [
+            of(dora.gain),
+            of(dora.norm),
+            of(dora.squares),
+            magnitudeOf(part, dora),
+            b.value,
+            direct ? of(product) : product,
+            gram,
+          ],
+        },
+      ]
+    }),
+  )
 }
 
 /** The fp32 magnitudes of one part's rows. */
-export function magnitudeOf({ column, width }: Pick<LoraPart, 'column' | 'width'>, { magnitudes }: Pick<Dora, 'magnitudes'>): Tensor {
+export function magnitudeOf(
+  { column, width }: Pick<LoraPart, 'column' | 'width'>,
+  { magnitudes }: Pick<Dora, 'magnitudes'>,
+): Tensor {
   const owner = magnitudes.find((each) => each.column <= column && column + width <= each.column + each.width)!
   return slice(owner.value.master ?? owner.value.value, column - owner.column, width)
 }
 
 /** Numbers [row, row + rows) of a list [1, n] as a column. */
-export const asColumn = (tensor: Tensor, row: number, rows: number): Tensor => 
+export const asColumn = (tensor: Tensor, row: number, rows: number): Tensor =>
   rowRange(whole({ ...tensor.storage, rows: tensor.cols, cols: 1 }), row, rows, bytesPerElement(tensor.storage.dtype))

@@ -33,9 +33,18 @@ const defaultTargets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up
 /** The options as what a model is patched by. */
 export function loraTraining(options: PeftOptions): Training {
   return {
-    kind: 'lora', r: options.r ?? 16, alpha: options.loraAlpha ?? 16, dropout: options.loraDropout ?? 0,
-    targets: options.targetModules ?? defaultTargets, rslora: options.useRslora ?? false, dora: options.useDora ?? false, bias: options.bias ?? 'none', init: options.initLoraWeights ?? true,
-    modulesToSave: options.modulesToSave ?? [], rankPattern: options.rankPattern ?? {}, alphaPattern: options.alphaPattern ?? {},
+    kind: 'lora',
+    r: options.r ?? 16,
+    alpha: options.loraAlpha ?? 16,
+    dropout: options.loraDropout ?? 0,
+    targets: options.targetModules ?? defaultTargets,
+    rslora: options.useRslora ?? false,
+    dora: options.useDora ?? false,
+    bias: options.bias ?? 'none',
+    init: options.initLoraWeights ?? true,
+    modulesToSave: options.modulesToSave ?? [],
+    rankPattern: options.rankPattern ?? {},
+    alphaPattern: options.alphaPattern ?? {},
     ...(options.layersToTransform === undefined ? {} : { layers: options.layersToTransform }),
     ...(options.excludeModules === undefined ? {} : { exclude: options.excludeModules }),
     ...(options.layersPattern === undefined ? {} : { layersPattern: options.layersPattern }),
@@ -49,11 +58,24 @@ export function loraTraining(options: PeftOptions): Training {
  */
 export function optionsOfAdapter({ config, modules }: Pick<PeftAdapter, 'config' | 'modules'>): PeftOptions {
   // PEFT names a parameter with its owner (`mlp.experts.down_proj`) or alone.
-  const owners = ['experts', ...config.targetParameters.filter((parameter) => parameter.includes('.')).map((parameter) => parameter.slice(0, parameter.lastIndexOf('.')))]
-  const isStack = (module: string): boolean => owners.some((owner) => `.${module.replace(/(?:\.base_layer)+$/, '')}`.endsWith(`.${owner}`))
+  const owners = [
+    'experts',
+    ...config.targetParameters
+      .filter((parameter) => parameter.includes('.'))
+      .map((parameter) => parameter.slice(0, parameter.lastIndexOf('.'))),
+  ]
+  const isStack = (module: string): boolean =>
+    owners.some((owner) => `.${module.replace(/(?:\.base_layer)+$/, '')}`.endsWith(`.${owner}`))
   return {
-    r: config.r, loraAlpha: config.alpha, useRslora: config.rslora, useDora: config.dora, bias: config.bias, modulesToSave: config.modulesToSave,
-    targetModules: [...modules.keys()].filter((module) => !isStack(module)), targetParameters: config.targetParameters,
-    rankPattern: config.rankPattern, alphaPattern: config.alphaPattern,
+    r: config.r,
+    loraAlpha: config.alpha,
+    useRslora: config.rslora,
+    useDora: config.dora,
+    bias: config.bias,
+    modulesToSave: config.modulesToSave,
+    targetModules: [...modules.keys()].filter((module) => !isStack(module)),
+    targetParameters: config.targetParameters,
+    rankPattern: config.rankPattern,
+    alphaPattern: config.alphaPattern,
   }
 }

@@ -9,10 +9,11 @@ export function symmetricEigen(matrix: ArrayLike<number>, n: number): { values: 
   for (let sweep = 0; sweep < 60; ++sweep) {
     let off = 0
     let all = 0
-    for (let i = 0; i < n; ++i) for (let j = 0; j < n; ++j) {
-      all += a[i * n + j]! ** 2
-      if (i !== j) off += a[i * n + j]! ** 2
-    }
+    for (let i = 0; i < n; ++i)
+      for (let j = 0; j < n; ++j) {
+        all += a[i * n + j]! ** 2
+        if (i !== j) off += a[i * n + j]! ** 2
+      }
     if (off <= 1e-26 * all) break
     for (let p = 0; p < n - 1; ++p)
       for (let q = p + 1; q < n; ++q) {

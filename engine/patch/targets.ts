@@ -18,7 +18,10 @@ export function expression(source: string, key: string): RegExp {
   try {
     return new RegExp(source)
   } catch (cause) {
-    throw new UnslothError('RECIPE', `lora.${key}: ${source.replace(/^\^\(\?:|\)\$$/g, '')} is not a regular expression.`, { hint: 'Correct it, or write a list of names.', cause })
+    throw new UnslothError('RECIPE', `lora.${key}: ${source.replace(/^\^\(\?:|\)\$$/g, '')} is not a regular expression.`, {
+      hint: 'Correct it, or write a list of names.',
+      cause,
+    })
   }
 }
 

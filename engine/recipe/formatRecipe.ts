@@ -6,6 +6,11 @@ import type { Recipe } from '#shared/recipe.ts'
  * same recipe again.
  */
 export function formatRecipe(recipe: Recipe): string {
-  return stringify(recipe, { version: '1.2', lineWidth: 0, nullStr: 'null', aliasDuplicateObjects: false,
-    flowCollectionPadding: false })
+  return stringify(recipe, {
+    version: '1.2',
+    lineWidth: 0,
+    nullStr: 'null',
+    aliasDuplicateObjects: false,
+    flowCollectionPadding: false,
+  })
 }

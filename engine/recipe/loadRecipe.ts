@@ -39,8 +39,11 @@ export function loadRecipe({ file, overrides, cwd }: RecipeRequest): LoadedRecip
       })
     }
     const { recipe, warnings } = recipeFromFlags(flags)
-    return { recipe: resolveRecipePaths(recipe, cwd), warnings: warnings.map((issue) => describeIssue(issue, 'command line')),
-      file: null }
+    return {
+      recipe: resolveRecipePaths(recipe, cwd),
+      warnings: warnings.map((issue) => describeIssue(issue, 'command line')),
+      file: null,
+    }
   }
   const full = path.resolve(cwd, found)
   // Errors show the path as it was typed, where that is the same file.

@@ -26,8 +26,14 @@ export interface ParseOptions {
 }
 
 const start: TextRange = { start: { line: 1, column: 1 }, end: { line: 1, column: 1 } }
-const syntax = (said: Said, range = start): LocatedIssue =>
-  ({ severity: 'error', code: 'syntax', path: [], at: 'value', ...said, range })
+const syntax = (said: Said, range = start): LocatedIssue => ({
+  severity: 'error',
+  code: 'syntax',
+  path: [],
+  at: 'value',
+  ...said,
+  range,
+})
 
 /** Decodes UTF-8 with or without a byte order mark; what is wrong comes back as a problem with its line. */
 function decode(source: string | Uint8Array): string | LocatedIssue {
@@ -41,7 +47,10 @@ function decode(source: string | Uint8Array): string | LocatedIssue {
     return checkText(new TextDecoder('utf-8', { fatal: true }).decode(source))
   } catch {
     const lossy = new TextDecoder('utf-8').decode(source).split('\n')
-    const index = Math.max(0, lossy.findIndex((line) => line.includes('\ufffd')))
+    const index = Math.max(
+      0,
+      lossy.findIndex((line) => line.includes('\ufffd')),
+    )
     const at = { line: index + 1, column: Math.max(0, lossy[index]!.indexOf('\ufffd')) + 1 }
     return syntax(say`this is not UTF-8 text; save the file as UTF-8`, { start: at, end: at })
   }
@@ -61,14 +70,21 @@ export function diagnoseRecipe(source: string | Uint8Array, file: string, { over
   const text = decode(source)
   if (typeof text !== 'string') return { recipe: null, issues: [text] }
   const document = parseDocument(text, { json: /\.json$/i.test(file) })
-  const problems = document.problems.map(({ code, said, range }): LocatedIssue =>
-    ({ severity: 'error', code, path: [], at: 'value', ...said, range }))
+  const problems = document.problems.map(({ code, said, range }): LocatedIssue => ({
+    severity: 'error',
+    code,
+    path: [],
+    at: 'value',
+    ...said,
+    range,
+  }))
   // After broken syntax the rest would only be noise; a key written twice still leaves a readable recipe.
   if (problems.some((problem) => problem.code === 'syntax')) return { recipe: null, issues: problems }
   const { recipe, issues } = validateRecipe(document.value, { overrides, written: document.written })
   const located = issues.map((issue): LocatedIssue => ({ ...issue, range: document.rangeAt(issue.path, issue.at) }))
-  const all = [...problems, ...located].sort((a, b) =>
-    a.range.start.line - b.range.start.line || a.range.start.column - b.range.start.column)
+  const all = [...problems, ...located].sort(
+    (a, b) => a.range.start.line - b.range.start.line || a.range.start.column - b.range.start.column,
+  )
   return { recipe: problems.length > 0 ? null : recipe, issues: all }
 }
 
@@ -107,13 +123,16 @@ export function readRecipe(file: string, options: ParseOptions = {}): ParsedReci
     const { size } = fs.statSync(file)
     // The size is looked at first, so that a model file named by mistake is not read into memory.
     source = size > maxRecipeBytes ? new Uint8Array(maxRecipeBytes + 1) : fs.readFileSync(file)
-    if (size > maxRecipeBytes) return refuse([syntax(say`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)], file)
+    if (size > maxRecipeBytes)
+      return refuse([syntax(say`the file has ${size} bytes; a recipe has at most ${maxRecipeBytes}`)], file)
   } catch (error) {
     if (UnslothError.is(error)) throw error
     const { code } = error as NodeJS.ErrnoException
     if (code === 'ENOENT') {
-      throw new UnslothError('FILE_NOT_FOUND', `there is no recipe ${file}`,
-        { hint: `The current folder is ${path.resolve('.')}.`, cause: error })
+      throw new UnslothError('FILE_NOT_FOUND', `there is no recipe ${file}`, {
+        hint: `The current folder is ${path.resolve('.')}.`,
+        cause: error,
+      })
     }
     const what = code === 'EISDIR' ? 'it is a folder' : (error as Error).message
     throw new UnslothError('FILE_FORMAT', `the recipe ${file} cannot be read: ${what}`, { cause: error })

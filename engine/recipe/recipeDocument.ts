@@ -1,5 +1,16 @@
 import {
-  Composer, Lexer, LineCounter, Parser, isAlias, isMap, isScalar, isSeq, type Document, type CST, type Node, type ParsedNode,
+  Composer,
+  Lexer,
+  LineCounter,
+  Parser,
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  type Document,
+  type CST,
+  type Node,
+  type ParsedNode,
 } from 'yaml'
 import { say, type PathPart, type Said } from '#shared/recipe.ts'
 
@@ -111,9 +122,7 @@ class Reader {
         continue
       }
       if (own.has(name)) {
-        this.problems.push({
-          code: 'duplicate_key', said: say`${[...path, name].join('.')} is written twice; keep one`, at,
-        })
+        this.problems.push({ code: 'duplicate_key', said: say`${[...path, name].join('.')} is written twice; keep one`, at })
         continue
       }
       own.add(name)
@@ -178,8 +187,9 @@ export function parseDocument(source: string, { json = false }: { json?: boolean
   if (typeof documents === 'number') return failed(say`values are nested more than ${maxDepth} deep`, documents)
   const [document, second] = documents
   if (document === undefined) return failed(say`the recipe is empty`, 0)
-  const problems: SyntaxProblem[] = [...document.errors, ...document.warnings].slice(0, maxProblems).map((error) =>
-    ({ code: 'syntax', said: friendly(error.code, error.message), range: range(error.pos) }))
+  const problems: SyntaxProblem[] = [...document.errors, ...document.warnings]
+    .slice(0, maxProblems)
+    .map((error) => ({ code: 'syntax', said: friendly(error.code, error.message), range: range(error.pos) }))
   if (second !== undefined) {
     const offset = second.range[0]
     problems.push({ code: 'syntax', said: friendly('MULTIPLE_DOCS', ''), range: range([offset, offset]) })

@@ -24,7 +24,8 @@ function resolveName({ meta, path: key }: RecipeField, name: string, base: strin
 
 function resolveValue(field: RecipeField, value: unknown, base: string): unknown {
   if (typeof value === 'string') return resolveName(field, value, base)
-  if (Array.isArray(value)) return value.map((item: unknown) => typeof item === 'string' ? resolveName(field, item, base) : item)
+  if (Array.isArray(value))
+    return value.map((item: unknown) => (typeof item === 'string' ? resolveName(field, item, base) : item))
   return value
 }
 

@@ -1,7 +1,12 @@
 import type { Readable, Writable } from 'node:stream'
 import type { CancellationToken, MessageConnection } from 'vscode-jsonrpc/node'
 import {
-  CancellationTokenSource, createMessageConnection, ErrorCodes, ResponseError, StreamMessageReader, StreamMessageWriter,
+  CancellationTokenSource,
+  createMessageConnection,
+  ErrorCodes,
+  ResponseError,
+  StreamMessageReader,
+  StreamMessageWriter,
 } from 'vscode-jsonrpc/node'
 import type { ErrorCode } from '#shared/errors.ts'
 import { errorCodes, UnslothError } from '#shared/errors.ts'
@@ -48,7 +53,10 @@ export class RpcConnection {
     output.on('close', () => this.#closeSoon())
     this.#closed = new Promise((resolve) => (this.#markClosed = resolve))
     this.#connection = createMessageConnection(new StreamMessageReader(input), new StreamMessageWriter(output), {
-      error: () => undefined, warn: () => undefined, info: () => undefined, log: () => undefined,
+      error: () => undefined,
+      warn: () => undefined,
+      info: () => undefined,
+      log: () => undefined,
     })
     this.#connection.onClose(() => this.#closeSoon())
     // A stream that is not the protocol cannot be understood from there on.
@@ -133,15 +141,17 @@ export class RpcConnection {
   }
 
   #gone(method: string): UnslothError {
-    return new UnslothError('INTERNAL', `${this.#peer} has ended before it answered ${method}`, {
-      hint: 'Its log tells why.',
-    })
+    return new UnslothError('INTERNAL', `${this.#peer} has ended before it answered ${method}`, { hint: 'Its log tells why.' })
   }
 
   #received(error: unknown, method: string): unknown {
     if (!(error instanceof ResponseError)) return this.#isClosed ? this.#gone(method) : error
-    if (error.code === ErrorCodes.PendingResponseRejected || error.code === ErrorCodes.ConnectionInactive
-      || error.code === ErrorCodes.MessageWriteError) return this.#gone(method)
+    if (
+      error.code === ErrorCodes.PendingResponseRejected ||
+      error.code === ErrorCodes.ConnectionInactive ||
+      error.code === ErrorCodes.MessageWriteError
+    )
+      return this.#gone(method)
     if (error.code === requestCancelled) return new UnslothError('STOPPED', `${method} was cancelled`)
     if (error.code === ErrorCodes.MethodNotFound) {
       const hint = 'Its version differs from this one; restart it.'

@@ -11,8 +11,13 @@ export function devices(): DevicesResult {
   const gpus = (cuda?.gpus ?? []).map(({ index, name, totalBytes }) => {
     const status = native().gpuStatus(index)
     const overhead = knownOverhead(index)
-    return { id: `cuda:${index}`, label: name, totalBytes, ...(overhead === undefined ? {} : { overhead }),
-      ...(status === undefined ? {} : { freeBytes: status.totalBytes - status.usedBytes }) }
+    return {
+      id: `cuda:${index}`,
+      label: name,
+      totalBytes,
+      ...(overhead === undefined ? {} : { overhead }),
+      ...(status === undefined ? {} : { freeBytes: status.totalBytes - status.usedBytes }),
+    }
   })
   const problem = cuda?.problem ?? ''
   return { devices: [...gpus, cpu], ...(gpus.length === 0 && problem !== '' ? { noGpu: problem } : {}) }

@@ -6,8 +6,15 @@ import type { LocatedIssue } from '../recipe/parseRecipe.ts'
 export function diagnostic(issue: LocatedIssue): RecipeDiagnostic {
   const { severity, code, message, path, suggestion, range } = issue
   return {
-    severity, code, message, key: path.join('.'), ...(suggestion === undefined ? {} : { suggestion }),
-    line: range.start.line, column: range.start.column, endLine: range.end.line, endColumn: range.end.column,
+    severity,
+    code,
+    message,
+    key: path.join('.'),
+    ...(suggestion === undefined ? {} : { suggestion }),
+    line: range.start.line,
+    column: range.start.column,
+    endLine: range.end.line,
+    endColumn: range.end.column,
   }
 }
 

@@ -1,5 +1,14 @@
 import { UnslothError } from '#shared/errors.ts'
-import { engineNotifications, type DoctorResult, type GeneratedText, type GenerateParams, type GenerateResult, type InspectResult, type PlanResult, type VerifyResult } from '#shared/protocol.ts'
+import {
+  engineNotifications,
+  type DoctorResult,
+  type GeneratedText,
+  type GenerateParams,
+  type GenerateResult,
+  type InspectResult,
+  type PlanResult,
+  type VerifyResult,
+} from '#shared/protocol.ts'
 import { effectiveBatch, type Recipe, type RecipeOverride } from '#shared/recipe.ts'
 import { dirname } from 'node:path'
 import { chatTemplateFor, encodeRendered } from '../data/chatTemplate.ts'
@@ -61,12 +70,26 @@ async function planSummary(recipe: Recipe): Promise<Pick<PlanResult, 'summary'>>
   return {
     summary: {
       model: {
-        name: recipe.model.name, architecture: spec.architecture, layers: spec.layers, hiddenSize: spec.hidden, contextLength: spec.context,
-        parameters: parameterCount(entries), trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
+        name: recipe.model.name,
+        architecture: spec.architecture,
+        layers: spec.layers,
+        hiddenSize: spec.hidden,
+        contextLength: spec.context,
+        parameters: parameterCount(entries),
+        trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
       },
       device: deviceName(prepared.model.device),
-      memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes, availableBytes: freeBytes(prepared.model.device) },
-      steps: { total: prepared.totalSteps, epochs: prepared.epochOf(prepared.totalSteps), samples: prepared.samples.length, effectiveBatch: effectiveBatch(recipe) },
+      memory: {
+        parts: prepared.plan.parts,
+        totalBytes: prepared.plan.totalBytes,
+        availableBytes: freeBytes(prepared.model.device),
+      },
+      steps: {
+        total: prepared.totalSteps,
+        epochs: prepared.epochOf(prepared.totalSteps),
+        samples: prepared.samples.length,
+        effectiveBatch: effectiveBatch(recipe),
+      },
       patches: prepared.model.patchReport,
     },
   }
@@ -77,7 +100,10 @@ async function verify(path: string, skip: readonly string[]): Promise<VerifyResu
   const computation = new CaseComputation(golden, { device: chooseDevice('cpu'), compute: 'float32' })
   await computation.run()
   const rows = (await compare(golden, computation.quantities, new Set(skip))).map(({ name, error, tolerance, verdict }) => ({
-    quantity: name, relativeError: Number.isFinite(error) ? error : null, tolerance, passed: verdict === 'ok' || verdict === 'skipped',
+    quantity: name,
+    relativeError: Number.isFinite(error) ? error : null,
+    tolerance,
+    passed: verdict === 'ok' || verdict === 'skipped',
     ...(verdict === 'ok' || verdict === 'wrong' ? {} : { note: verdict }),
   }))
   return { passed: rows.every(({ passed }) => passed), rows }
@@ -98,27 +124,54 @@ class GeneratorCache {
 
   private async answer(params: GenerateParams, { signal, notify }: ServeContext): Promise<GenerateResult> {
     const { id, withBase = false } = params
-    if (withBase && params.adapter === undefined) throw new UnslothError('USAGE', 'Without an adapter there is nothing to show beside the base model.')
+    if (withBase && params.adapter === undefined)
+      throw new UnslothError('USAGE', 'Without an adapter there is nothing to show beside the base model.')
     const generator = await this.open(params)
     const { tokenizer } = generator
-    if ((params.prompt === undefined) === (params.messages === undefined)) throw new UnslothError('USAGE', 'Give a prompt or messages.')
-    const ids = params.prompt !== undefined
-      ? tokenizer.encode(params.prompt, { addSpecialTokens: true })
-      : encodeRendered(tokenizer, chatTemplateFor(tokenizer).render(params.messages!.map((message) => ({ ...message })), { addGenerationPrompt: true }))
+    if ((params.prompt === undefined) === (params.messages === undefined))
+      throw new UnslothError('USAGE', 'Give a prompt or messages.')
+    const ids =
+      params.prompt !== undefined
+        ? tokenizer.encode(params.prompt, { addSpecialTokens: true })
+        : encodeRendered(
+            tokenizer,
+            chatTemplateFor(tokenizer).render(
+              params.messages!.map((message) => ({ ...message })),
+              { addGenerationPrompt: true },
+            ),
+          )
     const began = performance.now()
     const { sampling = {} } = params
     const isBase = withBase ? [false, true] : [params.adapter === undefined]
     const ended = isBase.map(() => 0)
-    const made = await generator.complete(isBase.map(() => ids), {
-      maxNewTokens: sampling.maxNewTokens ?? 256, stop: sampling.stop ?? [], seed: sampling.seed ?? 3407, base: isBase, signal,
-      sampling: { temperature: sampling.temperature ?? 0.7, topK: sampling.topK ?? 40, topP: sampling.topP ?? 0.9, minP: sampling.minP ?? 0, repetitionPenalty: sampling.repetitionPenalty ?? 1.1 },
-      onText: (prompt, text) => {
-        ended[prompt] = performance.now() - began
-        notify(engineNotifications.generated, { id, text, tokens: 1, ...(withBase && isBase[prompt]! ? { base: true } : {}) })
+    const made = await generator.complete(
+      isBase.map(() => ids),
+      {
+        maxNewTokens: sampling.maxNewTokens ?? 256,
+        stop: sampling.stop ?? [],
+        seed: sampling.seed ?? 3407,
+        base: isBase,
+        signal,
+        sampling: {
+          temperature: sampling.temperature ?? 0.7,
+          topK: sampling.topK ?? 40,
+          topP: sampling.topP ?? 0.9,
+          minP: sampling.minP ?? 0,
+          repetitionPenalty: sampling.repetitionPenalty ?? 1.1,
+        },
+        onText: (prompt, text) => {
+          ended[prompt] = performance.now() - began
+          notify(engineNotifications.generated, { id, text, tokens: 1, ...(withBase && isBase[prompt]! ? { base: true } : {}) })
+        },
       },
-    })
-    const [first, base] = made.map(({ text, promptTokens, newTokens, reason }, prompt): GeneratedText =>
-      ({ text, promptTokens, newTokens, stopReason: reason, seconds: ended[prompt]! / 1000 }))
+    )
+    const [first, base] = made.map(({ text, promptTokens, newTokens, reason }, prompt): GeneratedText => ({
+      text,
+      promptTokens,
+      newTokens,
+      stopReason: reason,
+      seconds: ended[prompt]! / 1000,
+    }))
     return { ...first!, ...(base === undefined ? {} : { base }) }
   }
 
@@ -127,10 +180,16 @@ class GeneratorCache {
     const resolved = await resolveModel(model)
     const wanted = adapter ?? resolved.adapter
     const key = `${resolved.folder}\n${wanted ?? ''}\n${device ?? ''}`
-    if (this.generator !== undefined && (key === this.key || (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`) && this.key.endsWith(`\n${device ?? ''}`)))) return this.generator
+    if (
+      this.generator !== undefined &&
+      (key === this.key ||
+        (wanted === undefined && this.key.startsWith(`${resolved.folder}\n`) && this.key.endsWith(`\n${device ?? ''}`)))
+    )
+      return this.generator
     this.generator?.dispose()
     this.generator = undefined
-    const on = (name: string) => FastLanguageModel.forInference({ modelName: resolved.folder, adapter: wanted, device: chooseDevice(name) })
+    const on = (name: string) =>
+      FastLanguageModel.forInference({ modelName: resolved.folder, adapter: wanted, device: chooseDevice(name) })
     this.generator = await on(device ?? 'auto').catch((error: unknown) => {
       // A GPU that trains may have no room; nobody asked for it.
       if (device === undefined && UnslothError.is(error, 'MEMORY')) return on('cpu')

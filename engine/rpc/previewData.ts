@@ -32,7 +32,16 @@ export class PreviewCache {
   private window: Window | undefined
 
   async preview(params: PreviewParams, { signal }: Pick<ServeContext, 'signal'>): Promise<PreviewResult> {
-    const { recipe: text, path = 'finetune.yaml', overrides = {}, from = 0, count = defaultCount, search = '', filter = 'all', order = 'file' } = params
+    const {
+      recipe: text,
+      path = 'finetune.yaml',
+      overrides = {},
+      from = 0,
+      count = defaultCount,
+      search = '',
+      filter = 'all',
+      order = 'file',
+    } = params
     const values: RecipeOverride[] = Object.entries(overrides).map(([key, value]) => ({ path: key, value, flag: key }))
     const { recipe, issues } = diagnoseRecipe(text, path, { overrides: values })
     const diagnostics = issues.map(diagnostic)
@@ -60,18 +69,37 @@ export class PreviewCache {
   }
 
   /** The beginning of each source, mixed as in training. */
-  private async readMixture(recipe: Recipe, tokenizer: Tokenizer, groups: LocalData['groups'], rows: number, signal: AbortSignal): Promise<Window> {
+  private async readMixture(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    groups: LocalData['groups'],
+    rows: number,
+    signal: AbortSignal,
+  ): Promise<Window> {
     const paths = groups ?? mixedPaths(recipe)
-    const key = JSON.stringify([recipe.data, recipe.training, rows, this.tokenizer?.key, await Promise.all(paths.flat().map(stampOf))])
+    const key = JSON.stringify([
+      recipe.data,
+      recipe.training,
+      rows,
+      this.tokenizer?.key,
+      await Promise.all(paths.flat().map(stampOf)),
+    ])
     if (this.window?.key === key) return this.window
-    const { train } = await readRecipeData({ ...recipe, data: { ...recipe.data, eval_dataset: [], eval_split: null } }, tokenizer, {
-      groups: paths, rowsEach: Math.max(1, Math.floor(rows / paths.length)), signal,
-    })
+    const { train } = await readRecipeData(
+      { ...recipe, data: { ...recipe.data, eval_dataset: [], eval_split: null } },
+      tokenizer,
+      { groups: paths, rowsEach: Math.max(1, Math.floor(rows / paths.length)), signal },
+    )
     this.window = { key, dataset: train, more: train.rows.rows >= rows - paths.length }
     return this.window
   }
 
-  private async read(recipe: Recipe, tokenizer: Tokenizer, { rows = defaultRows, firstRow = 0 }: PreviewParams, signal: AbortSignal): Promise<Window> {
+  private async read(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    { rows = defaultRows, firstRow = 0 }: PreviewParams,
+    signal: AbortSignal,
+  ): Promise<Window> {
     const { data, groups } = await localData(recipe, undefined, { signal })
     const local = { ...recipe, data }
     if (data.mix_weights.length > 0) return this.readMixture(local, tokenizer, groups, rows, signal)
@@ -95,7 +123,11 @@ async function hasRow(files: readonly string[], at: number): Promise<boolean> {
 }
 
 /** Changes when a file is written. */
-const stampOf = (file: string): Promise<string> => stat(file).then(({ size, mtimeMs }) => `${size}:${mtimeMs}`, () => 'none')
+const stampOf = (file: string): Promise<string> =>
+  stat(file).then(
+    ({ size, mtimeMs }) => `${size}:${mtimeMs}`,
+    () => 'none',
+  )
 
 interface Choice {
   readonly search: string
@@ -108,11 +140,16 @@ interface Choice {
 function chosen(window: Window, tokenizer: Tokenizer, { search, filter, order, maxSeqLength }: Choice): number[] {
   const { samples } = window.dataset
   if (search !== '') window.texts ??= samples.map(({ ids }) => tokenizer.decode(ids).toLowerCase())
-  const kept = samples.map((_, index) => index).filter((index) => {
-    const sample = samples[index]!
-    return (search === '' || window.texts![index]!.includes(search)) && (filter !== 'full' || fillsLimit(sample, maxSeqLength))
-      && (filter !== 'problems' || sampleProblems(sample, tokenizer, maxSeqLength).length > 0)
-  })
+  const kept = samples
+    .map((_, index) => index)
+    .filter((index) => {
+      const sample = samples[index]!
+      return (
+        (search === '' || window.texts![index]!.includes(search)) &&
+        (filter !== 'full' || fillsLimit(sample, maxSeqLength)) &&
+        (filter !== 'problems' || sampleProblems(sample, tokenizer, maxSeqLength).length > 0)
+      )
+    })
   const rank = ranks[order]
   return rank === undefined ? kept : kept.sort((a, b) => rank(samples[a]!) - rank(samples[b]!) || a - b)
 }

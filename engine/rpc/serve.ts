@@ -33,11 +33,13 @@ export async function serve(transport: Transport, handlers: EngineHandlers, opti
   const connection = new RpcConnection(transport, 'the client')
   const answered = new Map<string, RequestDescriptor<never, unknown>>()
   const register = <P, R>(
-    descriptor: RequestDescriptor<P, R>, handler: (params: P, context: ServeContext) => R | Promise<R>,
+    descriptor: RequestDescriptor<P, R>,
+    handler: (params: P, context: ServeContext) => R | Promise<R>,
   ): void => {
     answered.set(descriptor.method, descriptor)
     connection.onRequest(descriptor, (params, { signal }) =>
-      handler(params, { signal, notify: (kind, value) => connection.notify(kind, value) }))
+      handler(params, { signal, notify: (kind, value) => connection.notify(kind, value) }),
+    )
   }
   register(engineRequests.initialize, (params) => {
     if (params.protocolVersion !== protocolVersion) {
@@ -46,7 +48,11 @@ export async function serve(transport: Transport, handlers: EngineHandlers, opti
       })
     }
     return {
-      protocolVersion, engineVersion: options.engineVersion, pid: process.pid, platform: process.platform, arch: process.arch,
+      protocolVersion,
+      engineVersion: options.engineVersion,
+      pid: process.pid,
+      platform: process.platform,
+      arch: process.arch,
       methods: [...answered.keys()],
     }
   })

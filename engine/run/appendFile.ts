@@ -73,7 +73,7 @@ export function wholeLines(path: string): number {
   const fd = fs.openSync(path, 'r')
   try {
     const chunk = Buffer.alloc(64 * 1024)
-    for (let end = fs.fstatSync(fd).size; end > 0; ) {
+    for (let end = fs.fstatSync(fd).size; end > 0;) {
       const start = Math.max(0, end - chunk.length)
       const count = fs.readSync(fd, chunk, 0, end - start, start)
       const at = chunk.subarray(0, count).lastIndexOf(0x0a)

@@ -4,7 +4,15 @@ import * as z from 'zod'
 import { UnslothError } from '#shared/errors.ts'
 import type { RunFs } from './files.ts'
 import {
-  fileWriteError, nodeFs, readJson, readNames, renameOver, syncFolder, temporaryName, temporaryPrefix, uniqueSuffix,
+  fileWriteError,
+  nodeFs,
+  readJson,
+  readNames,
+  renameOver,
+  syncFolder,
+  temporaryName,
+  temporaryPrefix,
+  uniqueSuffix,
   writeFileAtomic,
 } from './files.ts'
 import { runFiles } from './runFiles.ts'
@@ -108,8 +116,13 @@ export class CheckpointDraft {
     try {
       const files = this.#syncFiles('')
       const manifest: z.infer<typeof manifestSchema> = {
-        version: 1, step: this.step, epoch: note.epoch ?? null, createdAt: new Date().toISOString(),
-        loss: finite(note.loss), evalLoss: finite(note.evalLoss), files,
+        version: 1,
+        step: this.step,
+        epoch: note.epoch ?? null,
+        createdAt: new Date().toISOString(),
+        loss: finite(note.loss),
+        evalLoss: finite(note.evalLoss),
+        files,
       }
       writeFileAtomic(join(this.path, checkpointManifest), `${JSON.stringify(manifest, null, 2)}\n`, { disk: this.#disk })
       const replaced = join(this.#folder, `${replacedPrefix}${checkpointName(this.step)}-${uniqueSuffix()}`)

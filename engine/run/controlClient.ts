@@ -66,7 +66,8 @@ async function notAlive(dir: string, cause?: unknown): Promise<UnslothError> {
   }
   if (alive) {
     return new UnslothError('RUN_INVALID', `${dir}: the run's process ${heartbeat?.pid} does not listen (yet).`, {
-      hint: 'Try again in a moment.', ...detail,
+      hint: 'Try again in a moment.',
+      ...detail,
     })
   }
   const what = hasEnded(state) ? `the run has ended (${state})` : `no process works on the run (${state})`

@@ -78,7 +78,10 @@ export class ControlSocket {
     process.removeListener('exit', this.#removeOnExit)
     // The end of a run is often what a client has just asked for.
     const deadline = Date.now() + farewellTime
-    while (Date.now() < deadline && [...this.#asked].some(([socket, written]) => !socket.destroyed && socket.bytesWritten <= written))
+    while (
+      Date.now() < deadline &&
+      [...this.#asked].some(([socket, written]) => !socket.destroyed && socket.bytesWritten <= written)
+    )
       await new Promise((resolve) => setTimeout(resolve, 2))
     for (const socket of this.#sockets) socket.destroySoon()
     await new Promise<void>((resolve) => (this.#server === undefined ? resolve() : this.#server.close(() => resolve())))
@@ -142,10 +145,12 @@ export class ControlSocket {
 
   #serve(socket: net.Socket): void {
     const connection = new RpcConnection({ input: socket, output: socket }, 'the client')
-    const noted = <P, R>(handler: (params: P) => R | Promise<R>) => (params: P): R | Promise<R> => {
-      this.#asked.set(socket, socket.bytesWritten)
-      return handler(params)
-    }
+    const noted =
+      <P, R>(handler: (params: P) => R | Promise<R>) =>
+      (params: P): R | Promise<R> => {
+        this.#asked.set(socket, socket.bytesWritten)
+        return handler(params)
+      }
     connection.onRequest(runRequests.stop, noted(this.#handlers.stop))
     connection.onRequest(runRequests.pause, noted(this.#handlers.pause))
     connection.onRequest(runRequests.resume, noted(this.#handlers.resume))
@@ -162,7 +167,10 @@ export class ControlSocket {
 
 /** An address that nobody listens on: short, and without the path that a user may want to keep private. */
 async function newAddress(dir: string, folder: () => string): Promise<string> {
-  const name = createHash('sha256').update(`${dir}\0${process.pid}\0${randomBytes(8).toString('hex')}`).digest('hex').slice(0, 16)
+  const name = createHash('sha256')
+    .update(`${dir}\0${process.pid}\0${randomBytes(8).toString('hex')}`)
+    .digest('hex')
+    .slice(0, 16)
   if (process.platform === 'win32') return `\\\\.\\pipe\\unsloth-${name}`
   let parent = folder()
   if (Buffer.byteLength(join(parent, `${name}.sock`)) >= socketPathLimit) parent = temporaryRuntimeFolder()
@@ -172,15 +180,22 @@ async function newAddress(dir: string, folder: () => string): Promise<string> {
 
 /** Removes the sockets of processes that were killed: nobody answers on them. */
 async function sweepSockets(folder: string): Promise<void> {
-  const sockets = readNames(folder).filter((name) => name.endsWith('.sock')).map((name) => join(folder, name))
-  await Promise.all(sockets.map(async (path) => {
-    const refused = await new Promise<boolean>((resolve) => {
-      const socket = net.connect(path)
-      socket.once('connect', () => { socket.destroy(); resolve(false) })
-      socket.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
-    })
-    if (refused) removeQuietly(fs, path)
-  }))
+  const sockets = readNames(folder)
+    .filter((name) => name.endsWith('.sock'))
+    .map((name) => join(folder, name))
+  await Promise.all(
+    sockets.map(async (path) => {
+      const refused = await new Promise<boolean>((resolve) => {
+        const socket = net.connect(path)
+        socket.once('connect', () => {
+          socket.destroy()
+          resolve(false)
+        })
+        socket.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
+      })
+      if (refused) removeQuietly(fs, path)
+    }),
+  )
 }
 
 /** control.json of a run, when its process lives. */

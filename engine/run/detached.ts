@@ -80,7 +80,10 @@ function spawnDetached(dir: string, options: LaunchOptions): ChildProcess {
   }
   try {
     return spawn(options.execPath ?? process.execPath, [...(options.execArgv ?? []), options.entry, 'run', dir], {
-      cwd: options.cwd ?? dir, detached: true, windowsHide: true, stdio: ['ignore', output, output],
+      cwd: options.cwd ?? dir,
+      detached: true,
+      windowsHide: true,
+      stdio: ['ignore', output, output],
       env: detachedEnvironment(options.env ?? process.env),
     })
   } finally {
@@ -106,9 +109,14 @@ export function detachedEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
 
 function exitOf(child: ChildProcess): Promise<Exit | UnslothError> {
   return new Promise((done) => {
-    child.once('error', (error) => done(new UnslothError('INTERNAL', `the engine could not be started: ${error.message}`, {
-      hint: 'Check that the runtime and the engine are installed.', cause: error,
-    })))
+    child.once('error', (error) =>
+      done(
+        new UnslothError('INTERNAL', `the engine could not be started: ${error.message}`, {
+          hint: 'Check that the runtime and the engine are installed.',
+          cause: error,
+        }),
+      ),
+    )
     child.once('exit', (code, signal) => done({ code, signal }))
   })
 }

@@ -88,7 +88,10 @@ function lease(device: string, lock: ExclusiveLock): DeviceLease {
 const ticketName = (ticket: number): string => `${String(ticket).padStart(8, '0')}.ticket`
 
 const ticketsIn = (queue: string): number[] =>
-  readNames(queue).filter((name) => /^\d+\.ticket$/.test(name)).map((name) => parseInt(name, 10)).sort((a, b) => a - b)
+  readNames(queue)
+    .filter((name) => /^\d+\.ticket$/.test(name))
+    .map((name) => parseInt(name, 10))
+    .sort((a, b) => a - b)
 
 async function takeTicket(queue: string, purpose: string): Promise<number> {
   const text = await ownerText(purpose)

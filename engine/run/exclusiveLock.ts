@@ -5,7 +5,15 @@ import type { ProcessIdentity } from '#shared/runState.ts'
 import { heartbeatStale, processIdentitySchema } from '#shared/runState.ts'
 import type { RunFs } from './files.ts'
 import {
-  errorCode, fileWriteError, nodeFs, readJson, readNames, removeQuietly, temporaryName, temporaryPrefix, writeFileAtomic,
+  errorCode,
+  fileWriteError,
+  nodeFs,
+  readJson,
+  readNames,
+  removeQuietly,
+  temporaryName,
+  temporaryPrefix,
+  writeFileAtomic,
 } from './files.ts'
 import { isProcessAlive, thisProcess } from './processInfo.ts'
 

@@ -47,17 +47,23 @@ function descendants(root: number, table: readonly ProcessRow[]): number[] {
 
 async function processTable(): Promise<ProcessRow[]> {
   if (process.platform === 'linux') {
-    return readNames('/proc').filter((name) => /^\d+$/.test(name)).flatMap((name) => {
-      const stat = readProcStat(Number(name))
-      return stat === undefined ? [] : [{ pid: Number(name), parent: stat.parent, group: stat.group }]
-    })
+    return readNames('/proc')
+      .filter((name) => /^\d+$/.test(name))
+      .flatMap((name) => {
+        const stat = readProcStat(Number(name))
+        return stat === undefined ? [] : [{ pid: Number(name), parent: stat.parent, group: stat.group }]
+      })
   }
   const text = await new Promise<string>((resolve) =>
-    execFile('ps', ['-A', '-o', 'pid=,ppid=,pgid='], (_error, stdout) => resolve(stdout)))
-  return text.trim().split('\n').map((line) => {
-    const [pid = 0, parent = 0, group = 0] = line.trim().split(/\s+/).map(Number)
-    return { pid, parent, group }
-  })
+    execFile('ps', ['-A', '-o', 'pid=,ppid=,pgid='], (_error, stdout) => resolve(stdout)),
+  )
+  return text
+    .trim()
+    .split('\n')
+    .map((line) => {
+      const [pid = 0, parent = 0, group = 0] = line.trim().split(/\s+/).map(Number)
+      return { pid, parent, group }
+    })
 }
 
 function signal(pid: number, name: NodeJS.Signals): void {

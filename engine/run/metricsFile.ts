@@ -65,8 +65,10 @@ export async function readMetricsFile(path: string, cursor: MetricsCursor = metr
     const parser = new MetricsParser()
     parser.push(chunk, end)
     const offset = from.offset + end
-    const tail = end >= tailBytes ? chunk.toString('latin1', end - tailBytes, end)
-      : (from.tail + chunk.toString('latin1', 0, end)).slice(-tailBytes)
+    const tail =
+      end >= tailBytes
+        ? chunk.toString('latin1', end - tailBytes, end)
+        : (from.tail + chunk.toString('latin1', 0, end)).slice(-tailBytes)
     return { ...parser.batch(), cursor: { offset, tail }, reset, more: end > 0 && offset < size && filled === chunk.length }
   } finally {
     await file.close()
@@ -80,7 +82,7 @@ export function cutMetricsAfter(file: AppendFile, step: number): void {
     const chunk = Buffer.allocUnsafe(1 << 20)
     let rest = Buffer.alloc(0)
     let lineStart = 0
-    for (let position = 0; ; ) {
+    for (let position = 0; ;) {
       const count = fs.readSync(fd, chunk, 0, chunk.length, position)
       if (count === 0) return
       position += count

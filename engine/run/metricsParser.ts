@@ -99,7 +99,10 @@ export class MetricsParser {
   /** Everything pushed so far. */
   batch(): MetricBatch {
     return {
-      steps: this.#steps.rows.snapshot(), evals: this.#evals.rows.snapshot(), events: this.#events, invalid: this.#invalid,
+      steps: this.#steps.rows.snapshot(),
+      evals: this.#evals.rows.snapshot(),
+      events: this.#events,
+      invalid: this.#invalid,
     }
   }
 

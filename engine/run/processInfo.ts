@@ -29,7 +29,10 @@ export function readProcStat(pid: number): ProcessStat | undefined {
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
   const state = fields[0] ?? ''
   return {
-    parent: Number(fields[1]), group: Number(fields[2]), session: Number(fields[3]), startTime: fields[19] ?? '',
+    parent: Number(fields[1]),
+    group: Number(fields[2]),
+    session: Number(fields[3]),
+    startTime: fields[19] ?? '',
     zombie: state === 'Z' || state === 'X',
   }
 }
@@ -80,7 +83,10 @@ let own: Promise<ProcessIdentity> | undefined
 /** This process, as heartbeats and locks name it. */
 export function thisProcess(): Promise<ProcessIdentity> {
   own ??= processStartTime(process.pid).then((startTime) => ({
-    host: thisHost(), machine: machineIdentity(), pid: process.pid, startTime: startTime ?? '',
+    host: thisHost(),
+    machine: machineIdentity(),
+    pid: process.pid,
+    startTime: startTime ?? '',
   }))
   return own
 }

@@ -29,7 +29,11 @@ export function runFolderName(name: string, now: Date): string {
   const two = (value: number): string => String(value).padStart(2, '0')
   const date = `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())}`
   const time = `${two(now.getHours())}-${two(now.getMinutes())}-${two(now.getSeconds())}`
-  const readable = name.normalize('NFKD').replace(/[^A-Za-z0-9._-]+/g, '-').replace(/^[-._]+|[-._]+$/g, '').slice(0, 60)
+  const readable = name
+    .normalize('NFKD')
+    .replace(/[^A-Za-z0-9._-]+/g, '-')
+    .replace(/^[-._]+|[-._]+$/g, '')
+    .slice(0, 60)
   return `${date}_${time}_${readable === '' ? 'run' : readable.replace(/[-._]+$/, '')}`
 }
 
@@ -117,7 +121,8 @@ export class RunDirectory {
       return fs.readFileSync(this.path('recipe'), 'utf8')
     } catch (error) {
       throw new UnslothError('RUN_INVALID', `${this.path('recipe')}: the frozen recipe cannot be read.`, {
-        hint: 'The run cannot be resumed without it; start a new run from your recipe.', cause: error,
+        hint: 'The run cannot be resumed without it; start a new run from your recipe.',
+        cause: error,
       })
     }
   }

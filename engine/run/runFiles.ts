@@ -25,7 +25,8 @@ export function readStatusFile(dir: string): RunStatus {
     text = fs.readFileSync(path, 'utf8')
   } catch (error) {
     throw new UnslothError('RUN_INVALID', `${dir}: not a run directory: it has no readable ${runFiles.status}.`, {
-      hint: 'Give the folder of a run, as `unsloth finetune` prints it.', cause: error,
+      hint: 'Give the folder of a run, as `unsloth finetune` prints it.',
+      cause: error,
     })
   }
   return parseStatus(text, path)

@@ -46,7 +46,11 @@ export class RunWriter {
   #closed = false
 
   private constructor(
-    run: RunDirectory, lock: ExclusiveLock, disk: RunFs, self: ProcessIdentity, onLost: (() => void) | undefined,
+    run: RunDirectory,
+    lock: ExclusiveLock,
+    disk: RunFs,
+    self: ProcessIdentity,
+    onLost: (() => void) | undefined,
   ) {
     this.run = run
     this.#lock = lock
@@ -92,8 +96,16 @@ export class RunWriter {
   begin(state: 'queued' | 'preparing' = 'preparing', patch: StatusPatch = {}): void {
     const now = new Date().toISOString()
     this.#writeStatus({
-      ...this.#status, state, detail: null, error: null, endedAt: null, etaSeconds: null, tokensPerSecond: null,
-      startedAt: this.#status.startedAt ?? now, attempt: this.#status.attempt + 1, ...patch,
+      ...this.#status,
+      state,
+      detail: null,
+      error: null,
+      endedAt: null,
+      etaSeconds: null,
+      tokensPerSecond: null,
+      startedAt: this.#status.startedAt ?? now,
+      attempt: this.#status.attempt + 1,
+      ...patch,
     })
   }
 
@@ -124,7 +136,12 @@ export class RunWriter {
     }
     try {
       this.#writeStatus({
-        ...this.#status, state: 'failed', detail: null, etaSeconds: null, endedAt: new Date().toISOString(), error: safe,
+        ...this.#status,
+        state: 'failed',
+        detail: null,
+        etaSeconds: null,
+        endedAt: new Date().toISOString(),
+        error: safe,
       })
     } catch {
       // Readers will see the run as interrupted.
@@ -162,7 +179,9 @@ export class RunWriter {
   /** Appends to log.txt, one time stamp per message; further lines are indented. */
   log(message: string, level: LogLevel = 'info'): void {
     this.#checkOwner()
-    const text = redact(message).replace(/\r?\n$/, '').replace(/\r?\n/g, '\n    ')
+    const text = redact(message)
+      .replace(/\r?\n$/, '')
+      .replace(/\r?\n/g, '\n    ')
     this.#log.append(`${new Date().toISOString()} ${level === 'info' ? '' : `${level}: `}${text}\n`)
   }
 

@@ -26,7 +26,9 @@ export function chooseDevice(name: string, threads = 0, usable = usableGpus): De
   if (gpus.length === 0) throw new UnslothError('GPU', problem, { hint: 'Use device cpu, or run `unsloth doctor`.' })
   const gpu = wanted[1] === undefined ? gpus[0]! : gpus.find(({ index }) => index === Number(wanted[1]))
   if (gpu === undefined)
-    throw new UnslothError('GPU', `There is no GPU number ${wanted[1]}.`, { hint: `There are: ${gpus.map(({ index, name }) => `cuda:${index} (${name})`).join(', ')}.` })
+    throw new UnslothError('GPU', `There is no GPU number ${wanted[1]}.`, {
+      hint: `There are: ${gpus.map(({ index, name }) => `cuda:${index} (${name})`).join(', ')}.`,
+    })
   return { kind: 'cuda', index: gpu.index }
 }
 
@@ -34,19 +36,24 @@ export function chooseDevice(name: string, threads = 0, usable = usableGpus): De
 export function targetOf(device: DeviceChoice, compute: Compute | 'auto', usable = usableGpus): Target {
   if (device.kind === 'cpu') {
     if (compute === 'float16' || compute === 'tfloat32')
-      throw new UnslothError('RECIPE', `training.compute: ${compute} is for GPUs.`, { hint: 'Use auto, float32 or bfloat16 on the processor.' })
+      throw new UnslothError('RECIPE', `training.compute: ${compute} is for GPUs.`, {
+        hint: 'Use auto, float32 or bfloat16 on the processor.',
+      })
     return cpuTarget(compute === 'auto' ? 'float32' : compute)
   }
   const capability = usable().gpus.find(({ index }) => index === device.index)?.capability ?? 80
   if (compute === 'tfloat32' && capability < 80)
-    throw new UnslothError('RECIPE', `training.compute: tfloat32 is for GPUs from Ampere (compute capability 8.0) on; ${deviceName(device)} has ${(capability / 10).toFixed(1)}.`, {
-      hint: 'Use auto, float16 or float32.',
-    })
+    throw new UnslothError(
+      'RECIPE',
+      `training.compute: tfloat32 is for GPUs from Ampere (compute capability 8.0) on; ${deviceName(device)} has ${(capability / 10).toFixed(1)}.`,
+      { hint: 'Use auto, float16 or float32.' },
+    )
   return cudaTarget(compute === 'auto' ? (capability >= 80 ? 'bfloat16' : 'float16') : compute)
 }
 
 /** Memory that is free on a device now; on a GPU all of it where the driver's library does not tell. */
-export const freeBytes = (device: DeviceChoice): number => (device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index))
+export const freeBytes = (device: DeviceChoice): number =>
+  device.kind === 'cpu' ? availableMemory() : freeGpuBytes(device.index)
 
 /** Memory of the system that a run may take beside a GPU's. A processor's own is that of the system. */
 export const freeHostBytes = (device: DeviceChoice): number => (device.kind === 'cpu' ? Infinity : availableMemory())

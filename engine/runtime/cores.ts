@@ -4,10 +4,14 @@ import { controlGroups, readText, type ReadText } from './controlGroups.ts'
 
 /** The numbers of a list as Linux writes it: "0-3,8" is 0 1 2 3 8. */
 export function parseCpuList(text: string): number[] {
-  return text.trim().split(',').filter((part) => part !== '').flatMap((part) => {
-    const [first = NaN, last = first] = part.split('-').map(Number)
-    return Array.from({ length: last - first + 1 }, (_, index) => first + index)
-  })
+  return text
+    .trim()
+    .split(',')
+    .filter((part) => part !== '')
+    .flatMap((part) => {
+      const [first = NaN, last = first] = part.split('-').map(Number)
+      return Array.from({ length: last - first + 1 }, (_, index) => first + index)
+    })
 }
 
 /** Physical cores among the processors that this process may run on; undefined where the system does not say. */
@@ -28,9 +32,10 @@ function coresOfAffinity(read: ReadText): number | undefined {
 export function cpuQuota(read: ReadText = readText): number {
   let least = Infinity
   for (const { folder, version } of controlGroups('cpu', read)) {
-    const [quota, period] = version === 2
-      ? (read(join(folder, 'cpu.max')) ?? '').trim().split(/\s+/)
-      : [read(join(folder, 'cpu.cfs_quota_us')), read(join(folder, 'cpu.cfs_period_us'))]
+    const [quota, period] =
+      version === 2
+        ? (read(join(folder, 'cpu.max')) ?? '').trim().split(/\s+/)
+        : [read(join(folder, 'cpu.cfs_quota_us')), read(join(folder, 'cpu.cfs_period_us'))]
     // No limit is written as "max" (version 2) or −1 (version 1).
     const share = Number(quota) / Number(period)
     if (Number.isFinite(share) && share > 0) least = Math.min(least, share)

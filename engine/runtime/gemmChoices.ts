@@ -33,7 +33,9 @@ export function keepGemmChoices(key: string, fresh: readonly GemmChoice[], path 
   const all = [...kept, ...fresh.filter((choice) => !known.has(kind(choice)))]
   const gpus = Object.fromEntries([...Object.entries(others).slice(1 - mostKept), [key, all]])
   mkdirSync(dirname(path), { recursive: true })
-  const text = Object.entries(gpus).map(([name, choices]) => `${JSON.stringify(name)}: [\n${choices.map((choice) => JSON.stringify(choice)).join(',\n')}\n]`)
+  const text = Object.entries(gpus).map(
+    ([name, choices]) => `${JSON.stringify(name)}: [\n${choices.map((choice) => JSON.stringify(choice)).join(',\n')}\n]`,
+  )
   writeFileAtomic(path, `{"version": 1, "gpus": {\n${text.join(',\n')}\n}}\n`, { disk: nodeFs })
 }
 
@@ -52,7 +54,9 @@ export class TimedProducts {
   keep(): void {
     const records = native().takeGemmChoices(this.index)
     if (records.length === 0) return
-    const fresh = Array.from({ length: records.length / recordNumbers }, (_, at) => [...records.subarray(at * recordNumbers, (at + 1) * recordNumbers)])
+    const fresh = Array.from({ length: records.length / recordNumbers }, (_, at) => [
+      ...records.subarray(at * recordNumbers, (at + 1) * recordNumbers),
+    ])
     try {
       keepGemmChoices(this.key, fresh)
     } catch {

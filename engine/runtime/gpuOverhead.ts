@@ -34,7 +34,8 @@ export function overheadKey(index: number): string {
 }
 
 /** The figures that are kept under a key; undefined when there are none, or the file is not ours. */
-export const readOverhead = (key: string, path = overheadFile()): GpuOverhead | undefined => fileSchema.safeParse(readJson(path)).data?.gpus[key]
+export const readOverhead = (key: string, path = overheadFile()): GpuOverhead | undefined =>
+  fileSchema.safeParse(readJson(path)).data?.gpus[key]
 
 export function keepOverhead(key: string, overhead: GpuOverhead, path = overheadFile()): void {
   const others = fileSchema.safeParse(readJson(path)).data?.gpus ?? {}
@@ -58,7 +59,11 @@ export async function gpuOverhead(device: DeviceChoice): Promise<GpuOverhead | u
   const known = readOverhead(key)
   if (known !== undefined) return known
   try {
-    const { stdout } = await promisify(execFile)(process.execPath, [engineEntry(), 'gpu-overhead', '--device', `cuda:${device.index}`], { timeout: measuringTime })
+    const { stdout } = await promisify(execFile)(
+      process.execPath,
+      [engineEntry(), 'gpu-overhead', '--device', `cuda:${device.index}`],
+      { timeout: measuringTime },
+    )
     const measured = overheadSchema.parse(JSON.parse(stdout))
     keepOverhead(key, measured)
     return measured
@@ -67,4 +72,3 @@ export async function gpuOverhead(device: DeviceChoice): Promise<GpuOverhead | u
     return assumedOverhead
   }
 }
-

@@ -123,7 +123,10 @@ export class LoadedModel {
       // Box and Muller (1958), from two streams of uniform numbers.
       const radius = this.readParameter(await fill(a, 0, 1, index))
       const angle = this.readParameter(await fill(a, 0, 1, index + secondStream))
-      this.writeParameter(a, radius.map((u, i) => (Math.sqrt(-2 * Math.log(1 - u)) * Math.cos(2 * Math.PI * angle[i]!)) / rank))
+      this.writeParameter(
+        a,
+        radius.map((u, i) => (Math.sqrt(-2 * Math.log(1 - u)) * Math.cos(2 * Math.PI * angle[i]!)) / rank),
+      )
       return
     }
     if (init === 'pissa' || init === 'loftq') {
@@ -149,7 +152,11 @@ export class LoadedModel {
     await this.refreshShadow()
     for (const { dora } of layout.lora.values())
       for (const { column, width, value } of dora?.magnitudes ?? [])
-        this.runtime.write('params', (value.master ?? value.value).storage.offset, this.runtime.readFloats('dora', dora!.norm.storage.offset + column * 4, width))
+        this.runtime.write(
+          'params',
+          (value.master ?? value.value).storage.offset,
+          this.runtime.readFloats('dora', dora!.norm.storage.offset + column * 4, width),
+        )
     this.isStale = true
   }
 
@@ -176,7 +183,8 @@ export class LoadedModel {
 
   writeParameter(name: string, values: Float32Array): void {
     const { offset, rows, cols, form } = this.parameter(name)
-    if (values.length !== rows * cols) throw new UnslothError('MODEL_INVALID', `${name} has ${values.length} numbers, but ${rows}x${cols} are needed.`)
+    if (values.length !== rows * cols)
+      throw new UnslothError('MODEL_INVALID', `${name} has ${values.length} numbers, but ${rows}x${cols} are needed.`)
     this.isStale = true
     this.runtime.write('params', offset * 4, form === undefined ? values : toGraphForm(values, form, ...formShape(rows, cols)))
   }

@@ -5,7 +5,8 @@ import { controlGroups, readText, type ReadText } from './controlGroups.ts'
 /** Part of the free memory that a plan may take; the rest is for the files' cache, the tokenizer and everything else. */
 export const usableShare = 0.9
 
-const number = (text: string | undefined): number | undefined => (text !== undefined && /^\s*\d+\s*$/.test(text) ? Number(text) : undefined)
+const number = (text: string | undefined): number | undefined =>
+  text !== undefined && /^\s*\d+\s*$/.test(text) ? Number(text) : undefined
 
 /** What a control group still lets this process have: its limit less what is in use and cannot be dropped. */
 function* room(read: ReadText): Generator<{ limit: number; free: number }> {

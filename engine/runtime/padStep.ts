@@ -17,7 +17,8 @@ export function padStep(step: PackedTokens, rowMultiple: number): PackedTokens {
   if (rowMultiple === 1) return step
   const live = step.ids.length
   const { tokens, labelled, sequences } = paddedCapacity(
-    { tokens: live, labelled: step.labelIndex.length, sequences: step.kvLength.length }, rowMultiple,
+    { tokens: live, labelled: step.labelIndex.length, sequences: step.kvLength.length },
+    rowMultiple,
   )
   const padding = tokens - live
   const kvStart = extend(step.kvStart, sequences, live)
@@ -27,7 +28,12 @@ export function padStep(step: PackedTokens, rowMultiple: number): PackedTokens {
   const positions = extend(step.positions, tokens, 0)
   for (let at = live; at < tokens; ++at) positions[at] = at - live
   return {
-    ...step, ids: extend(step.ids, tokens, 0), positions, qStart, kvStart, kvLength,
+    ...step,
+    ids: extend(step.ids, tokens, 0),
+    positions,
+    qStart,
+    kvStart,
+    kvLength,
     labelIndex: extend(step.labelIndex, labelled, -1),
     ...(step.labels && { labels: extend(step.labels, labelled, 0) }),
     ...(step.weights && { weights: extend(step.weights, labelled, 0) }),

@@ -31,9 +31,13 @@ const quantisers: ReadonlySet<unknown> = new Set(['bitsandbytes', 'fp8', 'fbgemm
 function requireKnownQuantiser({ quantization_config: asked }: HfConfig, where: string): void {
   const method = isJsonObject(asked) ? asked.quant_method : undefined
   if (method === undefined || method === null || quantisers.has(method)) return
-  throw new UnslothError('MODEL_UNSUPPORTED', `${where}: a checkpoint of quant_method ${JSON.stringify(method)} cannot be read.`, {
-    hint: 'Name the 16-bit version of the model; training.load_in_4bit quantises it on the way in. bitsandbytes and FP8 (e4m3) can be read.',
-  })
+  throw new UnslothError(
+    'MODEL_UNSUPPORTED',
+    `${where}: a checkpoint of quant_method ${JSON.stringify(method)} cannot be read.`,
+    {
+      hint: 'Name the 16-bit version of the model; training.load_in_4bit quantises it on the way in. bitsandbytes and FP8 (e4m3) can be read.',
+    },
+  )
 }
 
 export async function describeModel(folder: string): Promise<ModelDescription> {
@@ -42,14 +46,25 @@ export async function describeModel(folder: string): Promise<ModelDescription> {
   const spec = archSpec(config!.values, config!.where)
   const source = await openTensorSource(folder)
   const entries = weightTable(spec, (name) => source.tensors.has(name))
-  return { folder, config: config!.values, spec, entries, source, quantised: quantisedTensors(source), scaled: scaledTensors(source) }
+  return {
+    folder,
+    config: config!.values,
+    spec,
+    entries,
+    source,
+    quantised: quantisedTensors(source),
+    scaled: scaledTensors(source),
+  }
 }
 
 /** How new adapters start, as PEFT's init_lora_weights; B is zero but with `false`. */
 export type LoraInit = boolean | 'gaussian' | 'pissa' | 'loftq'
 
 /** What is trained. */
-export type Training = { readonly kind: 'none' } | { readonly kind: 'full' } | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[]; readonly init?: LoraInit } & LoraOptions)
+export type Training =
+  | { readonly kind: 'none' }
+  | { readonly kind: 'full' }
+  | ({ readonly kind: 'lora'; readonly modulesToSave: readonly string[]; readonly init?: LoraInit } & LoraOptions)
 
 /** The patched model as a description: complete before memory is taken, so that a dry run can report on it. */
 export interface PatchedModel {
@@ -71,7 +86,9 @@ function savedEntries(model: ModelDescription, names: readonly string[]): Weight
   return names.map((name) => {
     const id = saveable[name]
     if (id === undefined)
-      throw new UnslothError('RECIPE', `lora.modules_to_save: ${name} cannot be trained whole.`, { hint: `Supported: ${Object.keys(saveable).join(', ')}.` })
+      throw new UnslothError('RECIPE', `lora.modules_to_save: ${name} cannot be trained whole.`, {
+        hint: `Supported: ${Object.keys(saveable).join(', ')}.`,
+      })
     return model.entries.find((candidate) => candidate.id === id) ?? untiedHead(model)
   })
 }
@@ -80,7 +97,12 @@ function savedEntries(model: ModelDescription, names: readonly string[]): Weight
 export function untiedHead({ entries, spec }: ModelDescription): WeightEntry {
   const embedding = entries.find(({ id }) => id === 'embedding')!
   const piece = embedding.pieces[0]!
-  return { ...embedding, id: 'head', kind: 'head', pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.from ?? piece.name }] }
+  return {
+    ...embedding,
+    id: 'head',
+    kind: 'head',
+    pieces: [{ ...piece, name: `${spec.names.head}.weight`, from: piece.from ?? piece.name }],
+  }
 }
 
 export interface PatchOptions {
@@ -96,17 +118,40 @@ export interface PatchOptions {
 }
 
 /** Decides what is frozen, what is trained and where everything stands. */
-export function patchModel(model: ModelDescription, training: Training, target: Target, options: PatchOptions = {}): PatchedModel {
+export function patchModel(
+  model: ModelDescription,
+  training: Training,
+  target: Target,
+  options: PatchOptions = {},
+): PatchedModel {
   if (training.kind === 'full' && (model.quantised.size > 0 || options.quantisation?.kind === 'load'))
     throw new UnslothError('RECIPE', 'training.training_type: quantised weights cannot be trained in full.', {
-      hint: model.quantised.size > 0 ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).' : 'Set load_in_4bit: false and load_in_8bit: false, or training_type: lora.',
+      hint:
+        model.quantised.size > 0
+          ? 'Name the 16-bit version of the model, or train an adapter (training_type: lora).'
+          : 'Set load_in_4bit: false and load_in_8bit: false, or training_type: lora.',
     })
   const modules = training.kind === 'lora' ? loraModules(model.entries, training) : []
-  const full = training.kind === 'full' ? model.entries : training.kind === 'lora' ? [...savedEntries(model, training.modulesToSave), ...trainedBiases(model.entries, modules, training.bias)] : []
+  const full =
+    training.kind === 'full'
+      ? model.entries
+      : training.kind === 'lora'
+        ? [...savedEntries(model, training.modulesToSave), ...trainedBiases(model.entries, modules, training.bias)]
+        : []
   const frozen = training.kind === 'full' ? [] : model.entries
   return {
-    target, model, training, modules, full,
-    arena: layoutWeights(frozen, model, options.weightType ?? target.weights, options.quantisation ?? { kind: 'stored' }, target.kind === 'cpu' ? [] : options.hostWeights),
+    target,
+    model,
+    training,
+    modules,
+    full,
+    arena: layoutWeights(
+      frozen,
+      model,
+      options.weightType ?? target.weights,
+      options.quantisation ?? { kind: 'stored' },
+      target.kind === 'cpu' ? [] : options.hostWeights,
+    ),
     layout: parameterLayout(full, modules, options.embeddingRate === true, target.parameters, options.loraPlus === true),
     report: training.kind === 'lora' ? patchReport(model.entries, modules, model.spec.layers) : undefined,
   }
@@ -117,7 +162,10 @@ export function trainedWeights({ layout, arena, training }: PatchedModel): Decod
   const find = (id: string): Weight | undefined => layout.weights.get(id) ?? arena.weights.get(id)
   return {
     // A tied head is the embedding: the trained one in a full fine-tune, the frozen one beside a trained copy (as in PEFT).
-    weight: (id) => find(id) ?? (id === 'head' ? (training.kind === 'full' ? layout : arena).weights.get('embedding') : undefined) ?? missing(id),
+    weight: (id) =>
+      find(id) ??
+      (id === 'head' ? (training.kind === 'full' ? layout : arena).weights.get('embedding') : undefined) ??
+      missing(id),
     lora: (id) => layout.lora.get(id),
   }
 }
@@ -126,7 +174,8 @@ export function trainedWeights({ layout, arena, training }: PatchedModel): Decod
 export function evaluatedWeights(patched: PatchedModel): DecoderWeights {
   const trained = trainedWeights(patched)
   const undropped = (group: LoraGroup): LoraGroup => ({
-    ...group, parts: group.parts.map(({ column, width, rank, a, b, scale }) => ({ column, width, rank, a, b, scale })),
+    ...group,
+    parts: group.parts.map(({ column, width, rank, a, b, scale }) => ({ column, width, rank, a, b, scale })),
   })
   return {
     weight: (id) => trained.weight(id),
@@ -141,7 +190,10 @@ export function evaluatedWeights(patched: PatchedModel): DecoderWeights {
 export function baseWeights(patched: PatchedModel): DecoderWeights {
   if (patched.training.kind === 'full') return trainedWeights(patched)
   const { weights } = patched.arena
-  return { weight: (id) => weights.get(id) ?? (id === 'head' ? weights.get('embedding') : undefined) ?? missing(id), lora: () => undefined }
+  return {
+    weight: (id) => weights.get(id) ?? (id === 'head' ? weights.get('embedding') : undefined) ?? missing(id),
+    lora: () => undefined,
+  }
 }
 
 function missing(id: string): never {

@@ -40,7 +40,9 @@ export class PrincipalInit {
   async pissa(module: LoraModule, index: number): Promise<Principal> {
     const { weight, rows, cols } = this.weightOf(module)
     if (isQuantised(weight.storage.dtype))
-      throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow.', { hint: 'Name a 16-bit model and set training.load_in_4bit and training.load_in_8bit to false, or choose loftq.' })
+      throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow.', {
+        hint: 'Name a 16-bit model and set training.load_in_4bit and training.load_in_8bit to false, or choose loftq.',
+      })
     this.offset = 0
     const w = this.matrix('w', rows, cols)
     await this.run([{ name: 'cast', tensors: [w, this.part(weight, module)], ints: [], floats: [] }])
@@ -57,12 +59,16 @@ export class PrincipalInit {
 
   async loftq(module: LoraModule, index: number): Promise<Principal> {
     const { weight, rows, cols } = this.weightOf(module)
-    const piece = this.patched.model.entries.find(({ id }) => id === module.weightId)!.pieces.find(({ row }) => row === module.column)!
+    const piece = this.patched.model.entries
+      .find(({ id }) => id === module.weightId)!
+      .pieces.find(({ row }) => row === module.column)!
     const name = piece.from ?? piece.name
     if (!isQuantised(weight.storage.dtype) || this.patched.model.quantised.has(name))
-      throw new UnslothError('RECIPE', `lora.init_lora_weights: loftq starts from what quantisation takes from a 16-bit model, but ${name} is not quantised while it is read.`, {
-        hint: 'Name a 16-bit model and set training.load_in_4bit: true.',
-      })
+      throw new UnslothError(
+        'RECIPE',
+        `lora.init_lora_weights: loftq starts from what quantisation takes from a 16-bit model, but ${name} is not quantised while it is read.`,
+        { hint: 'Name a 16-bit model and set training.load_in_4bit: true.' },
+      )
     this.offset = 0
     const [w, quantised] = [this.matrix('w', rows, cols), this.matrix('q', rows, cols)]
     await loadPlain(this.runtime, 'cache', this.patched.model, name, w.storage.offset)
@@ -81,7 +87,10 @@ export class PrincipalInit {
 
   private weightOf({ weightId, width, inputs, experts }: LoraModule): { weight: Tensor; rows: number; cols: number } {
     const weight = this.patched.arena.weights.get(weightId)
-    if (weight === undefined || experts !== undefined) throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa and loftq are for linear layers, not for experts.', { hint: 'Leave the experts out of lora.target_modules, or use init_lora_weights: true.' })
+    if (weight === undefined || experts !== undefined)
+      throw new UnslothError('RECIPE', 'lora.init_lora_weights: pissa and loftq are for linear layers, not for experts.', {
+        hint: 'Leave the experts out of lora.target_modules, or use init_lora_weights: true.',
+      })
     return { weight: weight.value, rows: width, cols: inputs }
   }
 
@@ -98,10 +107,12 @@ export class PrincipalInit {
 
   /** Room for the largest weight at once: growing loses what stands there. */
   private grow(): void {
-    const most = Math.max(...this.patched.modules.map(({ width, inputs, rank }) => {
-      const l = Math.min(width, inputs, rank + oversampling)
-      return 2 * align(width * inputs * 4) + 4 * align((width + inputs) * l * 4) + 4 * align(l * l * 4)
-    }))
+    const most = Math.max(
+      ...this.patched.modules.map(({ width, inputs, rank }) => {
+        const l = Math.min(width, inputs, rank + oversampling)
+        return 2 * align(width * inputs * 4) + 4 * align((width + inputs) * l * 4) + 4 * align(l * l * 4)
+      }),
+    )
     this.runtime.reserve('cache', Math.max(most, this.offset))
   }
 
@@ -121,14 +132,22 @@ export class PrincipalInit {
   private async principal(w: Tensor, rank: number, index: number, factor: number): Promise<Principal> {
     const { rows, cols } = w.storage
     const l = Math.min(rows, cols, rank + oversampling)
-    const [tall, tallNext, wide, wideNext] = [this.matrix('y', rows, l), this.matrix('y2', rows, l), this.matrix('z', cols, l), this.matrix('z2', cols, l)]
+    const [tall, tallNext, wide, wideNext] = [
+      this.matrix('y', rows, l),
+      this.matrix('y2', rows, l),
+      this.matrix('z', cols, l),
+      this.matrix('z2', cols, l),
+    ]
     const [gram, mix] = [this.matrix('gram', l, l), this.matrix('mix', l, l)]
     await this.runtime.fillUniform('cache', wide.storage.offset, cols * l, dtypeCode('f32'), [-1, 1], this.seed, index)
     /** `from` with orthonormal columns, into `to`: from·V·Λ^(−1/2) with fromᵀ·from = V·Λ·Vᵀ. */
     const orthonormal = async (from: Tensor, to: Tensor): Promise<void> => {
       await this.run([gemm(2, gram, from, from, { precision: 0 })])
       const { values, vectors } = symmetricEigen(this.read(gram), l)
-      this.write(mix, Float32Array.from(vectors, (value, i) => (values[i % l]! > 1e-12 * values[0]! ? value / Math.sqrt(values[i % l]!) : 0)))
+      this.write(
+        mix,
+        Float32Array.from(vectors, (value, i) => (values[i % l]! > 1e-12 * values[0]! ? value / Math.sqrt(values[i % l]!) : 0)),
+      )
       await this.run([gemm(1, to, from, mix, { precision: 0 })])
     }
     const twice = async (basis: Tensor, other: Tensor): Promise<void> => {
@@ -155,7 +174,8 @@ export class PrincipalInit {
         left[i * rank + j] = vector * Math.sqrt(sigma[j]! * factor)
         right[j * l + i] = sigma[j]! > 0 ? (vector * Math.sqrt(sigma[j]! * factor)) / sigma[j]! : 0
       }
-    const reuse = (of: Tensor, name: string, height: number, width: number): Tensor => whole({ ...of.storage, name, rows: height, cols: width })
+    const reuse = (of: Tensor, name: string, height: number, width: number): Tensor =>
+      whole({ ...of.storage, name, rows: height, cols: width })
     const [leftMatrix, rightMatrix] = [reuse(mix, 'left', l, rank), reuse(gram, 'right', rank, l)]
     this.write(leftMatrix, left)
     this.write(rightMatrix, right)

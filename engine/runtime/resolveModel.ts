@@ -27,7 +27,8 @@ export interface ResolveOptions extends HubOptions {
 /** Names of models that come with the program. */
 export const bundledModels: Readonly<Record<string, string>> = { stories260k: 'engine/starter/model' }
 
-const bundled = (name: string): string | undefined => (Object.hasOwn(bundledModels, name) ? join(projectRoot(), bundledModels[name]!) : undefined)
+const bundled = (name: string): string | undefined =>
+  Object.hasOwn(bundledModels, name) ? join(projectRoot(), bundledModels[name]!) : undefined
 
 /**
  * A model by folder, by bundled name, by its name on the Hub, or by an adapter of any of these kinds, which stands for its base
@@ -47,7 +48,9 @@ export async function resolveModel(name: string, options: ResolveOptions = {}): 
 async function fromHub(name: string, { revision = null, exactName = false, ...options }: ResolveOptions): Promise<HubModel> {
   if (looksLikePath(name) || !couldBeModel(name))
     throw new UnslothError('FILE_NOT_FOUND', `There is no model at ${name}.`, {
-      hint: looksLikePath(name) ? 'Check the path.' : `Give a folder with config.json and safetensors files, a name on the Hub such as Qwen/Qwen2.5-0.5B, or ${Object.keys(bundledModels).join(', ')}.`,
+      hint: looksLikePath(name)
+        ? 'Check the path.'
+        : `Give a folder with config.json and safetensors files, a name on the Hub such as Qwen/Qwen2.5-0.5B, or ${Object.keys(bundledModels).join(', ')}.`,
     })
   // A revision belongs to the repository that is named.
   const known = exactName || revision !== null || name.includes('@') ? name : resolveName(name, { loadIn16bit: true }).name
@@ -55,7 +58,9 @@ async function fromHub(name: string, { revision = null, exactName = false, ...op
     // What is on the disk already is not fetched a second time from another place.
     const cached = await fetchModel(name, revision, { ...options, cacheOnly: true }).catch(() => undefined)
     if (cached !== undefined) return cached
-    options.onNotice?.(`${name} is loaded from ${known}, the same model in 16 bits. model.use_exact_model_name: true takes ${name} itself.`)
+    options.onNotice?.(
+      `${name} is loaded from ${known}, the same model in 16 bits. model.use_exact_model_name: true takes ${name} itself.`,
+    )
   }
   return fetchModel(known, revision, options)
 }
@@ -63,10 +68,15 @@ async function fromHub(name: string, { revision = null, exactName = false, ...op
 async function baseOf(adapter: string, options: ResolveOptions): Promise<string> {
   const { config } = await openPeftAdapter(adapter)
   const base = config.baseModel
-  const places = base === null ? [] : [base, join(adapter, base), join(adapter, '..', base), ...[bundled(base)].filter((place) => place !== undefined)]
+  const places =
+    base === null
+      ? []
+      : [base, join(adapter, base), join(adapter, '..', base), ...[bundled(base)].filter((place) => place !== undefined)]
   const found = places.find((place) => existsSync(join(place, 'config.json')))
   if (found !== undefined) return found
   if (base === null || looksLikePath(base) || !couldBeModel(base))
-    throw new UnslothError('FILE_NOT_FOUND', `${adapter}: the adapter's base model ${base ?? '(not named)'} was not found.`, { hint: 'Name the base model, and the adapter as lora.init_adapter or --adapter.' })
+    throw new UnslothError('FILE_NOT_FOUND', `${adapter}: the adapter's base model ${base ?? '(not named)'} was not found.`, {
+      hint: 'Name the base model, and the adapter as lora.init_adapter or --adapter.',
+    })
   return (await fromHub(base, { ...options, revision: config.revision })).folder
 }

@@ -3,7 +3,15 @@ import { encodePlan, type EncodedPlan } from '../graph/encodePlan.ts'
 import type { Arena, Capacity } from '../graph/graph.ts'
 import type { Plan } from '../graph/plan.ts'
 import { scratchBytes } from '../graph/scratchBytes.ts'
-import { fromNative, native, type LoadPart, type NativeDevice, type Place, type QuantisedPart, type RunResult } from '../native.ts'
+import {
+  fromNative,
+  native,
+  type LoadPart,
+  type NativeDevice,
+  type Place,
+  type QuantisedPart,
+  type RunResult,
+} from '../native.ts'
 import { physicalCores } from './cores.ts'
 import { TimedProducts } from './gemmChoices.ts'
 import { arenaNames, refusedMemory } from './refusedMemory.ts'
@@ -112,13 +120,24 @@ export class Runtime {
   async loadQuantised(arena: Arena, part: WithoutBuffer<QuantisedPart>): Promise<number> {
     const { handle } = this.buffer(arena)
     try {
-      return await this.device.loadQuantised({ ...part, buffer: handle }, this.choice.kind === 'cpu' ? this.choice.threads : physicalCores())
+      return await this.device.loadQuantised(
+        { ...part, buffer: handle },
+        this.choice.kind === 'cpu' ? this.choice.threads : physicalCores(),
+      )
     } catch (error) {
       throw fromNative(error, 'Loading weights failed')
     }
   }
 
-  async fillUniform(arena: Arena, offset: number, elements: number, dtype: number, range: readonly [number, number], seed: number, stream: number): Promise<void> {
+  async fillUniform(
+    arena: Arena,
+    offset: number,
+    elements: number,
+    dtype: number,
+    range: readonly [number, number],
+    seed: number,
+    stream: number,
+  ): Promise<void> {
     await this.device.fillUniform(this.buffer(arena).handle, offset, elements, dtype, range[0], range[1], seed, stream)
   }
 
@@ -139,13 +158,24 @@ export class Runtime {
   }
 
   /** For CompiledPlan: the native plan over today's buffers. */
-  instantiate(encoded: EncodedPlan, previous: { plan: number; versions: string } | undefined): { plan: number; versions: string } {
+  instantiate(
+    encoded: EncodedPlan,
+    previous: { plan: number; versions: string } | undefined,
+  ): { plan: number; versions: string } {
     const buffers = encoded.arenas.map((arena) => this.buffer(arena))
     const versions = buffers.map(({ handle, version }) => `${handle}.${version}`).join()
     if (previous?.versions === versions) return previous
     if (previous !== undefined) this.device.freePlan(previous.plan)
     try {
-      return { plan: this.device.createPlan(encoded.tensors, encoded.commands, encoded.floats, Int32Array.from(buffers, ({ handle }) => handle)), versions }
+      return {
+        plan: this.device.createPlan(
+          encoded.tensors,
+          encoded.commands,
+          encoded.floats,
+          Int32Array.from(buffers, ({ handle }) => handle),
+        ),
+        versions,
+      }
     } catch (error) {
       throw fromNative(error, 'The plan was refused')
     }

@@ -68,7 +68,12 @@ export class StepRunner {
    */
   readActivation(storage: Storage, tokens: PackedTokens, tile?: Tile): Float32Array<ArrayBuffer> {
     const { rule, cols, dtype, repeat = 1 } = storage
-    const live = { fixed: storage.rows, tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }[rule]
+    const live = {
+      fixed: storage.rows,
+      tokens: tokens.ids.length,
+      labelled: tokens.labelIndex.length,
+      sequences: tokens.kvLength.length,
+    }[rule]
     const part = rule === 'fixed' ? undefined : tile
     const rows = part === undefined ? live * repeat : Math.max(0, Math.min(part.rows, live - part.first))
     const first = part === undefined || storage.tiled === true ? 0 : part.first
@@ -105,14 +110,16 @@ export class StepRunner {
     const { capacity, io } = this.step
     const live = { tokens: given.ids.length, labelled: given.labelIndex.length, sequences: given.kvLength.length }
     for (const key of ['tokens', 'labelled', 'sequences'] as const)
-      if (live[key] > capacity[key]) throw new UnslothError('INTERNAL', `a micro-step has ${live[key]} ${key}, its plan was built for ${capacity[key]}`)
+      if (live[key] > capacity[key])
+        throw new UnslothError('INTERNAL', `a micro-step has ${live[key]} ${key}, its plan was built for ${capacity[key]}`)
     const tokens = padStep(given, this.step.rowMultiple)
     const padded = { tokens: tokens.ids.length, labelled: tokens.labelIndex.length, sequences: tokens.kvLength.length }
     const put = (name: string, data: Int32Array | Float32Array | undefined) => {
       const slot = io[name]
       if (slot === undefined) return
       if (data === undefined) throw new UnslothError('INTERNAL', `this plan needs "${name}"`)
-      if (data.length > slot.rows * slot.cols) throw new UnslothError('INTERNAL', `"${name}" has ${data.length} numbers, its place is for ${slot.rows * slot.cols}`)
+      if (data.length > slot.rows * slot.cols)
+        throw new UnslothError('INTERNAL', `"${name}" has ${data.length} numbers, its place is for ${slot.rows * slot.cols}`)
       this.staging.set(new Uint8Array(data.buffer, data.byteOffset, data.length * bytesPerElement(slot.dtype)), slot.offset)
     }
     put('ids', tokens.ids)
@@ -134,7 +141,11 @@ export class StepRunner {
   }
 
   /** Frequencies are decided for each sequence by its own length, so that packing changes nothing. */
-  private feedRope(kind: AttentionKind, tokens: PackedTokens, put: (name: string, data: Int32Array | Float32Array) => void): void {
+  private feedRope(
+    kind: AttentionKind,
+    tokens: PackedTokens,
+    put: (name: string, data: Int32Array | Float32Array) => void,
+  ): void {
     const rope = this.spec.rope[kind]
     const lengths = tokens.ropeLength ?? tokens.kvLength
     const tables = new Map<string, number>()
@@ -161,6 +172,8 @@ export class StepRunner {
 /** 1/√(tokens · width) of each token's sequence; see `noise` in commands.ts. Padding has none. */
 function noiseScales({ ids, qStart, kvLength }: PackedTokens, width: number): Float32Array {
   const scales = new Float32Array(ids.length)
-  kvLength.forEach((length, sequence) => scales.fill(1 / Math.sqrt(Math.max(1, length) * width), qStart[sequence], qStart[sequence + 1]))
+  kvLength.forEach((length, sequence) =>
+    scales.fill(1 / Math.sqrt(Math.max(1, length) * width), qStart[sequence], qStart[sequence + 1]),
+  )
   return scales
 }

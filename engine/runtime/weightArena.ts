@@ -45,20 +45,33 @@ function located({ source, quantised, scaled }: WeightSource, entry: WeightEntry
   const shape = packed?.shape ?? tensor.shape
   const expected = pieceShape(entry, piece)
   if (shape.join() !== expected.join())
-    throw new UnslothError('MODEL_INVALID', `${tensor.path}: ${piece.name} has shape [${shape.join(', ')}], but config.json asks for [${expected.join(', ')}].`, {
-      hint: 'The weights and config.json are of different models.',
-    })
+    throw new UnslothError(
+      'MODEL_INVALID',
+      `${tensor.path}: ${piece.name} has shape [${shape.join(', ')}], but config.json asks for [${expected.join(', ')}].`,
+      { hint: 'The weights and config.json are of different models.' },
+    )
   const small = scaled.get(tensor.name)
   const type = packed?.dtype ?? (small === undefined ? typesOf(tensor).target : 'bf16')
-  return { piece, tensor, elements: expected.reduce((product, size) => product * size, 1), quantised: packed, scaled: small, type }
+  return {
+    piece,
+    tensor,
+    elements: expected.reduce((product, size) => product * size, 1),
+    quantised: packed,
+    scaled: small,
+    type,
+  }
 }
 
 function typesOf(tensor: TensorLocation): { source: DType; target: DType } {
   const types = kept[tensor.dtype]
   if (types === undefined)
-    throw new UnslothError('MODEL_UNSUPPORTED', `${tensor.path}: ${tensor.name} has dtype ${tensor.dtype}, which cannot be trained on yet.`, {
-      hint: `Supported: ${Object.keys(kept).join(', ')}, 4 bits of bitsandbytes, INT8 and FP8 (e4m3) with scales. Use the 16-bit version of the model.`,
-    })
+    throw new UnslothError(
+      'MODEL_UNSUPPORTED',
+      `${tensor.path}: ${tensor.name} has dtype ${tensor.dtype}, which cannot be trained on yet.`,
+      {
+        hint: `Supported: ${Object.keys(kept).join(', ')}, 4 bits of bitsandbytes, INT8 and FP8 (e4m3) with scales. Use the 16-bit version of the model.`,
+      },
+    )
   return types
 }
 
@@ -93,25 +106,58 @@ export interface LoadItem {
 }
 
 /** What a quantised item needs besides its place. */
-export type QuantisedLoad = QuantisedPart extends infer Part ? (Part extends unknown ? Omit<Part, keyof LoadItem | 'buffer'> : never) : never
+export type QuantisedLoad = QuantisedPart extends infer Part
+  ? Part extends unknown
+    ? Omit<Part, keyof LoadItem | 'buffer'>
+    : never
+  : never
 
 const reorderOf = ({ elements }: LocatedPiece, { form, rows }: WeightPiece): LoadItem['reorder'] =>
   form === undefined ? undefined : { form, rows, cols: elements / rows }
 
 /** A tensor that becomes plain numbers of a type. */
-function plainItem({ piece, tensor, elements, quantised, scaled }: LocatedPiece, target: DType, offset: number, reorder: LoadItem['reorder']): LoadItem {
-  const place = { name: piece.name, path: tensor.path, fileOffset: tensor.offset, elements, target: dtypeCode(target), offset, reorder }
+function plainItem(
+  { piece, tensor, elements, quantised, scaled }: LocatedPiece,
+  target: DType,
+  offset: number,
+  reorder: LoadItem['reorder'],
+): LoadItem {
+  const place = {
+    name: piece.name,
+    path: tensor.path,
+    fileOffset: tensor.offset,
+    elements,
+    target: dtypeCode(target),
+    offset,
+    reorder,
+  }
   if (quantised !== undefined) return { ...place, source: dtypeCode('u8'), quantised: () => unpacked(quantised) }
   if (scaled === undefined) return { ...place, source: dtypeCode(typesOf(tensor).source) }
   const { kind, scales, blockRows, blockCols, divisor } = scaled
-  return { ...place, source: dtypeCode('u8'), quantised: () => Promise.resolve({ kind: 'scaled', fp8: kind === 'fp8', cols: tensor.shape.at(-1) ?? 1, blockRows, blockCols, divisor, scales }) }
+  return {
+    ...place,
+    source: dtypeCode('u8'),
+    quantised: () =>
+      Promise.resolve({
+        kind: 'scaled',
+        fp8: kind === 'fp8',
+        cols: tensor.shape.at(-1) ?? 1,
+        blockRows,
+        blockCols,
+        divisor,
+        scales,
+      }),
+  }
 }
 
 /** Maxima of all blocks in fp32: absmax = code[q]·absmax2 + offset, each operation rounded. */
 async function unpacked({ absmax, code, nested, blockSize, dtype }: QuantisedTensor): Promise<QuantisedLoad> {
   const base = { kind: 'unpack', rounding: dtypeCode(dtype), blockSize, code } as const
   if (nested === undefined) return { ...base, absmax: await readFloat32(absmax) }
-  const maxima = Float32Array.from(await readTensorBytes(absmax), (q, i) => Math.fround(nested.code[q]! * nested.absmax[Math.floor(i / nested.blockSize)]!) + nested.offset)
+  const maxima = Float32Array.from(
+    await readTensorBytes(absmax),
+    (q, i) => Math.fround(nested.code[q]! * nested.absmax[Math.floor(i / nested.blockSize)]!) + nested.offset,
+  )
   return { ...base, absmax: maxima }
 }
 
@@ -122,10 +168,19 @@ export type HostWeight = 'embedding' | 'head'
 const isQuantisable = ({ kind, rows }: WeightEntry): boolean => (kind === 'linear' && rows > 1) || kind === 'experts'
 
 /** Whoever quantised a checkpoint chose what stays in 16 bits: nothing of it is quantised further. */
-function chosenQuantisation({ quantised, scaled }: WeightSource, wanted: Quantisation): { quantisation: Quantisation; notes: string[] } {
-  const [has, asked] = [quantised.size > 0 ? 4 : scaled.size > 0 ? 8 : 16, wanted.kind !== 'load' ? 16 : wanted.type === 'int8' ? 8 : 4]
+function chosenQuantisation(
+  { quantised, scaled }: WeightSource,
+  wanted: Quantisation,
+): { quantisation: Quantisation; notes: string[] } {
+  const [has, asked] = [
+    quantised.size > 0 ? 4 : scaled.size > 0 ? 8 : 16,
+    wanted.kind !== 'load' ? 16 : wanted.type === 'int8' ? 8 : 4,
+  ]
   if (has === 16 || asked === 16) return { quantisation: wanted, notes: [] }
-  return { quantisation: { kind: 'stored' }, notes: has === asked ? [] : [`The checkpoint is stored in ${has} bits and stays so: load_in_${asked}bit has no effect.`] }
+  return {
+    quantisation: { kind: 'stored' },
+    notes: has === asked ? [] : [`The checkpoint is stored in ${has} bits and stays so: load_in_${asked}bit has no effect.`],
+  }
 }
 
 /**
@@ -133,7 +188,11 @@ function chosenQuantisation({ quantised, scaled }: WeightSource, wanted: Quantis
  * Matrices in few bits stay so, or become so, as `quantisation` says. `host`: which lie in memory of the system.
  */
 export function layoutWeights(
-  entries: readonly WeightEntry[], source: WeightSource, type: DType | undefined, wanted: Quantisation, host: readonly HostWeight[] = [],
+  entries: readonly WeightEntry[],
+  source: WeightSource,
+  type: DType | undefined,
+  wanted: Quantisation,
+  host: readonly HostWeight[] = [],
 ): WeightArena {
   const { quantisation, notes } = chosenQuantisation(source, wanted)
   const weights = new Map<string, Weight>()
@@ -144,8 +203,25 @@ export function layoutWeights(
     const arena = host.some((id) => id === entry.id) ? 'hostWeights' : 'weights'
     const at = ends[arena]
     const pieces = entry.pieces.map((piece) => located(source, entry, piece))
-    const place = (dtype: DType) => weights.set(entry.id, { value: whole({ name: entry.id, arena, offset: at, dtype, rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }) })
-    const inBlocks = !isQuantisable(entry) || quantisation.kind === 'none' ? undefined : (storedEntry(entry, pieces, at) ?? (quantisation.kind === 'load' ? packedEntry(entry, pieces, at, quantisation) : undefined))
+    const place = (dtype: DType) =>
+      weights.set(entry.id, {
+        value: whole({
+          name: entry.id,
+          arena,
+          offset: at,
+          dtype,
+          rows: entry.rows,
+          cols: entry.cols,
+          rule: 'fixed',
+          keep: 'residual',
+          layer: entry.layer,
+        }),
+      })
+    const inBlocks =
+      !isQuantisable(entry) || quantisation.kind === 'none'
+        ? undefined
+        : (storedEntry(entry, pieces, at) ??
+          (quantisation.kind === 'load' ? packedEntry(entry, pieces, at, quantisation) : undefined))
     if (inBlocks !== undefined && 'dtype' in inBlocks) {
       place(inBlocks.dtype)
       parts[arena].push(...inBlocks.parts)
@@ -165,11 +241,24 @@ export function layoutWeights(
   }
   if (host.includes('head') && !host.includes('embedding') && !weights.has('head') && weights.has('embedding'))
     notes.push('training.offload_lm_head has no effect: this head is tied to the embedding, and offload_embedding moves both.')
-  return { weights, bytes: ends.weights, parts: parts.weights, hostBytes: ends.hostWeights, hostParts: parts.hostWeights, writes, isQuantised: writes.length > 0, notes }
+  return {
+    weights,
+    bytes: ends.weights,
+    parts: parts.weights,
+    hostBytes: ends.hostWeights,
+    hostParts: parts.hostWeights,
+    writes,
+    isQuantised: writes.length > 0,
+    notes,
+  }
 }
 
 /** Where checkpoint tensors go in the fp32 parameter arena. */
-export function parameterParts(entries: readonly WeightEntry[], source: WeightSource, parameters: readonly Parameter[]): LoadItem[] {
+export function parameterParts(
+  entries: readonly WeightEntry[],
+  source: WeightSource,
+  parameters: readonly Parameter[],
+): LoadItem[] {
   const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]))
   return entries.flatMap((entry) =>
     entry.pieces.map((piece) => {
@@ -180,21 +269,46 @@ export function parameterParts(entries: readonly WeightEntry[], source: WeightSo
 }
 
 /** Reads one 16- or 32-bit tensor as fp32. */
-export async function loadPlain(runtime: Runtime, arena: Arena, { source }: WeightSource, name: string, offset: number): Promise<void> {
+export async function loadPlain(
+  runtime: Runtime,
+  arena: Arena,
+  { source }: WeightSource,
+  name: string,
+  offset: number,
+): Promise<void> {
   const tensor = requireTensor(source, name)
   const elements = tensor.shape.reduce((product, size) => product * size, 1)
-  await loadInto(runtime, arena, [{ name, path: tensor.path, fileOffset: tensor.offset, elements, source: dtypeCode(typesOf(tensor).source), target: dtypeCode('f32'), offset }])
+  await loadInto(runtime, arena, [
+    {
+      name,
+      path: tensor.path,
+      fileOffset: tensor.offset,
+      elements,
+      source: dtypeCode(typesOf(tensor).source),
+      target: dtypeCode('f32'),
+      offset,
+    },
+  ])
 }
 
 /** Reads tensors into an arena; a NaN or infinity in one of them is an error that names it. */
-export async function loadInto(runtime: Runtime, arena: Arena, items: readonly LoadItem[], progress?: (done: number, total: number) => void): Promise<void> {
+export async function loadInto(
+  runtime: Runtime,
+  arena: Arena,
+  items: readonly LoadItem[],
+  progress?: (done: number, total: number) => void,
+): Promise<void> {
   const total = items.reduce((sum, item) => sum + item.elements, 0)
   let done = 0
   for (const together of batches(items)) {
     if (runtime.stopping) throw new UnslothError('STOPPED', 'Stopped while the weights were read.')
     const [first] = together
-    const bad = first!.reorder !== undefined ? [await loadReordered(runtime, arena, first!, first!.reorder)]
-      : first!.quantised !== undefined ? [await loadItem(runtime, arena, first!)] : await runtime.load(arena, together)
+    const bad =
+      first!.reorder !== undefined
+        ? [await loadReordered(runtime, arena, first!, first!.reorder)]
+        : first!.quantised !== undefined
+          ? [await loadItem(runtime, arena, first!)]
+          : await runtime.load(arena, together)
     for (const [index, item] of together.entries()) {
       if (bad[index]! > 0) throw notFinite(item, bad[index]!)
       done += item.elements
@@ -224,9 +338,15 @@ function batches(items: readonly LoadItem[]): LoadItem[][] {
 
 function notFinite({ path, name, source, target }: LoadItem, bad: number): UnslothError {
   const narrowed = target === dtypeCode('f16') && source !== target
-  return new UnslothError('MODEL_INVALID', `${path}: ${name} holds ${bad} values that are NaN${narrowed ? ', infinite, or beyond 65504, where float16 ends' : ' or infinite'}.`, {
-    hint: narrowed ? 'Set training.compute to bfloat16 or float32 and model.dtype to auto; if that fails too, the checkpoint is damaged.' : 'The checkpoint is damaged: download it again.',
-  })
+  return new UnslothError(
+    'MODEL_INVALID',
+    `${path}: ${name} holds ${bad} values that are NaN${narrowed ? ', infinite, or beyond 65504, where float16 ends' : ' or infinite'}.`,
+    {
+      hint: narrowed
+        ? 'Set training.compute to bfloat16 or float32 and model.dtype to auto; if that fails too, the checkpoint is damaged.'
+        : 'The checkpoint is damaged: download it again.',
+    },
+  )
 }
 
 /** Returns the number of values that are not finite. */
@@ -236,7 +356,12 @@ async function loadItem(runtime: Runtime, arena: Arena, { quantised, ...item }: 
 }
 
 /** Loads a tensor as the file has it, turns it into the arena's order, and puts it back. */
-async function loadReordered(runtime: Runtime, arena: Arena, item: LoadItem, { form, rows, cols }: NonNullable<LoadItem['reorder']>): Promise<number> {
+async function loadReordered(
+  runtime: Runtime,
+  arena: Arena,
+  item: LoadItem,
+  { form, rows, cols }: NonNullable<LoadItem['reorder']>,
+): Promise<number> {
   const bad = await loadItem(runtime, arena, item)
   const bytes = runtime.read(arena, item.offset, item.elements * (item.target === dtypeCode('f32') ? 4 : 2))
   const data = item.target === dtypeCode('f32') ? new Uint32Array(bytes) : new Uint16Array(bytes)

@@ -116,8 +116,9 @@ function checkTokens(tokenizer: Tokenizer, { tokens, interpolation = 0.5 }: NewT
   if (fresh.length === 0)
     throw new UnslothError(
       'USAGE',
-      (wanted.length === 0 ? 'No token is given' : `The tokenizer has ${wanted.map((token) => quote(token)).join(', ')} already`) +
-        '; there is nothing to add.',
+      (wanted.length === 0
+        ? 'No token is given'
+        : `The tokenizer has ${wanted.map((token) => quote(token)).join(', ')} already`) + '; there is nothing to add.',
     )
   return fresh
 }

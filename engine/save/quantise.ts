@@ -34,15 +34,25 @@ export function quantisedTensorBytes(model: LoadedModel, entry: WeightEntry, pie
   const type = code[0] === -1 ? 'nf4' : 'fp4'
   const tensors: StoredTensor[] = [
     { name, dtype: 'U8', shape: [packed, 1], bytes: read(layout.codes + (block * quantBlock) / 2, packed) },
-    { name: `${name}.absmax`, dtype: nested ? 'U8' : 'F32', shape: [blocks], bytes: read(layout.absmax + block * (nested ? 1 : 4), blocks * (nested ? 1 : 4)) },
+    {
+      name: `${name}.absmax`,
+      dtype: nested ? 'U8' : 'F32',
+      shape: [blocks],
+      bytes: read(layout.absmax + block * (nested ? 1 : 4), blocks * (nested ? 1 : 4)),
+    },
     { name: `${name}.quant_map`, dtype: 'F32', shape: [16], bytes: asBytes(code) },
   ]
   const dtype = dtypes[rounding!] as 'bf16' | 'f16' | 'f32'
   const state = { type, dtype, shape: pieceShape(entry, piece) } as const
   const stateName = `${name}.quant_state.bitsandbytes__${type}`
-  const withState = (bytes: Uint8Array): StoredTensor[] => [...tensors, { name: stateName, dtype: 'U8', shape: [bytes.length], bytes }]
+  const withState = (bytes: Uint8Array): StoredTensor[] => [
+    ...tensors,
+    { name: stateName, dtype: 'U8', shape: [bytes.length], bytes },
+  ]
   if (!nested) return withState(quantStateJson(state))
-  const pairs = new Float32Array(read(layout.nested + (block / 2 ** groupShift!) * 8, Math.ceil(blocks / 2 ** groupShift!) * 8).buffer)
+  const pairs = new Float32Array(
+    read(layout.nested + (block / 2 ** groupShift!) * 8, Math.ceil(blocks / 2 ** groupShift!) * 8).buffer,
+  )
   const nestedAbsmax = Float32Array.from({ length: Math.ceil(blocks / 256) }, (_, i) => pairs[2 * ((i * 256) >> groupShift!)]!)
   tensors.push(
     { name: `${name}.nested_absmax`, dtype: 'F32', shape: [nestedAbsmax.length], bytes: asBytes(nestedAbsmax) },

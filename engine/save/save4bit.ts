@@ -23,9 +23,19 @@ const fileTypes = { bf16: 'BF16', f16: 'F16', f32: 'F32' } as const
 
 /** What transformers writes for NF4 with maxima in 8 bits. */
 const quantisationConfig = (compute: string, skipped: readonly string[]) => ({
-  _load_in_4bit: true, _load_in_8bit: false, bnb_4bit_compute_dtype: compute, bnb_4bit_quant_storage: 'uint8', bnb_4bit_quant_type: 'nf4',
-  bnb_4bit_use_double_quant: true, llm_int8_enable_fp32_cpu_offload: false, llm_int8_has_fp16_weight: false,
-  llm_int8_skip_modules: skipped.length === 0 ? null : skipped, llm_int8_threshold: new PyFloat(6), load_in_4bit: true, load_in_8bit: false, quant_method: 'bitsandbytes',
+  _load_in_4bit: true,
+  _load_in_8bit: false,
+  bnb_4bit_compute_dtype: compute,
+  bnb_4bit_quant_storage: 'uint8',
+  bnb_4bit_quant_type: 'nf4',
+  bnb_4bit_use_double_quant: true,
+  llm_int8_enable_fp32_cpu_offload: false,
+  llm_int8_has_fp16_weight: false,
+  llm_int8_skip_modules: skipped.length === 0 ? null : skipped,
+  llm_int8_threshold: new PyFloat(6),
+  load_in_4bit: true,
+  load_in_8bit: false,
+  quant_method: 'bitsandbytes',
 })
 
 /**
@@ -57,15 +67,37 @@ export async function saveMerged4bit(model: LoadedModel, folder: string, options
   )
 }
 
-async function writeWeights(model: LoadedModel, folder: string, type: keyof typeof fileTypes, options: MergeOptions): Promise<void> {
+async function writeWeights(
+  model: LoadedModel,
+  folder: string,
+  type: keyof typeof fileTypes,
+  options: MergeOptions,
+): Promise<void> {
   const tensors = model.patched.model.entries.flatMap((entry) =>
     entry.pieces.flatMap((piece): NamedTensor[] => {
       const packed = quantisedTensorBytes(model, entry, piece)
-      if (packed.length === 0) return [{ name: piece.name, dtype: fileTypes[type], shape: pieceShape(entry, piece), data: () => mergedTensor(model, entry, piece, type) }]
+      if (packed.length === 0)
+        return [
+          {
+            name: piece.name,
+            dtype: fileTypes[type],
+            shape: pieceShape(entry, piece),
+            data: () => mergedTensor(model, entry, piece, type),
+          },
+        ]
       // Read again when it is written: all together would be a second model in memory.
-      return packed.map(({ name, dtype, shape }, index) => ({ name, dtype, shape, data: () => Promise.resolve(quantisedTensorBytes(model, entry, piece)[index]!.bytes) }))
-    }))
-  const writer = await ModelWriter.open(folder, tensors, { maxShardSize: options.maxShardSize, ...(options.fs === undefined ? {} : { fs: options.fs }) })
+      return packed.map(({ name, dtype, shape }, index) => ({
+        name,
+        dtype,
+        shape,
+        data: () => Promise.resolve(quantisedTensorBytes(model, entry, piece)[index]!.bytes),
+      }))
+    }),
+  )
+  const writer = await ModelWriter.open(folder, tensors, {
+    maxShardSize: options.maxShardSize,
+    ...(options.fs === undefined ? {} : { fs: options.fs }),
+  })
   await writeTensors(writer, tensors)
 }
 
@@ -74,9 +106,13 @@ async function writeConfig({ patched }: LoadedModel, from: string, folder: strin
   const config = await readJsonObject(join(from, 'config.json'), { keepNumbers: true })
   const linear = patched.model.entries.filter(({ kind }) => kind === 'linear' || kind === 'experts')
   const left = linear.filter(({ id }) => !isQuantised(patched.arena.weights.get(id)!.value.storage.dtype))
-  const skipped = left.length === 0 ? [] : [...left.flatMap(({ pieces }) => pieces.map(({ name }) => name.replace(/\.weight$/, ''))), 'lm_head']
+  const skipped =
+    left.length === 0 ? [] : [...left.flatMap(({ pieces }) => pieces.map(({ name }) => name.replace(/\.weight$/, ''))), 'lm_head']
   const dtype = (config.dtype ?? config.torch_dtype ?? 'bfloat16') as string
-  await writeFileAtomic(join(folder, 'config.json'), `${pythonJson({ ...config, quantization_config: quantisationConfig(dtype, skipped) })}\n`)
+  await writeFileAtomic(
+    join(folder, 'config.json'),
+    `${pythonJson({ ...config, quantization_config: quantisationConfig(dtype, skipped) })}\n`,
+  )
   const generation = await readJsonObject(join(from, 'generation_config.json'), { keepNumbers: true }).catch(() => undefined)
   if (generation !== undefined) await writeFileAtomic(join(folder, 'generation_config.json'), `${pythonJson(generation)}\n`)
 }
@@ -85,9 +121,16 @@ async function check(quantised: LoadedModel, folder: string, probes: readonly In
   const expected = await allLogits(quantised, quantised.base, probes)
   const runtime = new Runtime(quantised.runtime.choice)
   try {
-    const saved = await LoadedModel.load(patchModel(await describeModel(folder), { kind: 'none' }, quantised.target), runtime, { seed: 0 })
+    const saved = await LoadedModel.load(patchModel(await describeModel(folder), { kind: 'none' }, quantised.target), runtime, {
+      seed: 0,
+    })
     const error = relativeError(await allLogits(saved, saved.base, probes), expected)
-    if (!(error === 0)) throw new UnslothError('VERIFY', `The model in 4 bits answers differently once it is read from its files: relative difference ${error.toExponential(1)}. Nothing was saved.`, { hint: 'Save it in 16 bits, and report this with the recipe.' })
+    if (!(error === 0))
+      throw new UnslothError(
+        'VERIFY',
+        `The model in 4 bits answers differently once it is read from its files: relative difference ${error.toExponential(1)}. Nothing was saved.`,
+        { hint: 'Save it in 16 bits, and report this with the recipe.' },
+      )
     return { error, allowed: 0 }
   } finally {
     runtime.dispose()

@@ -8,7 +8,8 @@ import type { LoadedModel } from '../runtime/loadedModel.ts'
 import { copyTokenizer, writeTokenizer } from './writeTokenizer.ts'
 
 /** Little-endian bytes of fp32 values. */
-export const floatBytes = (values: Float32Array): Uint8Array => new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
+export const floatBytes = (values: Float32Array): Uint8Array =>
+  new Uint8Array(values.buffer, values.byteOffset, values.byteLength)
 
 /**
  * How PEFT describes what is trained here. `forBase`: as an adapter for the model's own files. One that started from principal parts
@@ -18,9 +19,16 @@ export function adapterConfig(model: LoadedModel, forBase = false): LoraConfig {
   const config = plainAdapterConfig(model)
   if (model.starts.size === 0) return config
   if (!forBase) return { ...config, initLoraWeights: 'pissa' }
-  const twice = (values: Readonly<Record<string, number>>, factor: number) => Object.fromEntries(Object.entries(values).map(([pattern, value]) => [pattern, value * factor]))
+  const twice = (values: Readonly<Record<string, number>>, factor: number) =>
+    Object.fromEntries(Object.entries(values).map(([pattern, value]) => [pattern, value * factor]))
   const growth = config.rslora ? Math.SQRT2 : 2
-  return { ...config, r: 2 * config.r, alpha: growth * config.alpha, rankPattern: twice(config.rankPattern, 2), alphaPattern: twice(config.alphaPattern, growth) }
+  return {
+    ...config,
+    r: 2 * config.r,
+    alpha: growth * config.alpha,
+    rankPattern: twice(config.rankPattern, 2),
+    alphaPattern: twice(config.alphaPattern, growth),
+  }
 }
 
 function plainAdapterConfig(model: LoadedModel): LoraConfig {
@@ -34,22 +42,53 @@ function plainAdapterConfig(model: LoadedModel): LoraConfig {
   const stacks = modules.filter(({ parameter }) => parameter !== undefined)
   const named = new Set(linear.map(({ module }) => lastName(module)))
   // Experts whose rank differs, under the pattern that PEFT writes for them.
-  const special = [...new Map(stacks.filter(({ rank }) => rank !== training.r).map((module) => [`.*\\.${lastName(module.parameter!)}`, module])).entries()]
+  const special = [
+    ...new Map(
+      stacks.filter(({ rank }) => rank !== training.r).map((module) => [`.*\\.${lastName(module.parameter!)}`, module]),
+    ).entries(),
+  ]
   const { targets, exclude, layers, layersPattern } = training
   // PEFT takes a regular expression or layers, not both.
   const byPath = targets !== 'all-linear' && 'pattern' in targets && layers !== undefined
   const ranks = linear.map(({ module, rank }) => [module, rank] as const)
-  const alphas = linear.map(({ module, rank, scale }) => [module, Number((scale * (training.rslora ? Math.sqrt(rank) : rank)).toPrecision(12))] as const)
+  const alphas = linear.map(
+    ({ module, rank, scale }) => [module, Number((scale * (training.rslora ? Math.sqrt(rank) : rank)).toPrecision(12))] as const,
+  )
   return {
-    baseModel: origin?.id ?? folder, revision: origin?.revision ?? null, taskType: 'CAUSAL_LM', r: training.r, alpha: training.alpha, dropout: training.dropout,
+    baseModel: origin?.id ?? folder,
+    revision: origin?.revision ?? null,
+    taskType: 'CAUSAL_LM',
+    r: training.r,
+    alpha: training.alpha,
+    dropout: training.dropout,
     // Targets that mean experts only stand in targetParameters.
-    targetModules: targets === 'all-linear' ? [...named] : byPath ? linear.map(({ module }) => module) : 'pattern' in targets ? targets.pattern : targets.filter((target) => named.has(lastName(target))),
+    targetModules:
+      targets === 'all-linear'
+        ? [...named]
+        : byPath
+          ? linear.map(({ module }) => module)
+          : 'pattern' in targets
+            ? targets.pattern
+            : targets.filter((target) => named.has(lastName(target))),
     ...(exclude === undefined ? {} : { excludeModules: 'pattern' in exclude ? exclude.pattern : exclude }),
-    ...(layers === undefined || byPath ? {} : { layersToTransform: layers, ...(layersPattern === undefined ? {} : { layersPattern }) }),
+    ...(layers === undefined || byPath
+      ? {}
+      : { layersToTransform: layers, ...(layersPattern === undefined ? {} : { layersPattern }) }),
     targetParameters: [...new Set(stacks.map(({ parameter }) => parameter!.split('.').slice(-3).join('.')))],
-    modulesToSave: training.modulesToSave, rslora: training.rslora, dora: training.dora === true, bias: training.bias ?? 'none',
-    rankPattern: { ...settled(training.rankPattern, ranks, training.r), ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])) },
-    alphaPattern: { ...settled(training.alphaPattern, alphas, training.alpha), ...Object.fromEntries(special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)])) },
+    modulesToSave: training.modulesToSave,
+    rslora: training.rslora,
+    dora: training.dora === true,
+    bias: training.bias ?? 'none',
+    rankPattern: {
+      ...settled(training.rankPattern, ranks, training.r),
+      ...Object.fromEntries(special.map(([pattern, { rank }]) => [pattern, rank])),
+    },
+    alphaPattern: {
+      ...settled(training.alphaPattern, alphas, training.alpha),
+      ...Object.fromEntries(
+        special.map(([pattern, { rank, scale }]) => [pattern, scale * (training.rslora ? Math.sqrt(rank) : rank)]),
+      ),
+    },
     // Neither pissa nor loftq leaves anything behind that a reader would have to repeat.
     initLoraWeights: typeof training.init === 'string' && training.init !== 'gaussian' ? true : (training.init ?? true),
   }
@@ -59,8 +98,14 @@ function plainAdapterConfig(model: LoadedModel): LoraConfig {
  * Patterns that give the same values in the order in which a reader of the file meets them: PEFT sorts them, and takes the first that
  * matches. Where that would change a value, modules are named one by one.
  */
-function settled(patterns: Readonly<Record<string, number>> = {}, values: readonly (readonly [string, number])[], otherwise: number): Readonly<Record<string, number>> {
-  const sorted = Object.entries(patterns).sort(([a], [b]) => (a < b ? -1 : 1)).map(([pattern, value]) => [new RegExp(`^(?:.*\\.)?(?:${pattern})$`), value] as const)
+function settled(
+  patterns: Readonly<Record<string, number>> = {},
+  values: readonly (readonly [string, number])[],
+  otherwise: number,
+): Readonly<Record<string, number>> {
+  const sorted = Object.entries(patterns)
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([pattern, value]) => [new RegExp(`^(?:.*\\.)?(?:${pattern})$`), value] as const)
   const same = values.every(([module, value]) => (sorted.find(([pattern]) => pattern.test(module))?.[1] ?? otherwise) === value)
   return same ? patterns : Object.fromEntries(values.filter(([, value]) => value !== otherwise))
 }
@@ -71,14 +116,33 @@ function adapterTensors(model: LoadedModel, forBase: boolean): AdapterTensor[] {
   return model.patched.layout.parameters.map(({ name, shape }) => {
     // PEFT has the bias of a wrapped layer below it.
     const owner = /^(.*)\.bias$/.exec(name)?.[1]
-    if (owner !== undefined) return { module: adapted.has(owner) ? `${owner}.base_layer` : owner, part: 'bias', dtype: 'F32', shape, data: () => floatBytes(model.readParameter(name)) }
+    if (owner !== undefined)
+      return {
+        module: adapted.has(owner) ? `${owner}.base_layer` : owner,
+        part: 'bias',
+        dtype: 'F32',
+        shape,
+        data: () => floatBytes(model.readParameter(name)),
+      }
     const lora = /^(.*)\.(lora_[AB])\.weight$/.exec(name) ?? /^(.*)\.(lora_magnitude_vector)$/.exec(name)
-    const [module, part] = lora === null ? [name.replace(/\.weight$/, ''), 'weight' as const] : [lora[1]!, lora[2] as 'lora_A' | 'lora_B' | 'lora_magnitude_vector']
+    const [module, part] =
+      lora === null
+        ? [name.replace(/\.weight$/, ''), 'weight' as const]
+        : [lora[1]!, lora[2] as 'lora_A' | 'lora_B' | 'lora_magnitude_vector']
     const start = forBase ? model.starts.get(module) : undefined
     if (start !== undefined && (part === 'lora_A' || part === 'lora_B')) {
       const [rows, cols] = shape as [number, number]
       const grown = part === 'lora_A' ? [2 * rows, cols] : [rows, 2 * cols]
-      return { module, part, dtype: 'F32', shape: grown, data: () => floatBytes(part === 'lora_A' ? below(model.readParameter(name), start.a) : beside(model.readParameter(name), start.b, rows)) }
+      return {
+        module,
+        part,
+        dtype: 'F32',
+        shape: grown,
+        data: () =>
+          floatBytes(
+            part === 'lora_A' ? below(model.readParameter(name), start.a) : beside(model.readParameter(name), start.b, rows),
+          ),
+      }
     }
     return { module, part, dtype: 'F32', shape, data: () => floatBytes(model.readParameter(name)) }
   })

@@ -70,26 +70,50 @@ export async function saveMerged(model: LoadedModel, folder: string, options: Me
 }
 
 /** Whether a tied model no longer is: a copy of its embedding or head was trained beside the other. */
-const isUntied = ({ patched }: LoadedModel): boolean => patched.model.spec.tied && patched.training.kind === 'lora' && patched.full.some(({ kind }) => kind !== 'bias')
+const isUntied = ({ patched }: LoadedModel): boolean =>
+  patched.model.spec.tied && patched.training.kind === 'lora' && patched.full.some(({ kind }) => kind !== 'bias')
 
-async function writeWeights(model: LoadedModel, folder: string, type: DType & keyof typeof fileTypes, options: MergeOptions): Promise<void> {
+async function writeWeights(
+  model: LoadedModel,
+  folder: string,
+  type: DType & keyof typeof fileTypes,
+  options: MergeOptions,
+): Promise<void> {
   const base = model.patched.model
   const entries = isUntied(model) ? [...base.entries, untiedHead(base)] : base.entries
   const tensors: NamedTensor[] = entries.flatMap((entry) =>
-    entry.pieces.map((piece) => ({ name: piece.name, dtype: fileTypes[type], shape: pieceShape(entry, piece), data: () => mergedTensor(model, entry, piece, type) })),
+    entry.pieces.map((piece) => ({
+      name: piece.name,
+      dtype: fileTypes[type],
+      shape: pieceShape(entry, piece),
+      data: () => mergedTensor(model, entry, piece, type),
+    })),
   )
-  const writer = await ModelWriter.open(folder, tensors, { maxShardSize: options.maxShardSize, ...(options.fs === undefined ? {} : { fs: options.fs }) })
+  const writer = await ModelWriter.open(folder, tensors, {
+    maxShardSize: options.maxShardSize,
+    ...(options.fs === undefined ? {} : { fs: options.fs }),
+  })
   await writeTensors(writer, tensors)
 }
 
 /** The base's config without quantisation, with the token that pads; an own head or a trained copy of a tied embedding is no longer tied. */
-async function writeConfig(model: LoadedModel, folder: string, type: keyof typeof fileTypes, padId: number | undefined): Promise<void> {
+async function writeConfig(
+  model: LoadedModel,
+  folder: string,
+  type: keyof typeof fileTypes,
+  padId: number | undefined,
+): Promise<void> {
   const base = model.patched.model.folder
   const config = await readJsonObject(join(base, 'config.json'), { keepNumbers: true })
   const rest = Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'quantization_config'))
   const pad = padId === undefined ? {} : { pad_token_id: padId }
   const dtypeKey = 'dtype' in rest || !('torch_dtype' in rest) ? 'dtype' : 'torch_dtype'
-  const values = { ...rest, [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type], ...(isUntied(model) ? { tie_word_embeddings: false } : {}), ...pad }
+  const values = {
+    ...rest,
+    [dtypeKey]: { bf16: 'bfloat16', f16: 'float16', f32: 'float32' }[type],
+    ...(isUntied(model) ? { tie_word_embeddings: false } : {}),
+    ...pad,
+  }
   await writeFileAtomic(join(folder, 'config.json'), `${pythonJson(values)}\n`)
   const generation = join(base, 'generation_config.json')
   if (!existsSync(generation)) return
@@ -97,7 +121,12 @@ async function writeConfig(model: LoadedModel, folder: string, type: keyof typeo
   await writeFileAtomic(join(folder, 'generation_config.json'), `${pythonJson({ ...settings, ...pad })}\n`)
 }
 
-async function checkMerged(model: LoadedModel, folder: string, type: keyof typeof fileTypes, probes: readonly Int32Array[]): Promise<MergeCheck> {
+async function checkMerged(
+  model: LoadedModel,
+  folder: string,
+  type: keyof typeof fileTypes,
+  probes: readonly Int32Array[],
+): Promise<MergeCheck> {
   const trained = await allLogits(model, model.trained, probes)
   const runtime = new Runtime(model.runtime.choice)
   try {
@@ -107,9 +136,11 @@ async function checkMerged(model: LoadedModel, folder: string, type: keyof typeo
     const error = relativeError(logits, trained)
     const allowed = allowedError[type]
     if (!(error <= allowed))
-      throw new UnslothError('VERIFY', `The merged model answers differently from the trained one: relative difference ${error.toExponential(1)}, allowed ${allowed.toExponential(0)}. Nothing was saved.`, {
-        hint: 'The adapter is intact; report this with the recipe.',
-      })
+      throw new UnslothError(
+        'VERIFY',
+        `The merged model answers differently from the trained one: relative difference ${error.toExponential(1)}, allowed ${allowed.toExponential(0)}. Nothing was saved.`,
+        { hint: 'The adapter is intact; report this with the recipe.' },
+      )
     return { error, allowed }
   } finally {
     runtime.dispose()

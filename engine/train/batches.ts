@@ -120,8 +120,9 @@ interface Bin {
 }
 
 const fits = (bin: Bin, tokens: number, labelled: number, capacity: MicroCapacity): boolean =>
-  bin.tokens + tokens <= capacity.tokens && bin.labelled + labelled <= (capacity.labelled ?? Infinity)
-  && bin.members.length < (capacity.sequences ?? Infinity)
+  bin.tokens + tokens <= capacity.tokens &&
+  bin.labelled + labelled <= (capacity.labelled ?? Infinity) &&
+  bin.members.length < (capacity.sequences ?? Infinity)
 
 /** First-fit decreasing into bins of the largest capacity; the members of a bin keep the order of the step. */
 function firstFit(samples: readonly StepSample[], rows: readonly number[], capacity: MicroCapacity): Bin[] {
@@ -135,7 +136,8 @@ function firstFit(samples: readonly StepSample[], rows: readonly number[], capac
       bin = { members: [], tokens: 0, labelled: 0 }
       if (!fits(bin, tokens, labelled, capacity))
         throw new UnslothError(
-          'INTERNAL', `a sample of ${tokens} tokens is longer than the largest micro-step of ${capacity.tokens} tokens`,
+          'INTERNAL',
+          `a sample of ${tokens} tokens is longer than the largest micro-step of ${capacity.tokens} tokens`,
         )
       bins.push(bin)
     }
@@ -148,14 +150,24 @@ function firstFit(samples: readonly StepSample[], rows: readonly number[], capac
 }
 
 function layOut(
-  samples: readonly StepSample[], { members, tokens, labelled }: Bin, weight: number, capacity: number,
+  samples: readonly StepSample[],
+  { members, tokens, labelled }: Bin,
+  weight: number,
+  capacity: number,
 ): MicroBatch {
   const s = members.length
   const batch: MicroBatch = {
-    ids: new Int32Array(tokens), positions: new Int32Array(tokens), tokenKeys: new Int32Array(2 * tokens),
-    qStart: new Int32Array(s + 1), kvStart: new Int32Array(s), kvLength: new Int32Array(s),
-    labelIndex: new Int32Array(labelled), labels: new Int32Array(labelled), weights: new Float32Array(labelled).fill(weight),
-    samples: Int32Array.from(members), capacity,
+    ids: new Int32Array(tokens),
+    positions: new Int32Array(tokens),
+    tokenKeys: new Int32Array(2 * tokens),
+    qStart: new Int32Array(s + 1),
+    kvStart: new Int32Array(s),
+    kvLength: new Int32Array(s),
+    labelIndex: new Int32Array(labelled),
+    labels: new Int32Array(labelled),
+    weights: new Float32Array(labelled).fill(weight),
+    samples: Int32Array.from(members),
+    capacity,
   }
   let row = 0
   let label = 0
@@ -185,7 +197,9 @@ function layOut(
  * labelled tokens of the samples.
  */
 export function packMicroSteps(
-  samples: readonly StepSample[], capacities: readonly (number | MicroCapacity)[], total?: number,
+  samples: readonly StepSample[],
+  capacities: readonly (number | MicroCapacity)[],
+  total?: number,
 ): MicroBatch[] {
   const sizes = capacities.map((size) => (typeof size === 'number' ? { tokens: size } : size))
   const largest = sizes.reduce((best, size) => (size.tokens > best.tokens ? size : best), { tokens: 0 })
@@ -254,7 +268,10 @@ export class TrainingBatches {
   /** The largest sum of a measure over as many rows as a step takes. */
   private most(measure: (row: readonly number[]) => number): number {
     const sizes = (this.rows ?? this.samples.map((_, index) => [index])).map(measure)
-    return sizes.sort((a, b) => b - a).slice(0, this.order.options.perStep).reduce((sum, size) => sum + size, 0)
+    return sizes
+      .sort((a, b) => b - a)
+      .slice(0, this.order.options.perStep)
+      .reduce((sum, size) => sum + size, 0)
   }
 }
 
@@ -263,7 +280,8 @@ const evaluationWindow = 256
 
 /** A whole set as micro-steps whose weights add up to 1, so that Σ weight·nll is its mean loss. Can be gone through again. */
 export function evaluationBatches(
-  samples: readonly Omit<StepSample, 'key'>[], capacities: readonly (number | MicroCapacity)[],
+  samples: readonly Omit<StepSample, 'key'>[],
+  capacities: readonly (number | MicroCapacity)[],
 ): Iterable<MicroBatch> {
   const total = labelledTokens(samples)
   return {

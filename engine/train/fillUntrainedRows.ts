@@ -18,7 +18,10 @@ export function fillRows(values: Float32Array, cols: number, untrained: Readonly
   for (const [row, count] of untrained) {
     if (row >= rows) continue
     const scale = count / most / Math.max(1, rows - untrained.size)
-    values.set(mean.map((sum) => sum * scale), row * cols)
+    values.set(
+      mean.map((sum) => sum * scale),
+      row * cols,
+    )
   }
 }
 

@@ -65,9 +65,15 @@ export class Optimizer {
     const grads = parameterTensor('grads', 'grads', 0, 1, layout.elements)
     const [loss, squares, scalars] = [stepScalar('loss'), stepScalar('squares'), stepScalar('scalars')]
     const { growthInterval, initial } = { ...lossScaleDefaults, ...options.lossScale }
-    const clip: Command = options.lossScale === undefined
-      ? { name: 'clipScale', tensors: [scalars, squares, loss], ints: [], floats: [options.maxGradNorm] }
-      : { name: 'updateScale', tensors: [scalars, stepScalar('scaling'), squares, loss, stepScalar('choices')], ints: [growthInterval, choiceWidth], floats: [options.maxGradNorm] }
+    const clip: Command =
+      options.lossScale === undefined
+        ? { name: 'clipScale', tensors: [scalars, squares, loss], ints: [], floats: [options.maxGradNorm] }
+        : {
+            name: 'updateScale',
+            tensors: [scalars, stepScalar('scaling'), squares, loss, stepScalar('choices')],
+            ints: [growthInterval, choiceWidth],
+            floats: [options.maxGradNorm],
+          }
     const commands: Command[] = [
       { name: 'fill', tensors: [grads], ints: [], floats: [0] },
       { name: 'sumSquares', tensors: [squares, grads], ints: [0, 0], floats: [] },
@@ -104,9 +110,13 @@ export class Optimizer {
   async update(step: number, rates: RatesAfter): Promise<void> {
     const numbers = (updates: number): number[] => {
       const { default: rate, ...own } = rates(updates)
-      return [...biasScalars(this.options, updates + 1), ...parameterGroups.map((group) => (group === 'default' ? undefined : own[group]) ?? rate)]
+      return [
+        ...biasScalars(this.options, updates + 1),
+        ...parameterGroups.map((group) => (group === 'default' ? undefined : own[group]) ?? rate),
+      ]
     }
-    if (this.options.lossScale === undefined) this.runtime.write('scalars', stepScalarOffset('scalars'), Float64Array.of(1, ...numbers(step - 1)))
+    if (this.options.lossScale === undefined)
+      this.runtime.write('scalars', stepScalarOffset('scalars'), Float64Array.of(1, ...numbers(step - 1)))
     else {
       if (this.updates - this.known.updates > mostAhead) await this.result()
       // Any of the steps under way may turn out to be skipped: the device takes the numbers that fit.

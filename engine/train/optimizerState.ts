@@ -53,8 +53,12 @@ function segments(parameters: readonly Parameter[]): Segment[] {
     const elements = sizeOf(parameter)
     const narrow = elements >= least8 && parameter.embedding !== true
     const last = all.at(-1)
-    const joins = last?.group === group && last.decay === decay && last.narrow === narrow && last.offset + last.elements === offset
-      && (!narrow || last.elements % stateBlock === 0)
+    const joins =
+      last?.group === group &&
+      last.decay === decay &&
+      last.narrow === narrow &&
+      last.offset + last.elements === offset &&
+      (!narrow || last.elements % stateBlock === 0)
     if (joins) last.elements += elements
     else all.push({ group, decay, offset, elements, narrow })
   }
@@ -78,42 +82,85 @@ class StateArena {
 }
 
 /** The update of every parameter, in the order of the parameter arena. */
-export function planOptimizer({ parameters, ranges, elements: total }: ParameterLayout, settings: OptimizerSettings): OptimizerPlan {
+export function planOptimizer(
+  { parameters, ranges, elements: total }: ParameterLayout,
+  settings: OptimizerSettings,
+): OptimizerPlan {
   const { kind = 'adamw', beta1, beta2, eps, weightDecay } = settings
   const [first, second] = [new StateArena('moment1'), new StateArena('moment2')]
   const scalars = stepScalar('scalars')
   const flat = (arena: Arena, offset: number, rows: number, cols: number) => parameterTensor(arena, arena, offset, rows, cols)
   const update: Command[] = []
-  const command = (name: Command['name'], group: ParameterGroup, tensors: readonly (Tensor | undefined)[], floats: readonly number[]) =>
-    update.push({ name, tensors, ints: [parameterGroups.indexOf(group)], floats })
+  const command = (
+    name: Command['name'],
+    group: ParameterGroup,
+    tensors: readonly (Tensor | undefined)[],
+    floats: readonly number[],
+  ) => update.push({ name, tensors, ints: [parameterGroups.indexOf(group)], floats })
 
   if (kind === 'adamw') {
     const [m, v] = [first.take('m', 'f32', total), second.take('v', 'f32', total)]
-    const part = (tensor: Tensor, offset: number, elements: number): Tensor => whole({ ...tensor.storage, offset: tensor.storage.offset + offset * 4, cols: elements })
+    const part = (tensor: Tensor, offset: number, elements: number): Tensor =>
+      whole({ ...tensor.storage, offset: tensor.storage.offset + offset * 4, cols: elements })
     for (const { group, decay, offset, elements } of ranges)
-      command('adamw', group, [flat('params', offset, 1, elements), part(m, offset, elements), part(v, offset, elements), flat('grads', offset, 1, elements), scalars],
-        [beta1, beta2, eps, decay ? weightDecay : 0])
+      command(
+        'adamw',
+        group,
+        [
+          flat('params', offset, 1, elements),
+          part(m, offset, elements),
+          part(v, offset, elements),
+          flat('grads', offset, 1, elements),
+          scalars,
+        ],
+        [beta1, beta2, eps, decay ? weightDecay : 0],
+      )
     return { update, moment1: first.bytes, moment2: second.bytes }
   }
   if (kind === 'adafactor') {
     for (const { group, decay, offset, rows, cols, shape } of parameters) {
       const factored = shape.length > 1
-      const state = factored ? [first.take('row', 'f32', rows), second.take('column', 'f32', cols)] : [first.take('square', 'f32', rows * cols), undefined]
-      command('adafactor', group, [flat('params', offset, rows, cols), ...state, flat('grads', offset, rows, cols), scalars], [adafactorFloor, adafactorClip, decay ? weightDecay : 0])
+      const state = factored
+        ? [first.take('row', 'f32', rows), second.take('column', 'f32', cols)]
+        : [first.take('square', 'f32', rows * cols), undefined]
+      command(
+        'adafactor',
+        group,
+        [flat('params', offset, rows, cols), ...state, flat('grads', offset, rows, cols), scalars],
+        [adafactorFloor, adafactorClip, decay ? weightDecay : 0],
+      )
     }
     return { update, moment1: first.bytes, moment2: second.bytes }
   }
-  for (const { group, decay, offset, elements, narrow } of kind === 'sgd' ? ranges.map((range) => ({ ...range, narrow: false })) : segments(parameters)) {
+  for (const { group, decay, offset, elements, narrow } of kind === 'sgd'
+    ? ranges.map((range) => ({ ...range, narrow: false }))
+    : segments(parameters)) {
     const [p, grad] = [flat('params', offset, 1, elements), flat('grads', offset, 1, elements)]
     const lambda = decay ? weightDecay : 0
     const blocks = Math.ceil(elements / stateBlock)
     if (kind === 'sgd') command('sgd', group, [p, undefined, grad, scalars], [0, lambda])
     else if (kind === 'adamw8' && narrow) {
       const [m, v] = [first.take('m', 'u8', elements), second.take('v', 'u8', elements)]
-      command('adamw8', group, [p, m, v, first.take('absmaxM', 'f32', blocks), second.take('absmaxV', 'f32', blocks), grad, scalars], [beta1, beta2, eps, lambda])
-    } else if (kind === 'adamw8') command('adamw', group, [p, first.take('m', 'f32', elements), second.take('v', 'f32', elements), grad, scalars], [beta1, beta2, eps, lambda])
+      command(
+        'adamw8',
+        group,
+        [p, m, v, first.take('absmaxM', 'f32', blocks), second.take('absmaxV', 'f32', blocks), grad, scalars],
+        [beta1, beta2, eps, lambda],
+      )
+    } else if (kind === 'adamw8')
+      command(
+        'adamw',
+        group,
+        [p, first.take('m', 'f32', elements), second.take('v', 'f32', elements), grad, scalars],
+        [beta1, beta2, eps, lambda],
+      )
     else if (kind === 'lion8' && narrow) {
-      command('lion8', group, [p, first.take('m', 'u8', elements), first.take('absmax', 'f32', blocks), grad, scalars], [beta1, beta2, lambda])
+      command(
+        'lion8',
+        group,
+        [p, first.take('m', 'u8', elements), first.take('absmax', 'f32', blocks), grad, scalars],
+        [beta1, beta2, lambda],
+      )
     } else command('lion', group, [p, first.take('m', 'f32', elements), grad, scalars], [beta1, beta2, lambda])
   }
   return { update, moment1: first.bytes, moment2: second.bytes }
@@ -131,6 +178,14 @@ export function biasScalars({ kind, beta1, beta2 }: OptimizerSettings, step: num
 
 /** What a recipe's `training.optim` means here; paged moments are those of the same optimizer. */
 export const optimizerKinds: Readonly<Record<string, OptimizerKind>> = {
-  adamw_torch: 'adamw', adamw_8bit: 'adamw8', paged_adamw_8bit: 'adamw8', paged_adamw_32bit: 'adamw',
-  lion_32bit: 'lion', lion_8bit: 'lion8', paged_lion_32bit: 'lion', paged_lion_8bit: 'lion8', sgd: 'sgd', adafactor: 'adafactor',
+  adamw_torch: 'adamw',
+  adamw_8bit: 'adamw8',
+  paged_adamw_8bit: 'adamw8',
+  paged_adamw_32bit: 'adamw',
+  lion_32bit: 'lion',
+  lion_8bit: 'lion8',
+  paged_lion_32bit: 'lion',
+  paged_lion_8bit: 'lion8',
+  sgd: 'sgd',
+  adafactor: 'adafactor',
 }

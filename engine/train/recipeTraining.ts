@@ -16,14 +16,23 @@ function initOf({ init_lora_weights: init, use_loftq: loftq }: Recipe['lora']): 
 export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
   const { training, lora } = recipe
   return {
-    r: lora.lora_r, loraAlpha: lora.lora_alpha, loraDropout: lora.lora_dropout, useRslora: lora.use_rslora, useDora: lora.use_dora,
-    initLoraWeights: initOf(lora), bias: lora.bias,
-    modulesToSave: lora.modules_to_save ?? [], targetModules: targetModules(recipe),
+    r: lora.lora_r,
+    loraAlpha: lora.lora_alpha,
+    loraDropout: lora.lora_dropout,
+    useRslora: lora.use_rslora,
+    useDora: lora.use_dora,
+    initLoraWeights: initOf(lora),
+    bias: lora.bias,
+    modulesToSave: lora.modules_to_save ?? [],
+    targetModules: targetModules(recipe),
     ...(lora.exclude_modules.length === 0 ? {} : { excludeModules: moduleChoice(lora.exclude_modules) }),
     ...(lora.layers_pattern.length === 0 ? {} : { layersPattern: lora.layers_pattern }),
     ...(lora.target_parameters.length === 0 ? {} : { targetParameters: lora.target_parameters }),
-    rankPattern: lora.rank_pattern, alphaPattern: lora.alpha_pattern, loraPlus: lora.loraplus_lr_ratio !== null,
-    embeddingLearningRate: training.embedding_learning_rate !== null, ...chosenLayers(recipe, layers),
+    rankPattern: lora.rank_pattern,
+    alphaPattern: lora.alpha_pattern,
+    loraPlus: lora.loraplus_lr_ratio !== null,
+    embeddingLearningRate: training.embedding_learning_rate !== null,
+    ...chosenLayers(recipe, layers),
   }
 }
 
@@ -31,20 +40,29 @@ export function peftOptions(recipe: Recipe, layers: number): PeftOptions {
 export function frozenWeights({ model, training }: Recipe): Pick<PatchOptions, 'weightType' | 'quantisation' | 'hostWeights'> {
   return {
     hostWeights: hostWeights(training),
-    ...(model.dtype === 'auto' ? {} : { weightType: ({ bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const)[model.dtype] }),
+    ...(model.dtype === 'auto'
+      ? {}
+      : { weightType: ({ bfloat16: 'bf16', float16: 'f16', float32: 'f32' } as const)[model.dtype] }),
     ...(training.load_in_4bit ? { quantisation: nf4 } : training.load_in_8bit ? { quantisation: int8 } : {}),
   }
 }
 
 /** The frozen weights that a recipe keeps in memory of the system. */
-export const hostWeights = ({ offload_embedding: embedding, offload_lm_head: head }: Recipe['training']): HostWeight[] =>
-  [...(embedding ? ['embedding' as const] : []), ...(head ? ['head' as const] : [])]
+export const hostWeights = ({ offload_embedding: embedding, offload_lm_head: head }: Recipe['training']): HostWeight[] => [
+  ...(embedding ? ['embedding' as const] : []),
+  ...(head ? ['head' as const] : []),
+]
 
 /** What a recipe says of the plan of its steps. */
-export function planOptions({ training }: Recipe): Pick<TrainingPlanOptions, 'checkpointing' | 'optimizer' | 'paged' | 'neftune' | 'maxBytes'> {
+export function planOptions({
+  training,
+}: Recipe): Pick<TrainingPlanOptions, 'checkpointing' | 'optimizer' | 'paged' | 'neftune' | 'maxBytes'> {
   return {
-    checkpointing: training.gradient_checkpointing, optimizer: optimizerKinds[training.optim]!, paged: training.optim.startsWith('paged_'),
-    neftune: training.neftune_noise_alpha ?? 0, ...(training.max_memory === null ? {} : { maxBytes: Math.floor(training.max_memory * 2 ** 30) }),
+    checkpointing: training.gradient_checkpointing,
+    optimizer: optimizerKinds[training.optim]!,
+    paged: training.optim.startsWith('paged_'),
+    neftune: training.neftune_noise_alpha ?? 0,
+    ...(training.max_memory === null ? {} : { maxBytes: Math.floor(training.max_memory * 2 ** 30) }),
   }
 }
 

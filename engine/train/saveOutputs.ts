@@ -26,8 +26,14 @@ export async function saveOutputs(prepared: PreparedRun, recipe: Recipe, runFold
     if (name === 'lora' && prepared.model.patched.training.kind === 'lora') await prepared.model.savePretrained(folder)
     else {
       const probes = prepared.samples.slice(0, probeRows).map(({ ids }) => ids.slice(0, probeTokens))
-      const check = await prepared.model.savePretrainedMerged(folder, { maxShardSize: max_shard_size, probes }, name === 'merged_4bit' ? 'merged_4bit' : 'merged_16bit')
-      events.log(`merged model compared with the trained one: relative difference of logits ${check.error.toExponential(1)}, allowed ${check.allowed.toExponential(0)}`)
+      const check = await prepared.model.savePretrainedMerged(
+        folder,
+        { maxShardSize: max_shard_size, probes },
+        name === 'merged_4bit' ? 'merged_4bit' : 'merged_16bit',
+      )
+      events.log(
+        `merged model compared with the trained one: relative difference of logits ${check.error.toExponential(1)}, allowed ${check.allowed.toExponential(0)}`,
+      )
     }
     events.onOutput(names[name], folder)
   }

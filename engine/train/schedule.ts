@@ -40,9 +40,9 @@ export function learningRate(step: number, schedule: Schedule): number {
 
 /** Steps of the warm-up: a number above 0 wins, else a share of all steps, rounded up. */
 export const warmupStepCount = (
-  totalSteps: number, { steps = 0, ratio = 0 }: { readonly steps?: number; readonly ratio?: number },
-): number =>
-  steps > 0 ? steps : Math.ceil(ratio * totalSteps)
+  totalSteps: number,
+  { steps = 0, ratio = 0 }: { readonly steps?: number; readonly ratio?: number },
+): number => (steps > 0 ? steps : Math.ceil(ratio * totalSteps))
 
 export interface RunLength {
   /** Samples, or rows when packing. */
@@ -56,9 +56,11 @@ export interface RunLength {
 }
 
 /** Optimizer steps of one epoch, as transformers counts them: the last one may have fewer samples. */
-export const stepsPerEpoch = (
-  { samples, batchSize, gradientAccumulation }: Pick<RunLength, 'samples' | 'batchSize' | 'gradientAccumulation'>,
-): number =>
+export const stepsPerEpoch = ({
+  samples,
+  batchSize,
+  gradientAccumulation,
+}: Pick<RunLength, 'samples' | 'batchSize' | 'gradientAccumulation'>): number =>
   Math.ceil(Math.ceil(samples / batchSize) / gradientAccumulation)
 
 /** Optimizer steps of a run. */

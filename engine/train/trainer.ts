@@ -50,7 +50,12 @@ export class Trainer {
     this.model = model
     this.options = options
     model.keepUnpacked(plan.unpacked)
-    this.optimizer = new Optimizer(runtime, patched, { ...options, lossScale: plan.training.lossScaling ? (options.lossScale ?? {}) : undefined }, plan.moments)
+    this.optimizer = new Optimizer(
+      runtime,
+      patched,
+      { ...options, lossScale: plan.training.lossScaling ? (options.lossScale ?? {}) : undefined },
+      plan.moments,
+    )
     this.training = new StepRunner(runtime, spec, plan.training)
     this.scoring = plan.scoring === undefined ? undefined : new StepRunner(runtime, spec, plan.scoring)
   }
@@ -64,7 +69,11 @@ export class Trainer {
    * Starts a step; a GPU works on while the next one is started. A step that is not finite changes nothing, but what was started
    * after it does. With loss scaling such a step is no failure unless the scale has come down to nothing.
    */
-  async start(index: number, batches: readonly LossBatch[], rates: ParameterRates | RatesAfter): Promise<{ readonly outcome: Promise<StepOutcome> }> {
+  async start(
+    index: number,
+    batches: readonly LossBatch[],
+    rates: ParameterRates | RatesAfter,
+  ): Promise<{ readonly outcome: Promise<StepOutcome> }> {
     await this.model.refreshShadow()
     await this.optimizer.begin()
     for (const batch of batches) await this.training.run(batch, { seed: this.options.seed, step: index })
@@ -83,7 +92,13 @@ export class Trainer {
     const counts = { tokens: sum(({ ids }) => ids.length), labelled: sum(({ labels }) => labels.length) }
     if (scaling === undefined) return { loss, gradientNorm, ...counts, updates: index }
     const { used, scale: next, skipped } = scaling
-    return { loss, gradientNorm, ...counts, updates: Math.max(0, index - skipped + (finite ? 0 : 1)), scaling: { scale: used, next, skipped: !finite } }
+    return {
+      loss,
+      gradientNorm,
+      ...counts,
+      updates: Math.max(0, index - skipped + (finite ? 0 : 1)),
+      scaling: { scale: used, next, skipped: !finite },
+    }
   }
 
   /** Mean negative log-likelihood over the labelled tokens of a whole set: Σ weight·nll of all batches. Never with a balance loss. */
@@ -107,21 +122,29 @@ export class Trainer {
     const random = { seed: this.options.seed, step }
     let tensor: string | undefined
     for (const batch of batches) tensor ??= await firstNonFinite(this.training, batch, random)
-    return new UnslothError('NON_FINITE', `${what}${tensor === undefined ? '' : `; the first tensor that is not finite is ${tensor}`}.`, {
-      hint: `${this.widerNumbers}Lower training.learning_rate, or look at the samples of this step.`,
-    })
+    return new UnslothError(
+      'NON_FINITE',
+      `${what}${tensor === undefined ? '' : `; the first tensor that is not finite is ${tensor}`}.`,
+      { hint: `${this.widerNumbers}Lower training.learning_rate, or look at the samples of this step.` },
+    )
   }
 
   private nonFiniteGradient(index: number): UnslothError {
-    const bad = this.model.patched.layout.parameters.find(({ name }) => this.model.readGradient(name).some((value) => !Number.isFinite(value)))
-    return new UnslothError('NON_FINITE', `The gradient of step ${index + 1} is not finite${bad === undefined ? '' : ` in ${bad.name}`}.`, {
-      hint: `${this.widerNumbers}Lower training.learning_rate, or set training.max_grad_norm.`,
-    })
+    const bad = this.model.patched.layout.parameters.find(({ name }) =>
+      this.model.readGradient(name).some((value) => !Number.isFinite(value)),
+    )
+    return new UnslothError(
+      'NON_FINITE',
+      `The gradient of step ${index + 1} is not finite${bad === undefined ? '' : ` in ${bad.name}`}.`,
+      { hint: `${this.widerNumbers}Lower training.learning_rate, or set training.max_grad_norm.` },
+    )
   }
 
   /** Where the loss was scaled in vain: the model itself is beyond the range. */
   private get widerNumbers(): string {
-    return this.training.step.lossScaling ? 'Numbers of float16 end at 65504: set training.compute to bfloat16, or float32 where the GPU has no bfloat16. ' : ''
+    return this.training.step.lossScaling
+      ? 'Numbers of float16 end at 65504: set training.compute to bfloat16, or float32 where the GPU has no bfloat16. '
+      : ''
   }
 
   get optimizerKind(): OptimizerKind {
@@ -140,7 +163,11 @@ export class Trainer {
   /** The optimizer's moments as they stand in memory, by arena; those that it has. */
   readMoments(): Map<MomentArena, Uint8Array<ArrayBuffer>> {
     const { runtime } = this.model
-    return new Map(momentArenas.filter((arena) => runtime.bytesOf(arena) > 0).map((arena) => [arena, new Uint8Array(runtime.read(arena, 0, runtime.bytesOf(arena)))]))
+    return new Map(
+      momentArenas
+        .filter((arena) => runtime.bytesOf(arena) > 0)
+        .map((arena) => [arena, new Uint8Array(runtime.read(arena, 0, runtime.bytesOf(arena)))]),
+    )
   }
 
   writeMoments(moments: ReadonlyMap<MomentArena, Uint8Array>): void {

@@ -119,7 +119,10 @@ function choose(patched: PatchedModel, options: TrainingPlanOptions, moments: Pl
   const at = (step: number, offload = 0, capacity = sizes.at(-1)!): Planned =>
     build(patched, { capacity, step, offload, moments, unpacked: nothingUnpacked }, options)
   const everywhere: Readonly<Record<Checkpointing, readonly [number, number]>> = {
-    auto: [0, 0], none: [0, 0], full: [whole, 0], offload: [whole, everything],
+    auto: [0, 0],
+    none: [0, 0],
+    full: [whole, 0],
+    offload: [whole, everything],
   }
   let least: Planned | undefined
   for (const capacity of sizes) {

@@ -111,7 +111,8 @@ export class TrainingRun {
     }
     const lease = await acquireDevice(place, this.writer.status.name, {
       signal: abort.signal,
-      onWait: (ahead, owner) => this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for ${place}, used by ${owner.purpose}`),
+      onWait: (ahead, owner) =>
+        this.state('queued', owner === undefined ? `${ahead} runs are ahead` : `waiting for ${place}, used by ${owner.purpose}`),
     })
     let runtime: Runtime | undefined
     try {
@@ -127,7 +128,11 @@ export class TrainingRun {
           return await this.train(prepared, await this.load(prepared, runtime))
         } catch (error) {
           // Before the first step nothing is lost by beginning anew with what is free now.
-          const again = attempt === 1 && UnslothError.is(error, 'MEMORY') && this.writer.status.state === 'loading' && this.recipe.training.gradient_checkpointing === 'auto'
+          const again =
+            attempt === 1 &&
+            UnslothError.is(error, 'MEMORY') &&
+            this.writer.status.state === 'loading' &&
+            this.recipe.training.gradient_checkpointing === 'auto'
           if (!again) throw error
           runtime?.dispose()
           this.warn(`${error.message} The run is planned again with what is free now.`)
@@ -143,7 +148,11 @@ export class TrainingRun {
   private async prepare(device: DeviceChoice, signal: AbortSignal): Promise<PreparedRun> {
     this.state('preparing')
     const prepared = await prepareRun(this.recipe, {
-      signal, device, now: new Date(this.writer.status.createdAt), sources: readSources(this.writer.run.dir), onDownload: (progress) => this.downloading(progress),
+      signal,
+      device,
+      now: new Date(this.writer.status.createdAt),
+      sources: readSources(this.writer.run.dir),
+      onDownload: (progress) => this.downloading(progress),
     })
     this.writer.progress({ detail: null, etaSeconds: null })
     writeSources(this.writer.run.dir, prepared.sources)
@@ -160,8 +169,12 @@ export class TrainingRun {
     this.residentBefore = process.memoryUsage.rss()
     fillUntrainedRows(await prepared.model.load({ runtime, adapter: prepared.initAdapter }), prepared.untrained)
     return prepared.model.trainer(prepared.plan, {
-      maxGradNorm: training.max_grad_norm, beta1: training.adam_beta1, beta2: training.adam_beta2,
-      eps: training.adam_epsilon, weightDecay: training.weight_decay, kind: optimizerKinds[training.optim]!,
+      maxGradNorm: training.max_grad_norm,
+      beta1: training.adam_beta1,
+      beta2: training.adam_beta2,
+      eps: training.adam_epsilon,
+      weightDecay: training.weight_decay,
+      kind: optimizerKinds[training.optim]!,
     })
   }
 
@@ -171,8 +184,10 @@ export class TrainingRun {
     const progress = new Progress(await this.start(trainer, prepared), prepared)
     this.state('training')
     const every = evalInterval(recipe, prepared.totalSteps)
-    const evaluates = (step: number) => prepared.evaluation !== undefined && every > 0 && (step % every === 0 || step === prepared.totalSteps)
-    const checkpoints = (step: number) => training.save_steps > 0 && step % training.save_steps === 0 && step < prepared.totalSteps
+    const evaluates = (step: number) =>
+      prepared.evaluation !== undefined && every > 0 && (step % every === 0 || step === prepared.totalSteps)
+    const checkpoints = (step: number) =>
+      training.save_steps > 0 && step % training.save_steps === 0 && step < prepared.totalSteps
     // A GPU has the next step already while the host waits for the last one, except where the state between them is needed.
     const ahead = prepared.model.device.kind === 'cuda' ? 1 : 0
     const started: Promise<StepOutcome>[] = []
@@ -192,7 +207,9 @@ export class TrainingRun {
       const next = progress.step + started.length
       const settled = started.length === 0 || (this.control.request === undefined && !evaluates(next) && !checkpoints(next))
       if (next < prepared.totalSteps && settled && started.length <= ahead) {
-        const { outcome } = await trainer.start(next, prepared.batches(next), (updates) => this.rates(updates, prepared.totalSteps))
+        const { outcome } = await trainer.start(next, prepared.batches(next), (updates) =>
+          this.rates(updates, prepared.totalSteps),
+        )
         outcome.catch(() => undefined) // It is awaited below; until then nobody is told.
         started.push(outcome)
         if (started.length <= ahead) continue
@@ -227,24 +244,43 @@ export class TrainingRun {
     const { training, lora } = this.recipe
     const share = learningRate(updates, scheduleOf(this.recipe, totalSteps))
     const rate = training.learning_rate * share
-    return { default: rate, embedding: (training.embedding_learning_rate ?? training.learning_rate) * share, loraB: rate * (lora.loraplus_lr_ratio ?? 1) }
+    return {
+      default: rate,
+      embedding: (training.embedding_learning_rate ?? training.learning_rate) * share,
+      loraB: rate * (lora.loraplus_lr_ratio ?? 1),
+    }
   }
 
   private report(progress: Progress, outcome: StepOutcome): void {
     const { totalSteps } = progress.prepared
     const { scaling } = outcome
     const record: StepRecord = {
-      type: 'step', step: progress.step, epoch: progress.epoch, loss: outcome.loss, learning_rate: this.rates(outcome.updates, totalSteps).default,
-      grad_norm: outcome.gradientNorm, num_tokens: progress.tokens, tokens_per_second: progress.tokensPerSecond, time: Date.now(),
+      type: 'step',
+      step: progress.step,
+      epoch: progress.epoch,
+      loss: outcome.loss,
+      learning_rate: this.rates(outcome.updates, totalSteps).default,
+      grad_norm: outcome.gradientNorm,
+      num_tokens: progress.tokens,
+      tokens_per_second: progress.tokensPerSecond,
+      time: Date.now(),
       ...(scaling === undefined ? {} : { loss_scale: scaling.scale }),
       ...this.measured(progress.prepared.model.device),
     }
     if (scaling?.skipped === true)
-      this.writer.log(`step ${progress.step} was skipped: its gradient is not finite in float16 at a loss scale of ${scaling.scale}, the next one is ${scaling.next}`)
+      this.writer.log(
+        `step ${progress.step} was skipped: its gradient is not finite in float16 at a loss scale of ${scaling.scale}, the next one is ${scaling.next}`,
+      )
     this.writer.appendMetrics(record)
     const logged = progress.step % this.recipe.logging.logging_steps === 0 || progress.step === totalSteps || progress.step === 1
     const etaSeconds = progress.etaSeconds
-    this.writer.progress({ step: progress.step, epoch: progress.epoch, loss: outcome.loss, tokensPerSecond: progress.tokensPerSecond, etaSeconds })
+    this.writer.progress({
+      step: progress.step,
+      epoch: progress.epoch,
+      loss: outcome.loss,
+      tokensPerSecond: progress.tokensPerSecond,
+      etaSeconds,
+    })
     this.events.onStep?.(record, { totalSteps, etaSeconds, logged })
   }
 
@@ -255,9 +291,11 @@ export class TrainingRun {
     if (status === undefined) return {}
     const { usedBytes, utilisation, temperature, power } = status
     return {
-      memory_bytes: this.meter?.bytes ?? usedBytes, gpu_memory_bytes: usedBytes,
+      memory_bytes: this.meter?.bytes ?? usedBytes,
+      gpu_memory_bytes: usedBytes,
       ...(utilisation === undefined ? {} : { gpu_utilization: 100 * utilisation }),
-      ...(temperature === undefined ? {} : { gpu_temperature: temperature }), ...(power === undefined ? {} : { gpu_power: power }),
+      ...(temperature === undefined ? {} : { gpu_temperature: temperature }),
+      ...(power === undefined ? {} : { gpu_power: power }),
     }
   }
 
@@ -267,7 +305,13 @@ export class TrainingRun {
     const loss = await trainer.evaluate(prepared.evaluation!)
     if (!Number.isFinite(loss)) this.warn(`The evaluation loss after step ${progress.step} is ${loss}.`)
     this.writer.appendMetrics({
-      type: 'eval', step: progress.step, epoch: progress.epoch, eval_loss: loss, eval_perplexity: Math.exp(loss), time: Date.now(), eval_runtime: (performance.now() - began) / 1000,
+      type: 'eval',
+      step: progress.step,
+      epoch: progress.epoch,
+      eval_loss: loss,
+      eval_perplexity: Math.exp(loss),
+      time: Date.now(),
+      eval_runtime: (performance.now() - began) / 1000,
     })
     this.state('training', null, { evalLoss: loss })
     this.events.onEvaluation?.(progress.step, loss)
@@ -312,8 +356,12 @@ export class TrainingRun {
 const stopped = () => new UnslothError('STOPPED', 'The run was stopped.')
 
 const scheduleOf = (recipe: Recipe, totalSteps: number) => ({
-  type: recipe.training.lr_scheduler_type, totalSteps, warmupSteps: warmupSteps(recipe, totalSteps), numCycles: schedulerCycles(recipe),
-  power: recipe.training.power, rateEnd: recipe.training.lr_end / recipe.training.learning_rate,
+  type: recipe.training.lr_scheduler_type,
+  totalSteps,
+  warmupSteps: warmupSteps(recipe, totalSteps),
+  numCycles: schedulerCycles(recipe),
+  power: recipe.training.power,
+  rateEnd: recipe.training.lr_end / recipe.training.learning_rate,
 })
 
 /** Where a run stands, and how fast it goes. */

@@ -2,7 +2,12 @@ import type { LoadedModel } from '../runtime/loadedModel.ts'
 import type { Golden, Quantity } from './golden.ts'
 
 /** What a new adapter adds to the weights: `<prefix>.<module>` = factor·B·A for each that the golden holds. */
-export function startQuantities(golden: Golden, model: LoadedModel, prefix: 'pissa' | 'loftq', set: (name: string, data: Quantity['data'], shape: readonly number[]) => void): void {
+export function startQuantities(
+  golden: Golden,
+  model: LoadedModel,
+  prefix: 'pissa' | 'loftq',
+  set: (name: string, data: Quantity['data'], shape: readonly number[]) => void,
+): void {
   for (const { module, rank, inputs, width, scale } of model.patched.modules) {
     const name = `${prefix}.${module}`
     if (!golden.has(name)) continue

@@ -10,27 +10,56 @@ import { parameterLayout } from '../patch/parameters.ts'
 
 /** What people ask for and this does not have, with the reason. */
 const unsupported: readonly (readonly [string, string])[] = [
-  ['gpt-oss', 'attention sinks and the clamped activation of its experts need kernels of their own, and its files hold experts in MXFP4'],
-  ['DeepSeek-V2 and V3', 'latent attention has heads of different width for keys and values, which the attention kernel does not take'],
+  [
+    'gpt-oss',
+    'attention sinks and the clamped activation of its experts need kernels of their own, and its files hold experts in MXFP4',
+  ],
+  [
+    'DeepSeek-V2 and V3',
+    'latent attention has heads of different width for keys and values, which the attention kernel does not take',
+  ],
   ['InternLM2', 'transformers does not have it, so that there is no reference'],
-  ['Gemma 3 from 4B on', 'published as a vision model (`Gemma3ForConditionalGeneration`); its text tower alone can be used when saved as `Gemma3ForCausalLM`'],
-  ['Falcon with ALiBi (RefinedWeb), StableLM 2 12B, OLMo 7B of April 2024 (`clip_qkv`)', 'refused with a message that names the key'],
+  [
+    'Gemma 3 from 4B on',
+    'published as a vision model (`Gemma3ForConditionalGeneration`); its text tower alone can be used when saved as `Gemma3ForCausalLM`',
+  ],
+  [
+    'Falcon with ALiBi (RefinedWeb), StableLM 2 12B, OLMo 7B of April 2024 (`clip_qkv`)',
+    'refused with a message that names the key',
+  ],
 ]
 
 const scientific = (value: number): string => value.toExponential(1).replace('e-', 'e−')
 
 function familyRow(family: ArchitectureFamily, proofs: readonly Proof[]): string {
   const mine = proofs.filter(({ architecture }) => family.architectures.includes(architecture))
-  const worst = (kind: 'logits' | 'gradients' | 'training') => (mine.length === 0 ? '–' : scientific(Math.max(...mine.map((proof) => proof[kind]))))
+  const worst = (kind: 'logits' | 'gradients' | 'training') =>
+    mine.length === 0 ? '–' : scientific(Math.max(...mine.map((proof) => proof[kind])))
   const greedy = mine.length > 0 && mine.every((proof) => proof.greedy) ? 'equal' : '–'
-  const cells = [family.architectures.map((name) => `\`${name}\``).join(', '), family.models, mine.map((proof) => proof.case).join(', ') || 'none', worst('logits'), worst('gradients'), worst('training'), greedy]
+  const cells = [
+    family.architectures.map((name) => `\`${name}\``).join(', '),
+    family.models,
+    mine.map((proof) => proof.case).join(', ') || 'none',
+    worst('logits'),
+    worst('gradients'),
+    worst('training'),
+    greedy,
+  ]
   return `| ${cells.join(' | ')} |`
 }
 
 /** Llama 3.2 1B: the shape whose memory the document shows. */
 const example = {
-  architectures: ['LlamaForCausalLM'], hidden_size: 2048, num_hidden_layers: 16, num_attention_heads: 32, num_key_value_heads: 8, head_dim: 64,
-  intermediate_size: 8192, vocab_size: 128_256, max_position_embeddings: 131_072, tie_word_embeddings: true,
+  architectures: ['LlamaForCausalLM'],
+  hidden_size: 2048,
+  num_hidden_layers: 16,
+  num_attention_heads: 32,
+  num_key_value_heads: 8,
+  head_dim: 64,
+  intermediate_size: 8192,
+  vocab_size: 128_256,
+  max_position_embeddings: 131_072,
+  tie_word_embeddings: true,
 }
 
 /** Activation bytes of one training micro-step with a single sequence of so many tokens, attention recomputed with its layer. */
@@ -39,12 +68,34 @@ export function activationBytes(tokens: number): number {
   const entries = weightTable(spec)
   const modules = loraModules(entries, { r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false })
   const { lora } = parameterLayout([], modules, false)
-  const frozen = new Map<string, Tensor>(entries.map((entry) => [
-    entry.id,
-    whole({ name: entry.id, arena: 'weights', offset: 0, dtype: 'bf16', rows: entry.rows, cols: entry.cols, rule: 'fixed', keep: 'residual', layer: entry.layer }),
-  ]))
-  const weights = { weight: (id: string) => ({ value: frozen.get(id === 'head' ? 'embedding' : id)! }), lora: (id: string) => lora.get(id) }
-  return trainingPlan({ spec, weights, capacity: { tokens, labelled: tokens, sequences: 1 }, target: cpuTarget('bfloat16'), dropout: false, recompute: () => 'layer' }).plan.activationBytes
+  const frozen = new Map<string, Tensor>(
+    entries.map((entry) => [
+      entry.id,
+      whole({
+        name: entry.id,
+        arena: 'weights',
+        offset: 0,
+        dtype: 'bf16',
+        rows: entry.rows,
+        cols: entry.cols,
+        rule: 'fixed',
+        keep: 'residual',
+        layer: entry.layer,
+      }),
+    ]),
+  )
+  const weights = {
+    weight: (id: string) => ({ value: frozen.get(id === 'head' ? 'embedding' : id)! }),
+    lora: (id: string) => lora.get(id),
+  }
+  return trainingPlan({
+    spec,
+    weights,
+    capacity: { tokens, labelled: tokens, sequences: 1 },
+    target: cpuTarget('bfloat16'),
+    dropout: false,
+    recompute: () => 'layer',
+  }).plan.activationBytes
 }
 
 function memoryTable(): string[] {

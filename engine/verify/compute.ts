@@ -76,7 +76,12 @@ export class CaseComputation {
         this.setParameters(model, 'dropout_grad', (name) => model.readGradient(name))
       })
     for (const init of ['pissa', 'loftq'] as const)
-      if (this.wants(`${init}.`)) await this.withModel(loraTraining({ ...adapter, initLoraWeights: init }), (model) => startQuantities(this.golden, model, init, this.set.bind(this)), init === 'loftq' ? nf4 : undefined)
+      if (this.wants(`${init}.`))
+        await this.withModel(
+          loraTraining({ ...adapter, initLoraWeights: init }),
+          (model) => startQuantities(this.golden, model, init, this.set.bind(this)),
+          init === 'loftq' ? nf4 : undefined,
+        )
   }
 
   /** 4-bit weights and 8-bit optimizers, where the golden has them. */
@@ -89,11 +94,18 @@ export class CaseComputation {
   }
 
   /** Each part runs on its own device memory: what one leaves behind cannot help another. */
-  private async withModel(training: Training, use: (model: LoadedModel) => Promise<void> | void, quantisation = training.kind === 'lora' ? this.options.quantisation : undefined): Promise<void> {
+  private async withModel(
+    training: Training,
+    use: (model: LoadedModel) => Promise<void> | void,
+    quantisation = training.kind === 'lora' ? this.options.quantisation : undefined,
+  ): Promise<void> {
     const runtime = new Runtime(this.options.device)
     try {
       const embeddingRate = this.golden.metadata.has('embedding_learning_rate')
-      const patched = patchModel(await describeModel(this.golden.modelFolder), training, this.target, { embeddingRate, ...(quantisation === undefined ? {} : { quantisation }) })
+      const patched = patchModel(await describeModel(this.golden.modelFolder), training, this.target, {
+        embeddingRate,
+        ...(quantisation === undefined ? {} : { quantisation }),
+      })
       await use(await LoadedModel.load(patched, runtime, { seed: 0 }))
     } finally {
       runtime.dispose()
@@ -108,14 +120,21 @@ export class CaseComputation {
   private async batch(): Promise<{ rows: Int32Array[]; labels: Int32Array[]; width: number }> {
     const [ids, labels] = await Promise.all(['input_ids', 'labels'].map((name) => this.golden.tokenRows(name)))
     const masks = this.golden.has('attention_mask') ? await this.golden.tokenRows('attention_mask') : undefined
-    return { width: ids![0]!.length, labels: labels!, rows: ids!.map((row, i) => row.subarray(0, masks?.[i]!.reduce((sum, bit) => sum + bit, 0) ?? row.length)) }
+    return {
+      width: ids![0]!.length,
+      labels: labels!,
+      rows: ids!.map((row, i) => row.subarray(0, masks?.[i]!.reduce((sum, bit) => sum + bit, 0) ?? row.length)),
+    }
   }
 
   /** The batch's loss: mean over labelled tokens. */
   private async labelledRows(): Promise<ScoredRow[]> {
     const { rows, labels, width } = await this.batch()
     const scored = (row: number, position: number) => labels[row]![position] !== -100
-    const count = rows.reduce((sum, ids, row) => sum + [...ids.keys()].filter((position) => position > 0 && scored(row, position)).length, 0)
+    const count = rows.reduce(
+      (sum, ids, row) => sum + [...ids.keys()].filter((position) => position > 0 && scored(row, position)).length,
+      0,
+    )
     return rows.map((ids, row) => ({ ids, width, weight: (position) => (scored(row, position) ? 1 / count : undefined) }))
   }
 
@@ -160,14 +179,23 @@ export class CaseComputation {
     const prompt = rows[0]!.subarray(0, 8)
     if (model.spec.rope.full.table(1).key !== '') {
       // With rounding nothing says which of these tokens rounding could decide: their logits come from texts cut in the reference's way.
-      const made = roundsOn(this.target) === undefined ? await referenceGreedy(model, prompt, total) : await this.golden.integers('greedy_ids')
+      const made =
+        roundsOn(this.target) === undefined
+          ? await referenceGreedy(model, prompt, total)
+          : await this.golden.integers('greedy_ids')
       this.set('greedy_ids', made, [total])
       return
     }
     const generator = new Generator(model, model.base, { batch: 1, maxLength: total })
-    const [made] = await generator.generate([{ ids: prompt, seed: 0 }], { maxNewTokens: total - prompt.length, sampling: greedy, stopIds: new Set() })
+    const [made] = await generator.generate([{ ids: prompt, seed: 0 }], {
+      maxNewTokens: total - prompt.length,
+      sampling: greedy,
+      stopIds: new Set(),
+    })
     const ids = Int32Array.from([...prompt, ...made!])
-    this.set('greedy_ids', roundsOn(this.target) === undefined ? ids : await this.decidableGreedy(model, ids, prompt.length), [total])
+    this.set('greedy_ids', roundsOn(this.target) === undefined ? ids : await this.decidableGreedy(model, ids, prompt.length), [
+      total,
+    ])
   }
 
   /** See `decidable`: against the same model in fp32 on the processor. */
@@ -175,7 +203,9 @@ export class CaseComputation {
     const reference = await this.golden.integers('greedy_ids')
     const runtime = new Runtime(chooseDevice('cpu'))
     try {
-      const exactModel = await LoadedModel.load(patchModel(model.patched.model, { kind: 'none' }, cpuTarget()), runtime, { seed: 0 })
+      const exactModel = await LoadedModel.load(patchModel(model.patched.model, { kind: 'none' }, cpuTarget()), runtime, {
+        seed: 0,
+      })
       const exact = await allLogits(exactModel, exactModel.base, [reference])
       return decidable(ids, reference, prompt, { exact, rounded: await allLogits(model, model.base, [reference]) })
     } finally {
@@ -190,7 +220,8 @@ export class CaseComputation {
       const gradient = model.readGradient(name)
       squares += gradient.reduce((sum, value) => sum + value * value, 0)
       if (this.golden.has(`full_grad.${name}`)) this.set(`full_grad.${name}`, gradient, shape)
-      if (this.golden.has(`full_grad_row_norm.${name}`)) this.set(`full_grad_row_norm.${name}`, rowNorms(gradient, shape[0]!), [shape[0]!])
+      if (this.golden.has(`full_grad_row_norm.${name}`))
+        this.set(`full_grad_row_norm.${name}`, rowNorms(gradient, shape[0]!), [shape[0]!])
     }
     this.set('full_grad_norm', Math.sqrt(squares))
     // The reference knows these by their names in memory, and experts as one tensor [E, rows, cols].
@@ -198,7 +229,11 @@ export class CaseComputation {
       const name = `full_grad_row_norm.${parameter}`
       if (parameter === undefined || !this.golden.has(name)) continue
       const { offset } = model.patched.layout.weights.get(id)!.grad!.storage
-      this.set(name, rowNorms(model.runtime.readFloats('grads', offset, rows * cols), rows), experts === undefined ? [rows] : [experts, rows / experts])
+      this.set(
+        name,
+        rowNorms(model.runtime.readFloats('grads', offset, rows * cols), rows),
+        experts === undefined ? [rows] : [experts, rows / experts],
+      )
     }
   }
 
@@ -206,14 +241,16 @@ export class CaseComputation {
     await this.paddedLogits(model, 'lora_logits')
     this.set('lora_loss', await gradients(model, await this.labelledRows()))
     this.setParameters(model, 'lora_grad', (name) => model.readGradient(name))
-    if (this.golden.has('router_aux_loss')) this.set('router_aux_loss', await balance(model, model.trained, await this.labelledRows()))
+    if (this.golden.has('router_aux_loss'))
+      this.set('router_aux_loss', await balance(model, model.trained, await this.labelledRows()))
   }
 
   /** A matrix for each parameter that the golden holds under `<prefix>.`, row norms where it holds `<prefix>_row_norm.`. */
   private setParameters(model: LoadedModel, prefix: string, read: (name: string) => Float32Array): void {
     for (const { name, shape } of model.patched.layout.parameters) {
       if (this.golden.has(`${prefix}.${name}`)) this.set(`${prefix}.${name}`, read(name), shape)
-      if (this.golden.has(`${prefix}_row_norm.${name}`)) this.set(`${prefix}_row_norm.${name}`, rowNorms(read(name), shape[0]!), [shape[0]!])
+      if (this.golden.has(`${prefix}_row_norm.${name}`))
+        this.set(`${prefix}_row_norm.${name}`, rowNorms(read(name), shape[0]!), [shape[0]!])
     }
   }
 
@@ -222,9 +259,16 @@ export class CaseComputation {
     const chosen = await this.golden.tokenRows('dpo_chosen_ids')
     const rejected = await this.golden.tokenRows('dpo_rejected_ids')
     const pairs = chosen.length
-    const scored = (ids: Int32Array, weight: number): ScoredRow => ({ ids, weight: (position) => (position >= dpo.promptTokens ? weight : undefined) })
+    const scored = (ids: Int32Array, weight: number): ScoredRow => ({
+      ids,
+      weight: (position) => (position >= dpo.promptTokens ? weight : undefined),
+    })
     const logps = async (rows: readonly Int32Array[], weights: LoadedModel['trained']) => {
-      const nll = await scores(model, weights, rows.map((ids) => scored(ids, 1)))
+      const nll = await scores(
+        model,
+        weights,
+        rows.map((ids) => scored(ids, 1)),
+      )
       const each = nll.length / rows.length
       return rows.map((_, row) => -nll.subarray(row * each, (row + 1) * each).reduce((sum, value) => sum + value, 0))
     }
@@ -236,7 +280,10 @@ export class CaseComputation {
       loss += Math.log1p(Math.exp(-margin)) / pairs
       return dpo.beta / (1 + Math.exp(margin)) / pairs // −∂loss/∂logp of the chosen row
     })
-    await gradients(model, [...chosen.map((ids, i) => scored(ids, coefficients[i]!)), ...rejected.map((ids, i) => scored(ids, -coefficients[i]!))])
+    await gradients(model, [
+      ...chosen.map((ids, i) => scored(ids, coefficients[i]!)),
+      ...rejected.map((ids, i) => scored(ids, -coefficients[i]!)),
+    ])
     this.set('dpo_policy_chosen_logps', Float32Array.from(policy.chosen), [pairs])
     this.set('dpo_policy_rejected_logps', Float32Array.from(policy.rejected), [pairs])
     this.set('dpo_ref_chosen_logps', Float32Array.from(reference.chosen), [pairs])
@@ -251,14 +298,21 @@ export class CaseComputation {
     const rows = await this.golden.tokenRows('curve_input_ids')
     const steps = this.golden.shape('curve_loss')[0]!
     const optimizer = new Optimizer(model.runtime, model.patched, {
-      beta1: curve.betas[0], beta2: curve.betas[1], eps: curve.eps, weightDecay: curve.weightDecay, maxGradNorm: curve.maxNorm,
+      beta1: curve.betas[0],
+      beta2: curve.betas[1],
+      eps: curve.eps,
+      weightDecay: curve.weightDecay,
+      maxGradNorm: curve.maxNorm,
     })
     const embeddingRate = Number(this.golden.metadata.get('embedding_learning_rate') ?? curve.rate)
     const [losses, norms, rates] = [new Float32Array(steps), new Float32Array(steps), new Float32Array(steps)]
     const weight = 1 / (perBatch * (width - 1))
     for (let step = 0; step < steps; ++step) {
       const first = (step % batches) * perBatch
-      losses[step] = await gradients(model, rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })))
+      losses[step] = await gradients(
+        model,
+        rows.slice(first, first + perBatch).map((ids) => ({ ids, weight: () => weight })),
+      )
       const share = learningRate(step, { type: 'linear', totalSteps: steps, warmupSteps: curve.warmup })
       rates[step] = curve.rate * share
       await optimizer.update(step + 1, () => ({ default: curve.rate * share, embedding: embeddingRate * share }))
@@ -277,5 +331,7 @@ export class CaseComputation {
 
 function rowNorms(values: Float32Array, rows: number): Float32Array {
   const width = values.length / rows
-  return Float32Array.from({ length: rows }, (_, row) => Math.sqrt(values.subarray(row * width, (row + 1) * width).reduce((sum, value) => sum + value * value, 0)))
+  return Float32Array.from({ length: rows }, (_, row) =>
+    Math.sqrt(values.subarray(row * width, (row + 1) * width).reduce((sum, value) => sum + value * value, 0)),
+  )
 }

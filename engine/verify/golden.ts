@@ -10,7 +10,18 @@ export interface Quantity {
 }
 
 /** What a case gives (inputs), and facts about the reference that nobody has to reproduce. */
-const inputNames = new Set(['input_ids', 'attention_mask', 'labels', 'curve_input_ids', 'dpo_chosen_ids', 'dpo_rejected_ids', 'nf4_input', 'q8_input', 'adam8_param0', 'adam8_grads'])
+const inputNames = new Set([
+  'input_ids',
+  'attention_mask',
+  'labels',
+  'curve_input_ids',
+  'dpo_chosen_ids',
+  'dpo_rejected_ids',
+  'nf4_input',
+  'q8_input',
+  'adam8_param0',
+  'adam8_grads',
+])
 const isReferenceFact = (name: string): boolean => name.startsWith('bf16_error.')
 
 /** Where the model is: beside its reference, or for QLoRA in the folder of what bitsandbytes has quantised. */

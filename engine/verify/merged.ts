@@ -9,7 +9,10 @@ import { allLogits } from './passes.ts'
 export async function mergedLogits(model: LoadedModel, rows: readonly Int32Array[], device: DeviceChoice): Promise<Float32Array> {
   const runtime = new Runtime(device)
   try {
-    const patched = patchModel(await describeModel(model.patched.model.folder), { kind: 'none' }, model.target, { weightType: 'f32', quantisation: { kind: 'none' } })
+    const patched = patchModel(await describeModel(model.patched.model.folder), { kind: 'none' }, model.target, {
+      weightType: 'f32',
+      quantisation: { kind: 'none' },
+    })
     const merged = await LoadedModel.load(patched, runtime, { seed: 0 })
     for (const entry of patched.model.entries) {
       const { storage } = patched.arena.weights.get(entry.id)!.value

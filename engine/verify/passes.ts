@@ -41,17 +41,32 @@ export function packScored(rows: readonly ScoredRow[]): PackedTokens & { labels:
   })
   const starts = Int32Array.from(qStart)
   return {
-    ids: Int32Array.from(ids), positions: Int32Array.from(positions), tokenKeys: Int32Array.from(keys), qStart: starts,
-    kvStart: starts.slice(0, -1), kvLength: Int32Array.from(rows, ({ ids: row }) => row.length),
+    ids: Int32Array.from(ids),
+    positions: Int32Array.from(positions),
+    tokenKeys: Int32Array.from(keys),
+    qStart: starts,
+    kvStart: starts.slice(0, -1),
+    kvLength: Int32Array.from(rows, ({ ids: row }) => row.length),
     ropeLength: Int32Array.from(rows, ({ ids: row, width }) => width ?? row.length),
-    labelIndex: Int32Array.from(labelIndex), labels: Int32Array.from(labels), weights: Float32Array.from(weights),
+    labelIndex: Int32Array.from(labelIndex),
+    labels: Int32Array.from(labels),
+    weights: Float32Array.from(weights),
   }
 }
 
-const capacityOf = (packed: PackedTokens) => ({ tokens: packed.ids.length, labelled: Math.max(1, packed.labelIndex.length), sequences: packed.kvLength.length })
+const capacityOf = (packed: PackedTokens) => ({
+  tokens: packed.ids.length,
+  labelled: Math.max(1, packed.labelIndex.length),
+  sequences: packed.kvLength.length,
+})
 
 /** Logits of every token of the rows, concatenated; `width` is the padded width of the reference's batch. */
-export async function allLogits(model: LoadedModel, weights: DecoderWeights, rows: readonly Int32Array[], width?: number): Promise<Float32Array> {
+export async function allLogits(
+  model: LoadedModel,
+  weights: DecoderWeights,
+  rows: readonly Int32Array[],
+  width?: number,
+): Promise<Float32Array> {
   const packed = packScored(rows.map((ids) => ({ ids, weight: () => undefined, ...(width === undefined ? {} : { width }) })))
   const every = { ...packed, labelIndex: Int32Array.from(packed.ids.keys()) }
   const { spec, target, runtime } = model
@@ -75,7 +90,11 @@ export async function scores(model: LoadedModel, weights: DecoderWeights, rows: 
 export async function balance(model: LoadedModel, weights: DecoderWeights, rows: readonly ScoredRow[]): Promise<number> {
   const packed = packScored(rows)
   const { spec, target, runtime } = model
-  const runner = new StepRunner(runtime, spec, scoringPlan({ spec, weights, capacity: capacityOf(packed), target, balance: true }))
+  const runner = new StepRunner(
+    runtime,
+    spec,
+    scoringPlan({ spec, weights, capacity: capacityOf(packed), target, balance: true }),
+  )
   await model.refreshShadow()
   await runner.run(packed)
   return runner.read('balanceLoss', 1)[0]!
@@ -92,12 +111,25 @@ export interface GradientOptions {
 }
 
 /** Runs forward and backward with these weights on positions; gradients are left in the gradient arena, without a loss scale. Σ weight·nll. */
-export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], { recompute = 'none', offload = 0, lossScaling, dropout }: GradientOptions = {}): Promise<number> {
+export async function gradients(
+  model: LoadedModel,
+  rows: readonly ScoredRow[],
+  { recompute = 'none', offload = 0, lossScaling, dropout }: GradientOptions = {},
+): Promise<number> {
   const { spec, target, runtime, trained, patched } = model
   const packed = packScored(rows)
   const { elements } = patched.layout
   runtime.reserve('grads', elements * 4)
-  const step = trainingPlan({ spec, weights: dropout === undefined ? trained : trainedWeights(patched), capacity: capacityOf(packed), target, dropout: dropout !== undefined, recompute: () => recompute, offload, lossScaling })
+  const step = trainingPlan({
+    spec,
+    weights: dropout === undefined ? trained : trainedWeights(patched),
+    capacity: capacityOf(packed),
+    target,
+    dropout: dropout !== undefined,
+    recompute: () => recompute,
+    offload,
+    lossScaling,
+  })
   const runner = new StepRunner(runtime, spec, step)
   await model.refreshShadow()
   for (let scale = step.lossScaling ? lossScaleDefaults.initial : 1; ; scale /= 2) {
@@ -107,7 +139,11 @@ export async function gradients(model: LoadedModel, rows: readonly ScoredRow[], 
     if (scale <= 1) break
     const scaled = runtime.readFloats('grads', 0, elements)
     if (!scaled.every(Number.isFinite)) continue
-    runtime.write('grads', 0, scaled.map((value) => value / scale))
+    runtime.write(
+      'grads',
+      0,
+      scaled.map((value) => value / scale),
+    )
     break
   }
   return runner.read('nll', packed.labelIndex.length).reduce((sum, nll, i) => sum + nll * packed.weights[i]!, 0)

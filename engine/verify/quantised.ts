@@ -30,11 +30,24 @@ export async function nf4Quantities(golden: Golden, device: DeviceChoice, set: S
     runtime.reserve('weights', layout.bytes)
     runtime.write('weights', 0, quant4Header(nf4Code, dynamicMap(true), 8, dtypeCode('bf16')))
     await runtime.loadQuantised('weights', {
-      kind: 'pack', path: tensor.path, fileOffset: tensor.offset, elements, source: dtypeCode('bf16'), target: dtypeCode('q4n'), offset: 0, fp4: false, nested: true,
-      groupShift: 8, codesAt: layout.codes, absmaxAt: layout.absmax, nestedAt: layout.nested,
+      kind: 'pack',
+      path: tensor.path,
+      fileOffset: tensor.offset,
+      elements,
+      source: dtypeCode('bf16'),
+      target: dtypeCode('q4n'),
+      offset: 0,
+      fp4: false,
+      nested: true,
+      groupShift: 8,
+      codesAt: layout.codes,
+      absmaxAt: layout.absmax,
+      nestedAt: layout.nested,
     })
     const y = fixed('dequantised', 'activations', -1, 'f32', 1, elements)
-    const plan = planMemory([{ name: 'dequantise', tensors: [y, fixed('matrix', 'weights', 0, 'q4n', 1, elements)], ints: [0], floats: [] }])
+    const plan = planMemory([
+      { name: 'dequantise', tensors: [y, fixed('matrix', 'weights', 0, 'q4n', 1, elements)], ints: [0], floats: [] },
+    ])
     await runtime.compile(plan).run()
     const [blocks, packed] = [elements / 64, elements / 2]
     const nested = runtime.readFloats('weights', layout.nested, 2)
@@ -67,14 +80,24 @@ export async function adam8Quantities(golden: Golden, device: DeviceChoice, set:
     runtime.reserve('scalars', 256)
     runtime.write('params', 0, await golden.floats('adam8_param0'))
     const state = (index: number) => index * (count + blocks * 4)
-    const plan = runtime.compile(planMemory([{
-      name: 'adamw8', ints: [0], floats: [...adam8.betas, adam8.eps, adam8.weightDecay],
-      tensors: [
-        fixed('p', 'params', 0, 'f32', 1, count), fixed('m', 'moment1', state(0), 'u8', 1, count), fixed('v', 'moment1', state(1), 'u8', 1, count),
-        fixed('absmaxM', 'moment1', state(0) + count, 'f32', 1, blocks), fixed('absmaxV', 'moment1', state(1) + count, 'f32', 1, blocks),
-        fixed('grad', 'grads', 0, 'f32', 1, count), fixed('scalars', 'scalars', 0, 'f64', 1, 4),
-      ],
-    }]))
+    const plan = runtime.compile(
+      planMemory([
+        {
+          name: 'adamw8',
+          ints: [0],
+          floats: [...adam8.betas, adam8.eps, adam8.weightDecay],
+          tensors: [
+            fixed('p', 'params', 0, 'f32', 1, count),
+            fixed('m', 'moment1', state(0), 'u8', 1, count),
+            fixed('v', 'moment1', state(1), 'u8', 1, count),
+            fixed('absmaxM', 'moment1', state(0) + count, 'f32', 1, blocks),
+            fixed('absmaxV', 'moment1', state(1) + count, 'f32', 1, blocks),
+            fixed('grad', 'grads', 0, 'f32', 1, count),
+            fixed('scalars', 'scalars', 0, 'f64', 1, 4),
+          ],
+        },
+      ]),
+    )
     for (let step = 1; step <= steps; ++step) {
       runtime.write('grads', 0, grads.subarray((step - 1) * count, step * count))
       runtime.write('scalars', 0, Float64Array.of(1, 1 - adam8.betas[0] ** step, 1 - adam8.betas[1] ** step, adam8.rate))
@@ -91,7 +114,9 @@ export async function dynamicQuantities(golden: Golden, set: SetQuantity): Promi
   if (!golden.has('q8_input')) return
   const x = await golden.floats('q8_input')
   const map = dynamicMap(true)
-  const absmax = Float32Array.from({ length: x.length / 256 }, (_, block) => x.subarray(block * 256, block * 256 + 256).reduce((most, value) => Math.max(most, Math.abs(value)), 0))
+  const absmax = Float32Array.from({ length: x.length / 256 }, (_, block) =>
+    x.subarray(block * 256, block * 256 + 256).reduce((most, value) => Math.max(most, Math.abs(value)), 0),
+  )
   const codes = Int32Array.from(x, (value, i) => {
     const scaled = Math.fround(value * Math.fround(1 / absmax[i >> 8]!))
     const above = map.findIndex((entry) => entry >= scaled)
@@ -132,7 +157,10 @@ export async function compareQuantised(golden: Golden, threads: number): Promise
       for (const piece of entry.pieces)
         for (const { name, bytes } of quantisedTensorBytes(model, entry, piece)) {
           const reference = await readTensorBytes(requireTensor(stored, name))
-          const error = reference.length === bytes.length ? reference.reduce((count, value, i) => count + (value === bytes[i] ? 0 : 1), 0) : Infinity
+          const error =
+            reference.length === bytes.length
+              ? reference.reduce((count, value, i) => count + (value === bytes[i] ? 0 : 1), 0)
+              : Infinity
           results.push({ name: `bnb-4bit.${name}`, verdict: error === 0 ? 'ok' : 'wrong', error, tolerance: 0 })
         }
     return results

@@ -38,7 +38,10 @@ function joined(parts: readonly (Float32Array | Int32Array)[]): Float32Array {
 
 /** Compares what was computed with 16-bit activations, or products in TF32; greedy tokens as `decidable` left them. */
 export async function compareSixteenBits(
-  golden: Golden, computed: ReadonlyMap<string, Quantity>, skip: ReadonlySet<string>, type: 'bf16' | 'f16' | 'tf32',
+  golden: Golden,
+  computed: ReadonlyMap<string, Quantity>,
+  skip: ReadonlySet<string>,
+  type: 'bf16' | 'f16' | 'tf32',
 ): Promise<Comparison[]> {
   const kinds = new Map<string, string[]>()
   for (const name of golden.expected()) {
@@ -49,12 +52,14 @@ export async function compareSixteenBits(
   for (const [kind, names] of kinds) {
     const tolerance = allowance(golden, kind, type)
     const ours = names.map((name) => computed.get(name)?.data)
-    if (tolerance === undefined || skip.has(kind)) results.push({ name: kind, verdict: 'skipped', error: NaN, tolerance: tolerance ?? NaN })
+    if (tolerance === undefined || skip.has(kind))
+      results.push({ name: kind, verdict: 'skipped', error: NaN, tolerance: tolerance ?? NaN })
     else if (ours.includes(undefined)) results.push({ name: kind, verdict: 'missing', error: NaN, tolerance })
     else {
       const theirs = await Promise.all(names.map((name) => golden.floats(name)))
       const [a, b] = [joined(ours as Float32Array[]), joined(theirs)]
-      const error = a.length !== b.length ? Infinity : kind === 'greedy_ids' ? b.filter((id, i) => id !== a[i]).length : relativeError(a, b)
+      const error =
+        a.length !== b.length ? Infinity : kind === 'greedy_ids' ? b.filter((id, i) => id !== a[i]).length : relativeError(a, b)
       results.push({ name: kind, verdict: error <= tolerance ? 'ok' : 'wrong', error, tolerance })
     }
   }
@@ -66,7 +71,12 @@ export async function compareSixteenBits(
  * logits in fp32 are closer than twice the largest error of the 16-bit logits. Both logits are of the reference's own tokens,
  * [tokens, vocabulary].
  */
-export function decidable(ours: Int32Array, reference: Int32Array, prompt: number, logits: { exact: Float32Array; rounded: Float32Array }): Int32Array {
+export function decidable(
+  ours: Int32Array,
+  reference: Int32Array,
+  prompt: number,
+  logits: { exact: Float32Array; rounded: Float32Array },
+): Int32Array {
   const vocabulary = logits.exact.length / reference.length
   for (let at = prompt; at < reference.length; ++at) {
     const row = (values: Float32Array) => values.subarray((at - 1) * vocabulary, at * vocabulary)

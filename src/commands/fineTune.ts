@@ -36,17 +36,27 @@ export async function fineTune(services: Services, argument: unknown): Promise<s
 
 /** Starts the process of a run again: from its newest checkpoint, or from a chosen one. */
 export async function resumeRun(services: Services, argument: unknown): Promise<string | undefined> {
-  const view = await settled(services, await pickRun(services, argument, {
-    title: vscode.l10n.t('Resume Run from Checkpoint'), accepts: ({ resumable, alive, state }) => resumable || (alive && state === 'paused'),
-    none: vscode.l10n.t('No run can be resumed: none was interrupted, stopped or paused after a checkpoint.'),
-  }))
+  const view = await settled(
+    services,
+    await pickRun(services, argument, {
+      title: vscode.l10n.t('Resume Run from Checkpoint'),
+      accepts: ({ resumable, alive, state }) => resumable || (alive && state === 'paused'),
+      none: vscode.l10n.t('No run can be resumed: none was interrupted, stopped or paused after a checkpoint.'),
+    }),
+  )
   if (view.alive && view.state === 'paused') {
     const { withRun } = await import('../../engine/run/controlClient.ts')
     await withRun(view.dir, (run) => run.resume())
     return view.dir
   }
-  if (view.alive) throw new UnslothError('RUN_BUSY', `${view.status.name} is ${view.state}.`, { hint: 'Only a paused, stopped or interrupted run can be resumed.' })
-  if (view.state === 'finished') throw new UnslothError('RUN_INVALID', `${view.status.name} is finished.`, { hint: 'Start a new run; lora.init_adapter goes on from its adapter.' })
+  if (view.alive)
+    throw new UnslothError('RUN_BUSY', `${view.status.name} is ${view.state}.`, {
+      hint: 'Only a paused, stopped or interrupted run can be resumed.',
+    })
+  if (view.state === 'finished')
+    throw new UnslothError('RUN_INVALID', `${view.status.name} is finished.`, {
+      hint: 'Start a new run; lora.init_adapter goes on from its adapter.',
+    })
   const location = services.locate()
   const secrets = await services.hubToken.environment()
   await withProgress(vscode.l10n.t('Resuming {0}', view.status.name), () => launch(view.dir, location, secrets))
@@ -73,4 +83,3 @@ async function shown({ runs, panels }: Services, dir: string): Promise<void> {
 export function withProgress<T>(title: string, work: () => Promise<T>): Promise<T> {
   return Promise.resolve(vscode.window.withProgress({ location: vscode.ProgressLocation.Window, title }, work))
 }
-

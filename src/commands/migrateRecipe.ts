@@ -16,18 +16,21 @@ import { cancelled } from './pick.ts'
  * Resolves to the recipe's path.
  */
 export async function migrateRecipe(services: Services, argument: unknown): Promise<string> {
-  const path = pathOf(argument) ?? activeYaml() ?? await pickYaml()
+  const path = pathOf(argument) ?? activeYaml() ?? (await pickYaml())
   const open = vscode.workspace.textDocuments.find(({ uri }) => uri.scheme === 'file' && uri.fsPath === path)
-  const text = open?.getText() ?? await readFile(path, 'utf8').catch((error: unknown) => {
-    throw readError(error, path, 'file')
-  })
+  const text =
+    open?.getText() ??
+    (await readFile(path, 'utf8').catch((error: unknown) => {
+      throw readError(error, path, 'file')
+    }))
   const client = await services.recipeHelp()
   const migration = await client.sendRequest<Migration | null>(serverMessages.migrate, { text })
   if (migration === null) {
-    throw new UnslothError('USAGE', vscode.l10n.t('{0} is no recipe of Axolotl, LLaMA-Factory or Unsloth Studio.',
-      basename(path)), {
-      hint: vscode.l10n.t('A file that is a recipe already needs only another name: finetune.yaml.'),
-    })
+    throw new UnslothError(
+      'USAGE',
+      vscode.l10n.t('{0} is no recipe of Axolotl, LLaMA-Factory or Unsloth Studio.', basename(path)),
+      { hint: vscode.l10n.t('A file that is a recipe already needs only another name: finetune.yaml.') },
+    )
   }
   const target = freeName(path)
   try {
@@ -39,8 +42,10 @@ export async function migrateRecipe(services: Services, argument: unknown): Prom
   const { notes } = migration
   if (notes.length > 0) {
     services.log.info(notes.join('\n'))
-    const text = notes.length === 1 ? vscode.l10n.t('1 setting could not be carried over; it stands at the end of the recipe.')
-      : vscode.l10n.t('{0} settings could not be carried over; they stand at the end of the recipe.', notes.length)
+    const text =
+      notes.length === 1
+        ? vscode.l10n.t('1 setting could not be carried over; it stands at the end of the recipe.')
+        : vscode.l10n.t('{0} settings could not be carried over; they stand at the end of the recipe.', notes.length)
     void vscode.window.showInformationMessage(text)
   }
   return target
@@ -61,10 +66,11 @@ function activeYaml(): string | undefined {
 }
 
 async function pickYaml(): Promise<string> {
-  const [file] = await vscode.window.showOpenDialog({
-    title: vscode.l10n.t('Convert to Recipe'),
+  const [file] =
+    (await vscode.window.showOpenDialog({
+      title: vscode.l10n.t('Convert to Recipe'),
       filters: { [vscode.l10n.t('Settings of training programs')]: ['yaml', 'yml', 'json'] },
-  }) ?? []
+    })) ?? []
   if (file === undefined) throw cancelled()
   return file.fsPath
 }

@@ -17,14 +17,33 @@ export async function newRecipe(services: Services, start: unknown): Promise<str
   const folder = await pickWorkspaceFolder(title)
   const model = await pickModel(services, given?.kind === 'model' ? given : undefined, `${title} (1/3)`)
   const dataset = given?.kind === 'dataset' ? given.path : await pickDataset(services, `${title} (2/3)`)
-  const method = (await choose([
-    { label: 'LoRA', description: vscode.l10n.t('trains an adapter of a few megabytes; the model stays as it is'), method: 'lora' as const },
-    { label: 'QLoRA', description: vscode.l10n.t('the same over 4-bit weights: a quarter of their memory, a little slower and less exact'), method: 'qlora' as const },
-    { label: vscode.l10n.t('Full fine-tuning'), description: vscode.l10n.t('trains every weight; about 16 bytes of memory for each'), method: 'full' as const },
-  ], { title: `${title} (3/3)`, placeHolder: vscode.l10n.t('Which method?') })).method
+  const method = (
+    await choose(
+      [
+        {
+          label: 'LoRA',
+          description: vscode.l10n.t('trains an adapter of a few megabytes; the model stays as it is'),
+          method: 'lora' as const,
+        },
+        {
+          label: 'QLoRA',
+          description: vscode.l10n.t('the same over 4-bit weights: a quarter of their memory, a little slower and less exact'),
+          method: 'qlora' as const,
+        },
+        {
+          label: vscode.l10n.t('Full fine-tuning'),
+          description: vscode.l10n.t('trains every weight; about 16 bytes of memory for each'),
+          method: 'full' as const,
+        },
+      ],
+      { title: `${title} (3/3)`, placeHolder: vscode.l10n.t('Which method?') },
+    )
+  ).method
   const starter = model.name === 'stories260k'
   const text = recipeText({
-    model: modelInRecipe(model, folder), dataset: pathInRecipe(await ownData(services, dataset, folder), folder), method,
+    model: modelInRecipe(model, folder),
+    dataset: pathInRecipe(await ownData(services, dataset, folder), folder),
+    method,
     ...(starter ? { maxSteps: 80, learningRate: method === 'full' ? '1e-3' : '1e-2' } : {}),
   })
   return openNew(folder, text)
@@ -40,18 +59,27 @@ export async function openStarter({ library }: Services): Promise<string> {
 
 async function pickDataset({ library }: Services, title: string): Promise<string> {
   const items = (await library.datasets()).map(({ name, path, origin }) => ({
-    label: name, description: origin === 'bundled' ? vscode.l10n.t('starter: fables') : '', path: path, iconPath: new vscode.ThemeIcon('database'),
+    label: name,
+    description: origin === 'bundled' ? vscode.l10n.t('starter: fables') : '',
+    path: path,
+    iconPath: new vscode.ThemeIcon('database'),
   }))
   const browse = { label: vscode.l10n.t('Browse…'), path: undefined, iconPath: new vscode.ThemeIcon('folder-opened') }
   const { path } = await choose([...items, browse], { title, placeHolder: vscode.l10n.t('Which data set?') })
   if (path !== undefined) return path
-  const [file] = await vscode.window.showOpenDialog({ title, filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'csv', 'tsv', 'parquet', 'txt', 'md', 'gz'] } }) ?? []
+  const [file] =
+    (await vscode.window.showOpenDialog({
+      title,
+      filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'csv', 'tsv', 'parquet', 'txt', 'md', 'gz'] },
+    })) ?? []
   if (file === undefined) throw cancelled()
   return file.fsPath
 }
 
 const modelInRecipe = ({ name, path }: ModelChoice, folder: string): string =>
-  name === 'stories260k' || (!existsSync(join(folder, name)) && /^[\w.-]+\/[\w.-]+$/.test(name) && path.includes('models--')) ? name : pathInRecipe(path, folder)
+  name === 'stories260k' || (!existsSync(join(folder, name)) && /^[\w.-]+\/[\w.-]+$/.test(name) && path.includes('models--'))
+    ? name
+    : pathInRecipe(path, folder)
 
 /** Data of the extension is copied beside the recipe: the extension's folder goes away with its next version. */
 const ownData = (services: Services, path: string, folder: string): Promise<string> =>
@@ -68,7 +96,10 @@ async function ownCopy(path: string, folder: string): Promise<string> {
 }
 
 async function openNew(folder: string, text: string): Promise<string> {
-  const path = join(folder, freeRecipeName((name) => existsSync(join(folder, name))))
+  const path = join(
+    folder,
+    freeRecipeName((name) => existsSync(join(folder, name))),
+  )
   try {
     // Never over a file that came into being meanwhile.
     await writeFile(path, text, { flag: 'wx' })
@@ -111,7 +142,9 @@ export async function addFiles(files: readonly vscode.DataTransferFile[], folder
 
 function requireData(name: string): void {
   if (!/\.(jsonl?|ndjson|csv|tsv|parquet)(\.gz)?$/i.test(name)) {
-    throw new UnslothError('DATA', `${name} is not a data set.`, { hint: 'Data sets are .jsonl, .json, .csv, .tsv or .parquet files with one row for each example.' })
+    throw new UnslothError('DATA', `${name} is not a data set.`, {
+      hint: 'Data sets are .jsonl, .json, .csv, .tsv or .parquet files with one row for each example.',
+    })
   }
 }
 

@@ -24,7 +24,9 @@ const performs: Readonly<Record<PanelAction, Perform>> = {
   merge: (_, dir) => Promise.resolve(void runCommand('unsloth.merge', dir)),
   compareRecipes: (_, dir, shown) => {
     const other = shown.find((run) => run !== dir)
-    return other === undefined ? Promise.reject(new UnslothError('USAGE', vscode.l10n.t('Lay another run over this one first.'))) : compareRecipes(dir, other)
+    return other === undefined
+      ? Promise.reject(new UnslothError('USAGE', vscode.l10n.t('Lay another run over this one first.')))
+      : compareRecipes(dir, other)
   },
 }
 
@@ -36,7 +38,11 @@ export function panelButtons(services: () => Services): TrainingActions {
     },
     async pickRuns(shown) {
       const others = services().runs.views.filter(({ dir }) => !shown.includes(dir))
-      const picked = await vscode.window.showQuickPick(others.map(runChoice), { title: vscode.l10n.t('Lay Runs Over'), canPickMany: true, matchOnDescription: true })
+      const picked = await vscode.window.showQuickPick(others.map(runChoice), {
+        title: vscode.l10n.t('Lay Runs Over'),
+        canPickMany: true,
+        matchOnDescription: true,
+      })
       return (picked ?? []).map(({ view }) => view.dir)
     },
   }

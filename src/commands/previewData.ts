@@ -26,7 +26,12 @@ export async function previewData(services: Services, argument: unknown): Promis
 
 /** Opens a data set: in the editor, or in the preview where the editor would show nothing of it. */
 export async function openDataset(services: Services, path: string): Promise<void> {
-  const readable = !/\.(?:parquet|gz)$/i.test(path) && (await stat(path).then(({ size }) => size, () => 0)) < editorBytes
+  const readable =
+    !/\.(?:parquet|gz)$/i.test(path) &&
+    (await stat(path).then(
+      ({ size }) => size,
+      () => 0,
+    )) < editorBytes
   if (readable) await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(path))
   else await previewData(services, path)
 }
@@ -56,9 +61,11 @@ function mayAsk({ locate }: Services): boolean {
 
 async function showRaw(services: Services, argument: unknown, dataset: string | undefined): Promise<void> {
   const { recipeRows, fileRows } = await import('./rawRows.ts')
-  const path = dataset ?? await recipe(argument)
-  await services.reports.show(`Data of ${basename(path)}.md`, dataset === undefined ? await recipeRows(path, dirname(path))
-    : await fileRows(path))
+  const path = dataset ?? (await recipe(argument))
+  await services.reports.show(
+    `Data of ${basename(path)}.md`,
+    dataset === undefined ? await recipeRows(path, dirname(path)) : await fileRows(path),
+  )
 }
 
 /** How a file is to be read: as the recipe that names it says, or with a model that the user picks. */
@@ -66,10 +73,22 @@ async function sourceOf(services: Services, dataset: string): Promise<PreviewSou
   const recipes = await recipesWith(dataset)
   const title = vscode.l10n.t('Preview Data')
   const other = { label: vscode.l10n.t('With a model…'), path: undefined, iconPath: new vscode.ThemeIcon('symbol-structure') }
-  const path = recipes.length < 2 ? recipes[0] : (await choose([
-    ...recipes.map((file) => ({ label: vscode.workspace.asRelativePath(file), path: file,
-      iconPath: new vscode.ThemeIcon('file') })), other,
-  ], { title, placeHolder: vscode.l10n.t('As which recipe reads it?') })).path
+  const path =
+    recipes.length < 2
+      ? recipes[0]
+      : (
+          await choose(
+            [
+              ...recipes.map((file) => ({
+                label: vscode.workspace.asRelativePath(file),
+                path: file,
+                iconPath: new vscode.ThemeIcon('file'),
+              })),
+              other,
+            ],
+            { title, placeHolder: vscode.l10n.t('As which recipe reads it?') },
+          )
+        ).path
   if (path !== undefined) return { recipe: path, dataset }
   return { dataset, model: (await pickModel(services, undefined, title, ['model'])).path }
 }
@@ -77,13 +96,16 @@ async function sourceOf(services: Services, dataset: string): Promise<PreviewSou
 /** Recipes of the workspace that train on a file. */
 async function recipesWith(dataset: string): Promise<string[]> {
   const files = await vscode.workspace.findFiles(recipeGlob, '**/{node_modules,outputs}/**', 100)
-  const found = await Promise.all(files.map(async ({ fsPath }) => {
-    const { recipe: written } = diagnoseRecipe(await readFile(fsPath, 'utf8').catch(() => ''), fsPath)
-    if (written === null) return []
-    const { data } = resolveRecipePaths(written, dirname(fsPath))
-    const named = [...data.local_dataset, ...data.eval_dataset,
-      ...(data.dataset === null ? [] : [data.dataset])].map((path) => resolve(dirname(fsPath), path))
-    return named.some((path) => path === dataset || dataset.startsWith(path + sep)) ? [fsPath] : []
-  }))
+  const found = await Promise.all(
+    files.map(async ({ fsPath }) => {
+      const { recipe: written } = diagnoseRecipe(await readFile(fsPath, 'utf8').catch(() => ''), fsPath)
+      if (written === null) return []
+      const { data } = resolveRecipePaths(written, dirname(fsPath))
+      const named = [...data.local_dataset, ...data.eval_dataset, ...(data.dataset === null ? [] : [data.dataset])].map((path) =>
+        resolve(dirname(fsPath), path),
+      )
+      return named.some((path) => path === dataset || dataset.startsWith(path + sep)) ? [fsPath] : []
+    }),
+  )
   return found.flat().sort()
 }

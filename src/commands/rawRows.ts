@@ -23,8 +23,15 @@ export async function recipeRows(recipeFile: string, folder: string): Promise<st
 export async function fileRows(path: string): Promise<string> {
   try {
     const { rows, exact, bytes, columns, format, problem } = await datasetFacts(path)
-    const facts = [['Rows', `${exact ? '' : 'about '}${formatCount(rows)}`], ['Size', formatBytes(bytes)], ['Columns', columns.join(', ')], ['Format', format ?? problem ?? 'not recognised']]
-    return [`# ${path}`, table(['', ''], facts), ...(await firstRows(path)).map((row, at) => `## Row ${at + 1}\n\n${row}`)].join('\n\n')
+    const facts = [
+      ['Rows', `${exact ? '' : 'about '}${formatCount(rows)}`],
+      ['Size', formatBytes(bytes)],
+      ['Columns', columns.join(', ')],
+      ['Format', format ?? problem ?? 'not recognised'],
+    ]
+    return [`# ${path}`, table(['', ''], facts), ...(await firstRows(path)).map((row, at) => `## Row ${at + 1}\n\n${row}`)].join(
+      '\n\n',
+    )
   } catch (error) {
     throw UnslothError.is(error) ? error : readError(error, path, 'data set')
   }
@@ -43,10 +50,13 @@ async function firstRows(path: string): Promise<string[]> {
 
 /** A row's columns one below the other, texts as they read. */
 function rowText(row: Readonly<Record<string, unknown>>): string {
-  return Object.entries(row).map(([column, value]) => {
-    const text = typeof value === 'string' ? value : JSON.stringify(value, null, 2)
-    const cut = text.length > shownCharacters ? `${text.slice(0, shownCharacters)} … (${formatCount(text.length)} characters)` : text
-    const fence = '`'.repeat(Math.max(3, ...[...cut.matchAll(/`+/g)].map(([run]) => run.length + 1)))
-    return `**${column}**\n\n${fence}${typeof value === 'string' ? 'text' : 'json'}\n${cut}\n${fence}`
-  }).join('\n\n')
+  return Object.entries(row)
+    .map(([column, value]) => {
+      const text = typeof value === 'string' ? value : JSON.stringify(value, null, 2)
+      const cut =
+        text.length > shownCharacters ? `${text.slice(0, shownCharacters)} … (${formatCount(text.length)} characters)` : text
+      const fence = '`'.repeat(Math.max(3, ...[...cut.matchAll(/`+/g)].map(([run]) => run.length + 1)))
+      return `**${column}**\n\n${fence}${typeof value === 'string' ? 'text' : 'json'}\n${cut}\n${fence}`
+    })
+    .join('\n\n')
 }

@@ -8,7 +8,9 @@ import type { Services } from '../services.ts'
 import { pickRun } from './pick.ts'
 import { requirePath } from './newRecipe.ts'
 
-type Handlers = { readonly [K in CommandId]: (services: Services, ...args: Parameters<CommandSignatures[K]>) => ReturnType<CommandSignatures[K]> }
+type Handlers = {
+  readonly [K in CommandId]: (services: Services, ...args: Parameters<CommandSignatures[K]>) => ReturnType<CommandSignatures[K]>
+}
 
 /** Every command in one table. What they need is loaded when the first of its kind is called. */
 const handlers: Handlers = {
@@ -17,7 +19,8 @@ const handlers: Handlers = {
   'unsloth.openStarter': async (services) => (await import('./newRecipe.ts')).openStarter(services),
   'unsloth.dryRun': async (services, recipe) => (await import('./engineReports.ts')).dryRun(services, recipe),
   'unsloth.previewData': async (services, data) => (await import('./previewData.ts')).previewData(services, data),
-  'unsloth.showMemoryPlan': async (services, recipe, plan) => (await import('./engineReports.ts')).showMemoryPlan(services, recipe, plan),
+  'unsloth.showMemoryPlan': async (services, recipe, plan) =>
+    (await import('./engineReports.ts')).showMemoryPlan(services, recipe, plan),
   'unsloth.inspectModel': async (services, model) => (await import('./engineReports.ts')).inspectModel(services, model),
   'unsloth.verify': async (services, folder) => (await import('./engineReports.ts')).verify(services, folder),
   'unsloth.doctor': async (services) => (await import('./engineReports.ts')).doctor(services),
@@ -31,17 +34,23 @@ const handlers: Handlers = {
   'unsloth.stopRun': async (services, run, how) => (await import('./controlRun.ts')).stopRun(services, run, how),
   'unsloth.pauseRun': async (services, run) => (await import('./controlRun.ts')).pauseRun(services, run),
   'unsloth.continueRun': async (services, run) => (await import('./controlRun.ts')).continueRun(services, run),
-  'unsloth.compareRuns': async (services, run, selected) => (await import('./controlRun.ts')).compareRuns(services, run, selected),
+  'unsloth.compareRuns': async (services, run, selected) =>
+    (await import('./controlRun.ts')).compareRuns(services, run, selected),
   'unsloth.deleteRun': async (services, run) => (await import('./controlRun.ts')).deleteRun(services, run),
   'unsloth.openTrainingPanel': async (services, run) => {
     services.panels.open((await anyRun(services, run, vscode.l10n.t('Open Training Panel'))).dir)
   },
-  'unsloth.openRunRecipe': async (services, run) => openFile(await anyRun(services, run, vscode.l10n.t('Open Recipe of Run')), runFiles.recipe),
-  'unsloth.openRunLog': async (services, run) => openFile(await anyRun(services, run, vscode.l10n.t('Open Log of Run')), runFiles.log),
+  'unsloth.openRunRecipe': async (services, run) =>
+    openFile(await anyRun(services, run, vscode.l10n.t('Open Recipe of Run')), runFiles.recipe),
+  'unsloth.openRunLog': async (services, run) =>
+    openFile(await anyRun(services, run, vscode.l10n.t('Open Log of Run')), runFiles.log),
   'unsloth.revealRun': async (services, run) => {
     const { dir } = await anyRun(services, run, vscode.l10n.t('Reveal Run'))
     const inside = vscode.workspace.getWorkspaceFolder(vscode.Uri.file(dir)) !== undefined
-    await vscode.commands.executeCommand(inside ? 'revealInExplorer' : 'revealFileInOS', vscode.Uri.file(join(dir, runFiles.status)))
+    await vscode.commands.executeCommand(
+      inside ? 'revealInExplorer' : 'revealFileInOS',
+      vscode.Uri.file(join(dir, runFiles.status)),
+    )
   },
   'unsloth.showEngineLog': ({ log }) => Promise.resolve(log.show()),
   'unsloth.restartEngine': ({ engine }) => engine.restart(),
@@ -56,19 +65,29 @@ const handlers: Handlers = {
     const [{ pickWorkspaceFolder }, { addDatasets }] = await Promise.all([import('./pick.ts'), import('./newRecipe.ts')])
     const title = vscode.l10n.t('Add Data Set')
     const folder = await pickWorkspaceFolder(title)
-    const files = await vscode.window.showOpenDialog({ title, canSelectMany: true, filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'csv', 'tsv', 'parquet', 'gz'] } })
+    const files = await vscode.window.showOpenDialog({
+      title,
+      canSelectMany: true,
+      filters: { [vscode.l10n.t('Data sets')]: ['jsonl', 'json', 'ndjson', 'csv', 'tsv', 'parquet', 'gz'] },
+    })
     if (files === undefined) throw new vscode.CancellationError()
     await addDatasets(files, folder)
     services.library.invalidate()
   },
   'unsloth.addModelFolder': async (services) => {
-    const [folder] = await vscode.window.showOpenDialog({ title: vscode.l10n.t('Add Model Folder'), canSelectFolders: true, canSelectFiles: false }) ?? []
+    const [folder] =
+      (await vscode.window.showOpenDialog({
+        title: vscode.l10n.t('Add Model Folder'),
+        canSelectFolders: true,
+        canSelectFiles: false,
+      })) ?? []
     if (folder === undefined) throw new vscode.CancellationError()
     const { writeSetting } = await import('../editor.ts')
     await writeSetting('unsloth.modelFolders', [...new Set([...readSetting('unsloth.modelFolders'), folder.fsPath])])
     services.library.invalidate()
   },
-  'unsloth.openDataset': async (services, dataset) => (await import('./previewData.ts')).openDataset(services, requirePath(dataset)),
+  'unsloth.openDataset': async (services, dataset) =>
+    (await import('./previewData.ts')).openDataset(services, requirePath(dataset)),
   'unsloth.copyPath': (_, node) => Promise.resolve(vscode.env.clipboard.writeText(requirePath(node))),
 }
 

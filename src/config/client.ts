@@ -1,6 +1,12 @@
 import { existsSync } from 'node:fs'
 import * as vscode from 'vscode'
-import { LanguageClient, RevealOutputChannelOn, TransportKind, type LanguageClientOptions, type ServerOptions } from 'vscode-languageclient/node'
+import {
+  LanguageClient,
+  RevealOutputChannelOn,
+  TransportKind,
+  type LanguageClientOptions,
+  type ServerOptions,
+} from 'vscode-languageclient/node'
 import { UnslothError } from '#shared/errors.ts'
 import type { DeviceEntry } from '#shared/protocol.ts'
 import { languageId } from '../contributions.ts'
@@ -8,9 +14,13 @@ import type { Services } from '../services.ts'
 import { serverMessages } from '../language/commands.ts'
 
 /** Starts the language server of recipes, a process of its own. It computes without the engine, so that it works in any workspace. */
-export async function startLanguageClient(extension: vscode.ExtensionContext, { log, runs, devices }: Pick<Services, 'log' | 'runs' | 'devices'>): Promise<LanguageClient> {
+export async function startLanguageClient(
+  extension: vscode.ExtensionContext,
+  { log, runs, devices }: Pick<Services, 'log' | 'runs' | 'devices'>,
+): Promise<LanguageClient> {
   const module = vscode.Uri.joinPath(extension.extensionUri, 'dist', 'languageServer.cjs').fsPath
-  if (!existsSync(module)) throw new UnslothError('INTERNAL', `The language server is not at ${module}.`, { hint: 'Install the extension again.' })
+  if (!existsSync(module))
+    throw new UnslothError('INTERNAL', `The language server is not at ${module}.`, { hint: 'Install the extension again.' })
   const server: ServerOptions = {
     run: { module, transport: TransportKind.ipc },
     debug: { module, transport: TransportKind.ipc, options: { execArgv: ['--nolazy', '--inspect=6019'] } },

@@ -39,10 +39,13 @@ export class DeviceWatch {
 
   #lookSoon(): void {
     if (this.#timer !== undefined) return
-    this.#timer = setTimeout(() => {
-      this.#timer = undefined
-      void this.#look()
-    }, Math.max(0, this.#looked + pace - Date.now()))
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = undefined
+        void this.#look()
+      },
+      Math.max(0, this.#looked + pace - Date.now()),
+    )
     this.#timer.unref()
   }
 

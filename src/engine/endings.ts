@@ -19,9 +19,12 @@ function summary({ status }: RunEnding['view']): string {
   const { name, loss, evalLoss, startedAt, endedAt } = status
   const seconds = startedAt === null || endedAt === null ? undefined : (Date.parse(endedAt) - Date.parse(startedAt)) / 1000
   const facts = [
-    seconds === undefined ? '' : vscode.l10n.t('in {0}', formatDuration(seconds)), loss === null ? '' : `loss ${formatLoss(loss)}`,
+    seconds === undefined ? '' : vscode.l10n.t('in {0}', formatDuration(seconds)),
+    loss === null ? '' : `loss ${formatLoss(loss)}`,
     evalLoss === null ? '' : `eval loss ${formatLoss(evalLoss)}`,
-  ].filter((fact) => fact !== '').join(', ')
+  ]
+    .filter((fact) => fact !== '')
+    .join(', ')
   return facts === '' ? vscode.l10n.t('{0} has finished.', name) : vscode.l10n.t('{0} has finished: {1}.', name, facts)
 }
 

@@ -148,10 +148,15 @@ export class EngineClient {
     this.#stderr = []
     log(`starting ${location.execPath} ${location.entry} serve --stdio`)
     const child = spawn(location.execPath, [location.entry, 'serve', '--stdio'], {
-      cwd, env: { ...process.env, ...location.env, ...secret }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
+      cwd,
+      env: { ...process.env, ...location.env, ...secret },
+      stdio: ['pipe', 'pipe', 'pipe'],
+      windowsHide: true,
     })
     const failed = new Promise<never>((_, reject) => {
-      child.once('error', (error) => reject(new UnslothError('NATIVE', `The engine could not be started: ${error.message}`, { cause: error })))
+      child.once('error', (error) =>
+        reject(new UnslothError('NATIVE', `The engine could not be started: ${error.message}`, { cause: error })),
+      )
       child.once('exit', (code, signal) => reject(this.#diedEarly(code, signal)))
     })
     failed.catch(() => undefined)
@@ -163,15 +168,16 @@ export class EngineClient {
     let markGone: () => void = () => undefined
     const live: Live = { child, connection, gone: new Promise((resolve) => (markGone = resolve)) }
     try {
-      const answer = await Promise.race([failed, connection.request(engineRequests.initialize, {
-        protocolVersion, client: { name: 'vscode', version },
-      })])
+      const answer = await Promise.race([
+        failed,
+        connection.request(engineRequests.initialize, { protocolVersion, client: { name: 'vscode', version } }),
+      ])
       this.#become({ kind: 'running', pid: answer.pid, version: answer.engineVersion, requests: this.#requests })
     } catch (error) {
       connection.close()
       child.kill()
       // The exit tells more than the broken pipe.
-      const cause = await Promise.race([failed.catch((early: unknown) => early), delay(200)]) ?? error
+      const cause = (await Promise.race([failed.catch((early: unknown) => early), delay(200)])) ?? error
       this.#fail(cause)
       throw cause
     }
@@ -199,7 +205,9 @@ export class EngineClient {
   #diedEarly(code: number | null, signal: NodeJS.Signals | null): UnslothError {
     const said = this.#stderr.join('\n').trim()
     const how = signal === null ? `with exit code ${code}` : `by ${signal}`
-    return new UnslothError('NATIVE', `The engine ended ${how} while starting${said === '' ? '.' : `: ${said}`}`, { hint: 'Its log tells more.' })
+    return new UnslothError('NATIVE', `The engine ended ${how} while starting${said === '' ? '.' : `: ${said}`}`, {
+      hint: 'Its log tells more.',
+    })
   }
 
   /** The process has gone without having been asked to. */
@@ -209,7 +217,9 @@ export class EngineClient {
     this.#live = undefined
     const how = signal === null ? `with exit code ${code}` : `by ${signal}`
     this.#options.log(`the engine ended ${how}`)
-    const error = new UnslothError('NATIVE', `The engine ended unexpectedly ${how}.`, { hint: 'Its log tells why. Runs are not affected.' })
+    const error = new UnslothError('NATIVE', `The engine ended unexpectedly ${how}.`, {
+      hint: 'Its log tells why. Runs are not affected.',
+    })
     const next = this.#policy.next(Date.now())
     if (next === undefined) {
       this.#become({ kind: 'crashed', error })
@@ -219,12 +229,17 @@ export class EngineClient {
     this.#become({ kind: 'crashed', error, retryAt: Date.now() + next.delay })
     setTimeout(() => {
       if (this.#disposed || this.#state.kind !== 'crashed') return
-      this.#start().then(() => this.#requests === 0 && this.#restWhenIdle(), () => undefined)
+      this.#start().then(
+        () => this.#requests === 0 && this.#restWhenIdle(),
+        () => undefined,
+      )
     }, next.delay).unref()
   }
 
   #fail(error: unknown): void {
-    const known = UnslothError.is(error) ? error : new UnslothError('INTERNAL', error instanceof Error ? error.message : String(error), { cause: error })
+    const known = UnslothError.is(error)
+      ? error
+      : new UnslothError('INTERNAL', error instanceof Error ? error.message : String(error), { cause: error })
     this.#become({ kind: 'crashed', error: known })
   }
 
@@ -257,4 +272,5 @@ async function endProcess({ child, connection }: Live): Promise<void> {
   clearTimeout(timer)
 }
 
-const delay = (milliseconds: number): Promise<undefined> => new Promise((resolve) => setTimeout(() => resolve(undefined), milliseconds))
+const delay = (milliseconds: number): Promise<undefined> =>
+  new Promise((resolve) => setTimeout(() => resolve(undefined), milliseconds))

@@ -19,9 +19,17 @@ export class RunPlaces {
 
   async find(): Promise<string[]> {
     const inWorkspace = vscode.workspace.findFiles(`**/${runFiles.status}`, '**/{node_modules,checkpoints,.git}/**', 5_000)
-    const listed = readSetting('unsloth.runFolders').map(async (folder) => (await readdir(folder).catch(() => [])).map((name) => join(folder, name)))
+    const listed = readSetting('unsloth.runFolders').map(async (folder) =>
+      (await readdir(folder).catch(() => [])).map((name) => join(folder, name)),
+    )
     const [found, ...others] = await Promise.all([inWorkspace, ...listed])
-    return [...new Set([...found.filter(({ scheme }) => scheme === 'file').map(({ fsPath }) => dirname(fsPath)), ...others.flat(), ...this.#remembered()])]
+    return [
+      ...new Set([
+        ...found.filter(({ scheme }) => scheme === 'file').map(({ fsPath }) => dirname(fsPath)),
+        ...others.flat(),
+        ...this.#remembered(),
+      ]),
+    ]
   }
 
   /** Keeps a run outside the workspace in the list. */

@@ -33,15 +33,20 @@ export function locateEngine(extensionPath: string, chosen: string): EngineLocat
 }
 
 /** Why runs cannot start on this machine; undefined when they can. */
-export function platformProblem(extensionPath: string, platform = `${process.platform}-${process.arch}`): UnslothError | undefined {
+export function platformProblem(
+  extensionPath: string,
+  platform = `${process.platform}-${process.arch}`,
+): UnslothError | undefined {
   const addon = ['cuda', 'cpu'].map((kind) => join(extensionPath, 'build', kind, 'kernels.node'))
   if (addon.some((path) => existsSync(path))) return undefined
   const supported = supportedPlatforms.includes(platform)
-  return new UnslothError('NATIVE', supported
-    ? `The engine's compute part is missing: ${addon.at(-1)}.`
-    : `The engine is not available for ${platform} yet.`, {
-    hint: supported
-      ? 'Install the extension for this platform again.'
-      : `Recipes can be edited here. To train, open the folder on one of: ${supportedPlatforms.join(', ')}, for example over Remote-SSH.`,
-  })
+  return new UnslothError(
+    'NATIVE',
+    supported ? `The engine's compute part is missing: ${addon.at(-1)}.` : `The engine is not available for ${platform} yet.`,
+    {
+      hint: supported
+        ? 'Install the extension for this platform again.'
+        : `Recipes can be edited here. To train, open the folder on one of: ${supportedPlatforms.join(', ')}, for example over Remote-SSH.`,
+    },
+  )
 }

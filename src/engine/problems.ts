@@ -22,15 +22,15 @@ const openLog: Remedy = {
 const openRecipe: Remedy = {
   label: vscode.l10n.t('Open Recipe'),
   act: ({ recipe, run }) =>
-    recipe !== undefined ? vscode.window.showTextDocument(vscode.Uri.file(recipe))
-    : run !== undefined ? runCommand('unsloth.openRunRecipe', run) : runCommand('unsloth.newRecipe'),
+    recipe !== undefined
+      ? vscode.window.showTextDocument(vscode.Uri.file(recipe))
+      : run !== undefined
+        ? runCommand('unsloth.openRunRecipe', run)
+        : runCommand('unsloth.newRecipe'),
 }
 const dryRun: Remedy = { label: vscode.l10n.t('Show Memory Plan'), act: ({ recipe }) => runCommand('unsloth.dryRun', recipe) }
 const doctor: Remedy = { label: vscode.l10n.t('Run Doctor'), act: () => runCommand('unsloth.doctor') }
-const reveal: Remedy = {
-  label: vscode.l10n.t('Open Panel'),
-  act: ({ run }) => runCommand('unsloth.openTrainingPanel', run),
-}
+const reveal: Remedy = { label: vscode.l10n.t('Open Panel'), act: ({ run }) => runCommand('unsloth.openTrainingPanel', run) }
 const setToken: Remedy = { label: vscode.l10n.t('Set Token'), act: () => runCommand('unsloth.setHubToken') }
 const preview: Remedy = { label: vscode.l10n.t('Preview Data'), act: ({ recipe }) => runCommand('unsloth.previewData', recipe) }
 const resume: Remedy = { label: vscode.l10n.t('Resume'), act: ({ run }) => runCommand('unsloth.resumeRun', run) }
@@ -82,15 +82,32 @@ export class Problems {
   showFailedRun({ dir, status }: RunView): void {
     const { error, name } = status
     const code = errorCodes.find((known) => known === error?.code) ?? 'INTERNAL'
-    const reason = error === null ? vscode.l10n.t('no reason was recorded') : error.hint === null ? error.message : `${error.message} ${error.hint}`
+    const reason =
+      error === null
+        ? vscode.l10n.t('no reason was recorded')
+        : error.hint === null
+          ? error.message
+          : `${error.message} ${error.hint}`
     void this.#tell(code, vscode.l10n.t('{0} failed: {1}', name, reason), { run: dir }, vscode.window.showErrorMessage)
   }
 
   /** A run whose process was lost. */
   showInterruptedRun({ dir, status, resumable, checkpoint }: RunView): void {
     const text = vscode.l10n.t('{0} was interrupted at step {1}: its process is gone.', status.name, status.step)
-    if (!resumable) void this.#ask(`${text} ${vscode.l10n.t('There is no checkpoint to go on from.')}`, openLog, { run: dir }, vscode.window.showWarningMessage)
-    else void this.#ask(`${text} ${vscode.l10n.t('It can go on from step {0}.', checkpoint?.step ?? 0)}`, resume, { run: dir }, vscode.window.showWarningMessage)
+    if (!resumable)
+      void this.#ask(
+        `${text} ${vscode.l10n.t('There is no checkpoint to go on from.')}`,
+        openLog,
+        { run: dir },
+        vscode.window.showWarningMessage,
+      )
+    else
+      void this.#ask(
+        `${text} ${vscode.l10n.t('It can go on from step {0}.', checkpoint?.step ?? 0)}`,
+        resume,
+        { run: dir },
+        vscode.window.showWarningMessage,
+      )
   }
 
   #tell(code: ErrorCode, text: string, context: ProblemContext, show: typeof vscode.window.showErrorMessage): Promise<void> {
@@ -99,7 +116,12 @@ export class Problems {
     return this.#ask(text, remedy, context, show)
   }
 
-  async #ask(text: string, remedy: Remedy | undefined, context: ProblemContext, show: typeof vscode.window.showErrorMessage): Promise<void> {
+  async #ask(
+    text: string,
+    remedy: Remedy | undefined,
+    context: ProblemContext,
+    show: typeof vscode.window.showErrorMessage,
+  ): Promise<void> {
     if (this.#shown.has(text)) return
     this.#shown.add(text)
     try {

@@ -23,7 +23,8 @@ export interface RunRegistryOptions {
 }
 
 /** States in which somebody has to do nothing but wait. */
-const isOver = (state: ShownState): boolean => state === 'finished' || state === 'failed' || state === 'stopped' || state === 'interrupted'
+const isOver = (state: ShownState): boolean =>
+  state === 'finished' || state === 'failed' || state === 'stopped' || state === 'interrupted'
 
 /**
  * All runs that this window knows, live and past. Reads run directories only, so every window sees the same; live runs are
@@ -47,7 +48,9 @@ export class RunRegistry {
 
   /** Newest first. */
   get views(): readonly RunView[] {
-    return [...this.#runs.values()].map(({ view }) => view).sort((a, b) => order(b.status.createdAt, a.status.createdAt) || order(b.dir, a.dir))
+    return [...this.#runs.values()]
+      .map(({ view }) => view)
+      .sort((a, b) => order(b.status.createdAt, a.status.createdAt) || order(b.dir, a.dir))
   }
 
   /** Runs that go on: waiting, working or paused. */
@@ -113,17 +116,21 @@ export class RunRegistry {
     }
     // A few at a time: a folder may hold hundreds of runs on a slow disk.
     const waiting = [...found]
-    await Promise.all(Array.from({ length: 8 }, async () => {
-      for (let dir = waiting.pop(); dir !== undefined; dir = waiting.pop()) await this.#update(dir, false)
-    }))
+    await Promise.all(
+      Array.from({ length: 8 }, async () => {
+        for (let dir = waiting.pop(); dir !== undefined; dir = waiting.pop()) await this.#update(dir, false)
+      }),
+    )
     this.#changed(undefined)
   }
 
   #update(dir: string, tell = true): Promise<void> {
     const earlier = this.#updating.get(dir) ?? Promise.resolve()
-    const update = earlier.then(() => this.#read(dir, tell)).finally(() => {
-      if (this.#updating.get(dir) === update) this.#updating.delete(dir)
-    })
+    const update = earlier
+      .then(() => this.#read(dir, tell))
+      .finally(() => {
+        if (this.#updating.get(dir) === update) this.#updating.delete(dir)
+      })
     this.#updating.set(dir, update)
     return update
   }
@@ -149,14 +156,16 @@ export class RunRegistry {
     entry.view = view
     this.#runs.set(dir, entry)
     // A run that is started again shows its old end for a moment, and a process that is done still has to go.
-    if (view.alive || !isOver(view.state)) entry.watcher ??= new RunReader(dir).watch(() => void this.#update(dir), { settle: 150 })
+    if (view.alive || !isOver(view.state))
+      entry.watcher ??= new RunReader(dir).watch(() => void this.#update(dir), { settle: 150 })
     else {
       entry.watcher?.dispose()
       entry.watcher = undefined
     }
     this.#options.onLive?.([...this.#runs.values()].filter((run) => !isOver(run.view.state)).map((run) => run.view.dir))
     if (tell || known === undefined) this.#changed(known === undefined ? undefined : dir)
-    if (before !== undefined && isOver(view.state) && (!isOver(before) || again)) for (const listener of this.#endListeners) listener({ view, before })
+    if (before !== undefined && isOver(view.state) && (!isOver(before) || again))
+      for (const listener of this.#endListeners) listener({ view, before })
   }
 
   #changed(dir: string | undefined): void {

@@ -20,20 +20,39 @@ export interface StartedRun extends LaunchedRun {
  * when the editor closes. Throws what is wrong with the recipe, or what the process said when it ended at once; then no
  * directory is left behind that never was a run. `secrets` go into the environment of the process only.
  */
-export async function startRun(file: string, defaults: RunDefaults, location: EngineLocation, secrets: Readonly<Record<string, string>>): Promise<StartedRun> {
+export async function startRun(
+  file: string,
+  defaults: RunDefaults,
+  location: EngineLocation,
+  secrets: Readonly<Record<string, string>>,
+): Promise<StartedRun> {
   const [{ loadRecipe }, { formatRecipe }] = await Promise.all([
-    import('../../engine/recipe/loadRecipe.ts'), import('../../engine/recipe/formatRecipe.ts'),
+    import('../../engine/recipe/loadRecipe.ts'),
+    import('../../engine/recipe/formatRecipe.ts'),
   ])
   const { recipe: written, warnings } = loadRecipe({ file, overrides: [], cwd: '/' })
   const recipe = withDefaults(written, defaults)
-  const run = RunDirectory.create(recipe.training.output_dir, recipe.training.run_name ?? basename(recipe.model.name), formatRecipe(recipe), {
-    status: { model: recipe.model.name, dataset: recipe.data.dataset ?? recipe.data.local_dataset[0] ?? null, method: recipe.training.training_type },
-  })
+  const run = RunDirectory.create(
+    recipe.training.output_dir,
+    recipe.training.run_name ?? basename(recipe.model.name),
+    formatRecipe(recipe),
+    {
+      status: {
+        model: recipe.model.name,
+        dataset: recipe.data.dataset ?? recipe.data.local_dataset[0] ?? null,
+        method: recipe.training.training_type,
+      },
+    },
+  )
   return { ...(await launch(run.dir, location, secrets)), warnings }
 }
 
 /** Starts a process on an existing run, which goes on from its newest checkpoint. */
-export function launch(dir: string, { execPath, entry, env }: EngineLocation, secrets: Readonly<Record<string, string>>): Promise<LaunchedRun> {
+export function launch(
+  dir: string,
+  { execPath, entry, env }: EngineLocation,
+  secrets: Readonly<Record<string, string>>,
+): Promise<LaunchedRun> {
   return launchRun(dir, { execPath, entry, env: { ...process.env, ...env, ...secrets } })
 }
 
@@ -41,6 +60,10 @@ function withDefaults(recipe: Recipe, { device, threads }: RunDefaults): Recipe 
   const { training } = recipe
   return {
     ...recipe,
-    training: { ...training, device: training.device === 'auto' ? device : training.device, threads: training.threads === 0 ? threads : training.threads },
+    training: {
+      ...training,
+      device: training.device === 'auto' ? device : training.device,
+      threads: training.threads === 0 ? threads : training.threads,
+    },
   }
 }

@@ -38,7 +38,14 @@ export class UnslothTasks implements vscode.TaskProvider {
 
   /** A task that measures how fast this machine trains, on a small and a usual model. */
   benchTask(folder: vscode.WorkspaceFolder): vscode.Task | undefined {
-    return this.#task({ type: taskType, task: 'bench', args: ['--shape', 'stories15m,qwen2.5-0.5b', '--tokens', '256', '--steps', '3', '--no-profile'] }, folder)
+    return this.#task(
+      {
+        type: taskType,
+        task: 'bench',
+        args: ['--shape', 'stories15m,qwen2.5-0.5b', '--tokens', '256', '--steps', '3', '--no-profile'],
+      },
+      folder,
+    )
   }
 
   #task(definition: UnslothTask, folder: vscode.WorkspaceFolder | undefined): vscode.Task | undefined {
@@ -51,8 +58,13 @@ export class UnslothTasks implements vscode.TaskProvider {
     }
     const { recipe = 'finetune.yaml', args = [] } = definition
     const alone = definition.task === 'doctor' || definition.task === 'bench'
-    const words = alone ? [definition.task, ...args] : ['finetune', recipe, ...(definition.task === 'dry-run' ? ['--dry-run'] : []), ...args]
-    const execution = new vscode.ProcessExecution(location.execPath, [location.entry, ...words], { cwd: folder.uri.fsPath, env: { ...location.env } })
+    const words = alone
+      ? [definition.task, ...args]
+      : ['finetune', recipe, ...(definition.task === 'dry-run' ? ['--dry-run'] : []), ...args]
+    const execution = new vscode.ProcessExecution(location.execPath, [location.entry, ...words], {
+      cwd: folder.uri.fsPath,
+      env: { ...location.env },
+    })
     const name = alone ? definition.task : `${definition.task} ${recipe}`
     return new vscode.Task(definition, folder, name, taskType, execution, [problemMatcher])
   }

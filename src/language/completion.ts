@@ -17,11 +17,16 @@ export async function complete(source: SourceText, position: Position, workspace
   const outline = new Outline(source)
   const cursor = cursorAt(outline, position)
   switch (cursor.kind) {
-    case 'none': return []
-    case 'version': return [{ label: '1', kind: itemKind.value, textEdit: source.edit(cursor.word, '1'),
-      detail: 'version of the recipe format' }]
-    case 'key': return keyCompletions(outline, cursor)
-    case 'value': return valueCompletions(outline, cursor, workspace)
+    case 'none':
+      return []
+    case 'version':
+      return [
+        { label: '1', kind: itemKind.value, textEdit: source.edit(cursor.word, '1'), detail: 'version of the recipe format' },
+      ]
+    case 'key':
+      return keyCompletions(outline, cursor)
+    case 'value':
+      return valueCompletions(outline, cursor, workspace)
   }
 }
 
@@ -29,12 +34,20 @@ const escapeSnippet = (text: string): string => text.replace(/[\\$}]/g, '\\$&')
 
 /** What is inserted behind `key: `, and whether the values are listed then. */
 function valueSnippet({ meta, path }: RecipeField): { text: string; suggest: boolean } {
-  const live = meta.path === 'model' || meta.path === 'dataset' || meta.path === 'checkpoint' || path === 'lora.init_adapter'
-    || path === 'data.text_column' || path === 'lora.target_modules' || path === 'lora.modules_to_save'
+  const live =
+    meta.path === 'model' ||
+    meta.path === 'dataset' ||
+    meta.path === 'checkpoint' ||
+    path === 'lora.init_adapter' ||
+    path === 'data.text_column' ||
+    path === 'lora.target_modules' ||
+    path === 'lora.modules_to_save'
   if (live || meta.kind === 'boolean' || meta.kind === 'choice' || meta.values !== undefined) return { text: '', suggest: true }
   if (meta.kind === 'mapping') return { text: '{ $0 }', suggest: false }
-  const first = typeof meta.default === 'number' || (typeof meta.default === 'string' && meta.default !== '') ? meta.default
-    : meta.examples?.[0]
+  const first =
+    typeof meta.default === 'number' || (typeof meta.default === 'string' && meta.default !== '')
+      ? meta.default
+      : meta.examples?.[0]
   const text = first === undefined || Array.isArray(first) ? '' : yamlValue(first)
   return { text: text === '' ? '$0' : `\${1:${escapeSnippet(text)}}`, suggest: false }
 }
@@ -63,30 +76,50 @@ function fieldCompletions(outline: Outline, cursor: KeyCursor, section: SectionN
   const { source } = outline
   const written = outline.children(section).filter(({ keySpan }) => keySpan.start !== cursor.word.start)
   const present = new Set(written.map(({ field }) => field?.path))
-  const items = recipeFields.filter((field) => field.section === section && !present.has(field.path)).map((field,
-    index): CompletionItem => {
-    const { text, suggest } = valueSnippet(field)
-    const said = keyText(field)
-    const body = cursor.hasColon ? field.key : `${field.key}: ${text}`
-    return {
-      label: field.key, kind: itemKind.property, detail: said.detail, documentation: said.documentation, filterText: said.filter,
-      sortText: order(index), textEdit: source.edit(cursor.word, body), insertTextFormat: snippetFormat,
-      ...(suggest && !cursor.hasColon ? { command: suggestAgain } : {}),
-    }
-  })
+  const items = recipeFields
+    .filter((field) => field.section === section && !present.has(field.path))
+    .map((field, index): CompletionItem => {
+      const { text, suggest } = valueSnippet(field)
+      const said = keyText(field)
+      const body = cursor.hasColon ? field.key : `${field.key}: ${text}`
+      return {
+        label: field.key,
+        kind: itemKind.property,
+        detail: said.detail,
+        documentation: said.documentation,
+        filterText: said.filter,
+        sortText: order(index),
+        textEdit: source.edit(cursor.word, body),
+        insertTextFormat: snippetFormat,
+        ...(suggest && !cursor.hasColon ? { command: suggestAgain } : {}),
+      }
+    })
   if (cursor.inFlow || cursor.hasColon) return items
   const fits = ({ body }: Snippet): boolean =>
     body.split('\n').every((line) => !present.has(`${section}.${line.slice(0, line.indexOf(':'))}`))
-  return [...items, ...(sectionSnippets[section] ?? []).filter(fits).map((snippet, index) =>
-    snippetItem(source, snippet, cursor.word, index, outline.rootIndent + outline.step))]
+  return [
+    ...items,
+    ...(sectionSnippets[section] ?? [])
+      .filter(fits)
+      .map((snippet, index) => snippetItem(source, snippet, cursor.word, index, outline.rootIndent + outline.step)),
+  ]
 }
 
 /** An item for several lines; the editor indents the lines that follow the first as the line they go into. */
-function snippetItem(source: SourceText, { label, detail, doc, body }: Snippet, word: Span, index: number,
-  step: number): CompletionItem {
+function snippetItem(
+  source: SourceText,
+  { label, detail, doc, body }: Snippet,
+  word: Span,
+  index: number,
+  step: number,
+): CompletionItem {
   const indented = step === 2 ? body : body.replaceAll(/^ {2}/gm, ' '.repeat(step))
   return {
-    label, kind: itemKind.snippet, detail, sortText: `z${order(index)}`, insertTextFormat: snippetFormat,
+    label,
+    kind: itemKind.snippet,
+    detail,
+    sortText: `z${order(index)}`,
+    insertTextFormat: snippetFormat,
     documentation: markdown(`${doc}\n\n\`\`\`yaml\n${expandSnippet(body).trim()}\n\`\`\``),
     textEdit: source.edit(word, indented),
   }
@@ -98,23 +131,31 @@ function topCompletions(outline: Outline, cursor: KeyCursor): CompletionItem[] {
   const items: CompletionItem[] = []
   const add = (label: string, detail: string, doc: string, body: string, suggest: boolean): void => {
     items.push({
-      label, detail, kind: itemKind.module, documentation: markdown(doc), sortText: order(items.length + 1),
-        insertTextFormat: snippetFormat,
+      label,
+      detail,
+      kind: itemKind.module,
+      documentation: markdown(doc),
+      sortText: order(items.length + 1),
+      insertTextFormat: snippetFormat,
       textEdit: source.edit(cursor.word, cursor.hasColon ? label : body),
       ...(suggest && !cursor.hasColon ? { command: suggestAgain } : {}),
     })
   }
   const empty = present.size === 0 && !cursor.inFlow
-  if (empty) wholeRecipes.forEach((snippet, index) =>
-    items.push({ ...snippetItem(source, snippet, cursor.word, index, 2), sortText: `0000${index}` }))
-  if (!present.has('version')) add('version', 'version of the recipe format', 'Version of the recipe format: 1.', 'version: 1',
-    false)
+  if (empty)
+    wholeRecipes.forEach((snippet, index) =>
+      items.push({ ...snippetItem(source, snippet, cursor.word, index, 2), sortText: `0000${index}` }),
+    )
+  if (!present.has('version'))
+    add('version', 'version of the recipe format', 'Version of the recipe format: 1.', 'version: 1', false)
   for (const name of sectionNames) {
     if (present.has(name)) continue
     const body = cursor.inFlow ? `${name}: { $0 }` : name === 'model' ? 'model: ' : `${name}:\n${' '.repeat(outline.step)}$0`
-    const keys = recipeFields.filter(({ section }) => section === name).map(({ key }) => `\`${key}\``).join(', ')
+    const keys = recipeFields
+      .filter(({ section }) => section === name)
+      .map(({ key }) => `\`${key}\``)
+      .join(', ')
     add(name, name === 'model' ? 'required' : 'section', `${sectionDocs[name]}\n\nKeys: ${keys}.`, body, true)
   }
   return items
 }
-

@@ -65,15 +65,20 @@ export function cursorAt(outline: Outline, position: Position): Cursor {
   const column = offset - start
   if (column < 0 || inComment(line, column)) return none
 
-  const flow = outline.entries.find(({ valueSpan, style, inFlow }) => !inFlow && (style === 'flow' || style === 'section')
-    && '{['.includes(source.text[valueSpan.start] ?? ' ') && isInside(outline, valueSpan, offset))
-  if (flow !== undefined) return flowCursor(outline, flow.valueSpan.start, offset,
-    flow.section === undefined ? [flow.key] : [flow.section, flow.key])
+  const flow = outline.entries.find(
+    ({ valueSpan, style, inFlow }) =>
+      !inFlow &&
+      (style === 'flow' || style === 'section') &&
+      '{['.includes(source.text[valueSpan.start] ?? ' ') &&
+      isInside(outline, valueSpan, offset),
+  )
+  if (flow !== undefined)
+    return flowCursor(outline, flow.valueSpan.start, offset, flow.section === undefined ? [flow.key] : [flow.section, flow.key])
   const opening = /^\s*\{/.exec(source.text.slice(afterMark(source.text)))
-  if (opening !== null
-    && offset >= opening[0].length) return flowCursor(outline, opening[0].length - 1 + afterMark(source.text), offset, [])
-  if (outline.entries.some((entry) =>
-    entry.style === 'block-text' && number > entry.line && number <= entry.lastLine)) return none
+  if (opening !== null && offset >= opening[0].length)
+    return flowCursor(outline, opening[0].length - 1 + afterMark(source.text), offset, [])
+  if (outline.entries.some((entry) => entry.style === 'block-text' && number > entry.line && number <= entry.lastLine))
+    return none
 
   const key = /^([ \t]*)("[^"]*"|'[^']*'|[^\s"'#[\]{},:-][^:#]*?)[ \t]*:/.exec(line)
   if (key !== null && column >= key[0].length && (line[key[0].length] === undefined || /\s/.test(line[key[0].length]!))) {
@@ -93,8 +98,10 @@ function isInside({ source, rootIndent }: Outline, span: Span, offset: number): 
   if (offset < span.end) return true
   if (closes(source.text, span)) return false
   const line = source.lineAt(offset)
-  return source.text.slice(span.end, offset).trim() === ''
-    && (line === source.lineAt(span.end) || offset - source.lineStart(line) > rootIndent)
+  return (
+    source.text.slice(span.end, offset).trim() === '' &&
+    (line === source.lineAt(span.end) || offset - source.lineStart(line) > rootIndent)
+  )
 }
 
 const closes = (text: string, { start, end }: Span): boolean => text[end - 1] === (text[start] === '{' ? '}' : ']')
@@ -108,10 +115,11 @@ function scalarAt(line: string, start: number, from: number): { word: Span; quot
     return { word: { start: start + from + 1, end: start + (closed ? end - 1 : end) }, quote: head }
   }
   let end = line.length
-  for (let at = from; at < line.length; at++) if (line[at] === '#' && /\s/.test(line[at - 1] ?? ' ')) {
-    end = at
-    break
-  }
+  for (let at = from; at < line.length; at++)
+    if (line[at] === '#' && /\s/.test(line[at - 1] ?? ' ')) {
+      end = at
+      break
+    }
   while (end > from && /\s/.test(line[end - 1]!)) end--
   return { word: { start: start + from, end: start + end }, quote: undefined }
 }
@@ -124,19 +132,33 @@ const fieldOf = (outline: Outline, number: number, indent: number, name: string)
   return owner !== undefined && isSection(owner.key) ? findField(owner.key, name) : undefined
 }
 
-function valueOfLine(outline: Outline, number: number, start: number, line: string, column: number,
-  key: RegExpExecArray): Cursor {
+function valueOfLine(
+  outline: Outline,
+  number: number,
+  start: number,
+  line: string,
+  column: number,
+  key: RegExpExecArray,
+): Cursor {
   const colon = key[0].length
   const gap = /^[ \t]*/.exec(line.slice(colon))![0].length
   const field = fieldOf(outline, number, key[1]!.length, unquote(key[2]!))
   const from = Math.min(colon + gap, Math.max(column, colon))
   const { word, quote } = scalarAt(line, start, from)
-  const inside = word.start <= start + column && start + column <= word.end ? word
-    : { start: start + column, end: start + column }
+  const inside =
+    word.start <= start + column && start + column <= word.end ? word : { start: start + column, end: start + column }
   if (field === 'version') return { kind: 'version', word: inside }
   if (field === undefined) return none
-  return { kind: 'value', field, word: inside, quote, item: undefined, needsDash: false,
-    needsSpace: gap === 0 && column === colon, others: [] }
+  return {
+    kind: 'value',
+    field,
+    word: inside,
+    quote,
+    item: undefined,
+    needsDash: false,
+    needsSpace: gap === 0 && column === colon,
+    others: [],
+  }
 }
 
 /** The field whose list the lines below it are. */
@@ -146,19 +168,39 @@ function listOwner(outline: Outline, number: number, indent: number): Entry | un
   return above.style === 'block-list' || above.style === 'empty' || above.line === number - 1 ? above : undefined
 }
 
-function itemOfLine(outline: Outline, number: number, start: number, line: string, column: number,
-  item: RegExpExecArray): Cursor {
+function itemOfLine(
+  outline: Outline,
+  number: number,
+  start: number,
+  line: string,
+  column: number,
+  item: RegExpExecArray,
+): Cursor {
   const owner = listOwner(outline, number, item[1]!.length)
   if (owner?.field === undefined) return none
   const { word, quote } = scalarAt(line, start, item[0].length)
   const here = word.start <= start + column && start + column <= word.end ? word : { start: start + column, end: start + column }
   const others = owner.items.filter(({ span }) => span.end < here.start || span.start > here.end).map(({ value }) => value)
-  return { kind: 'value', field: owner.field, word: here, quote, item: 'block', needsDash: false,
-    needsSpace: line[column - 1] === '-', others }
+  return {
+    kind: 'value',
+    field: owner.field,
+    word: here,
+    quote,
+    item: 'block',
+    needsDash: false,
+    needsSpace: line[column - 1] === '-',
+    others,
+  }
 }
 
-function keyOfLine(outline: Outline, number: number, start: number, line: string, column: number,
-  key: RegExpExecArray | null): Cursor {
+function keyOfLine(
+  outline: Outline,
+  number: number,
+  start: number,
+  line: string,
+  column: number,
+  key: RegExpExecArray | null,
+): Cursor {
   const { source } = outline
   const word = wordAround(source.text, start + column, start, start + line.length)
   if (line.slice(0, word.start - start).trim() !== '') return none
@@ -166,15 +208,27 @@ function keyOfLine(outline: Outline, number: number, start: number, line: string
   const before = outline.entries.findLast((entry) => entry.line < number && !entry.inFlow)
   const hasColon = key !== null
   // A line further in than a key without a value holds that value.
-  if (!hasColon && before?.field !== undefined && indent > before.indent
-    && (before.style === 'empty' || before.style === 'block-list')) {
+  if (
+    !hasColon &&
+    before?.field !== undefined &&
+    indent > before.indent &&
+    (before.style === 'empty' || before.style === 'block-list')
+  ) {
     const isList = before.field.meta.kind === 'list'
-    return { kind: 'value', field: before.field, word, quote: undefined, item: isList ? 'block' : undefined, needsDash: isList,
+    return {
+      kind: 'value',
+      field: before.field,
+      word,
+      quote: undefined,
+      item: isList ? 'block' : undefined,
+      needsDash: isList,
       needsSpace: false,
-      others: before.items.map(({ value }) => value) }
+      others: before.items.map(({ value }) => value),
+    }
   }
   if (indent <= outline.rootIndent || outline.entries.length === 0) {
-    return indent > 0 && outline.entries.length > 0 && indent < outline.rootIndent ? none
+    return indent > 0 && outline.entries.length > 0 && indent < outline.rootIndent
+      ? none
       : { kind: 'key', section: undefined, word, hasColon, inFlow: false, indent }
   }
   const owner = outline.entries.findLast((entry) => entry.parent === undefined && entry.line < number)
@@ -225,7 +279,7 @@ function flowCursor(outline: Outline, start: number, offset: number, path: reado
   if (top === undefined) return none
   const keys = [...path, ...stack.map((frame) => frame.key).filter((key) => key !== undefined)]
   const gap = /^\s*/.exec(text.slice(token, offset))![0].length
-  const quote = text[token + gap] === '"' || text[token + gap] === "'" ? text[token + gap] as '"' | "'" : undefined
+  const quote = text[token + gap] === '"' || text[token + gap] === "'" ? (text[token + gap] as '"' | "'") : undefined
   if (top.open === '{' && top.key === undefined) {
     const [section] = keys
     if (keys.length > 1 || (section !== undefined && !isSection(section))) return none
@@ -234,8 +288,12 @@ function flowCursor(outline: Outline, start: number, offset: number, path: reado
     return { kind: 'key', section: section, word, hasColon, inFlow: true, indent: 0 }
   }
   const [section, name] = keys
-  const field = section === 'model' && name === undefined ? findField('model', 'name')
-    : section !== undefined && isSection(section) && name !== undefined ? findField(section, name) : undefined
+  const field =
+    section === 'model' && name === undefined
+      ? findField('model', 'name')
+      : section !== undefined && isSection(section) && name !== undefined
+        ? findField(section, name)
+        : undefined
   if (section === 'version' && name === undefined) return { kind: 'version', word: wordAround(text, offset, token, text.length) }
   if (field === undefined) return none
   // A value may go on over several lines; what is replaced stands on the line of the cursor.
@@ -245,8 +303,17 @@ function flowCursor(outline: Outline, start: number, offset: number, path: reado
   const end = Math.min(offset + (quote === undefined ? rest.trimEnd().length : rest.length), outline.source.lineEnd(line))
   const word = { start: Math.min(from, offset), end: Math.max(offset, end) }
   const owner = outline.at(offset)
-  const others = (owner?.items ?? []).filter(({ span }) => span.end < word.start || span.start > word.end).map(({ value }) =>
-    value)
-  return { kind: 'value', field, word, quote, item: top.open === '[' ? 'flow' : undefined, needsDash: false,
-    needsSpace: text[token - 1] === ':' && gap === 0 && quote === undefined, others }
+  const others = (owner?.items ?? [])
+    .filter(({ span }) => span.end < word.start || span.start > word.end)
+    .map(({ value }) => value)
+  return {
+    kind: 'value',
+    field,
+    word,
+    quote,
+    item: top.open === '[' ? 'flow' : undefined,
+    needsDash: false,
+    needsSpace: text[token - 1] === ':' && gap === 0 && quote === undefined,
+    others,
+  }
 }

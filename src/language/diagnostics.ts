@@ -11,8 +11,17 @@ export const severity = { error: 1, warning: 2, information: 3, hint: 4 } as con
 
 /** Problems that only the world around the recipe has. */
 export type WorldCode =
-  | 'file_missing' | 'model_missing' | 'model_invalid' | 'dataset_format' | 'column_missing' | 'target_missing' | 'layer_range'
-  | 'sequence_length' | 'data_truncated' | 'memory' | 'device_missing'
+  | 'file_missing'
+  | 'model_missing'
+  | 'model_invalid'
+  | 'dataset_format'
+  | 'column_missing'
+  | 'target_missing'
+  | 'layer_range'
+  | 'sequence_length'
+  | 'data_truncated'
+  | 'memory'
+  | 'device_missing'
 
 export type ProblemCode = RecipeIssue['code'] | WorldCode | 'foreign'
 
@@ -41,9 +50,14 @@ export interface SchemaDiagnosis {
 const source = 'unsloth'
 
 /** Makes a diagnostic at a place of the text. */
-export function problem(text: SourceText, span: { readonly start: number; readonly end: number }, level: 1 | 2 | 3 | 4,
-  code: ProblemCode, message: string,
-  data: ProblemData): RecipeProblem {
+export function problem(
+  text: SourceText,
+  span: { readonly start: number; readonly end: number },
+  level: 1 | 2 | 3 | 4,
+  code: ProblemCode,
+  message: string,
+  data: ProblemData,
+): RecipeProblem {
   return { range: text.range(span), severity: level, code, source, message, data }
 }
 
@@ -62,10 +76,18 @@ function located(text: SourceText, issue: LocatedIssue, at: (place: Place) => nu
   let end = Math.max(start, at(issue.range.end))
   // An empty range would show nothing: it takes the rest of the word.
   if (end === start) end = start + (/^[^\s:,\]}]+/.exec(text.text.slice(start, start + 200))?.[0].length ?? 0)
-  return problem(text, { start, end }, issue.severity === 'error' ? severity.error : severity.warning, issue.code, inWords(issue),
+  return problem(
+    text,
+    { start, end },
+    issue.severity === 'error' ? severity.error : severity.warning,
+    issue.code,
+    inWords(issue),
     {
-    path: issue.path, ...(issue.template === undefined ? {} : { template: issue.template }), ...(issue.suggestion === undefined ? {} : { suggestion: issue.suggestion }),
-  })
+      path: issue.path,
+      ...(issue.template === undefined ? {} : { template: issue.template }),
+      ...(issue.suggestion === undefined ? {} : { suggestion: issue.suggestion }),
+    },
+  )
 }
 
 /** Problems that the text has by itself: syntax, keys, types, ranges, rules between keys, what is not available yet. */

@@ -18,8 +18,11 @@ export function yamlValue(value: unknown): string {
 
 const plainScalar = /^[^\s\-?:,[\]{}#&*!|>'"%@`~][^#:\r\n,[\]{}]*$|^[-./~][\w./\\-]*$/
 /** What YAML, or the schema, reads as something else than text. */
-const otherType = new RegExp('^(?:true|false|yes|no|on|off|null|none|~|[-+]?[\\d._]+(?:e[-+]?\\d+)?|0x[\\da-f]+|0o[0-7]+'
-  + '|[-+]?\\.(?:inf|nan)|-+|\\.{3})$', 'i')
+const otherType = new RegExp(
+  '^(?:true|false|yes|no|on|off|null|none|~|[-+]?[\\d._]+(?:e[-+]?\\d+)?|0x[\\da-f]+|0o[0-7]+' +
+    '|[-+]?\\.(?:inf|nan)|-+|\\.{3})$',
+  'i',
+)
 
 /** A text as YAML reads it back unchanged: with quotes where it would otherwise mean something else. */
 export function quoteIfNeeded(text: string): string {
@@ -60,7 +63,11 @@ export function fieldMarkdown({ path, meta }: RecipeField, title = true): string
   parts.push(t(meta.doc))
   if (meta.effect !== undefined) parts.push(`**${t('Effect')}:** ${t(meta.effect)}`)
   if (meta.values !== undefined) {
-    parts.push(valueEntries(meta).map(([name, text]) => `- \`${name}\`: ${t(text)}`).join('\n'))
+    parts.push(
+      valueEntries(meta)
+        .map(([name, text]) => `- \`${name}\`: ${t(text)}`)
+        .join('\n'),
+    )
   }
   const examples = meta.examples?.map((value) => `\`${yamlValue(value)}\``).join(', ')
   if (examples !== undefined) parts.push(`**${t('Examples')}:** ${examples}`)

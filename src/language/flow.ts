@@ -64,7 +64,7 @@ export function scanFlow(text: string, start: number): FlowScan {
     while (at < text.length) {
       const char = text[at]!
       if (',[]{}\n\r'.includes(char)) break
-      if (char === ':' && isKey && (/[\s,[\]{}]/.test(text[at + 1] ?? ' '))) break
+      if (char === ':' && isKey && /[\s,[\]{}]/.test(text[at + 1] ?? ' ')) break
       if (char === '#' && /\s/.test(text[at - 1] ?? '')) break
       at++
     }
@@ -102,8 +102,8 @@ export function scanFlow(text: string, start: number): FlowScan {
         valueSpan = { start: at, end: at }
         if (skip() && !',}]'.includes(text[at]!)) valueSpan = value(depth, true)
       }
-      if (keySpan.end > keySpan.start) pairs.push({ depth, key: unquote(text.slice(keySpan.start, keySpan.end)), keySpan,
-        valueSpan })
+      if (keySpan.end > keySpan.start)
+        pairs.push({ depth, key: unquote(text.slice(keySpan.start, keySpan.end)), keySpan, valueSpan })
       if (!more) return false
     }
     return false

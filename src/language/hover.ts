@@ -42,11 +42,14 @@ async function valueText({ field }: Entry, text: string, workspace: Workspace): 
   if (meta.path === 'dataset') return datasetText(text, workspace)
   const doc = meta.values?.[text] ?? meta.values?.[text.toLowerCase()]
   if (doc !== undefined) {
-    const missing = meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true
-      ? `\n\n**${t('Availability')}:** ${t(meta.availability.note)}.` : ''
+    const missing =
+      meta.availability?.applies(meta.kind === 'list' ? [text] : text) === true
+        ? `\n\n**${t('Availability')}:** ${t(meta.availability.note)}.`
+        : ''
     return `\`${text}\`: ${t(doc)}${missing}`
   }
-  if (meta.series !== undefined && new RegExp(meta.series.pattern, 'i').test(text)) return deviceText(text, t(meta.series.doc), workspace)
+  if (meta.series !== undefined && new RegExp(meta.series.pattern, 'i').test(text))
+    return deviceText(text, t(meta.series.doc), workspace)
   const synonym = meta.synonyms?.[text.toLowerCase()]
   if (synonym !== undefined) return t('`{0}` is another spelling of `{1}`.', text, yamlValue(synonym))
   return path === 'lora.target_modules' || path === 'lora.modules_to_save' ? undefined : fieldMarkdown(field!)
@@ -64,9 +67,14 @@ async function modelText(name: string, workspace: Workspace): Promise<string> {
   const { architecture, parameters, layers, hidden, context, vocabulary, targetModules } = facts.value
   return [
     `**${name}** — ${architecture}`,
-    [[t('Parameters'), formatCompact(parameters)], [t('Layers'), `${layers} × ${formatCount(hidden)}`],
+    [
+      [t('Parameters'), formatCompact(parameters)],
+      [t('Layers'), `${layers} × ${formatCount(hidden)}`],
       [t('Context'), t('{0} tokens', formatCount(context))],
-      [t('Vocabulary'), formatCount(vocabulary)]].map(([label, value]) => `- ${label}: ${value}`).join('\n'),
+      [t('Vocabulary'), formatCount(vocabulary)],
+    ]
+      .map(([label, value]) => `- ${label}: ${value}`)
+      .join('\n'),
     t('Layers for adapters: {0}', targetModules.map((module) => `\`${module}\``).join(', ')),
   ].join('\n\n')
 }
@@ -78,7 +86,15 @@ async function datasetText(name: string, workspace: Workspace): Promise<string> 
   if (columns.length === 0 && problem === undefined) return `**${name}** — ${formatBytes(bytes)}`
   return [
     `**${name}** — ${formatBytes(bytes)}, ${exact ? t('{0} rows', formatCount(rows)) : t('about {0} rows', formatCount(rows))}`,
-    t('Columns: {0}', columns.length === 0 ? t('none found') : columns.slice(0, 30).map((column) => `\`${column}\``).join(', ')),
+    t(
+      'Columns: {0}',
+      columns.length === 0
+        ? t('none found')
+        : columns
+            .slice(0, 30)
+            .map((column) => `\`${column}\``)
+            .join(', '),
+    ),
     t('Format: {0}', format === undefined ? (problem ?? t('unknown')) : `\`${format}\``),
   ].join('\n\n')
 }

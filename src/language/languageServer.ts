@@ -1,8 +1,13 @@
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { TextDocument } from 'vscode-languageserver-textdocument'
-import { TextDocuments, TextDocumentSyncKind, type Connection, type InitializeParams,
-  type InitializeResult } from 'vscode-languageserver/node'
+import {
+  TextDocuments,
+  TextDocumentSyncKind,
+  type Connection,
+  type InitializeParams,
+  type InitializeResult,
+} from 'vscode-languageserver/node'
 import { codeActions, fixAll, actionKinds } from './quickFixes.ts'
 import { serverMessages } from './commands.ts'
 import { complete, triggerCharacters } from './completion.ts'
@@ -63,19 +68,27 @@ export class LanguageServer {
     documents.onDidChangeContent(({ document }) => this.check(document.uri))
     documents.onDidClose(({ document }) => this.close(document.uri))
     connection.onCompletion(({ textDocument, position }) =>
-      this.answer(textDocument.uri, [], ({ source }, workspace) => complete(source, position, workspace)))
+      this.answer(textDocument.uri, [], ({ source }, workspace) => complete(source, position, workspace)),
+    )
     connection.onHover(({ textDocument, position }) =>
-      this.answer(textDocument.uri, null, ({ source }, workspace) => hover(source, position, workspace)))
+      this.answer(textDocument.uri, null, ({ source }, workspace) => hover(source, position, workspace)),
+    )
     connection.onCodeLens(({ textDocument }) =>
-      this.answer(textDocument.uri, [], ({ schema }, workspace) => codeLenses(textDocument.uri, schema.recipe, workspace)))
+      this.answer(textDocument.uri, [], ({ schema }, workspace) => codeLenses(textDocument.uri, schema.recipe, workspace)),
+    )
     connection.languages.inlayHint.on(({ textDocument, range }) =>
-      this.answer(textDocument.uri, [], ({ outline, schema }, workspace) => inlayHints(outline, schema.recipe, workspace, range)))
+      this.answer(textDocument.uri, [], ({ outline, schema }, workspace) => inlayHints(outline, schema.recipe, workspace, range)),
+    )
     connection.onDocumentSymbol(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => documentSymbols(source)))
     connection.onFoldingRanges(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => foldingRanges(source)))
     connection.onDocumentFormatting(({ textDocument }) => this.answer(textDocument.uri, [], ({ source }) => formatEdits(source)))
-    connection.onCodeAction(({ textDocument: { uri }, range, context }) => this.answer(uri, [], ({ source }) =>
-      context.only?.some((kind) => kind.startsWith('source')) === true ? this.fixAll(uri, source)
-        : codeActions(source, uri, range, context.diagnostics)))
+    connection.onCodeAction(({ textDocument: { uri }, range, context }) =>
+      this.answer(uri, [], ({ source }) =>
+        context.only?.some((kind) => kind.startsWith('source')) === true
+          ? this.fixAll(uri, source)
+          : codeActions(source, uri, range, context.diagnostics),
+      ),
+    )
     connection.onDidChangeWatchedFiles(() => this.refresh())
     connection.onNotification(serverMessages.devices, ({ devices }: { devices: readonly FoundDevice[] | null }) => {
       this.world?.setDevices(devices ?? undefined)
@@ -91,11 +104,14 @@ export class LanguageServer {
     const options = (initializationOptions ?? {}) as { hubCache?: string; translations?: Readonly<Record<string, string>> }
     useTranslations(options.translations ?? {})
     const roots = (workspaceFolders ?? []).map(({ uri }) => pathOf(uri)).filter((path) => path !== undefined)
-    this.world = new World({ roots, background: this.background,
-      ...(options.hubCache === undefined ? {} : { hubCache: options.hubCache }) })
+    this.world = new World({
+      roots,
+      background: this.background,
+      ...(options.hubCache === undefined ? {} : { hubCache: options.hubCache }),
+    })
     this.refreshes = {
       lenses: capabilities.workspace?.codeLens?.refreshSupport === true,
-        hints: capabilities.workspace?.inlayHint?.refreshSupport === true,
+      hints: capabilities.workspace?.inlayHint?.refreshSupport === true,
     }
     if (capabilities.workspace?.workspaceFolders === true) this.connection.onInitialized(() => this.watchFolders())
     return {
@@ -118,9 +134,12 @@ export class LanguageServer {
   private watchFolders(): void {
     this.world?.warmUp()
     this.connection.workspace.onDidChangeWorkspaceFolders(() => {
-      void this.connection.workspace.getWorkspaceFolders().then((folders) => {
-        this.world?.setRoots((folders ?? []).map(({ uri }) => pathOf(uri)).filter((path) => path !== undefined))
-      }, () => undefined)
+      void this.connection.workspace.getWorkspaceFolders().then(
+        (folders) => {
+          this.world?.setRoots((folders ?? []).map(({ uri }) => pathOf(uri)).filter((path) => path !== undefined))
+        },
+        () => undefined,
+      )
     })
   }
 
@@ -132,8 +151,10 @@ export class LanguageServer {
     if (known?.version === document.version) return known
     const source = new SourceText(document.getText())
     const opened: Opened = {
-      version: document.version, source, outline: new Outline(source),
-        schema: diagnoseSchema(source, pathOf(uri) ?? 'finetune.yaml'),
+      version: document.version,
+      source,
+      outline: new Outline(source),
+      schema: diagnoseSchema(source, pathOf(uri) ?? 'finetune.yaml'),
     }
     this.opened.set(uri, opened)
     return opened
@@ -157,14 +178,22 @@ export class LanguageServer {
   private fixAll(uri: string, source: SourceText) {
     const text = fixAll(source.text, (current) => diagnoseSchema(current, pathOf(uri) ?? 'finetune.yaml').problems, applyEdits)
     if (text === source.text) return []
-    return [{ title: t('Fix all problems that have one answer'), kind: 'source.fixAll',
-      edit: { changes: { [uri]: [source.edit({ start: 0, end: source.text.length }, text)] } } }]
+    return [
+      {
+        title: t('Fix all problems that have one answer'),
+        kind: 'source.fixAll',
+        edit: { changes: { [uri]: [source.edit({ start: 0, end: source.text.length }, text)] } },
+      },
+    ]
   }
 
   /** Checks a text soon: at first what it says itself, then what the world says to it. */
   private check(uri: string): void {
     clearTimeout(this.timers.get(uri))
-    this.timers.set(uri, setTimeout(() => void this.publish(uri), settle))
+    this.timers.set(
+      uri,
+      setTimeout(() => void this.publish(uri), settle),
+    )
   }
 
   private async publish(uri: string): Promise<void> {
@@ -180,7 +209,7 @@ export class LanguageServer {
       // What the text says does not wait for a slow disk; but when both come at once, they come together and nothing flickers.
       const slow = setTimeout(() => send(schema.problems), patience)
       try {
-        send([...schema.problems, ...await world])
+        send([...schema.problems, ...(await world)])
       } catch (error) {
         send(schema.problems)
         throw error

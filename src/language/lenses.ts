@@ -19,10 +19,15 @@ export function memoryTitle({ totalBytes, freeBytes, deviceBytes }: RecipePlan):
 /** What can be done with a recipe, above its first line. `recipe` is null while it has errors. */
 export async function codeLenses(uri: string, recipe: Recipe | null, workspace: Workspace): Promise<CodeLens[]> {
   const range = { start: { line: 0, character: 0 }, end: { line: 0, character: 0 } }
-  const lens = (title: string, command: string, ...args: unknown[]): CodeLens =>
-    ({ range, command: { title, command, arguments: [uri, ...args] } })
-  const lenses = [lens(t('▶ Fine-tune'), lensCommands.fineTune), lens(t('Dry run'), lensCommands.dryRun),
-    lens(t('Preview data'), lensCommands.previewData)]
+  const lens = (title: string, command: string, ...args: unknown[]): CodeLens => ({
+    range,
+    command: { title, command, arguments: [uri, ...args] },
+  })
+  const lenses = [
+    lens(t('▶ Fine-tune'), lensCommands.fineTune),
+    lens(t('Dry run'), lensCommands.dryRun),
+    lens(t('Preview data'), lensCommands.previewData),
+  ]
   if (recipe === null) return lenses
   const [tokens, checkpoints] = await Promise.all([workspace.tokens(recipe), workspace.checkpoints(recipe.training.output_dir)])
   const plan = await workspace.plan(recipe, lengthsOf(tokens))
@@ -32,11 +37,17 @@ export async function codeLenses(uri: string, recipe: Recipe | null, workspace: 
     lenses.push(lens(memoryTitle(plan.value), lensCommands.showMemoryPlan, plan.value))
     if (time !== undefined) lenses.push(lens(time, lensCommands.showMemoryPlan, plan.value))
   }
-  const newest = checkpoints.filter(({ resumable }) => resumable).sort((a, b) =>
-    (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
+  const newest = checkpoints
+    .filter(({ resumable }) => resumable)
+    .sort((a, b) => (a.createdAt < b.createdAt ? 1 : a.createdAt > b.createdAt ? -1 : b.step - a.step))[0]
   if (newest !== undefined) {
-    lenses.push(lens(t('Resume step {0}', formatCount(newest.step)), lensCommands.resumeRun,
-      { run: newest.runDirectory, checkpoint: newest.path, step: newest.step }))
+    lenses.push(
+      lens(t('Resume step {0}', formatCount(newest.step)), lensCommands.resumeRun, {
+        run: newest.runDirectory,
+        checkpoint: newest.path,
+        step: newest.step,
+      }),
+    )
   }
   return lenses
 }

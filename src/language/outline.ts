@@ -1,6 +1,6 @@
 import { findField, isSection, type RecipeField, type SectionName } from '#shared/recipe.ts'
 import { quotedEnd, scanFlow, unquote, type FlowPair } from './flow.ts'
-import type { SourceText} from './text.ts';
+import type { SourceText } from './text.ts'
 import { afterMark, type Span } from './text.ts'
 
 /** One key of the text with its value, read leniently: it is there while the document is half typed. */
@@ -38,8 +38,10 @@ type Mutable<T> = { -readonly [K in keyof T]: T[K] }
 type Draft = Mutable<Omit<Entry, 'items'>> & { items: Item[] }
 
 /** Indentation, key and colon of a line; a key may be in quotes and may contain spaces. */
-const keyPattern = new RegExp('^([ \\t]*)("(?:[^"\\\\]|\\\\.)*"|\'(?:[^\']|\'\')*\'|[^\\s"\'#\\-[\\]{},&*!|>%@`?:][^:#]*?'
-  + '|-(?=[^\\s:])[^:#]*?|<<)[ \\t]*:(?=[ \\t]|$)')
+const keyPattern = new RegExp(
+  "^([ \\t]*)(\"(?:[^\"\\\\]|\\\\.)*\"|'(?:[^']|'')*'|[^\\s\"'#\\-[\\]{},&*!|>%@`?:][^:#]*?" +
+    '|-(?=[^\\s:])[^:#]*?|<<)[ \\t]*:(?=[ \\t]|$)',
+)
 const itemPattern = /^([ \t]*)-(?:[ \t]+|$)/
 
 /** Where the value of a line ends: before a comment and white space at the end. */
@@ -103,23 +105,25 @@ export class Outline {
   list(path: string): string[] {
     const entry = this.find(path)
     if (entry === undefined) return []
-    if (entry.style === 'block-list'
-      || entry.style === 'flow') return entry.items.map(({ value }) => value).filter((value) => value !== '')
+    if (entry.style === 'block-list' || entry.style === 'flow')
+      return entry.items.map(({ value }) => value).filter((value) => value !== '')
     return entry.value === '' ? [] : [entry.value]
   }
 
   /** The entry whose key or value is at an offset. */
   at(offset: number): Entry | undefined {
-    return this.entries.findLast(({ keySpan, valueSpan, items }) => inside(keySpan, offset) || inside(valueSpan, offset)
-      || items.some(({ span }) => inside(span, offset)))
+    return this.entries.findLast(
+      ({ keySpan, valueSpan, items }) =>
+        inside(keySpan, offset) || inside(valueSpan, offset) || items.some(({ span }) => inside(span, offset)),
+    )
   }
 
   /** The entry written at a place of the document, as issues name it. */
   atPath(path: readonly (string | number)[]): Entry | undefined {
     const [first, second] = path
     if (typeof first !== 'string') return undefined
-    const nested = typeof second === 'string' ? this.entries.find(({ parent, key }) => parent === first && key === second)
-      : undefined
+    const nested =
+      typeof second === 'string' ? this.entries.find(({ parent, key }) => parent === first && key === second) : undefined
     return nested ?? (second === undefined ? this.section(first) : undefined)
   }
 
@@ -164,12 +168,18 @@ class Scanner {
     const items = text.startsWith('[') ? scanFlow(source.text, pair.valueSpan.start).items : []
     const line = source.lineAt(pair.keySpan.start)
     const entry: Draft = {
-      ...this.meaning(pair.key, parent, !nested), key: pair.key, keySpan: pair.keySpan, valueSpan: pair.valueSpan,
+      ...this.meaning(pair.key, parent, !nested),
+      key: pair.key,
+      keySpan: pair.keySpan,
+      valueSpan: pair.valueSpan,
       value: text.startsWith('{') || text.startsWith('[') ? text : unquote(text),
       items: items.map((span) => ({ span, value: unquote(source.text.slice(span.start, span.end)) })),
-      style: text === '' ? 'empty'
-        : nested && parent === undefined ? 'section' : nested || text.startsWith('[') ? 'flow' : 'plain',
-      indent: pair.keySpan.start - source.lineStart(line), line, lastLine: source.lineAt(pair.valueSpan.end), inFlow: true,
+      style:
+        text === '' ? 'empty' : nested && parent === undefined ? 'section' : nested || text.startsWith('[') ? 'flow' : 'plain',
+      indent: pair.keySpan.start - source.lineStart(line),
+      line,
+      lastLine: source.lineAt(pair.valueSpan.end),
+      inFlow: true,
     }
     this.entries.push(entry)
     return entry
@@ -177,8 +187,12 @@ class Scanner {
 
   private meaning(key: string, parent: Draft | undefined, scalar: boolean): Pick<Draft, 'section' | 'parent' | 'field'> {
     const section = parent !== undefined && isSection(parent.key) ? parent.key : undefined
-    const field = section !== undefined ? findField(section, key)
-      : parent === undefined && key === 'model' && scalar ? findField('model', 'name') : undefined
+    const field =
+      section !== undefined
+        ? findField(section, key)
+        : parent === undefined && key === 'model' && scalar
+          ? findField('model', 'name')
+          : undefined
     return { section, parent: parent?.key, field }
   }
 
@@ -215,9 +229,13 @@ class Scanner {
     const key = unquote(match[2]!)
     const body = this.value(number, start, line, valueFrom, indent)
     const entry: Draft = {
-      ...this.meaning(key, parent, body.style !== 'section' && body.style !== 'empty'), key,
-        keySpan: { start: start + indent, end: keyEnd },
-      ...body, indent, line: number, inFlow: false,
+      ...this.meaning(key, parent, body.style !== 'section' && body.style !== 'empty'),
+      key,
+      keySpan: { start: start + indent, end: keyEnd },
+      ...body,
+      indent,
+      line: number,
+      inFlow: false,
     }
     this.entries.push(entry)
     if (rooted) {
@@ -239,8 +257,13 @@ class Scanner {
     return entry.lastLine + 1
   }
 
-  private value(number: number, start: number, line: string, from: number, indent: number):
-  Pick<Draft, 'valueSpan' | 'value' | 'items' | 'style' | 'lastLine'> {
+  private value(
+    number: number,
+    start: number,
+    line: string,
+    from: number,
+    indent: number,
+  ): Pick<Draft, 'valueSpan' | 'value' | 'items' | 'style' | 'lastLine'> {
     const { source } = this
     const head = line[from]
     const at = start + from
@@ -257,20 +280,34 @@ class Scanner {
         if (/^[ \t]*/.exec(text)![0].length <= indent) break
         last = next
       }
-      return { valueSpan: { start: at, end: source.lineEnd(last) }, value: source.text.slice(at, source.lineEnd(last)), items: [],
-        style: 'block-text', lastLine: last }
+      return {
+        valueSpan: { start: at, end: source.lineEnd(last) },
+        value: source.text.slice(at, source.lineEnd(last)),
+        items: [],
+        style: 'block-text',
+        lastLine: last,
+      }
     }
     if (head === '{' || head === '[') {
       const { end, items } = scanFlow(source.text, at)
       let stop = end
       while (stop > at && /\s/.test(source.text[stop - 1]!)) stop--
-      return { valueSpan: { start: at, end: stop }, value: source.text.slice(at, stop), style: 'flow',
+      return {
+        valueSpan: { start: at, end: stop },
+        value: source.text.slice(at, stop),
+        style: 'flow',
         lastLine: source.lineAt(stop),
-        items: items.map((span) => ({ span, value: unquote(source.text.slice(span.start, span.end)) })) }
+        items: items.map((span) => ({ span, value: unquote(source.text.slice(span.start, span.end)) })),
+      }
     }
     const end = scalarEnd(line, from)
-    return { valueSpan: { start: at, end: start + end }, value: unquote(line.slice(from, end)), items: [], style: 'plain',
-      lastLine: number }
+    return {
+      valueSpan: { start: at, end: start + end },
+      value: unquote(line.slice(from, end)),
+      items: [],
+      style: 'plain',
+      lastLine: number,
+    }
   }
 
   /** A line without a key of its own: an item of a list, or more of the value above. */
@@ -284,8 +321,10 @@ class Scanner {
       last.style = 'block-list'
       const from = item[0].length
       const end = scalarEnd(line, from)
-      last.items.push({ span: { start: start + from, end: Math.max(start + from, start + end) },
-        value: unquote(line.slice(from, end)) })
+      last.items.push({
+        span: { start: start + from, end: Math.max(start + from, start + end) },
+        value: unquote(line.slice(from, end)),
+      })
     } else if (last.style === 'empty' && last.field !== undefined) {
       const from = /\S/.exec(line)!.index
       const end = scalarEnd(line, from)

@@ -16,7 +16,8 @@ ${training}`
 /** Whole recipes, for an empty file. */
 export const wholeRecipes: readonly Snippet[] = [
   {
-    label: 'recipe: LoRA', detail: 'fine-tune an adapter',
+    label: 'recipe: LoRA',
+    detail: 'fine-tune an adapter',
     doc: 'Trains a small adapter; the model stays as it is. The right start for most uses.',
     body: `${head(`  max_seq_length: \${3:2048}
   num_epochs: \${4:1}
@@ -31,7 +32,8 @@ save:
 $0`,
   },
   {
-    label: 'recipe: chat', detail: 'LoRA on conversations, answers only',
+    label: 'recipe: chat',
+    detail: 'LoRA on conversations, answers only',
     doc: 'Trains on the answers of conversations through the chat template of the model, with evaluation on rows held out.',
     body: `${head(`  max_seq_length: \${3:2048}
   num_epochs: \${4:1}
@@ -48,7 +50,8 @@ save:
 $0`,
   },
   {
-    label: 'recipe: QLoRA', detail: 'adapter on 4-bit weights, for large models',
+    label: 'recipe: QLoRA',
+    detail: 'adapter on 4-bit weights, for large models',
     doc: 'As LoRA, with the frozen weights in 4 bits: a quarter of the memory.',
     body: `${head(`  load_in_4bit: true
   max_seq_length: \${3:2048}
@@ -64,7 +67,8 @@ save:
 $0`,
   },
   {
-    label: 'recipe: full fine-tune', detail: 'train every weight, for small models',
+    label: 'recipe: full fine-tune',
+    detail: 'train every weight, for small models',
     doc: 'Trains all weights; about 16 bytes of memory for each parameter.',
     body: `${head(`  training_type: full
   max_seq_length: \${3:2048}
@@ -77,7 +81,8 @@ $0`,
 $0`,
   },
   {
-    label: 'recipe: short trial', detail: '20 steps, to see that everything works',
+    label: 'recipe: short trial',
+    detail: '20 steps, to see that everything works',
     doc: 'A few steps on the first rows: shows in a minute whether model, data and memory fit together.',
     body: `version: 1
 model: \${1:stories260k}
@@ -99,30 +104,37 @@ $0`,
 export const sectionSnippets: Readonly<Record<string, readonly Snippet[]>> = {
   training: [
     {
-      label: 'checkpoints', detail: 'save_steps and save_total_limit',
-        doc: 'Writes checkpoints to resume from, and keeps the latest.',
+      label: 'checkpoints',
+      detail: 'save_steps and save_total_limit',
+      doc: 'Writes checkpoints to resume from, and keeps the latest.',
       body: 'save_steps: ${1:100}\nsave_total_limit: ${2:3}',
     },
     {
-      label: 'cosine schedule', detail: 'lr_scheduler_type with warm-up',
-        doc: 'Warm-up over 3 % of the steps, then half a cosine to 0.',
+      label: 'cosine schedule',
+      detail: 'lr_scheduler_type with warm-up',
+      doc: 'Warm-up over 3 % of the steps, then half a cosine to 0.',
       body: 'lr_scheduler_type: cosine\nwarmup_ratio: ${1:0.03}',
     },
   ],
   lora: [
     {
-      label: 'all linear layers', detail: 'target_modules: all-linear', doc: 'An adapter on every linear layer of the model.',
+      label: 'all linear layers',
+      detail: 'target_modules: all-linear',
+      doc: 'An adapter on every linear layer of the model.',
       body: 'target_modules: all-linear',
     },
     {
-      label: 'new language', detail: 'modules_to_save',
-        doc: 'Trains the embedding and the head along: for new words or a new language.',
+      label: 'new language',
+      detail: 'modules_to_save',
+      doc: 'Trains the embedding and the head along: for new words or a new language.',
       body: 'modules_to_save: [embed_tokens, lm_head]',
     },
   ],
   data: [
     {
-      label: 'evaluation', detail: 'eval_split', doc: 'Holds rows out of training and measures the loss on them.',
+      label: 'evaluation',
+      detail: 'eval_split',
+      doc: 'Holds rows out of training and measures the loss on them.',
       body: 'eval_split: ${1:0.05}',
     },
   ],
@@ -130,5 +142,8 @@ export const sectionSnippets: Readonly<Record<string, readonly Snippet[]>> = {
 
 /** The body of a snippet as plain text, with the texts that stand in its places. */
 export function expandSnippet(body: string): string {
-  return body.replace(/\$\{\d+:((?:\\.|[^}\\])*)\}/g, '$1').replace(/\$\d+/g, '').replace(/\\([\\$}])/g, '$1')
+  return body
+    .replace(/\$\{\d+:((?:\\.|[^}\\])*)\}/g, '$1')
+    .replace(/\$\d+/g, '')
+    .replace(/\\([\\$}])/g, '$1')
 }

@@ -113,8 +113,7 @@ export function lengthsOf(tokens: Outcome<TokenFacts>): SampleLengths {
 
 /** Either what was asked for, or why there is none: a sentence for the user. */
 export type Outcome<T> =
-  | { readonly ok: true; readonly value: T }
-  | { readonly ok: false; readonly problem: string; readonly missing: boolean }
+  { readonly ok: true; readonly value: T } | { readonly ok: false; readonly problem: string; readonly missing: boolean }
 
 /**
  * What the services know of the world around one recipe. Everything is bounded and cached: answers come at once or, the first

@@ -19,8 +19,11 @@ export class DatasetLenses implements vscode.CodeLensProvider {
     const facts = await this.#library.tableFacts(fsPath).catch(() => undefined)
     if (facts === undefined || facts.columns.length === 0) return []
     const range = new vscode.Range(0, 0, 0, 0)
-    const dataset = { kind: 'dataset', path: fsPath,
-      dataset: { name: basename(fsPath), path: fsPath, bytes: 0, origin: 'workspace' } } as const
+    const dataset = {
+      kind: 'dataset',
+      path: fsPath,
+      dataset: { name: basename(fsPath), path: fsPath, bytes: 0, origin: 'workspace' },
+    } as const
     const about = `${vscode.l10n.t('{0} rows', `${facts.exact ? '' : '~'}${formatCount(facts.rows)}`)} · ${facts.format}`
     return [
       new vscode.CodeLens(range, asCommand('unsloth.previewData', vscode.l10n.t('Preview data'), fsPath)),

@@ -18,8 +18,7 @@ export const previewPanelType = 'unsloth.dataPreview'
 
 /** What is looked at: the data of a recipe, one file as a recipe has it, or one file as a model reads it. Paths are absolute. */
 export type PreviewSource =
-  | { readonly recipe: string; readonly dataset?: string }
-  | { readonly dataset: string; readonly model: string }
+  { readonly recipe: string; readonly dataset?: string } | { readonly dataset: string; readonly model: string }
 
 function readSource(value: unknown): PreviewSource | undefined {
   const { recipe, dataset, model } = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
@@ -46,22 +45,28 @@ export class PreviewPanels implements vscode.Disposable {
   constructor(options: PreviewPanelsOptions) {
     this.#options = options
     this.#parts.add(this.#posted)
-    const changed = this.#parts.add(debounce(400, () => {
-      for (const { session, panel } of this.#open.values()) if (panel.visible) session.changed()
-    }))
+    const changed = this.#parts.add(
+      debounce(400, () => {
+        for (const { session, panel } of this.#open.values()) if (panel.visible) session.changed()
+      }),
+    )
     this.#parts.add(options.library.onDidChange(changed))
-    this.#parts.add(vscode.workspace.onDidChangeTextDocument(({ document: { uri }, contentChanges }) => {
-      const shown = [...this.#open.keys()].some((key) => (JSON.parse(key) as { recipe?: string }).recipe === uri.fsPath)
-      if (contentChanges.length > 0 && uri.scheme === 'file' && shown) changed()
-    }))
-    this.#parts.add(vscode.window.registerWebviewPanelSerializer(previewPanelType, {
-      deserializeWebviewPanel: (panel, state) => {
-        const source = readSource(readPreviewState(state).source)
-        if (source === undefined) panel.dispose()
-        else this.#attach(panel, source)
-        return Promise.resolve()
-      },
-    }))
+    this.#parts.add(
+      vscode.workspace.onDidChangeTextDocument(({ document: { uri }, contentChanges }) => {
+        const shown = [...this.#open.keys()].some((key) => (JSON.parse(key) as { recipe?: string }).recipe === uri.fsPath)
+        if (contentChanges.length > 0 && uri.scheme === 'file' && shown) changed()
+      }),
+    )
+    this.#parts.add(
+      vscode.window.registerWebviewPanelSerializer(previewPanelType, {
+        deserializeWebviewPanel: (panel, state) => {
+          const source = readSource(readPreviewState(state).source)
+          if (source === undefined) panel.dispose()
+          else this.#attach(panel, source)
+          return Promise.resolve()
+        },
+      }),
+    )
   }
 
   get panels(): readonly vscode.WebviewPanel[] {
@@ -77,8 +82,10 @@ export class PreviewPanels implements vscode.Disposable {
       return
     }
     const viewColumn = vscode.window.activeTextEditor === undefined ? vscode.ViewColumn.Active : vscode.ViewColumn.Beside
-    this.#attach(vscode.window.createWebviewPanel(previewPanelType, titleOf(source), { viewColumn }, { enableFindWidget: true }),
-      source)
+    this.#attach(
+      vscode.window.createWebviewPanel(previewPanelType, titleOf(source), { viewColumn }, { enableFindWidget: true }),
+      source,
+    )
   }
 
   dispose(): void {
@@ -91,8 +98,10 @@ export class PreviewPanels implements vscode.Disposable {
     const { webview } = panel
     const title = titleOf(source)
     const session = new PreviewSession({
-      title, source, log, strings: Object.fromEntries(Object.entries(previewStrings).map(([key, text]) =>
-        [key, vscode.l10n.t(text)])),
+      title,
+      source,
+      log,
+      strings: Object.fromEntries(Object.entries(previewStrings).map(([key, text]) => [key, vscode.l10n.t(text)])),
       read: () => recipeOf(source),
       ask: (params, signal) => engine.request(engineRequests.preview, params, { signal }),
       post: async (message) => {
@@ -103,8 +112,9 @@ export class PreviewPanels implements vscode.Disposable {
       openRecipe: () => void vscode.window.showTextDocument(vscode.Uri.file('recipe' in source ? source.recipe : source.dataset)),
     })
     this.#open.set(JSON.stringify(source), { panel, session })
-    webview.onDidReceiveMessage((message: FromPreview) =>
-      void session.handle(message).catch((error: unknown) => log(describeError(error))))
+    webview.onDidReceiveMessage(
+      (message: FromPreview) => void session.handle(message).catch((error: unknown) => log(describeError(error))),
+    )
     panel.onDidDispose(() => {
       session.dispose()
       this.#open.delete(JSON.stringify(source))
@@ -115,8 +125,13 @@ export class PreviewPanels implements vscode.Disposable {
     const file = (name: string): string => String(webview.asWebviewUri(vscode.Uri.joinPath(dist, name)))
     webview.options = { enableScripts: true, localResourceRoots: [dist] }
     webview.html = panelHtml({
-      cspSource: webview.cspSource, nonce: nonce(), styleNonce: nonce(), title, language: vscode.env.language,
-        scriptUri: file('preview.js'), styleUri: file('preview.css'),
+      cspSource: webview.cspSource,
+      nonce: nonce(),
+      styleNonce: nonce(),
+      title,
+      language: vscode.env.language,
+      scriptUri: file('preview.js'),
+      styleUri: file('preview.css'),
     })
   }
 }
@@ -130,14 +145,18 @@ const titleOf = (source: PreviewSource): string =>
 async function recipeOf(source: PreviewSource): Promise<PreviewedRecipe> {
   if (!('recipe' in source)) {
     const { dataset, model } = source
-    return { recipe: stringify({ version: 1, model, data: { local_dataset: dataset } }),
-      path: join(dirname(dataset), 'finetune.yaml') }
+    return {
+      recipe: stringify({ version: 1, model, data: { local_dataset: dataset } }),
+      path: join(dirname(dataset), 'finetune.yaml'),
+    }
   }
   const { recipe: path, dataset } = source
   const open = vscode.workspace.textDocuments.find(({ uri }) => uri.scheme === 'file' && uri.fsPath === path)
-  const recipe = open?.getText() ?? await readFile(path, 'utf8').catch((error: unknown) => {
-    throw readError(error, path, 'recipe')
-  })
+  const recipe =
+    open?.getText() ??
+    (await readFile(path, 'utf8').catch((error: unknown) => {
+      throw readError(error, path, 'recipe')
+    }))
   return { recipe, path, ...(dataset === undefined ? {} : { overrides: { 'data.local_dataset': [dataset] } }) }
 }
 
@@ -145,8 +164,10 @@ async function recipeOf(source: PreviewSource): Promise<PreviewedRecipe> {
 async function showRow(file: string, line: number, log: (message: string) => void): Promise<void> {
   try {
     const at = new vscode.Position(line - 1, 0)
-    await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(file),
-      { selection: new vscode.Range(at, at), preview: true })
+    await vscode.commands.executeCommand('vscode.open', vscode.Uri.file(file), {
+      selection: new vscode.Range(at, at),
+      preview: true,
+    })
   } catch (error) {
     log(describeError(error))
   }

@@ -74,13 +74,26 @@ export class PreviewSession {
       const recipe = await this.#options.read()
       if (running.signal.aborted) return
       const { from, search, filter, order, firstRow } = look
-      const { diagnostics, preview, matching = 0, more = false } = await this.#options.ask({
-        ...recipe, from, count: samplesOfPage, rows: rowsOfWindow, firstRow, search, filter, order,
-      }, running.signal)
+      const {
+        diagnostics,
+        preview,
+        matching = 0,
+        more = false,
+      } = await this.#options.ask(
+        { ...recipe, from, count: samplesOfPage, rows: rowsOfWindow, firstRow, search, filter, order },
+        running.signal,
+      )
       if (running.signal.aborted) return
       for (const { file } of preview?.shown ?? []) this.#files.add(file)
-      await this.#post({ type: 'answer', request, look, diagnostics, ...(preview === undefined ? {} : { preview }), matching,
-        more })
+      await this.#post({
+        type: 'answer',
+        request,
+        look,
+        diagnostics,
+        ...(preview === undefined ? {} : { preview }),
+        matching,
+        more,
+      })
     } catch (error) {
       if (running.signal.aborted || UnslothError.is(error, 'STOPPED')) return
       await this.#post({ type: 'failed', request, message: describeError(error) })

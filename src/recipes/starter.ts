@@ -1,5 +1,7 @@
 /** The bundled story teller learns fables: about ten seconds on two cores. */
-export const starterRecipe = (data: string): string => `# A tiny model of children's stories learns to tell fables. Press ▶ Fine-tune above; it takes about ten seconds on two cores.
+export const starterRecipe = (
+  data: string,
+): string => `# A tiny model of children's stories learns to tell fables. Press ▶ Fine-tune above; it takes about ten seconds on two cores.
 version: 1
 
 model: stories260k # comes with the extension

@@ -44,7 +44,17 @@ export interface EvalRecord {
 }
 
 export const metricEventKinds = [
-  'start', 'resume', 'checkpoint', 'pause', 'stop', 'non_finite', 'warning', 'sample', 'output', 'finish', 'fail',
+  'start',
+  'resume',
+  'checkpoint',
+  'pause',
+  'stop',
+  'non_finite',
+  'warning',
+  'sample',
+  'output',
+  'finish',
+  'fail',
 ] as const
 export type MetricEventKind = (typeof metricEventKinds)[number]
 
@@ -151,5 +161,8 @@ export function formatLoss(value: number): string {
 /** A learning rate as recipes write it: 2e-4, 1.5e-5, 0. */
 export function formatLearningRate(value: number): string {
   if (value === 0 || !Number.isFinite(value)) return String(value)
-  return value.toExponential(2).replace(/\.?0+e/, 'e').replace('e+', 'e')
+  return value
+    .toExponential(2)
+    .replace(/\.?0+e/, 'e')
+    .replace('e+', 'e')
 }

@@ -31,7 +31,13 @@ export interface PanelSettings {
 }
 
 export const defaultSettings: PanelSettings = {
-  xAxis: 'step', smoothing: 0.9, raw: true, logScale: false, clip: 'none', marks: true, tables: false,
+  xAxis: 'step',
+  smoothing: 0.9,
+  raw: true,
+  logScale: false,
+  clip: 'none',
+  marks: true,
+  tables: false,
 }
 
 export interface Range {
@@ -195,7 +201,16 @@ export interface RunDelta {
 // ---- messages -----------------------------------------------------------------------------------------------------
 
 export const panelActions = [
-  'stopNow', 'stopAndSave', 'pause', 'resume', 'openRecipe', 'openLog', 'reveal', 'generate', 'merge', 'compareRecipes',
+  'stopNow',
+  'stopAndSave',
+  'pause',
+  'resume',
+  'openRecipe',
+  'openLog',
+  'reveal',
+  'generate',
+  'merge',
+  'compareRecipes',
 ] as const
 /** What the buttons ask for; the host does it. `resume` continues a paused run, or starts a lost one from its checkpoint. */
 export type PanelAction = (typeof panelActions)[number]

@@ -46,8 +46,11 @@ export interface PreviewAnswer {
 
 export type ToPreview =
   | {
-    readonly type: 'start'; readonly strings: Readonly<Record<string, string>>; readonly title: string; readonly source: unknown
-  }
+      readonly type: 'start'
+      readonly strings: Readonly<Record<string, string>>
+      readonly title: string
+      readonly source: unknown
+    }
   /** The recipe or the data have changed: the page asks again. */
   | { readonly type: 'changed' }
   | PreviewAnswer
@@ -67,7 +70,8 @@ const count = (value: unknown): number => (typeof value === 'number' && Number.i
 export function readLook(value: unknown): PreviewLook {
   const fields = typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
   return {
-    from: count(fields.from), firstRow: count(fields.firstRow),
+    from: count(fields.from),
+    firstRow: count(fields.firstRow),
     search: typeof fields.search === 'string' ? fields.search.slice(0, 1_000) : '',
     filter: previewFilters.find((known) => known === fields.filter) ?? 'all',
     order: previewOrders.find((known) => known === fields.order) ?? 'file',
@@ -81,20 +85,52 @@ export function readPreviewState(value: unknown): PreviewState {
 
 /** Every text of the preview in English; see panelStrings.ts. */
 export const previewStrings = {
-  reading: 'Reading the data', search: 'Search', searchHint: 'Text of a sample', filter: 'Show', all: 'All samples',
-    problems: 'With problems',
-  full: 'At the length limit', order: 'Order', file: 'As in the file', longest: 'Longest first', shortest: 'Shortest first',
-  leastTrained: 'Least trained first', previous: 'Previous samples', next: 'Next samples', boundaries: 'Token borders',
-  range: 'Samples {0}–{1} of {2}', none: 'No sample matches.', format: 'Format', rows: 'Rows', samples: 'Samples',
-    tokens: 'Tokens',
-  trained: 'Trained', lengths: 'Length', lengthsText: '{0} to {1}, half at most {2}, 99 % at most {3}', packing: 'Packed',
-  packingText: '{0} × {1} tokens, {2} filled', window: 'Rows {0}–{1}', earlierRows: 'Earlier rows', laterRows: 'Later rows',
-  legendTrained: 'trained', legendMasked: 'only read', legendSpecial: 'special token', sample: 'Sample {0}',
-  sampleText: '{0} tokens, {1} trained', openRow: 'Open line {0} of {1}', openRecipe: 'Open the recipe',
-    showAll: 'Show all {0} tokens',
-  tokenText: 'token {0}, number {1} of {2}', tokenTrained: 'trained', tokenMasked: 'only read', tokenSpecial: 'special',
-  histogram: 'Lengths of samples', histogramBar: '{0} to {1} tokens: {2} samples',
-  keys: 'Left and right arrows read tokens, N and P turn pages.', length: 'Length of this sample', share: 'Trained of {0}',
+  reading: 'Reading the data',
+  search: 'Search',
+  searchHint: 'Text of a sample',
+  filter: 'Show',
+  all: 'All samples',
+  problems: 'With problems',
+  full: 'At the length limit',
+  order: 'Order',
+  file: 'As in the file',
+  longest: 'Longest first',
+  shortest: 'Shortest first',
+  leastTrained: 'Least trained first',
+  previous: 'Previous samples',
+  next: 'Next samples',
+  boundaries: 'Token borders',
+  range: 'Samples {0}–{1} of {2}',
+  none: 'No sample matches.',
+  format: 'Format',
+  rows: 'Rows',
+  samples: 'Samples',
+  tokens: 'Tokens',
+  trained: 'Trained',
+  lengths: 'Length',
+  lengthsText: '{0} to {1}, half at most {2}, 99 % at most {3}',
+  packing: 'Packed',
+  packingText: '{0} × {1} tokens, {2} filled',
+  window: 'Rows {0}–{1}',
+  earlierRows: 'Earlier rows',
+  laterRows: 'Later rows',
+  legendTrained: 'trained',
+  legendMasked: 'only read',
+  legendSpecial: 'special token',
+  sample: 'Sample {0}',
+  sampleText: '{0} tokens, {1} trained',
+  openRow: 'Open line {0} of {1}',
+  openRecipe: 'Open the recipe',
+  showAll: 'Show all {0} tokens',
+  tokenText: 'token {0}, number {1} of {2}',
+  tokenTrained: 'trained',
+  tokenMasked: 'only read',
+  tokenSpecial: 'special',
+  histogram: 'Lengths of samples',
+  histogramBar: '{0} to {1} tokens: {2} samples',
+  keys: 'Left and right arrows read tokens, N and P turn pages.',
+  length: 'Length of this sample',
+  share: 'Trained of {0}',
 } as const
 
 export type PreviewStringKey = keyof typeof previewStrings

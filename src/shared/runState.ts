@@ -106,10 +106,31 @@ export type StatusPatch = Partial<Omit<RunStatus, 'version' | 'name' | 'state' |
 /** The status of a run that exists and has not been started. */
 export function newStatus(name: string, now: Date, patch: StatusPatch = {}): RunStatus {
   return {
-    version: 1, name, state: 'queued', detail: null, step: 0, totalSteps: null, epoch: null, loss: null, evalLoss: null,
-    tokensPerSecond: null, etaSeconds: null, createdAt: now.toISOString(), startedAt: null, endedAt: null,
-    updatedAt: now.toISOString(), attempt: 0, error: null, warnings: [], outputs: [], device: null, plannedBytes: null,
-    model: null, dataset: null, method: null, ...patch,
+    version: 1,
+    name,
+    state: 'queued',
+    detail: null,
+    step: 0,
+    totalSteps: null,
+    epoch: null,
+    loss: null,
+    evalLoss: null,
+    tokensPerSecond: null,
+    etaSeconds: null,
+    createdAt: now.toISOString(),
+    startedAt: null,
+    endedAt: null,
+    updatedAt: now.toISOString(),
+    attempt: 0,
+    error: null,
+    warnings: [],
+    outputs: [],
+    device: null,
+    plannedBytes: null,
+    model: null,
+    dataset: null,
+    method: null,
+    ...patch,
   }
 }
 

@@ -40,7 +40,12 @@ export function formatCount(count: number): string {
   return (count < 0 ? '−' : '') + digits.replace(/\B(?=(\d{3})+$)/g, ',')
 }
 
-const compactUnits: readonly (readonly [number, string])[] = [[1e12, 'T'], [1e9, 'B'], [1e6, 'M'], [1e3, 'K']]
+const compactUnits: readonly (readonly [number, string])[] = [
+  [1e12, 'T'],
+  [1e9, 'B'],
+  [1e6, 'M'],
+  [1e3, 'K'],
+]
 
 /** A large number in three significant digits, as model names have it: 494M, 1.24B, 32.8K. */
 export function formatCompact(count: number): string {

@@ -20,7 +20,9 @@ export class ReportDocuments implements vscode.TextDocumentContentProvider, vsco
   }
 
   provideTextDocumentContent(uri: vscode.Uri): string {
-    return this.#texts.get(uri.toString()) ?? vscode.l10n.t('This report is gone with the window that made it. Run its command again.')
+    return (
+      this.#texts.get(uri.toString()) ?? vscode.l10n.t('This report is gone with the window that made it. Run its command again.')
+    )
   }
 
   /** Opens a new document; its title is `name`, whose ending decides the language. */

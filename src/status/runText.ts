@@ -5,8 +5,17 @@ import type { RunView } from '../../engine/run/runReader.ts'
 
 /** Codicons of the states, without `$( )`. */
 export const stateIcons: Readonly<Record<ShownState, string>> = {
-  queued: 'watch', preparing: 'loading~spin', loading: 'loading~spin', training: 'loading~spin', evaluating: 'loading~spin',
-  saving: 'loading~spin', paused: 'debug-pause', finished: 'pass', failed: 'error', stopped: 'circle-slash', interrupted: 'warning',
+  queued: 'watch',
+  preparing: 'loading~spin',
+  loading: 'loading~spin',
+  training: 'loading~spin',
+  evaluating: 'loading~spin',
+  saving: 'loading~spin',
+  paused: 'debug-pause',
+  finished: 'pass',
+  failed: 'error',
+  stopped: 'circle-slash',
+  interrupted: 'warning',
 }
 
 /** `1,240/5,000 · loss 1.73 · 18 m`; before the first step, what the run is doing. */

@@ -20,7 +20,11 @@ export class StatusBar implements vscode.Disposable {
     this.#services = services
     this.#item = vscode.window.createStatusBarItem('unsloth.status', vscode.StatusBarAlignment.Left, 10)
     this.#item.name = vscode.l10n.t('Unsloth')
-    this.#subscriptions = [this.#item, services.runs.onDidChange(() => this.update()), services.engine.onDidChangeState(() => this.update())]
+    this.#subscriptions = [
+      this.#item,
+      services.runs.onDidChange(() => this.update()),
+      services.engine.onDidChangeState(() => this.update()),
+    ]
     this.update()
   }
 
@@ -34,7 +38,8 @@ export class StatusBar implements vscode.Disposable {
     const { runs, engine } = this.#services
     const live = runs.live
     const shown = live.find(({ state }) => state === 'training' || state === 'evaluating' || state === 'saving') ?? live[0]
-    const ended = shown === undefined ? runs.views.find(({ status }) => age(status.endedAt ?? status.updatedAt) < lingering) : undefined
+    const ended =
+      shown === undefined ? runs.views.find(({ status }) => age(status.endedAt ?? status.updatedAt) < lingering) : undefined
     if (shown !== undefined) this.#showRun(shown, live.length)
     else if (engine.state.kind === 'crashed') this.#showEngine(engine.state)
     else if (ended !== undefined) {
@@ -54,8 +59,12 @@ export class StatusBar implements vscode.Disposable {
     const more = live > 1 ? ` (+${live - 1})` : ''
     item.text = `$(${stateIcons[view.state]}) ${view.alive || view.state === 'queued' ? progressText(view) : `${view.status.name}: ${view.state}`}${more}`
     item.tooltip = runTooltip(view)
-    item.backgroundColor = view.state === 'interrupted' ? new vscode.ThemeColor('statusBarItem.warningBackground')
-      : view.state === 'failed' ? new vscode.ThemeColor('statusBarItem.errorBackground') : undefined
+    item.backgroundColor =
+      view.state === 'interrupted'
+        ? new vscode.ThemeColor('statusBarItem.warningBackground')
+        : view.state === 'failed'
+          ? new vscode.ThemeColor('statusBarItem.errorBackground')
+          : undefined
     item.command = asCommand('unsloth.openTrainingPanel', vscode.l10n.t('Open Training Panel'), view.dir)
     item.accessibilityInformation = { label: vscode.l10n.t('Unsloth: {0}, {1}', view.status.name, progressText(view)) }
     item.show()
@@ -96,28 +105,40 @@ export class StatusBar implements vscode.Disposable {
 
 const age = (time: string): number => Date.now() - Date.parse(time)
 
-const links = (): string => [
-  commandLink('unsloth.showEngineLog', vscode.l10n.t('Show Log')), commandLink('unsloth.restartEngine', vscode.l10n.t('Restart Engine')),
-  commandLink('unsloth.doctor', vscode.l10n.t('Doctor')),
-].join(' · ')
+const links = (): string =>
+  [
+    commandLink('unsloth.showEngineLog', vscode.l10n.t('Show Log')),
+    commandLink('unsloth.restartEngine', vscode.l10n.t('Restart Engine')),
+    commandLink('unsloth.doctor', vscode.l10n.t('Doctor')),
+  ].join(' · ')
 
 function idleTooltip(): vscode.MarkdownString {
-  return trusted([vscode.l10n.t('Fine-tune a model'), [
-    commandLink('unsloth.newRecipe', vscode.l10n.t('New Recipe')), commandLink('unsloth.selectDevice', vscode.l10n.t('Select Device')),
-    commandLink('unsloth.doctor', vscode.l10n.t('Doctor')),
-  ].join(' · ')])
+  return trusted([
+    vscode.l10n.t('Fine-tune a model'),
+    [
+      commandLink('unsloth.newRecipe', vscode.l10n.t('New Recipe')),
+      commandLink('unsloth.selectDevice', vscode.l10n.t('Select Device')),
+      commandLink('unsloth.doctor', vscode.l10n.t('Doctor')),
+    ].join(' · '),
+  ])
 }
 
 function runTooltip(view: RunView): vscode.MarkdownString {
   const { dir, status, state, alive, resumable } = view
   const facts = [
     [vscode.l10n.t('State'), status.detail === null ? state : `${state}: ${status.detail}`],
-    [vscode.l10n.t('Model'), status.model ?? ''], [vscode.l10n.t('Data set'), status.dataset ?? ''], [vscode.l10n.t('Device'), status.device ?? ''],
+    [vscode.l10n.t('Model'), status.model ?? ''],
+    [vscode.l10n.t('Data set'), status.dataset ?? ''],
+    [vscode.l10n.t('Device'), status.device ?? ''],
     [vscode.l10n.t('Tokens per second'), status.tokensPerSecond === null ? '' : formatCount(status.tokensPerSecond)],
     [vscode.l10n.t('Memory'), status.plannedBytes === null ? '' : formatBytes(status.plannedBytes)],
     [vscode.l10n.t('Problem'), status.error?.message ?? ''],
   ].filter(([, value]) => value !== '')
-  const table = ['| | |', '|---|---|', ...facts.map(([name, value]) => `| ${name} | ${value?.replaceAll('|', '\\|').replaceAll('\n', ' ')} |`)].join('\n')
+  const table = [
+    '| | |',
+    '|---|---|',
+    ...facts.map(([name, value]) => `| ${name} | ${value?.replaceAll('|', '\\|').replaceAll('\n', ' ')} |`),
+  ].join('\n')
   const actions = [commandLink('unsloth.openTrainingPanel', vscode.l10n.t('Open Panel'), dir)]
   if (alive && state === 'paused') actions.push(commandLink('unsloth.continueRun', vscode.l10n.t('Continue'), dir))
   else if (alive) actions.push(commandLink('unsloth.pauseRun', vscode.l10n.t('Pause'), dir))
@@ -129,7 +150,19 @@ function runTooltip(view: RunView): vscode.MarkdownString {
 function trusted(paragraphs: readonly string[]): vscode.MarkdownString {
   const text = new vscode.MarkdownString(paragraphs.filter(Boolean).join('\n\n'), true)
   // Names of models and data are not ours: only the commands that stand here may be called.
-  text.isTrusted = { enabledCommands: ['unsloth.openTrainingPanel', 'unsloth.continueRun', 'unsloth.pauseRun', 'unsloth.stopRun', 'unsloth.resumeRun',
-    'unsloth.showEngineLog', 'unsloth.restartEngine', 'unsloth.doctor', 'unsloth.newRecipe', 'unsloth.selectDevice'] }
+  text.isTrusted = {
+    enabledCommands: [
+      'unsloth.openTrainingPanel',
+      'unsloth.continueRun',
+      'unsloth.pauseRun',
+      'unsloth.stopRun',
+      'unsloth.resumeRun',
+      'unsloth.showEngineLog',
+      'unsloth.restartEngine',
+      'unsloth.doctor',
+      'unsloth.newRecipe',
+      'unsloth.selectDevice',
+    ],
+  }
   return text
 }

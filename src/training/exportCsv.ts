@@ -82,7 +82,8 @@ export async function writeChunks(path: string, chunks: Iterable<string>): Promi
   } catch (error) {
     await rm(partial, { force: true })
     throw new UnslothError('FILE_WRITE', `${path}: cannot be written: ${(error as Error).message}`, {
-      hint: 'Choose a folder that you may write to, on a disk with room.', cause: error,
+      hint: 'Choose a folder that you may write to, on a disk with room.',
+      cause: error,
     })
   }
 }

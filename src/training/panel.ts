@@ -42,7 +42,8 @@ export class TrainingPanels implements vscode.Disposable {
   constructor(options: TrainingPanelsOptions) {
     this.#options = options
     this.#disposables.push(
-      this.#received, this.#posted,
+      this.#received,
+      this.#posted,
       vscode.window.registerWebviewPanelSerializer(trainingPanelType, {
         deserializeWebviewPanel: (panel, state) => {
           const { runs } = readPanelState(state)
@@ -67,15 +68,18 @@ export class TrainingPanels implements vscode.Disposable {
   /** Shows runs laid over each other; the first one has the header. */
   compare(runDirs: readonly string[], options: OpenOptions = {}): TrainingPanel {
     const runs = [...new Set(runDirs.map((dir) => resolve(dir)))]
-    const open = this.panels.find(({ session }) =>
-      session.runs.length === runs.length && runs.every((dir) => session.runs.includes(dir)))
+    const open = this.panels.find(
+      ({ session }) => session.runs.length === runs.length && runs.every((dir) => session.runs.includes(dir)),
+    )
     if (open !== undefined) {
       open.panel.reveal(options.column, options.preserveFocus)
       return open
     }
     const viewColumn = options.column ?? vscode.ViewColumn.Beside
     const panel = vscode.window.createWebviewPanel(
-      trainingPanelType, vscode.l10n.t('Training'), { viewColumn, preserveFocus: options.preserveFocus ?? false },
+      trainingPanelType,
+      vscode.l10n.t('Training'),
+      { viewColumn, preserveFocus: options.preserveFocus ?? false },
       { enableFindWidget: true },
     )
     return this.#attach(panel, runs)
@@ -108,7 +112,9 @@ export class TrainingPanel {
   readonly session: PanelSession
 
   constructor(
-    panel: vscode.WebviewPanel, runs: readonly string[], { extensionUri, trackers, actions, log }: TrainingPanelsOptions,
+    panel: vscode.WebviewPanel,
+    runs: readonly string[],
+    { extensionUri, trackers, actions, log }: TrainingPanelsOptions,
     traffic: Traffic,
   ) {
     this.panel = panel
@@ -120,7 +126,10 @@ export class TrainingPanel {
         traffic.posted(message)
         return delivered
       },
-      trackers, actions, log, strings: localized(),
+      trackers,
+      actions,
+      log,
+      strings: localized(),
       saveCsv: (shown) => this.#report(saveCsv(shown)),
       savePng: (png) => this.#report(savePng(png, this.session.runs[0])),
       onRuns: (infos) => (panel.title = titleOf(infos)),
@@ -139,7 +148,11 @@ export class TrainingPanel {
     panel.iconPath = new vscode.ThemeIcon('graph-line')
     webview.options = { enableScripts: true, localResourceRoots: [dist] }
     webview.html = panelHtml({
-      cspSource: webview.cspSource, nonce: nonce(), styleNonce: nonce(), title: panel.title, language: vscode.env.language,
+      cspSource: webview.cspSource,
+      nonce: nonce(),
+      styleNonce: nonce(),
+      title: panel.title,
+      language: vscode.env.language,
       scriptUri: String(webview.asWebviewUri(vscode.Uri.joinPath(dist, 'training.js'))),
       styleUri: String(webview.asWebviewUri(vscode.Uri.joinPath(dist, 'training.css'))),
     })
@@ -196,7 +209,8 @@ const askWhere = (runDir: string, name: string, filters: Record<string, string[]
 async function offerToOpen(target: vscode.Uri): Promise<void> {
   const open = vscode.l10n.t('Open')
   const chosen = await vscode.window.showInformationMessage(
-    vscode.l10n.t('Saved {0}.', vscode.workspace.asRelativePath(target)), open,
+    vscode.l10n.t('Saved {0}.', vscode.workspace.asRelativePath(target)),
+    open,
   )
   if (chosen === open) await vscode.commands.executeCommand('vscode.open', target)
 }

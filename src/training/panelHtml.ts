@@ -18,8 +18,12 @@ export interface PanelHtmlOptions {
 /** The panel's page: no inline script or style, nothing from outside the extension. */
 export function panelHtml({ cspSource, nonce, styleNonce, scriptUri, styleUri, title, language }: PanelHtmlOptions): string {
   const policy = [
-    "default-src 'none'", `script-src 'nonce-${nonce}'`, `style-src ${cspSource} 'nonce-${styleNonce}'`, `font-src ${cspSource}`,
-    "base-uri 'none'", "form-action 'none'",
+    "default-src 'none'",
+    `script-src 'nonce-${nonce}'`,
+    `style-src ${cspSource} 'nonce-${styleNonce}'`,
+    `font-src ${cspSource}`,
+    "base-uri 'none'",
+    "form-action 'none'",
   ].join('; ')
   return `<!DOCTYPE html>
 <html lang="${escape(language)}">

@@ -170,7 +170,8 @@ export class RunSeries {
     const steps = this.evals.column('step')
     let before = -Infinity
     return Float64Array.from(
-      { length: this.evals.length }, (_, i) => (before = Math.max(before, this.positionOf(steps![i]!, axis))),
+      { length: this.evals.length },
+      (_, i) => (before = Math.max(before, this.positionOf(steps![i]!, axis))),
     )
   }
 

@@ -81,19 +81,40 @@ export class RunTracker implements TrackedRun {
     const memory = series.steps.last('memory_bytes')
     const epoch = series.steps.last('epoch')
     return {
-      id: this.dir, name: status.name, state: this.#missing || this.#view === undefined ? 'missing' : this.#view.state,
+      id: this.dir,
+      name: status.name,
+      state: this.#missing || this.#view === undefined ? 'missing' : this.#view.state,
       detail: status.detail,
-      alive: this.#view?.alive ?? false, resumable: !this.#missing && (this.#view?.resumable ?? false),
-      step: ahead ? series.steps.last('step') : status.step, totalSteps: status.totalSteps,
-      epoch: ahead ? (finite(epoch) ?? status.epoch) : status.epoch, loss: ahead ? finite(loss) : status.loss,
-      evalLoss: finite(evalLoss) ?? status.evalLoss, bestEvalLoss: lowest(series.evals.column('eval_loss'), series.evals.length),
-      tokensPerSecond: ahead ? finite(rate) : status.tokensPerSecond, etaSeconds: status.etaSeconds,
-      startedAt: time(status.startedAt), endedAt: time(status.endedAt), updatedAt: time(status.updatedAt),
+      alive: this.#view?.alive ?? false,
+      resumable: !this.#missing && (this.#view?.resumable ?? false),
+      step: ahead ? series.steps.last('step') : status.step,
+      totalSteps: status.totalSteps,
+      epoch: ahead ? (finite(epoch) ?? status.epoch) : status.epoch,
+      loss: ahead ? finite(loss) : status.loss,
+      evalLoss: finite(evalLoss) ?? status.evalLoss,
+      bestEvalLoss: lowest(series.evals.column('eval_loss'), series.evals.length),
+      tokensPerSecond: ahead ? finite(rate) : status.tokensPerSecond,
+      etaSeconds: status.etaSeconds,
+      startedAt: time(status.startedAt),
+      endedAt: time(status.endedAt),
+      updatedAt: time(status.updatedAt),
       attempt: status.attempt,
-      error: status.error, warnings: status.warnings, outputs: status.outputs, device: status.device, model: status.model,
-      dataset: status.dataset, method: status.method, plannedBytes: status.plannedBytes, measuredBytes: finite(memory), gpu: gpuFigures(series.steps),
-      checkpointStep: this.#view?.checkpoint?.step ?? null, nonFiniteSteps: series.nonFiniteCount, rows: series.steps.length,
-      loading: this.#loading, invalidLines: series.invalidLines, problem: this.#problem ?? null,
+      error: status.error,
+      warnings: status.warnings,
+      outputs: status.outputs,
+      device: status.device,
+      model: status.model,
+      dataset: status.dataset,
+      method: status.method,
+      plannedBytes: status.plannedBytes,
+      measuredBytes: finite(memory),
+      gpu: gpuFigures(series.steps),
+      checkpointStep: this.#view?.checkpoint?.step ?? null,
+      nonFiniteSteps: series.nonFiniteCount,
+      rows: series.steps.length,
+      loading: this.#loading,
+      invalidLines: series.invalidLines,
+      problem: this.#problem ?? null,
     }
   }
 
@@ -209,14 +230,21 @@ export class RunTrackers implements Disposable {
 function gpuFigures(steps: SeriesTable): GpuFigures | null {
   const last = (key: string): number | null => finite(steps.last(key))
   const figures = {
-    utilization: last('gpu_utilization'), memoryBytes: last('gpu_memory_bytes'), temperature: last('gpu_temperature'), power: last('gpu_power'),
+    utilization: last('gpu_utilization'),
+    memoryBytes: last('gpu_memory_bytes'),
+    temperature: last('gpu_temperature'),
+    power: last('gpu_power'),
   }
   return Object.values(figures).every((value) => value === null) ? null : figures
 }
 
 const finite = (value: number): number | null => (Number.isFinite(value) ? value : null)
 const time = (text: string | null): number | null => (text === null ? null : finite(Date.parse(text)))
-const nameOf = (dir: string): string => dir.split(/[\\/]/).filter((part) => part !== '').at(-1) ?? dir
+const nameOf = (dir: string): string =>
+  dir
+    .split(/[\\/]/)
+    .filter((part) => part !== '')
+    .at(-1) ?? dir
 
 function lowest(values: Float64Array | undefined, length: number): number | null {
   let best = Infinity

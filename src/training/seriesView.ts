@@ -103,7 +103,8 @@ export class SeriesView {
     this.#sentSteps = steps.sent
     this.#sentEvals = evals.sent
     return {
-      id, extent: series.extent(xAxis),
+      id,
+      extent: series.extent(xAxis),
       ceilings: { ...this.#ceilings(series.steps, steps.sent), ...this.#ceilings(series.evals, evals.sent) },
       ...(steps.delta === undefined ? {} : { steps: steps.delta }),
       ...(evals.delta === undefined ? {} : { evals: evals.delta }),
@@ -112,7 +113,10 @@ export class SeriesView {
   }
 
   #table(
-    table: SeriesTable, x: Float64Array, before: Sent | undefined, share: number,
+    table: SeriesTable,
+    x: Float64Array,
+    before: Sent | undefined,
+    share: number,
   ): { delta: TableDelta | undefined; sent: Sent } {
     const { first, end, bucket } = this.#slice(table, x, Math.floor(this.#maxPoints * share))
     const keys = [...table.keys].filter((key) => !notDrawn.has(key))

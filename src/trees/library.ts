@@ -99,7 +99,10 @@ export class Library {
     const bases = await Promise.all(adapters.map(({ path }) => baseOf(path)))
     return adapters.filter((_, at) => {
       const base = bases[at]
-      return base !== undefined && (base === model.name || resolve(adapters[at]!.path, base) === model.path || resolve(base) === model.path)
+      return (
+        base !== undefined &&
+        (base === model.name || resolve(adapters[at]!.path, base) === model.path || resolve(base) === model.path)
+      )
     })
   }
 
@@ -116,17 +119,51 @@ export class Library {
     const folders = roots()
     const paths = [...folders.map(({ path }) => path), ...modelFolders().map((folder) => resolve(folder))]
     const [scan, gguf, tables, cached, bundled] = await Promise.all([
-      scanFolders(paths), findFiles('**/*.gguf'), findFiles('**/*.{csv,tsv,parquet}'), hubCache() ? cachedModels() : [], this.#bundled(),
+      scanFolders(paths),
+      findFiles('**/*.gguf'),
+      findFiles('**/*.{csv,tsv,parquet}'),
+      hubCache() ? cachedModels() : [],
+      this.#bundled(),
     ])
     const label = (path: string): string => shortPath(path, folders)
-    const local = scan.models.map(({ folder, kind, bytes }): LibraryModel => ({ kind, name: label(folder), path: folder, origin: 'workspace', bytes }))
-    const files = await Promise.all(gguf.map(async (path): Promise<LibraryModel> => ({ kind: 'gguf', name: label(path), path, origin: 'workspace', bytes: await sizeOf(path) })))
-    const hub = await Promise.all(cached.map(async ({ id, folder }): Promise<LibraryModel> => ({ kind: 'model', name: id, path: folder, origin: 'hub cache', bytes: await weightsIn(folder) })))
+    const local = scan.models.map(({ folder, kind, bytes }): LibraryModel => ({
+      kind,
+      name: label(folder),
+      path: folder,
+      origin: 'workspace',
+      bytes,
+    }))
+    const files = await Promise.all(
+      gguf.map(async (path): Promise<LibraryModel> => ({
+        kind: 'gguf',
+        name: label(path),
+        path,
+        origin: 'workspace',
+        bytes: await sizeOf(path),
+      })),
+    )
+    const hub = await Promise.all(
+      cached.map(async ({ id, folder }): Promise<LibraryModel> => ({
+        kind: 'model',
+        name: id,
+        path: folder,
+        origin: 'hub cache',
+        bytes: await weightsIn(folder),
+      })),
+    )
     const seen = new Set(scan.datasets.map(({ path }) => path))
-    const more = await Promise.all(tables.filter((path) => !seen.has(path)).map(async (path) => ({ path, bytes: await sizeOf(path) })))
-    const datasets = [...scan.datasets, ...more].map(({ path, bytes }): LibraryDataset => ({ name: label(path), path, bytes, origin: 'workspace' }))
+    const more = await Promise.all(
+      tables.filter((path) => !seen.has(path)).map(async (path) => ({ path, bytes: await sizeOf(path) })),
+    )
+    const datasets = [...scan.datasets, ...more].map(({ path, bytes }): LibraryDataset => ({
+      name: label(path),
+      path,
+      bytes,
+      origin: 'workspace',
+    }))
     const starterData = join(this.starterFolder, 'fables.jsonl')
-    if (folders.length > 0) datasets.push({ name: 'fables.jsonl', path: starterData, bytes: await sizeOf(starterData), origin: 'bundled' })
+    if (folders.length > 0)
+      datasets.push({ name: 'fables.jsonl', path: starterData, bytes: await sizeOf(starterData), origin: 'bundled' })
     return { models: [...byName(local), ...byName(files), ...byName(hub), ...bundled], datasets: byName(datasets) }
   }
 
@@ -137,8 +174,13 @@ export class Library {
   }
 }
 
-const byName = <T extends { readonly name: string }>(items: readonly T[]): T[] => [...items].sort((a, b) => a.name.localeCompare(b.name))
-const sizeOf = (path: string): Promise<number> => stat(path).then(({ size }) => size, () => 0)
+const byName = <T extends { readonly name: string }>(items: readonly T[]): T[] =>
+  [...items].sort((a, b) => a.name.localeCompare(b.name))
+const sizeOf = (path: string): Promise<number> =>
+  stat(path).then(
+    ({ size }) => size,
+    () => 0,
+  )
 
 async function weightsIn(folder: string): Promise<number> {
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith('.safetensors'))
@@ -147,7 +189,9 @@ async function weightsIn(folder: string): Promise<number> {
 
 async function baseOf(adapter: string): Promise<string | undefined> {
   try {
-    const value = JSON.parse(await readFile(join(adapter, 'adapter_config.json'), 'utf8')) as { base_model_name_or_path?: unknown }
+    const value = JSON.parse(await readFile(join(adapter, 'adapter_config.json'), 'utf8')) as {
+      base_model_name_or_path?: unknown
+    }
     return typeof value.base_model_name_or_path === 'string' ? value.base_model_name_or_path : undefined
   } catch {
     return undefined
@@ -166,12 +210,26 @@ export function shortPath(path: string, roots: readonly { readonly name: string;
 }
 
 async function describeModel(path: string): Promise<readonly Fact[]> {
-  const [{ inspectPath }, { formatBytes, formatCompact }] = await Promise.all([import('../../engine/cli/inspect.ts'), import('#shared/units.ts')])
+  const [{ inspectPath }, { formatBytes, formatCompact }] = await Promise.all([
+    import('../../engine/cli/inspect.ts'),
+    import('#shared/units.ts'),
+  ])
   const { facts, parameters, bytes, files } = await inspectPath(path)
   const types = parameters.byType.map(({ type }) => type).join(', ')
-  const shown = ['Architecture', 'Base model', 'Context length', 'Rank (r)', 'Alpha', 'Adapted modules', 'Vocabulary', 'Tokenizer']
+  const shown = [
+    'Architecture',
+    'Base model',
+    'Context length',
+    'Rank (r)',
+    'Alpha',
+    'Adapted modules',
+    'Vocabulary',
+    'Tokenizer',
+  ]
   return [
-    ...Object.entries(facts).filter(([label]) => shown.includes(label)).map(([label, value]) => ({ label, value: String(value) })),
+    ...Object.entries(facts)
+      .filter(([label]) => shown.includes(label))
+      .map(([label, value]) => ({ label, value: String(value) })),
     { label: 'Parameters', value: formatCompact(parameters.total) },
     { label: 'Data type', value: types },
     { label: 'Size', value: `${formatBytes(bytes)}${files.length > 1 ? ` in ${files.length} files` : ''}` },
@@ -179,7 +237,10 @@ async function describeModel(path: string): Promise<readonly Fact[]> {
 }
 
 async function describeGguf(path: string): Promise<readonly Fact[]> {
-  const [{ ggufFacts }, { formatBytes, formatCompact, formatCount }] = await Promise.all([import('../../engine/io/ggufFacts.ts'), import('#shared/units.ts')])
+  const [{ ggufFacts }, { formatBytes, formatCompact, formatCount }] = await Promise.all([
+    import('../../engine/io/ggufFacts.ts'),
+    import('#shared/units.ts'),
+  ])
   const { architecture, name, contextLength, parameters, types } = await ggufFacts(path)
   return [
     { label: 'Architecture', value: name === undefined ? architecture : `${architecture} (${name})` },

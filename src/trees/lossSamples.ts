@@ -21,7 +21,8 @@ export async function lossSamples(path: string): Promise<number[]> {
     }
     if (size <= wholeBytes) return lossesIn(await read(0, size))
     const losses: number[] = []
-    for (let place = 0; place < places; place++) losses.push(...lossesIn(await read(Math.floor((place * (size - placeBytes)) / (places - 1)), placeBytes)).slice(0, 4))
+    for (let place = 0; place < places; place++)
+      losses.push(...lossesIn(await read(Math.floor((place * (size - placeBytes)) / (places - 1)), placeBytes)).slice(0, 4))
     return losses
   } finally {
     await file.close()

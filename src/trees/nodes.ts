@@ -22,7 +22,15 @@ export function isTreeNode(value: unknown): value is TreeNode {
 export function pathOf(value: unknown): string | undefined {
   if (typeof value === 'string') return value === '' ? undefined : value.startsWith('file://') ? fileURLToPath(value) : value
   if (isTreeNode(value)) return value.path
-  if (typeof value === 'object' && value !== null && 'scheme' in value && value.scheme === 'file' && 'fsPath' in value && typeof value.fsPath === 'string') return value.fsPath
+  if (
+    typeof value === 'object' &&
+    value !== null &&
+    'scheme' in value &&
+    value.scheme === 'file' &&
+    'fsPath' in value &&
+    typeof value.fsPath === 'string'
+  )
+    return value.fsPath
   return undefined
 }
 

@@ -16,7 +16,13 @@ export async function parquetFacts(path: string): Promise<TableFacts> {
     const columns = parquetSchema(metadata).children.map(({ element }) => element.name)
     return { rows: Number(metadata.num_rows), exact: true, columns, format: 'Parquet' }
   } catch (error) {
-    return { rows: 0, exact: false, columns: [], format: 'Parquet', problem: error instanceof Error ? error.message : String(error) }
+    return {
+      rows: 0,
+      exact: false,
+      columns: [],
+      format: 'Parquet',
+      problem: error instanceof Error ? error.message : String(error),
+    }
   } finally {
     await file.close()
   }

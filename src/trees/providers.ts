@@ -23,8 +23,15 @@ abstract class Provider implements vscode.TreeDataProvider<TreeNode> {
   abstract getTreeItem(node: TreeNode): vscode.TreeItem | Promise<vscode.TreeItem>
 }
 
-const problemNode = (path: string, error: unknown): TreeNode => ({ kind: 'fact', path: `${path}#problem`, label: vscode.l10n.t('Not readable'), value: describeError(error).split('\n')[0]!, problem: true })
-const factNodes = (path: string, facts: readonly Fact[]): TreeNode[] => facts.map(({ label, value }) => ({ kind: 'fact', path: `${path}#${label}`, label, value }))
+const problemNode = (path: string, error: unknown): TreeNode => ({
+  kind: 'fact',
+  path: `${path}#problem`,
+  label: vscode.l10n.t('Not readable'),
+  value: describeError(error).split('\n')[0]!,
+  problem: true,
+})
+const factNodes = (path: string, facts: readonly Fact[]): TreeNode[] =>
+  facts.map(({ label, value }) => ({ kind: 'fact', path: `${path}#${label}`, label, value }))
 const modelNode = (model: LibraryModel): TreeNode => ({ kind: 'model', path: model.path, model })
 
 export class ModelsProvider extends Provider {
@@ -40,7 +47,10 @@ export class ModelsProvider extends Provider {
     if (node === undefined) return (await this.#library.models()).map(modelNode)
     if (node.kind !== 'model') return []
     const [facts, adapters] = await Promise.all([
-      this.#library.modelFacts(node.model).then((found) => factNodes(node.path, found), (error: unknown) => [problemNode(node.path, error)]),
+      this.#library.modelFacts(node.model).then(
+        (found) => factNodes(node.path, found),
+        (error: unknown) => [problemNode(node.path, error)],
+      ),
       this.#library.adaptersOf(node.model),
     ])
     return [...facts, ...adapters.map((model): TreeNode => ({ kind: 'model', path: model.path, model }))]
@@ -63,7 +73,9 @@ export class DatasetsProvider extends Provider {
 
   async getChildren(node?: TreeNode): Promise<TreeNode[]> {
     if (node === undefined) {
-      return (await this.#library.datasets()).filter(({ origin }) => origin === 'workspace').map((dataset) => ({ kind: 'dataset', path: dataset.path, dataset }))
+      return (await this.#library.datasets())
+        .filter(({ origin }) => origin === 'workspace')
+        .map((dataset) => ({ kind: 'dataset', path: dataset.path, dataset }))
     }
     if (node.kind !== 'dataset') return []
     try {
@@ -102,7 +114,9 @@ export class RunsProvider extends Provider {
   }
 
   getChildren(node?: TreeNode): Promise<TreeNode[]> {
-    return Promise.resolve(node === undefined ? this.#runs.views.map((view) => this.#node(view)) : node.kind === 'run' ? partsOf(node.view) : [])
+    return Promise.resolve(
+      node === undefined ? this.#runs.views.map((view) => this.#node(view)) : node.kind === 'run' ? partsOf(node.view) : [],
+    )
   }
 
   async getTreeItem(node: TreeNode): Promise<vscode.TreeItem> {
@@ -135,8 +149,13 @@ export class RunsProvider extends Provider {
 
 /** Outputs that are there, then checkpoints, newest first. */
 function partsOf({ dir, status }: RunView): TreeNode[] {
-  const outputs = status.outputs.map((output): TreeNode => ({ kind: 'output', path: resolve(dir, output.path), output, run: dir })).filter(({ path }) => existsSync(path))
-  const checkpoints = new RunReader(dir).checkpoints().reverse().map((checkpoint): TreeNode => ({ kind: 'checkpoint', path: checkpoint.path, checkpoint, run: dir }))
+  const outputs = status.outputs
+    .map((output): TreeNode => ({ kind: 'output', path: resolve(dir, output.path), output, run: dir }))
+    .filter(({ path }) => existsSync(path))
+  const checkpoints = new RunReader(dir)
+    .checkpoints()
+    .reverse()
+    .map((checkpoint): TreeNode => ({ kind: 'checkpoint', path: checkpoint.path, checkpoint, run: dir }))
   const parts = [...outputs, ...checkpoints]
   return parts.length > 0 ? parts : [{ kind: 'fact', path: `${dir}#empty`, label: vscode.l10n.t('Nothing saved yet'), value: '' }]
 }

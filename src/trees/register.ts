@@ -20,13 +20,22 @@ export function registerTrees({ runs, library, problems }: Pick<Services, 'runs'
   const providers = { models: new ModelsProvider(library), datasets: new DatasetsProvider(library), runs: new RunsProvider(runs) }
   const datasetDrops = dropController(library, problems)
   parts.add(vscode.window.createTreeView(views.models, { treeDataProvider: providers.models, showCollapseAll: true }))
-  parts.add(vscode.window.createTreeView(views.datasets, {
-    treeDataProvider: providers.datasets, showCollapseAll: true, dragAndDropController: datasetDrops,
-  }))
-  const runsView = parts.add(vscode.window.createTreeView(views.runs, { treeDataProvider: providers.runs, showCollapseAll: true, canSelectMany: true }))
+  parts.add(
+    vscode.window.createTreeView(views.datasets, {
+      treeDataProvider: providers.datasets,
+      showCollapseAll: true,
+      dragAndDropController: datasetDrops,
+    }),
+  )
+  const runsView = parts.add(
+    vscode.window.createTreeView(views.runs, { treeDataProvider: providers.runs, showCollapseAll: true, canSelectMany: true }),
+  )
   const show = (): void => {
     const live = runs.live.length
-    runsView.badge = live === 0 ? undefined : { value: live, tooltip: live === 1 ? vscode.l10n.t('1 run is working') : vscode.l10n.t('{0} runs are working', live) }
+    runsView.badge =
+      live === 0
+        ? undefined
+        : { value: live, tooltip: live === 1 ? vscode.l10n.t('1 run is working') : vscode.l10n.t('{0} runs are working', live) }
     setContext('unsloth.liveRuns', live)
     setContext('unsloth.hasRuns', runs.views.length > 0)
     if (runs.views.some(({ state }) => state === 'finished')) setContext('unsloth.hasFinishedRun', true)
@@ -41,13 +50,19 @@ function dropController(library: Library, problems: Services['problems']): vscod
     dropMimeTypes: ['text/uri-list', 'files'],
     dragMimeTypes: ['text/uri-list'],
     handleDrag(nodes, data) {
-      data.set('text/uri-list', new vscode.DataTransferItem(nodes.map(({ path }) => vscode.Uri.file(path).toString()).join('\r\n')))
+      data.set(
+        'text/uri-list',
+        new vscode.DataTransferItem(nodes.map(({ path }) => vscode.Uri.file(path).toString()).join('\r\n')),
+      )
     },
     async handleDrop(_, data) {
       try {
         const { uris, files } = await dropped(data)
         if (uris.length + files.length === 0) return
-        const [{ pickWorkspaceFolder }, { addDatasets, addFiles }] = await Promise.all([import('../commands/pick.ts'), import('../commands/newRecipe.ts')])
+        const [{ pickWorkspaceFolder }, { addDatasets, addFiles }] = await Promise.all([
+          import('../commands/pick.ts'),
+          import('../commands/newRecipe.ts'),
+        ])
         const folder = await pickWorkspaceFolder(vscode.l10n.t('Add Data Set'))
         await addDatasets(uris, folder)
         await addFiles(files, folder)
@@ -60,9 +75,14 @@ function dropController(library: Library, problems: Services['problems']): vscod
 }
 
 /** What was dropped: files that the editor can name, and files of another machine, as of the desktop in front of a remote window. */
-async function dropped(data: vscode.DataTransfer): Promise<{ readonly uris: vscode.Uri[]; readonly files: vscode.DataTransferFile[] }> {
-  const list = await data.get('text/uri-list')?.asString() ?? ''
-  const uris = list.split(/\r?\n/).filter((line) => line !== '' && !line.startsWith('#')).map((line) => vscode.Uri.parse(line, true))
+async function dropped(
+  data: vscode.DataTransfer,
+): Promise<{ readonly uris: vscode.Uri[]; readonly files: vscode.DataTransferFile[] }> {
+  const list = (await data.get('text/uri-list')?.asString()) ?? ''
+  const uris = list
+    .split(/\r?\n/)
+    .filter((line) => line !== '' && !line.startsWith('#'))
+    .map((line) => vscode.Uri.parse(line, true))
   const files = uris.length > 0 ? [] : [...data].flatMap(([, item]) => item.asFile() ?? [])
   return { uris: [...uris, ...files.flatMap(({ uri }) => uri ?? [])], files: files.filter(({ uri }) => uri === undefined) }
 }
@@ -71,10 +91,16 @@ async function dropped(data: vscode.DataTransfer): Promise<{ readonly uris: vsco
 export function createLibrary(extensionPath: string): Library {
   return new Library({
     extensionPath,
-    roots: () => (vscode.workspace.workspaceFolders ?? []).filter(({ uri }) => uri.scheme === 'file').map(({ name, uri }) => ({ name, path: uri.fsPath })),
+    roots: () =>
+      (vscode.workspace.workspaceFolders ?? [])
+        .filter(({ uri }) => uri.scheme === 'file')
+        .map(({ name, uri }) => ({ name, path: uri.fsPath })),
     modelFolders: () => readSetting('unsloth.modelFolders'),
     hubCache: () => readSetting('unsloth.showHubCache'),
-    findFiles: async (pattern) => (await vscode.workspace.findFiles(pattern, '**/{node_modules,.git}/**', 500)).filter(({ scheme }) => scheme === 'file').map(({ fsPath }) => fsPath),
+    findFiles: async (pattern) =>
+      (await vscode.workspace.findFiles(pattern, '**/{node_modules,.git}/**', 500))
+        .filter(({ scheme }) => scheme === 'file')
+        .map(({ fsPath }) => fsPath),
   })
 }
 
@@ -95,8 +121,10 @@ export function watchLibrary(library: Library): vscode.Disposable {
     if (/\.(jsonl|ndjson|csv|tsv|parquet)$/.test(path) && !/[/\\]metrics\.jsonl$/.test(path)) look()
   })
   parts.add(vscode.workspace.onDidChangeWorkspaceFolders(look))
-  parts.add(vscode.workspace.onDidChangeConfiguration((event) => {
-    if (event.affectsConfiguration('unsloth.modelFolders') || event.affectsConfiguration('unsloth.showHubCache')) look()
-  }))
+  parts.add(
+    vscode.workspace.onDidChangeConfiguration((event) => {
+      if (event.affectsConfiguration('unsloth.modelFolders') || event.affectsConfiguration('unsloth.showHubCache')) look()
+    }),
+  )
   return parts
 }

@@ -9,7 +9,10 @@ import type { TreeNode } from './nodes.ts'
 import type { TableFacts } from './tableFacts.ts'
 
 const stateColors: Partial<Record<RunView['state'], string>> = {
-  finished: 'testing.iconPassed', failed: 'testing.iconFailed', interrupted: 'list.warningForeground', paused: 'list.warningForeground',
+  finished: 'testing.iconPassed',
+  failed: 'testing.iconFailed',
+  interrupted: 'list.warningForeground',
+  paused: 'list.warningForeground',
 }
 
 /** A path as the editor shows files: its last part, and the folder behind it. */
@@ -77,7 +80,9 @@ export function runItem({ view, path }: TreeNode & { kind: 'run' }, losses: read
   item.contextValue = contextValue(...runKinds(view))
   item.tooltip = runTooltip(view)
   item.command = asCommand('unsloth.openTrainingPanel', vscode.l10n.t('Open Training Panel'), path)
-  item.accessibilityInformation = { label: `${status.name}, ${state}, ${view.alive ? progressText(view) : status.loss === null ? '' : `loss ${formatLoss(status.loss)}`}` }
+  item.accessibilityInformation = {
+    label: `${status.name}, ${state}, ${view.alive ? progressText(view) : status.loss === null ? '' : `loss ${formatLoss(status.loss)}`}`,
+  }
   return item
 }
 
@@ -90,14 +95,25 @@ export function runDescription(view: RunView, losses: readonly number[], now = D
   const last = losses.at(-1) ?? status.loss
   const ended = Date.parse(status.endedAt ?? status.updatedAt)
   const when = vscode.l10n.t('{0} ago', formatDuration(Math.max(1, (now - ended) / 1000)))
-  return [[curve, last === null || last === undefined ? '' : formatLoss(last)].filter(Boolean).join(' '), state === 'finished' ? '' : state, when].filter((part) => part !== '').join(' · ')
+  return [
+    [curve, last === null || last === undefined ? '' : formatLoss(last)].filter(Boolean).join(' '),
+    state === 'finished' ? '' : state,
+    when,
+  ]
+    .filter((part) => part !== '')
+    .join(' · ')
 }
 
 function runTooltip({ dir, status, state }: RunView): vscode.MarkdownString {
   const lines = [
-    `**${escape(status.name)}** ${state}`, escape(status.detail ?? ''), escape(status.model ?? ''), escape(status.dataset ?? ''),
+    `**${escape(status.name)}** ${state}`,
+    escape(status.detail ?? ''),
+    escape(status.model ?? ''),
+    escape(status.dataset ?? ''),
     status.totalSteps === null ? '' : vscode.l10n.t('step {0} of {1}', formatCount(status.step), formatCount(status.totalSteps)),
-    status.evalLoss === null ? '' : vscode.l10n.t('eval loss {0}', formatLoss(status.evalLoss)), escape(status.error?.message ?? ''), `\`${dir}\``,
+    status.evalLoss === null ? '' : vscode.l10n.t('eval loss {0}', formatLoss(status.evalLoss)),
+    escape(status.error?.message ?? ''),
+    `\`${dir}\``,
   ]
   return new vscode.MarkdownString(lines.filter((line) => line !== '').join('  \n'))
 }
@@ -108,7 +124,12 @@ export function checkpointItem({ checkpoint, path }: TreeNode & { kind: 'checkpo
   const item = new vscode.TreeItem(vscode.l10n.t('Checkpoint at step {0}', formatCount(checkpoint.step)))
   const loss = checkpoint.evalLoss ?? checkpoint.loss
   item.id = `checkpoint:${path}`
-  item.description = [loss === null ? '' : `${checkpoint.evalLoss === null ? 'loss' : 'eval loss'} ${formatLoss(loss)}`, formatBytes(checkpoint.bytes)].filter((part) => part !== '').join(' · ')
+  item.description = [
+    loss === null ? '' : `${checkpoint.evalLoss === null ? 'loss' : 'eval loss'} ${formatLoss(loss)}`,
+    formatBytes(checkpoint.bytes),
+  ]
+    .filter((part) => part !== '')
+    .join(' · ')
   item.iconPath = new vscode.ThemeIcon('save')
   item.contextValue = contextValue('checkpoint')
   item.tooltip = path

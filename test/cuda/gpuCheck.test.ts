@@ -13,7 +13,10 @@ for (const compute of computeModes(usableGpus().gpus[0]?.capability ?? 0)) {
       try {
         const results = await compareOps({ runtime: cpu, activation: 'f32' }, { runtime: gpu, ...numbersOf(compute) })
         assert.ok(results.length > (compute === 'tfloat32' ? 20 : 100))
-        assert.deepEqual(results.filter(({ passed }) => !passed), [])
+        assert.deepEqual(
+          results.filter(({ passed }) => !passed),
+          [],
+        )
       } finally {
         cpu.dispose()
         gpu.dispose()

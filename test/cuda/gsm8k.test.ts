@@ -15,7 +15,12 @@ describe('real text from its rows, on a GPU', () => {
       const run = await trainOnGsm8k(`${folder}/${compute}`, { device: 'cuda', compute })
       if (run === undefined) return
       const { reference, steps, evaluations } = run
-      assertEachClose(steps.map(({ loss }) => loss as number), await reference.floats('loss'), allowed[compute], 'loss')
+      assertEachClose(
+        steps.map(({ loss }) => loss as number),
+        await reference.floats('loss'),
+        allowed[compute],
+        'loss',
+      )
       const after = evaluations.at(-1)!.eval_loss as number
       assertEachClose([after], await reference.floats('eval_loss_after'), allowed[compute], 'evaluation loss')
     })

@@ -10,7 +10,18 @@ import { planTraining } from '../../engine/train/trainingPlan.ts'
 import { TrainingRun } from '../../engine/train/trainingRun.ts'
 import { RunControl } from '../../engine/train/runControl.ts'
 import { smallDisk } from '../unit/run/support.ts'
-import { createRun, eventsOf, makeRecipe, ownRuntimeFolder, runProgram, starter, temporaryFolder, train, writeJsonl, type RecipeSections } from './support.ts'
+import {
+  createRun,
+  eventsOf,
+  makeRecipe,
+  ownRuntimeFolder,
+  runProgram,
+  starter,
+  temporaryFolder,
+  train,
+  writeJsonl,
+  type RecipeSections,
+} from './support.ts'
 
 describe('bad input is refused with its place and what to do', function () {
   const folder = temporaryFolder()
@@ -18,14 +29,21 @@ describe('bad input is refused with its place and what to do', function () {
   let copies = 0
 
   /** A copy of the starter that can be damaged. */
-  function copy(): { model: string; weights: string; config: (change: Record<string, unknown>) => void; header: (change: (text: string) => string) => void } {
+  function copy(): {
+    model: string
+    weights: string
+    config: (change: Record<string, unknown>) => void
+    header: (change: (text: string) => string) => void
+  } {
     const model = join(folder, `model-${++copies}`)
     cpSync(starter, model, { recursive: true })
     const weights = join(model, 'model.safetensors')
     const path = join(model, 'config.json')
     return {
-      model, weights,
-      config: (change) => writeFileSync(path, JSON.stringify({ ...(JSON.parse(readFileSync(path, 'utf8')) as object), ...change })),
+      model,
+      weights,
+      config: (change) =>
+        writeFileSync(path, JSON.stringify({ ...(JSON.parse(readFileSync(path, 'utf8')) as object), ...change })),
       header: (change) => {
         const file = readFileSync(weights)
         const length = Number(file.readBigUInt64LE(0))
@@ -79,7 +97,9 @@ describe('bad input is refused with its place and what to do', function () {
       const { model, header } = copy()
       header((text) => {
         const tensors = JSON.parse(text) as Record<string, { data_offsets: number[] }>
-        const names = Object.keys(tensors).filter((name) => name !== '__metadata__').sort((a, b) => tensors[a]!.data_offsets[0]! - tensors[b]!.data_offsets[0]!)
+        const names = Object.keys(tensors)
+          .filter((name) => name !== '__metadata__')
+          .sort((a, b) => tensors[a]!.data_offsets[0]! - tensors[b]!.data_offsets[0]!)
         const [first, second] = names
         const shift = tensors[second!]!.data_offsets.map((at) => at - 2)
         tensors[second!]!.data_offsets = shift
@@ -91,7 +111,12 @@ describe('bad input is refused with its place and what to do', function () {
     it('shapes that are not those of config.json', async () => {
       const { model, config } = copy()
       config({ intermediate_size: 128 })
-      await refused({ model }, 'MODEL_INVALID', /model\.safetensors: model\.layers\.0\.mlp\.gate_proj\.weight has shape \[172, 64\], but config\.json asks for \[128, 64\]/, /different models/)
+      await refused(
+        { model },
+        'MODEL_INVALID',
+        /model\.safetensors: model\.layers\.0\.mlp\.gate_proj\.weight has shape \[172, 64\], but config\.json asks for \[128, 64\]/,
+        /different models/,
+      )
     })
     it('a missing tensor', async () => {
       const { model, config } = copy()
@@ -110,40 +135,73 @@ describe('bad input is refused with its place and what to do', function () {
     })
     it('an unsupported dtype', async () => {
       const { model, header } = copy()
-      header((text) => text.replace(/("model\.norm\.weight":\{"dtype":)"\w+"/, '$1"I16"').replace(/("model\.norm\.weight":\{[^}]*"shape":)\[64\]/, '$1[64]'))
+      header((text) =>
+        text
+          .replace(/("model\.norm\.weight":\{"dtype":)"\w+"/, '$1"I16"')
+          .replace(/("model\.norm\.weight":\{[^}]*"shape":)\[64\]/, '$1[64]'),
+      )
       await refused({ model }, 'MODEL_UNSUPPORTED', /model\.norm\.weight has dtype I16/, /Supported: F32, BF16, F16/)
     })
-    for (const [what, bits] of [['NaN', 0x7fc0], ['infinite', 0x7f80]] as const) it(`weights that are ${what}`, async () => {
-      const { model, weights } = copy()
-      const tensor = (await openTensorSource(weights)).tensors.get('model.layers.3.mlp.up_proj.weight')!
-      assert.equal(tensor.dtype, 'BF16')
-      const file = readFileSync(weights)
-      file.writeUInt16LE(bits, tensor.offset + 2 * 77)
-      writeFileSync(weights, file)
-      await refused({ model }, 'MODEL_INVALID', /model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight holds 1 values that are NaN or infinite/, /download it again/)
-    })
+    for (const [what, bits] of [
+      ['NaN', 0x7fc0],
+      ['infinite', 0x7f80],
+    ] as const)
+      it(`weights that are ${what}`, async () => {
+        const { model, weights } = copy()
+        const tensor = (await openTensorSource(weights)).tensors.get('model.layers.3.mlp.up_proj.weight')!
+        assert.equal(tensor.dtype, 'BF16')
+        const file = readFileSync(weights)
+        file.writeUInt16LE(bits, tensor.offset + 2 * 77)
+        writeFileSync(weights, file)
+        await refused(
+          { model },
+          'MODEL_INVALID',
+          /model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight holds 1 values that are NaN or infinite/,
+          /download it again/,
+        )
+      })
     it('weights beyond float16, where they are to be kept so', async () => {
       const { model, weights } = copy()
       const tensor = (await openTensorSource(weights)).tensors.get('model.layers.3.mlp.up_proj.weight')!
       const file = readFileSync(weights)
       file.writeUInt16LE(0x4780, tensor.offset + 2 * 77) // 65536
       writeFileSync(weights, file)
-      await refused({ model: { name: model, dtype: 'float16' } }, 'MODEL_INVALID', /up_proj\.weight holds 1 values that are NaN, infinite, or beyond 65504, where float16 ends/, /training\.compute to bfloat16/)
+      await refused(
+        { model: { name: model, dtype: 'float16' } },
+        'MODEL_INVALID',
+        /up_proj\.weight holds 1 values that are NaN, infinite, or beyond 65504, where float16 ends/,
+        /training\.compute to bfloat16/,
+      )
     })
     it('a tokenizer larger than the embedding, where it is not to be repaired', async () => {
       const { model } = copy()
       const path = join(model, 'tokenizer.json')
       const tokenizer = JSON.parse(readFileSync(path, 'utf8')) as { added_tokens: Record<string, unknown>[] }
-      tokenizer.added_tokens.push({ id: 512, content: '<|extra|>', special: true, single_word: false, lstrip: false, rstrip: false, normalized: false })
+      tokenizer.added_tokens.push({
+        id: 512,
+        content: '<|extra|>',
+        special: true,
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: false,
+      })
       writeFileSync(path, JSON.stringify(tokenizer))
-      await refused({ model: { name: model, fix_tokenizer: false } }, 'TOKENIZER', /tokenizer\.json: the token .*<\|extra\|>.* has the id 512, but the embedding of the model has only 512 rows/, /Take the tokenizer that belongs/)
+      await refused(
+        { model: { name: model, fix_tokenizer: false } },
+        'TOKENIZER',
+        /tokenizer\.json: the token .*<\|extra\|>.* has the id 512, but the embedding of the model has only 512 rows/,
+        /Take the tokenizer that belongs/,
+      )
     })
   })
 
   describe('data', () => {
     const data = (name: string, rows: readonly unknown[]) => ({ local_dataset: writeJsonl(join(folder, name), rows) })
-    it('no such file', () => refused({ data: { local_dataset: join(folder, 'nothing.jsonl') } }, 'FILE_NOT_FOUND', /nothing\.jsonl/, /./))
-    it('an empty set', () => refused({ data: data('empty.jsonl', []) }, 'DATA', /empty\.jsonl: the data set is empty/, /at least one row/))
+    it('no such file', () =>
+      refused({ data: { local_dataset: join(folder, 'nothing.jsonl') } }, 'FILE_NOT_FOUND', /nothing\.jsonl/, /./))
+    it('an empty set', () =>
+      refused({ data: data('empty.jsonl', []) }, 'DATA', /empty\.jsonl: the data set is empty/, /at least one row/))
     it('a broken row, by its line', async () => {
       const path = join(folder, 'broken.jsonl')
       writeFileSync(path, '{"text": "fine"}\n{"text": \n')
@@ -153,10 +211,17 @@ describe('bad input is refused with its place and what to do', function () {
       refused({ data: data('columns.jsonl', [{ frob: 'x' }]) }, 'DATA', /columns\.jsonl.*frob/s, /./))
     const pair = (length: number) => ({ prompt: 'a long question '.repeat(length), completion: 'yes' })
     it('all labels masked, with reason and hints', () =>
-      refused({ data: data('masked.jsonl', [pair(40), pair(50)]), training: { max_seq_length: 64 } }, 'DATA', /all labels are masked \(−100\) in all 2 rows.*1.*2/s, /loss would be 0.*max_seq_length/s))
+      refused(
+        { data: data('masked.jsonl', [pair(40), pair(50)]), training: { max_seq_length: 64 } },
+        'DATA',
+        /all labels are masked \(−100\) in all 2 rows.*1.*2/s,
+        /loss would be 0.*max_seq_length/s,
+      ))
     it('nearly all labels masked: a warning', async () => {
       const rows = [...Array.from({ length: 19 }, () => pair(40)), pair(1)]
-      const prepared = await prepareRun(makeRecipe(folder, { data: data('nearly.jsonl', rows), training: { max_seq_length: 64, max_steps: 1 } }))
+      const prepared = await prepareRun(
+        makeRecipe(folder, { data: data('nearly.jsonl', rows), training: { max_seq_length: 64, max_steps: 1 } }),
+      )
       assert.match(prepared.warnings.join('\n'), /Nearly all rows have only masked labels/)
       assert.match(prepared.warnings.join('\n'), /19 of 20 rows have nothing to learn from/)
       assert.equal(prepared.samples.length, 1)
@@ -174,15 +239,44 @@ describe('bad input is refused with its place and what to do', function () {
 
   describe('training', () => {
     it('a loss that is not finite stops the run and names step and tensor', async () => {
-      await refused({ training: { learning_rate: 0.99, max_grad_norm: 0, max_steps: 200, weight_decay: 0, adam_beta2: 0.1, training_type: 'full' }, save: { method: ['merged_16bit'] } },
-        'NON_FINITE', /(loss|gradient) of step \d+ is (NaN|Infinity|not finite).*(first tensor that is not finite is \S+| in \S+)/, /learning_rate/)
+      await refused(
+        {
+          training: {
+            learning_rate: 0.99,
+            max_grad_norm: 0,
+            max_steps: 200,
+            weight_decay: 0,
+            adam_beta2: 0.1,
+            training_type: 'full',
+          },
+          save: { method: ['merged_16bit'] },
+        },
+        'NON_FINITE',
+        /(loss|gradient) of step \d+ is (NaN|Infinity|not finite).*(first tensor that is not finite is \S+| in \S+)/,
+        /learning_rate/,
+      )
     })
     it('memory that is not there, with the largest part', async () => {
       const prepared = await prepareRun(makeRecipe(folder))
-      const options = { longestSample: 256, longestStep: 1024, sequences: 4, evaluates: false, availableBytes: 1e6, threads: 1 } as const
-      assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'auto' }),
-        (error) => UnslothError.is(error, 'MEMORY') && /needs [\d.]+ MB, but only 977 KB are free; the largest part is/.test(error.message) && (error.hint ?? '').includes('max_seq_length'))
-      assert.throws(() => planTraining(prepared.model.patched, { ...options, checkpointing: 'none' }), (error) => UnslothError.is(error, 'MEMORY') && (error.hint ?? '').includes('gradient_checkpointing: auto'))
+      const options = {
+        longestSample: 256,
+        longestStep: 1024,
+        sequences: 4,
+        evaluates: false,
+        availableBytes: 1e6,
+        threads: 1,
+      } as const
+      assert.throws(
+        () => planTraining(prepared.model.patched, { ...options, checkpointing: 'auto' }),
+        (error) =>
+          UnslothError.is(error, 'MEMORY') &&
+          /needs [\d.]+ MB, but only 977 KB are free; the largest part is/.test(error.message) &&
+          (error.hint ?? '').includes('max_seq_length'),
+      )
+      assert.throws(
+        () => planTraining(prepared.model.patched, { ...options, checkpointing: 'none' }),
+        (error) => UnslothError.is(error, 'MEMORY') && (error.hint ?? '').includes('gradient_checkpointing: auto'),
+      )
     })
     it('a disk that is full stops the run; the checkpoints before stay', async () => {
       const run = RunDirectory.create(join(folder, 'outputs'), 'full', 'version: 1\n')
@@ -190,7 +284,10 @@ describe('bad input is refused with its place and what to do', function () {
       const writer = await run.lock({ disk })
       const recipe = makeRecipe(folder, { training: { max_steps: 6, save_steps: 1 } })
       const events = { onStep: ({ step }: { step: number }) => void (step === 4 && (disk.room = 0)) }
-      await assert.rejects(new TrainingRun(writer, recipe, new RunControl(), events).execute(), (error) => UnslothError.is(error, 'FILE_WRITE') && /space|full/i.test(error.message))
+      await assert.rejects(
+        new TrainingRun(writer, recipe, new RunControl(), events).execute(),
+        (error) => UnslothError.is(error, 'FILE_WRITE') && /space|full/i.test(error.message),
+      )
       disk.room = 1e9
       await writer.close()
       const { checkpoint } = await run.reader().view()
@@ -199,10 +296,16 @@ describe('bad input is refused with its place and what to do', function () {
     })
     it('a failed run resumes from its newest checkpoint', async () => {
       const dir = await train(makeRecipe(folder, { training: { save_steps: 1 } }))
-      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: join(folder, 'nothing') } })), (error) => UnslothError.is(error, 'RUN_INVALID') && error.message.includes('no complete checkpoint'))
+      await assert.rejects(
+        train(makeRecipe(folder, { training: { resume_from: join(folder, 'nothing') } })),
+        (error) => UnslothError.is(error, 'RUN_INVALID') && error.message.includes('no complete checkpoint'),
+      )
       const next = await train(makeRecipe(folder, { training: { resume_from: dir } }))
       assert.equal(eventsOf(next).find(({ event }) => event === 'resume')?.step, 3)
-      await assert.rejects(train(makeRecipe(folder, { training: { resume_from: dir }, lora: { lora_r: 8 } })), (error) => UnslothError.is(error, 'MODEL_INVALID') && error.message.includes('lora_A.weight has shape'))
+      await assert.rejects(
+        train(makeRecipe(folder, { training: { resume_from: dir }, lora: { lora_r: 8 } })),
+        (error) => UnslothError.is(error, 'MODEL_INVALID') && error.message.includes('lora_A.weight has shape'),
+      )
     })
     it('a finished run is not resumed', async () => {
       const dir = await train(makeRecipe(folder))

@@ -5,7 +5,19 @@ import { FastLanguageModel } from '../../engine/fastLanguageModel.ts'
 import { packMicroSteps, type MicroBatch, type StepSample } from '../../engine/train/batches.ts'
 import { prepareRun } from '../../engine/train/prepareRun.ts'
 import { planTraining } from '../../engine/train/trainingPlan.ts'
-import { adapterBytes, assertClose, fables, losses, makeRecipe, ownRuntimeFolder, relativeError, starter, temporaryFolder, train, writeJsonl } from './support.ts'
+import {
+  adapterBytes,
+  assertClose,
+  fables,
+  losses,
+  makeRecipe,
+  ownRuntimeFolder,
+  relativeError,
+  starter,
+  temporaryFolder,
+  train,
+  writeJsonl,
+} from './support.ts'
 
 const steps = 5
 const perStep = 6
@@ -18,13 +30,24 @@ interface Outcome {
 }
 
 /** Trains a LoRA on the samples, `perStep` at a time, each step split into micro-steps by `split`. */
-async function trainSplit(samples: readonly StepSample[], dropout: number, split: (step: readonly StepSample[]) => MicroBatch[], seed = 7): Promise<Outcome> {
+async function trainSplit(
+  samples: readonly StepSample[],
+  dropout: number,
+  split: (step: readonly StepSample[]) => MicroBatch[],
+  seed = 7,
+): Promise<Outcome> {
   const model = await FastLanguageModel.fromPretrained({ modelName: starter, threads: 1, randomState: seed })
   try {
     model.getPeftModel({ r: 4, loraAlpha: 8, loraDropout: dropout })
     const longest = Math.max(...samples.map(({ ids }) => ids.length))
     const plan = planTraining(model.patched, {
-      checkpointing: 'none', longestSample: longest, longestStep: longest * perStep, sequences: perStep, evaluates: false, availableBytes: 1e9, threads: 1,
+      checkpointing: 'none',
+      longestSample: longest,
+      longestStep: longest * perStep,
+      sequences: perStep,
+      evaluates: false,
+      availableBytes: 1e9,
+      threads: 1,
     })
     await model.load()
     const trainer = model.trainer(plan, { maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
@@ -55,13 +78,19 @@ function assertSame(a: Outcome, b: Outcome, what: string): void {
   assertClose(allValues(a), allValues(b), 1e-5, `${what}, adapter`)
 }
 
-const packed = (tokens: number, sequences = Infinity) => (step: readonly StepSample[]) => packMicroSteps(step, [{ tokens, sequences }])
+const packed =
+  (tokens: number, sequences = Infinity) =>
+  (step: readonly StepSample[]) =>
+    packMicroSteps(step, [{ tokens, sequences }])
 
 /** As frameworks with padding compute it: rows of one length, filled with tokens that are not scored. */
 const padded = (step: readonly StepSample[]): MicroBatch[] => {
   const width = Math.max(...step.map(({ ids }) => ids.length))
   const fill = (values: Int32Array, value: number) => Int32Array.from({ length: width }, (_, i) => values[i] ?? value)
-  return packMicroSteps(step.map(({ ids, labels, key }) => ({ ids: fill(ids, 2), labels: fill(labels, -100), key })), [{ tokens: width, sequences: 1 }])
+  return packMicroSteps(
+    step.map(({ ids, labels, key }) => ({ ids: fill(ids, 2), labels: fill(labels, -100), key })),
+    [{ tokens: width, sequences: 1 }],
+  )
 }
 
 describe('batches', () => {
@@ -73,7 +102,10 @@ describe('batches', () => {
     const model = await FastLanguageModel.fromPretrained({ modelName: starter })
     // Lengths of all sizes, in an order that packing changes.
     const rows = fables(steps * perStep, 400).map(({ text }, i) => ({ text: text.slice(0, 40 + ((i * 131) % 300)) }))
-    const data = await buildDataset({ files: [writeJsonl(join(folder, 'mixed.jsonl'), rows)], maxSeqLength: 512 }, model.tokenizer)
+    const data = await buildDataset(
+      { files: [writeJsonl(join(folder, 'mixed.jsonl'), rows)], maxSeqLength: 512 },
+      model.tokenizer,
+    )
     samples = data.samples.map(({ ids, labels }, key) => ({ ids, labels, key }))
     assert.equal(samples.length, steps * perStep)
   })
@@ -104,7 +136,11 @@ describe('batches', () => {
       })
 
       it('what is compared would show other masks, or other samples', async () => {
-        const other = await trainSplit(samples.map((sample) => ({ ...sample, key: sample.key + 1000 })), dropout, packed(4096))
+        const other = await trainSplit(
+          samples.map((sample) => ({ ...sample, key: sample.key + 1000 })),
+          dropout,
+          packed(4096),
+        )
         const error = relativeError(other.losses, whole.losses)
         if (dropout > 0) assert.ok(error > 1e-4, `the loss does not depend on dropout masks: ${error}`)
         else assert.deepEqual(other.losses, whole.losses)
@@ -116,8 +152,14 @@ describe('batches', () => {
 
   it('8×1, 1×8 and 2×4 are one and the same, bit for bit', async () => {
     const runs = []
-    for (const [batch_size, gradient_accumulation_steps] of [[8, 1], [1, 8], [2, 4]])
-      runs.push(await train(makeRecipe(folder, { training: { batch_size, gradient_accumulation_steps }, lora: { lora_dropout: 0.1 } })))
+    for (const [batch_size, gradient_accumulation_steps] of [
+      [8, 1],
+      [1, 8],
+      [2, 4],
+    ])
+      runs.push(
+        await train(makeRecipe(folder, { training: { batch_size, gradient_accumulation_steps }, lora: { lora_dropout: 0.1 } })),
+      )
     for (const dir of runs.slice(1)) {
       assert.deepEqual(losses(dir), losses(runs[0]!))
       assert.ok(adapterBytes(dir).equals(adapterBytes(runs[0]!)))
@@ -130,7 +172,9 @@ describe('batches', () => {
     const joined = makeRecipe(folder, { training: { ...training, packing: true }, lora: { lora_dropout: 0.1 } })
     const [a, b] = [await prepareRun(apart), await prepareRun(joined)]
     const tokens = (batches: readonly { ids: Int32Array; labelIndex: Int32Array; tokenKeys?: Int32Array }[]) => ({
-      ids: batches.flatMap(({ ids, tokenKeys }) => [...ids].map((id, i) => `${tokenKeys![2 * i]}.${tokenKeys![2 * i + 1]}.${id}`)).sort(),
+      ids: batches
+        .flatMap(({ ids, tokenKeys }) => [...ids].map((id, i) => `${tokenKeys![2 * i]}.${tokenKeys![2 * i + 1]}.${id}`))
+        .sort(),
       labelled: batches.reduce((sum, { labelIndex }) => sum + labelIndex.length, 0),
     })
     assert.deepEqual(tokens(b.batches(0)), tokens(a.batches(0)))
@@ -140,10 +184,20 @@ describe('batches', () => {
   })
 
   it('packing: true counts rows of max_seq_length in a batch', async () => {
-    const prepared = await prepareRun(makeRecipe(folder, { training: { packing: true, batch_size: 1, num_epochs: 1, max_steps: 0 } }))
-    const counts = Array.from({ length: prepared.totalSteps }, (_, step) => prepared.batches(step).reduce((sum, { ids }) => sum + ids.length, 0))
-    assert.equal(counts.reduce((sum, count) => sum + count, 0), prepared.samples.reduce((sum, { ids }) => sum + ids.length, 0))
-    assert.ok(prepared.totalSteps < 0.6 * prepared.samples.length, `${prepared.totalSteps} rows of ${prepared.samples.length} samples`)
+    const prepared = await prepareRun(
+      makeRecipe(folder, { training: { packing: true, batch_size: 1, num_epochs: 1, max_steps: 0 } }),
+    )
+    const counts = Array.from({ length: prepared.totalSteps }, (_, step) =>
+      prepared.batches(step).reduce((sum, { ids }) => sum + ids.length, 0),
+    )
+    assert.equal(
+      counts.reduce((sum, count) => sum + count, 0),
+      prepared.samples.reduce((sum, { ids }) => sum + ids.length, 0),
+    )
+    assert.ok(
+      prepared.totalSteps < 0.6 * prepared.samples.length,
+      `${prepared.totalSteps} rows of ${prepared.samples.length} samples`,
+    )
     assert.ok(counts.every((count) => count <= 256))
   })
 })

@@ -14,7 +14,10 @@ describe('the command line', function () {
   const yaml = () => join(folder, 'finetune.yaml')
   before(() => {
     makeRecipe(folder)
-    writeFileSync(yaml(), `version: 1\nmodel: ${starter}\ndata:\n  local_dataset: fables.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 3\n  threads: 1\n`)
+    writeFileSync(
+      yaml(),
+      `version: 1\nmodel: ${starter}\ndata:\n  local_dataset: fables.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 3\n  threads: 1\n`,
+    )
   })
 
   it('--dry-run prints the resolved recipe, the plan and its memory part by part, and trains nothing', async () => {
@@ -23,16 +26,24 @@ describe('the command line', function () {
     assert.match(stdout, /learning_rate: 0\.001/)
     assert.match(stdout, /model: .*llama.*5 layers/)
     assert.match(stdout, /patched 5 layers: 5 fused QKV, 5 O, 5 MLP/)
-    for (const part of ['frozen weights', 'adapters', 'gradients', 'optimizer', 'activations', 'kernel scratch', 'total']) assert.match(stdout, new RegExp(`^ +${part} +[\\d.]+ [KMG]?B$`, 'm'))
+    for (const part of ['frozen weights', 'adapters', 'gradients', 'optimizer', 'activations', 'kernel scratch', 'total'])
+      assert.match(stdout, new RegExp(`^ +${part} +[\\d.]+ [KMG]?B$`, 'm'))
     assert.ok(!readdirSync(folder).includes('outputs'))
   })
 
   it('--dry-run --json is one object', async () => {
     const { stdout } = await runProgram(['finetune', yaml(), '--dry-run', '--json'])
-    const report = JSON.parse(stdout) as { recipe: { training: { max_steps: number } }; memory: { parts: { bytes: number }[]; totalBytes: number }; totalSteps: number }
+    const report = JSON.parse(stdout) as {
+      recipe: { training: { max_steps: number } }
+      memory: { parts: { bytes: number }[]; totalBytes: number }
+      totalSteps: number
+    }
     assert.equal(report.recipe.training.max_steps, 3)
     assert.equal(report.totalSteps, 3)
-    assert.equal(report.memory.parts.reduce((sum, { bytes }) => sum + bytes, 0), report.memory.totalBytes)
+    assert.equal(
+      report.memory.parts.reduce((sum, { bytes }) => sum + bytes, 0),
+      report.memory.totalBytes,
+    )
   })
 
   it('piped output is plain lines, one for each step', async () => {
@@ -44,28 +55,100 @@ describe('the command line', function () {
   })
 
   it('logging_steps thins the lines, not the record', async () => {
-    const { stdout } = await runProgram(['finetune', yaml(), '--max_steps', '6', '--logging_steps', '4', '--output_dir', join(folder, 'thin')])
-    assert.deepEqual([...stdout.matchAll(/^step (\d+)\/6/gm)].map(([, step]) => step), ['1', '4', '6'])
+    const { stdout } = await runProgram([
+      'finetune',
+      yaml(),
+      '--max_steps',
+      '6',
+      '--logging_steps',
+      '4',
+      '--output_dir',
+      join(folder, 'thin'),
+    ])
+    assert.deepEqual(
+      [...stdout.matchAll(/^step (\d+)\/6/gm)].map(([, step]) => step),
+      ['1', '4', '6'],
+    )
     const [name] = readdirSync(join(folder, 'thin'))
-    assert.equal((await RunDirectory.open(join(folder, 'thin', name!)).reader().readMetrics()).steps.length, 6)
+    assert.equal(
+      (
+        await RunDirectory.open(join(folder, 'thin', name!))
+          .reader()
+          .readMetrics()
+      ).steps.length,
+      6,
+    )
   })
 
   it('--json of a run tells where it is and how it ended', async () => {
     const { stdout } = await runProgram(['finetune', yaml(), '--json'])
-    const { ending, status, dir } = JSON.parse(stdout) as { ending: string; dir: string; status: { step: number; outputs: { kind: string }[] } }
+    const { ending, status, dir } = JSON.parse(stdout) as {
+      ending: string
+      dir: string
+      status: { step: number; outputs: { kind: string }[] }
+    }
     assert.deepEqual([ending, status.step, status.outputs.map(({ kind }) => kind)], ['finished', 3, ['adapter']])
     assert.ok(RunDirectory.isRun(dir))
   })
 
   it('an old command line of the Python program works when pasted, and its token is recorded nowhere', async () => {
     const secret = 'hf_ThisIsASecretThatMustNotBeKept'
-    const rows = writeJsonl(join(folder, 'alpaca.jsonl'), [1, 2, 3, 4].map((n) => ({ instruction: `Count to ${n}.`, input: '', output: `${n} is the end.` })))
+    const rows = writeJsonl(
+      join(folder, 'alpaca.jsonl'),
+      [1, 2, 3, 4].map((n) => ({ instruction: `Count to ${n}.`, input: '', output: `${n} is the end.` })),
+    )
     const outputs = join(folder, 'old')
     const { code, stdout, stderr } = await runProgram([
-      'finetune', '--model_name', starter, '--max_seq_length', '256', '--dtype', 'None', '--r', '8', '--lora_alpha', '16', '--lora_dropout', '0', '--bias', 'none',
-      '--use_gradient_checkpointing', 'unsloth', '--random_state', '3407', '--dataset', rows, '--per_device_train_batch_size', '2', '--gradient_accumulation_steps', '1', '--warmup_steps', '1',
-      '--max_steps', '2', '--learning_rate', '2e-4', '--optim', 'adamw_8bit', '--weight_decay', '0.01', '--lr_scheduler_type', 'linear', '--seed', '3407', '--output_dir', outputs,
-      '--report_to', 'none', '--save_model', '--save_path', join(folder, 'old-model'), '--save_method', 'merged_16bit', '--hub_token', secret,
+      'finetune',
+      '--model_name',
+      starter,
+      '--max_seq_length',
+      '256',
+      '--dtype',
+      'None',
+      '--r',
+      '8',
+      '--lora_alpha',
+      '16',
+      '--lora_dropout',
+      '0',
+      '--bias',
+      'none',
+      '--use_gradient_checkpointing',
+      'unsloth',
+      '--random_state',
+      '3407',
+      '--dataset',
+      rows,
+      '--per_device_train_batch_size',
+      '2',
+      '--gradient_accumulation_steps',
+      '1',
+      '--warmup_steps',
+      '1',
+      '--max_steps',
+      '2',
+      '--learning_rate',
+      '2e-4',
+      '--optim',
+      'adamw_8bit',
+      '--weight_decay',
+      '0.01',
+      '--lr_scheduler_type',
+      'linear',
+      '--seed',
+      '3407',
+      '--output_dir',
+      outputs,
+      '--report_to',
+      'none',
+      '--save_model',
+      '--save_path',
+      join(folder, 'old-model'),
+      '--save_method',
+      'merged_16bit',
+      '--hub_token',
+      secret,
     ])
     assert.equal(code, 0, stderr)
     assert.match(stderr, /hub_token is not used and not recorded/)
@@ -93,7 +176,14 @@ describe('the command line', function () {
 
   it('a run that fails says so, in its status, its log and its exit code', async () => {
     writeJsonl(join(folder, 'broken.jsonl'), [])
-    const { code, stderr } = await runProgram(['finetune', yaml(), '--local_dataset', join(folder, 'broken.jsonl'), '--output_dir', join(folder, 'failed')])
+    const { code, stderr } = await runProgram([
+      'finetune',
+      yaml(),
+      '--local_dataset',
+      join(folder, 'broken.jsonl'),
+      '--output_dir',
+      join(folder, 'failed'),
+    ])
     assert.equal(code, 1)
     assert.match(stderr, /error: .*broken\.jsonl.*empty/)
     const [name] = readdirSync(join(folder, 'failed'))
@@ -113,7 +203,21 @@ describe('the command line', function () {
   /** Milliseconds from the program's start to the line of its first step. */
   async function firstStep(): Promise<number> {
     const began = performance.now()
-    const child = spawn(process.execPath, [program, 'finetune', join(starter, '..', 'finetune.yaml'), '--output_dir', join(folder, 'demo'), '--max_steps', '2', '--warmup_steps', '0'], { stdio: ['ignore', 'pipe', 'inherit'] })
+    const child = spawn(
+      process.execPath,
+      [
+        program,
+        'finetune',
+        join(starter, '..', 'finetune.yaml'),
+        '--output_dir',
+        join(folder, 'demo'),
+        '--max_steps',
+        '2',
+        '--warmup_steps',
+        '0',
+      ],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    )
     let time = NaN
     let text = ''
     child.stdout.setEncoding('utf8').on('data', (piece: string) => {
@@ -166,7 +270,13 @@ describe('the command line', function () {
       assert.equal(wrong.code, 1)
       const { passed, results } = JSON.parse(wrong.stdout) as { passed: boolean; results: { name: string; verdict: string }[] }
       assert.equal(passed, false)
-      assert.deepEqual(results.filter(({ verdict }) => verdict !== 'ok').map(({ name, verdict }) => [name, verdict]), [['else_loss', 'missing'], ['loss', 'wrong']])
+      assert.deepEqual(
+        results.filter(({ verdict }) => verdict !== 'ok').map(({ name, verdict }) => [name, verdict]),
+        [
+          ['else_loss', 'missing'],
+          ['loss', 'wrong'],
+        ],
+      )
       assert.equal((await runProgram(['verify', bad, '--skip', 'loss'])).code, 1)
       assert.equal((await runProgram(['verify', bad, '--skip', 'loss,else_loss'])).code, 0)
     })

@@ -7,7 +7,22 @@ import { hasEnded } from '#shared/runState.ts'
 import { openPeftAdapter } from '../../engine/io/peftAdapter.ts'
 import { withRun } from '../../engine/run/controlClient.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
-import { adapterBytes, createRun, endChildren, eventsOf, losses, makeRecipe, ownRuntimeFolder, runProgram, startProgram, temporaryFolder, train, until, writeJsonl, type RecipeSections } from './support.ts'
+import {
+  adapterBytes,
+  createRun,
+  endChildren,
+  eventsOf,
+  losses,
+  makeRecipe,
+  ownRuntimeFolder,
+  runProgram,
+  startProgram,
+  temporaryFolder,
+  train,
+  until,
+  writeJsonl,
+  type RecipeSections,
+} from './support.ts'
 import { contention } from '../machineTime.ts'
 
 /** Thousands of steps, so that it is certainly still at work when it is asked something. */
@@ -24,8 +39,10 @@ describe('control of a run in another process', function () {
     const slower = contention()
     assert.ok(took < 1000 * slower, `${took} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`)
   }
-  const stepOf = async (run: RunDirectory): Promise<number> => (existsSync(run.path('metrics')) ? (await run.reader().readMetrics()).steps.length : 0)
-  const inState = (run: RunDirectory, state: RunState) => until(async () => (await run.reader().status()).state === state, `${state} of ${run.dir}`)
+  const stepOf = async (run: RunDirectory): Promise<number> =>
+    existsSync(run.path('metrics')) ? (await run.reader().readMetrics()).steps.length : 0
+  const inState = (run: RunDirectory, state: RunState) =>
+    until(async () => (await run.reader().status()).state === state, `${state} of ${run.dir}`)
   const started = (run: RunDirectory, step = 2) => until(async () => (await stepOf(run)) >= step, `step ${step} of ${run.dir}`)
   const runs = (sections: RecipeSections = long) => {
     const run = createRun(makeRecipe(folder, sections))
@@ -34,8 +51,14 @@ describe('control of a run in another process', function () {
 
   /** An optimizer step of many seconds: the whole data set as one batch, many times over. */
   const longStep = (): RecipeSections => {
-    const words = readFileSync(join(folder, 'fables.jsonl'), 'utf8').trim().split('\n').flatMap((line) => Array.from({ length: 150 }, () => JSON.parse(line) as unknown))
-    return { data: { local_dataset: writeJsonl(join(folder, 'long.jsonl'), words) }, training: { max_steps: 3, batch_size: 3600 } }
+    const words = readFileSync(join(folder, 'fables.jsonl'), 'utf8')
+      .trim()
+      .split('\n')
+      .flatMap((line) => Array.from({ length: 150 }, () => JSON.parse(line) as unknown))
+    return {
+      data: { local_dataset: writeJsonl(join(folder, 'long.jsonl'), words) },
+      training: { max_steps: 3, batch_size: 3600 },
+    }
   }
 
   it('stop now ends within a second', async () => {
@@ -158,7 +181,12 @@ describe('control of a run in another process', function () {
     assert.equal(code, 0)
     assert.match(stderr, /stopping after this step and saving; press Ctrl-C again to stop at once/)
     assert.ok(existsSync(join(run.dir, 'adapter', 'adapter_model.safetensors')))
-    assert.deepEqual(eventsOf(run.dir).map(({ event }) => event).slice(-3), ['checkpoint', 'output', 'stop'])
+    assert.deepEqual(
+      eventsOf(run.dir)
+        .map(({ event }) => event)
+        .slice(-3),
+      ['checkpoint', 'output', 'stop'],
+    )
   })
 
   it('Ctrl-C twice, or SIGTERM, stops within a long step and saves nothing', async () => {
@@ -197,21 +225,39 @@ describe('control of a run in another process', function () {
     }, 'further steps')
     again.kill('SIGINT')
     assert.equal((await endedAgain).code, 0)
-    assert.deepEqual([...(await run.reader().readMetrics()).steps.columns.step], Array.from({ length: await stepOf(run) }, (_, i) => i + 1))
+    assert.deepEqual(
+      [...(await run.reader().readMetrics()).steps.columns.step],
+      Array.from({ length: await stepOf(run) }, (_, i) => i + 1),
+    )
   })
 
   it('a detached run outlives its starter, in a session of its own', async () => {
     const recipe = makeRecipe(folder, long)
     const { stdout, code, stderr } = await runProgram([
-      'finetune', '--detach', '--json', '--model', recipe.model.name, '--local_dataset', recipe.data.local_dataset[0]!, '--output_dir', join(folder, 'detached'),
-      '--max_steps', '100000', '--max_seq_length', '256', '--threads', '1',
+      'finetune',
+      '--detach',
+      '--json',
+      '--model',
+      recipe.model.name,
+      '--local_dataset',
+      recipe.data.local_dataset[0]!,
+      '--output_dir',
+      join(folder, 'detached'),
+      '--max_steps',
+      '100000',
+      '--max_seq_length',
+      '256',
+      '--threads',
+      '1',
     ])
     assert.equal(code, 0, stderr)
     const { dir, pid } = JSON.parse(stdout) as { dir: string; pid: number }
     const run = RunDirectory.open(dir)
     try {
       await started(run, 3)
-      const [session] = execFileSync('ps', ['-o', 'sid=', '-p', String(pid)], { encoding: 'utf8' }).trim().split(/\s+/)
+      const [session] = execFileSync('ps', ['-o', 'sid=', '-p', String(pid)], { encoding: 'utf8' })
+        .trim()
+        .split(/\s+/)
       assert.equal(Number(session), pid)
       assert.equal((await runProgram(['stop', dir])).code, 0)
       await until(async () => hasEnded((await run.reader().status()).state), 'the end')

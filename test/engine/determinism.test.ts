@@ -9,18 +9,36 @@ import { listCheckpoints } from '../../engine/run/checkpoints.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { prepareRun } from '../../engine/train/prepareRun.ts'
 import { planTraining, type TrainingPlan } from '../../engine/train/trainingPlan.ts'
-import { adapterBytes, createRun, eventsOf, makeRecipe, metricsOf, ownRuntimeFolder, temporaryFolder, train, type RecipeSections } from './support.ts'
+import {
+  adapterBytes,
+  createRun,
+  eventsOf,
+  makeRecipe,
+  metricsOf,
+  ownRuntimeFolder,
+  temporaryFolder,
+  train,
+  type RecipeSections,
+} from './support.ts'
 
 /** Every file of a folder by its content. */
-const contents = (folder: string): Map<string, string> => new Map(readdirSync(folder).sort().map((name) => [name, readFileSync(join(folder, name), 'base64')]))
+const contents = (folder: string): Map<string, string> =>
+  new Map(
+    readdirSync(folder)
+      .sort()
+      .map((name) => [name, readFileSync(join(folder, name), 'base64')]),
+  )
 
 describe('bit for bit', () => {
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   const sections: RecipeSections = {
-    data: { eval_split: 4 }, training: { max_steps: 6, save_steps: 1, eval_steps: 2, batch_size: 5, lr_scheduler_type: 'cosine', warmup_steps: 2 }, lora: { lora_dropout: 0.1 },
+    data: { eval_split: 4 },
+    training: { max_steps: 6, save_steps: 1, eval_steps: 2, batch_size: 5, lr_scheduler_type: 'cosine', warmup_steps: 2 },
+    lora: { lora_dropout: 0.1 },
   }
-  const recipeWith = (training: Record<string, unknown>, more: RecipeSections = {}) => makeRecipe(folder, { ...sections, ...more, training: { ...sections.training, ...training } })
+  const recipeWith = (training: Record<string, unknown>, more: RecipeSections = {}) =>
+    makeRecipe(folder, { ...sections, ...more, training: { ...sections.training, ...training } })
   let reference = ''
 
   before(async () => {
@@ -29,7 +47,10 @@ describe('bit for bit', () => {
   })
 
   function assertEqual(dir: string, from = 0): void {
-    assert.deepEqual(metricsOf(dir), metricsOf(reference).filter(({ step }) => (step as number) > from))
+    assert.deepEqual(
+      metricsOf(dir),
+      metricsOf(reference).filter(({ step }) => (step as number) > from),
+    )
     assert.ok(adapterBytes(dir).equals(adapterBytes(reference)), 'the adapters differ')
   }
 
@@ -61,7 +82,10 @@ describe('bit for bit', () => {
     const prepared = await prepareRun(recipeWith({}))
     const results = []
     for (const room of [undefined, 'mixed', 'layer'] as const) results.push(await steps(prepared, room))
-    assert.deepEqual(results.map(({ recompute }) => recompute), ['none', 'mixed', 'layer'])
+    assert.deepEqual(
+      results.map(({ recompute }) => recompute),
+      ['none', 'mixed', 'layer'],
+    )
     for (const { values } of results.slice(1)) assert.deepEqual(values, results[0]!.values)
   })
 
@@ -70,16 +94,24 @@ describe('bit for bit', () => {
     const model = await FastLanguageModel.fromPretrained({ modelName: join(prepared.model.patched.model.folder), threads: 2 })
     model.getPeftModel({ r: 4, loraDropout: 0.1, targetModules: 'all-linear' })
     const checkpointing = wanted === 'layer' ? 'full' : 'auto'
-    const planFor = (availableBytes: number): TrainingPlan => planTraining(model.patched, {
-      checkpointing, longestSample: 256, longestStep: 1280, sequences: 5, evaluates: false, availableBytes, threads: 2,
-    })
+    const planFor = (availableBytes: number): TrainingPlan =>
+      planTraining(model.patched, {
+        checkpointing,
+        longestSample: 256,
+        longestStep: 1280,
+        sequences: 5,
+        evaluates: false,
+        availableBytes,
+        threads: 2,
+      })
     let plan = planFor(1e9)
     while (wanted !== undefined && plan.recompute !== wanted) plan = planFor(plan.totalBytes - 1)
     try {
       await model.load()
       const trainer = model.trainer(plan, { maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
       const values: unknown[] = []
-      for (let step = 0; step < 3; ++step) values.push(await trainer.step(step, prepared.batches(step), { default: 1e-3, embedding: 1e-3 }))
+      for (let step = 0; step < 3; ++step)
+        values.push(await trainer.step(step, prepared.batches(step), { default: 1e-3, embedding: 1e-3 }))
       for (const { name } of model.patched.layout.parameters) values.push(trainer.model.readParameter(name))
       return { recompute: plan.recompute, values }
     } finally {
@@ -91,7 +123,12 @@ describe('bit for bit', () => {
     for (const { path, step } of listCheckpoints(join(reference, 'checkpoints'))) {
       const resumed = await train(recipeWith({ resume_from: path, save_steps: 0 }))
       assertEqual(resumed, step)
-      assert.deepEqual(eventsOf(resumed).filter(({ event }) => event === 'resume').map((event) => event.step), [step])
+      assert.deepEqual(
+        eventsOf(resumed)
+          .filter(({ event }) => event === 'resume')
+          .map((event) => event.step),
+        [step],
+      )
     }
   })
 
@@ -101,8 +138,13 @@ describe('bit for bit', () => {
     const whole = await train(recipeWith(training, full))
     const [, second] = listCheckpoints(join(whole, 'checkpoints'))
     const resumed = await train(recipeWith({ ...training, resume_from: second!.path }, full))
-    assert.deepEqual(metricsOf(resumed), metricsOf(whole).filter(({ step }) => (step as number) > 2))
-    assert.ok(readFileSync(join(resumed, 'merged', 'model.safetensors')).equals(readFileSync(join(whole, 'merged', 'model.safetensors'))))
+    assert.deepEqual(
+      metricsOf(resumed),
+      metricsOf(whole).filter(({ step }) => (step as number) > 2),
+    )
+    assert.ok(
+      readFileSync(join(resumed, 'merged', 'model.safetensors')).equals(readFileSync(join(whole, 'merged', 'model.safetensors'))),
+    )
   })
 
   it('paused and resumed equals uninterrupted', async () => {

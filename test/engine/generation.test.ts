@@ -10,21 +10,29 @@ import { join } from 'node:path'
 const prompt = 'Once upon a time, there was a little girl named Lily.'
 /** Read and found coherent. */
 const stories = {
-  stories260k: ' She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n'
-    + 'Lily\'s mom said, "Lily, let\'s go to the park."',
-  stories15m: ' She loved to play outside in the sunshine. One day, she saw a big, red ball in the sky. It was the sun! She thought it was so pretty.\n'
-    + 'Lily wanted to play with the ball, but it was too high up in the sky. She tried to jump and reach it, but she couldn\'t. Then, she had an idea. '
-    + 'She would use a stick to knock the ball down.\n',
+  stories260k:
+    ' She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n' +
+    'Lily\'s mom said, "Lily, let\'s go to the park."',
+  stories15m:
+    ' She loved to play outside in the sunshine. One day, she saw a big, red ball in the sky. It was the sun! She thought it was so pretty.\n' +
+    "Lily wanted to play with the ball, but it was too high up in the sky. She tried to jump and reach it, but she couldn't. Then, she had an idea. " +
+    'She would use a stick to knock the ball down.\n',
 }
 
 describe('generation', function () {
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
   let text: TextGenerator
-  const sampled: TextOptions = { maxNewTokens: 40, sampling: { temperature: 0.9, topK: 30, topP: 0.95, minP: 0, repetitionPenalty: 1.1 }, stop: [], seed: 5 }
+  const sampled: TextOptions = {
+    maxNewTokens: 40,
+    sampling: { temperature: 0.9, topK: 30, topP: 0.95, minP: 0, repetitionPenalty: 1.1 },
+    stop: [],
+    seed: 5,
+  }
   const plain: TextOptions = { ...sampled, sampling: greedy }
   const encode = (words: string) => text.tokenizer.encode(words, { addSpecialTokens: true })
-  const complete = async (words: string, options: Partial<TextOptions> = {}): Promise<GeneratedText> => (await text.complete([encode(words)], { ...plain, ...options }))[0]!
+  const complete = async (words: string, options: Partial<TextOptions> = {}): Promise<GeneratedText> =>
+    (await text.complete([encode(words)], { ...plain, ...options }))[0]!
 
   before(async () => {
     text = await FastLanguageModel.forInference({ modelName: starter, threads: 2 })
@@ -42,7 +50,10 @@ describe('generation', function () {
     if (model === undefined) return
     const larger = await FastLanguageModel.forInference({ modelName: model, threads: 2 })
     try {
-      const [made] = await larger.complete([larger.tokenizer.encode(prompt, { addSpecialTokens: true })], { ...plain, maxNewTokens: 100 })
+      const [made] = await larger.complete([larger.tokenizer.encode(prompt, { addSpecialTokens: true })], {
+        ...plain,
+        maxNewTokens: 100,
+      })
       assert.ok(made!.text.startsWith(stories.stories15m), made!.text)
     } finally {
       larger.dispose()
@@ -50,7 +61,13 @@ describe('generation', function () {
   })
 
   it('a batch gives what each prompt gives alone, greedy and sampled', async () => {
-    const prompts = [prompt, 'Tom', 'The dog was very happy because', 'One day a cat and a bird went to the park. They saw a tree.', '"Hello," said'].map(encode)
+    const prompts = [
+      prompt,
+      'Tom',
+      'The dog was very happy because',
+      'One day a cat and a bird went to the park. They saw a tree.',
+      '"Hello," said',
+    ].map(encode)
     for (const options of [plain, sampled]) {
       const together = await text.complete(prompts, options)
       for (const [i, ids] of prompts.entries()) assert.deepEqual(together[i], (await text.complete([ids], options))[0])
@@ -64,7 +81,11 @@ describe('generation', function () {
       const ids = both.tokenizer.encode(prompt, { addSpecialTokens: true })
       for (const options of [plain, sampled]) {
         const turns: number[] = []
-        const [tuned, base] = await both.complete([ids, ids], { ...options, base: [false, true], onText: (which) => turns.push(which) })
+        const [tuned, base] = await both.complete([ids, ids], {
+          ...options,
+          base: [false, true],
+          onText: (which) => turns.push(which),
+        })
         assert.deepEqual(tuned, (await both.complete([ids], options))[0])
         assert.deepEqual(base, (await both.complete([ids], { ...options, base: true }))[0])
         assert.notEqual(tuned!.text, base!.text)
@@ -90,7 +111,8 @@ describe('generation', function () {
     const generator = new Generator(model, model.base, { batch: 1, maxLength: ids.length + 24 })
     const [made] = await generator.generate([{ ids, seed: 0 }], { maxNewTokens: 24, sampling: greedy, stopIds: new Set() })
     const all = [...ids]
-    for (let i = 0; i < 24; ++i) all.push(argmax((await allLogits(model, model.base, [Int32Array.from(all)])).slice(-model.spec.vocabulary)))
+    for (let i = 0; i < 24; ++i)
+      all.push(argmax((await allLogits(model, model.base, [Int32Array.from(all)])).slice(-model.spec.vocabulary)))
     assert.deepEqual(made, all.slice(ids.length))
   })
 
@@ -100,12 +122,22 @@ describe('generation', function () {
     const logits = (await allLogits(model, model.base, [ids])).slice(-model.spec.vocabulary)
     const generator = new Generator(model, model.base, { batch: 3, maxLength: 402 })
     // Three prompts together exceed the 512 tokens that run at once.
-    const made = await generator.generate([0, 1, 2].map(() => ({ ids, seed: 0, maxNewTokens: 1 })), { maxNewTokens: 5, sampling: greedy, stopIds: new Set() })
-    assert.deepEqual(made, [0, 1, 2].map(() => [argmax(logits)]))
+    const made = await generator.generate(
+      [0, 1, 2].map(() => ({ ids, seed: 0, maxNewTokens: 1 })),
+      { maxNewTokens: 5, sampling: greedy, stopIds: new Set() },
+    )
+    assert.deepEqual(
+      made,
+      [0, 1, 2].map(() => [argmax(logits)]),
+    )
   })
 
   it('the seed decides', async () => {
-    const [a, b, c] = [await complete(prompt, sampled), await complete(prompt, sampled), await complete(prompt, { ...sampled, seed: 6 })]
+    const [a, b, c] = [
+      await complete(prompt, sampled),
+      await complete(prompt, sampled),
+      await complete(prompt, { ...sampled, seed: 6 }),
+    ]
     assert.equal(a.text, b.text)
     assert.notEqual(a.text, c.text)
   })
@@ -125,7 +157,8 @@ describe('generation', function () {
     const abort = new AbortController()
     let shown = ''
     const made = await complete(prompt, {
-      maxNewTokens: 200, signal: abort.signal,
+      maxNewTokens: 200,
+      signal: abort.signal,
       onText: (_prompt, piece) => {
         shown += piece
         if (shown.length > 20) abort.abort()
@@ -137,7 +170,10 @@ describe('generation', function () {
   })
 
   it('a prompt that does not fit, or is empty, is refused', async () => {
-    await assert.rejects(text.complete([new Int32Array(text.model.spec.context).fill(5)], plain), failure('USAGE', /prompt has \d+ tokens; there is room for \d+/, /Shorten/))
+    await assert.rejects(
+      text.complete([new Int32Array(text.model.spec.context).fill(5)], plain),
+      failure('USAGE', /prompt has \d+ tokens; there is room for \d+/, /Shorten/),
+    )
     await assert.rejects(text.complete([new Int32Array(0)], plain), failure('USAGE', /no tokens/))
   })
 
@@ -145,13 +181,18 @@ describe('generation', function () {
     const dir = await train(makeRecipe(folder, { training: { max_steps: 20, learning_rate: 1e-2 } }))
     const args = ['--greedy', '--repetition_penalty', '1', '--max_new_tokens', '30', '--threads', '1']
     const [base, tuned, json] = await Promise.all([
-      runProgram(['generate', starter, prompt, ...args]), runProgram(['generate', dir, prompt, ...args]), runProgram(['generate', dir, prompt, 'Tom', '--json', ...args]),
+      runProgram(['generate', starter, prompt, ...args]),
+      runProgram(['generate', dir, prompt, ...args]),
+      runProgram(['generate', dir, prompt, 'Tom', '--json', ...args]),
     ])
     assert.equal(base.code, 0, base.stderr)
     assert.equal(base.stdout.slice(0, prompt.length + 40), (prompt + stories.stories260k).slice(0, prompt.length + 40))
     assert.notEqual(tuned.stdout, base.stdout)
     const { results } = JSON.parse(json.stdout) as { results: { prompt: string; text: string }[] }
-    assert.deepEqual(results.map((result) => result.prompt), [prompt, 'Tom'])
+    assert.deepEqual(
+      results.map((result) => result.prompt),
+      [prompt, 'Tom'],
+    )
     assert.equal(`${prompt}${results[0]!.text}\n`, tuned.stdout)
     assert.equal((await runProgram(['generate', join(dir, 'adapter'), prompt, ...args])).stdout, tuned.stdout)
     const missing = await runProgram(['generate', join(folder, 'nothing'), 'x'])

@@ -16,10 +16,16 @@ describe('models made by transformers and PEFT', () => {
     assert.deepEqual((await readdir(folder)).sort(), [...caseNames].sort())
   })
   it('dora-nf4: its projections stand in 4 bits', async () => {
-    const { arena } = patchModel(await describeModel(join(folder, 'dora-nf4')), { kind: 'none' }, cpuTarget(), { quantisation: nf4 })
+    const { arena } = patchModel(await describeModel(join(folder, 'dora-nf4')), { kind: 'none' }, cpuTarget(), {
+      quantisation: nf4,
+    })
     const linear = [...arena.weights].filter(([id]) => /(qkv|o|gateUp|down)$/.test(id))
-    assert.deepEqual(linear.map(([, { value }]) => value.storage.dtype), Array.from({ length: 8 }, () => 'q4'))
+    assert.deepEqual(
+      linear.map(([, { value }]) => value.storage.dtype),
+      Array.from({ length: 8 }, () => 'q4'),
+    )
   })
   for (const name of caseNames)
-    it(`${name}: logits, losses, gradients, training, merging and greedy tokens`, () => verifyCase(join(folder, name), { kind: 'cpu', threads: 2 }, 'float32'))
+    it(`${name}: logits, losses, gradients, training, merging and greedy tokens`, () =>
+      verifyCase(join(folder, name), { kind: 'cpu', threads: 2 }, 'float32'))
 })

@@ -22,16 +22,34 @@ const sample = (key: number, tokens: number) => {
 describe('devices', () => {
   it('are named by settings; an unknown one is refused', () => {
     assert.deepEqual(chooseDevice('cpu', 3), { kind: 'cpu', threads: 3 })
-    assert.throws(() => chooseDevice('tpu'), (error) => UnslothError.is(error, 'USAGE') && error.message.includes('no device "tpu"'))
-    assert.throws(() => chooseDevice('cuda:99'), (error) => UnslothError.is(error, 'GPU'))
+    assert.throws(
+      () => chooseDevice('tpu'),
+      (error) => UnslothError.is(error, 'USAGE') && error.message.includes('no device "tpu"'),
+    )
+    assert.throws(
+      () => chooseDevice('cuda:99'),
+      (error) => UnslothError.is(error, 'GPU'),
+    )
   })
 
   it('are GPUs by number; one that is not there is refused with those that are', () => {
     const gpu = (index: number, name: string) => ({ index, name, capability: 90, multiprocessors: 132, totalBytes: 2 ** 37 })
     const two = () => ({ gpus: [gpu(0, 'A100'), gpu(2, 'H200')], problem: '' })
-    assert.deepEqual(['auto', 'cuda', 'cuda:0', 'cuda:2'].map((name) => chooseDevice(name, 0, two)), [0, 0, 0, 2].map((index) => ({ kind: 'cuda', index })))
-    assert.throws(() => chooseDevice('cuda:1', 0, two), (error) => UnslothError.is(error, 'GPU') && error.message.includes('number 1') && error.hint!.includes('cuda:0 (A100), cuda:2 (H200)'))
-    assert.throws(() => chooseDevice('cuda:N', 0, two), (error) => UnslothError.is(error, 'USAGE'))
+    assert.deepEqual(
+      ['auto', 'cuda', 'cuda:0', 'cuda:2'].map((name) => chooseDevice(name, 0, two)),
+      [0, 0, 0, 2].map((index) => ({ kind: 'cuda', index })),
+    )
+    assert.throws(
+      () => chooseDevice('cuda:1', 0, two),
+      (error) =>
+        UnslothError.is(error, 'GPU') &&
+        error.message.includes('number 1') &&
+        error.hint!.includes('cuda:0 (A100), cuda:2 (H200)'),
+    )
+    assert.throws(
+      () => chooseDevice('cuda:N', 0, two),
+      (error) => UnslothError.is(error, 'USAGE'),
+    )
   })
 
   it('without a usable GPU say why in one sentence, and auto takes the processor', () => {
@@ -42,8 +60,14 @@ describe('devices', () => {
     }
     assert.match(problem, /^[A-Z][^\n]*\.$/)
     assert.equal(chooseDevice('auto').kind, 'cpu')
-    assert.throws(() => chooseDevice('cuda'), (error) => UnslothError.is(error, 'GPU') && error.message === problem && error.hint !== undefined)
-    assert.throws(() => new Runtime({ kind: 'cuda', index: 0 }), (error) => UnslothError.is(error, 'GPU'))
+    assert.throws(
+      () => chooseDevice('cuda'),
+      (error) => UnslothError.is(error, 'GPU') && error.message === problem && error.hint !== undefined,
+    )
+    assert.throws(
+      () => new Runtime({ kind: 'cuda', index: 0 }),
+      (error) => UnslothError.is(error, 'GPU'),
+    )
     assert.equal(native().gpuStatus(0), undefined)
   })
 
@@ -62,7 +86,10 @@ describe('devices', () => {
     }
     const device = new (native().Device)('cpu', 1)
     assert.throws(() => device.alloc(64, 'disk' as 'host'), /no place "disk"/)
-    assert.throws(() => device.alloc(2 ** 50, 'host'), (error) => (error as { code?: string }).code === 'MEMORY')
+    assert.throws(
+      () => device.alloc(2 ** 50, 'host'),
+      (error) => (error as { code?: string }).code === 'MEMORY',
+    )
     device.dispose()
   })
 
@@ -70,10 +97,17 @@ describe('devices', () => {
     assert.deepEqual(targetOf({ kind: 'cpu', threads: 1 }, 'auto'), cpuTarget())
     assert.equal(cudaTarget().activation, 'bf16')
     assert.equal(cudaTarget('float32').weights, undefined)
-    for (const compute of ['float16', 'tfloat32'] as const) assert.throws(() => targetOf({ kind: 'cpu', threads: 1 }, compute), failure('RECIPE', /is for GPUs/))
-    const old = () => ({ gpus: [{ index: 0, name: 'T4', capability: 75, multiprocessors: 40, totalBytes: 2 ** 34 }], problem: '' })
+    for (const compute of ['float16', 'tfloat32'] as const)
+      assert.throws(() => targetOf({ kind: 'cpu', threads: 1 }, compute), failure('RECIPE', /is for GPUs/))
+    const old = () => ({
+      gpus: [{ index: 0, name: 'T4', capability: 75, multiprocessors: 40, totalBytes: 2 ** 34 }],
+      problem: '',
+    })
     assert.deepEqual(targetOf({ kind: 'cuda', index: 0 }, 'auto', old), cudaTarget('float16'))
-    assert.throws(() => targetOf({ kind: 'cuda', index: 0 }, 'tfloat32', old), failure('RECIPE', /from Ampere.*cuda:0 has 7\.5/, /float16/))
+    assert.throws(
+      () => targetOf({ kind: 'cuda', index: 0 }, 'tfloat32', old),
+      failure('RECIPE', /from Ampere.*cuda:0 has 7\.5/, /float16/),
+    )
     assert.deepEqual({ ...cudaTarget('tfloat32'), precision: 0 }, cudaTarget('float32'))
   })
 })
@@ -106,7 +140,8 @@ describe('the table that a GPU is checked by', () => {
     try {
       for (const op of opTable()) {
         const outputs = await runOp({ runtime, activation: 'f32' }, op, 'bf16')
-        for (const output of outputs) assert.ok(output.every(Number.isFinite) && output.some((value) => value !== 77), `${op.command} (${op.label})`)
+        for (const output of outputs)
+          assert.ok(output.every(Number.isFinite) && output.some((value) => value !== 77), `${op.command} (${op.label})`)
       }
     } finally {
       runtime.dispose()
@@ -118,7 +153,10 @@ describe('the table that a GPU is checked by', () => {
     try {
       const results = await compareLoading(one, two)
       assert.ok(results.length > 30)
-      assert.deepEqual(results.filter(({ passed }) => !passed), [])
+      assert.deepEqual(
+        results.filter(({ passed }) => !passed),
+        [],
+      )
     } finally {
       one.dispose()
       two.dispose()
@@ -129,7 +167,10 @@ describe('the table that a GPU is checked by', () => {
     const covered = new Set(opTable().map(({ command }) => command))
     const elsewhere = ['routeGrad', 'balanceLoss', 'expertDelta']
     const optimizers = ['adamw8', 'lion', 'lion8', 'sgd', 'adafactor', 'noise']
-    assert.deepEqual(commandNames.filter((name) => !covered.has(name) && !elsewhere.includes(name) && !optimizers.includes(name)), [])
+    assert.deepEqual(
+      commandNames.filter((name) => !covered.has(name) && !elsewhere.includes(name) && !optimizers.includes(name)),
+      [],
+    )
   })
 })
 

@@ -8,7 +8,10 @@ import { createRun, largeFile, makeRecipe, metricsOf } from './support.ts'
 
 export function assertEachClose(got: readonly number[], expected: ArrayLike<number>, tolerance: number, what: string): void {
   got.forEach((value, i) => {
-    assert.ok(Math.abs(value / expected[i]! - 1) <= tolerance, `${what} of step ${i + 1}: ${value}, the reference has ${expected[i]}`)
+    assert.ok(
+      Math.abs(value / expected[i]! - 1) <= tolerance,
+      `${what} of step ${i + 1}: ${value}, the reference has ${expected[i]}`,
+    )
   })
 }
 
@@ -30,15 +33,28 @@ export interface Gsm8kOptions {
 }
 
 /** Trains as the reference did; undefined where the model or the reference is not there. */
-export async function trainOnGsm8k(folder: string, { count = gsm8kSteps, ...where }: Gsm8kOptions): Promise<Gsm8kRun | undefined> {
+export async function trainOnGsm8k(
+  folder: string,
+  { count = gsm8kSteps, ...where }: Gsm8kOptions,
+): Promise<Gsm8kRun | undefined> {
   const [model, golden] = [largeFile('models', 'stories15m'), largeFile('golden', 'stories15m-gsm8k')]
   if (model === undefined || golden === undefined) return undefined
   const recipe = makeRecipe(folder, {
-    model, data: { local_dataset: join(golden, 'train.jsonl'), eval_dataset: join(golden, 'eval.jsonl'), shuffle: false },
+    model,
+    data: { local_dataset: join(golden, 'train.jsonl'), eval_dataset: join(golden, 'eval.jsonl'), shuffle: false },
     training: {
-      max_seq_length: 256, batch_size: 4, gradient_accumulation_steps: 2, max_steps: gsm8kSteps, learning_rate: 2e-3,
-      lr_scheduler_type: 'cosine', warmup_steps: 5, weight_decay: 0.01, max_grad_norm: 1, eval_steps: gsm8kSteps,
-      threads: physicalCores(), ...where,
+      max_seq_length: 256,
+      batch_size: 4,
+      gradient_accumulation_steps: 2,
+      max_steps: gsm8kSteps,
+      learning_rate: 2e-3,
+      lr_scheduler_type: 'cosine',
+      warmup_steps: 5,
+      weight_decay: 0.01,
+      max_grad_norm: 1,
+      eval_steps: gsm8kSteps,
+      threads: physicalCores(),
+      ...where,
     },
     lora: { lora_r: 16, lora_alpha: 32, init_adapter: join(golden, 'adapter_init') },
   })

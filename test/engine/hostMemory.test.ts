@@ -19,12 +19,32 @@ interface Asked {
   readonly availableBytes?: number
 }
 
-async function losses({ training = lora, hostWeights = [], availableBytes = Infinity }: Asked): Promise<{ losses: number[]; evaluated: number; plan: TrainingPlan; moved: number }> {
+async function losses({
+  training = lora,
+  hostWeights = [],
+  availableBytes = Infinity,
+}: Asked): Promise<{ losses: number[]; evaluated: number; plan: TrainingPlan; moved: number }> {
   const patched = patchModel(shapeModel('stories15m', 'BF16', 2), training, target, { hostWeights })
-  const plan = planTraining(patched, { checkpointing: 'none', paged: true, longestSample: 24, longestStep: 24, sequences: 1, evaluates: true, availableBytes, threads: 1 })
+  const plan = planTraining(patched, {
+    checkpointing: 'none',
+    paged: true,
+    longestSample: 24,
+    longestStep: 24,
+    sequences: 1,
+    evaluates: true,
+    availableBytes,
+    threads: 1,
+  })
   const runtime = new Runtime({ kind: 'cpu', threads: 2 })
   try {
-    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
+    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, {
+      seed: 1,
+      maxGradNorm: 1,
+      beta1: 0.9,
+      beta2: 0.999,
+      eps: 1e-8,
+      weightDecay: 0.01,
+    })
     const batch = madeUpBatch(24, patched.model.spec.vocabulary)
     const found: number[] = []
     for (let step = 0; step < 3; ++step) found.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)

@@ -6,7 +6,17 @@ import { prepareRun } from '../../engine/train/prepareRun.ts'
 import { readSources } from '../../engine/train/hubSources.ts'
 import { RunDirectory } from '../../engine/run/runDirectory.ts'
 import { goodToken, HubServer } from '../unit/hub/hubServer.ts'
-import { adapterBytes, fables, makeRecipe, metricsOf, ownRuntimeFolder, runProgram, starter, temporaryFolder, until } from './support.ts'
+import {
+  adapterBytes,
+  fables,
+  makeRecipe,
+  metricsOf,
+  ownRuntimeFolder,
+  runProgram,
+  starter,
+  temporaryFolder,
+  until,
+} from './support.ts'
 
 const jsonl = (rows: readonly unknown[]): string => rows.map((row) => `${JSON.stringify(row)}\n`).join('')
 const parquet = join(import.meta.dirname, '../fixtures/data/parquet')
@@ -34,17 +44,28 @@ describe('fine-tuning a model and data of the Hub', function () {
     await server.start()
     commit = server.push('tiny/stories260k', starterFiles, { gated: true })
     dataCommit = server.push('datasets/tiny/fables', data, { hidden: true })
-    writeFileSync(join(folder, 'finetune.yaml'), `model: tiny/stories260k
+    writeFileSync(
+      join(folder, 'finetune.yaml'),
+      `model: tiny/stories260k
 data: { dataset: tiny/fables, eval_split: test }
 training: { max_steps: 3, batch_size: 4, gradient_accumulation_steps: 1, max_seq_length: 256, threads: 1, eval_steps: 3, warmup_steps: 0 }
 lora: { lora_r: 4, lora_alpha: 8 }
-`)
+`,
+    )
   })
   after(() => server.stop())
 
-  const environment = (more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv =>
-    ({ HF_ENDPOINT: server.endpoint, HF_HOME: join(folder, 'huggingface'), HF_HUB_CACHE: '', HUGGINGFACE_HUB_CACHE: '', HF_HUB_OFFLINE: '', HF_TOKEN: goodToken, ...more })
-  const finetune = (args: readonly string[] = [], more: NodeJS.ProcessEnv = {}) => runProgram(['finetune', 'finetune.yaml', ...args], { cwd: folder, env: environment(more) })
+  const environment = (more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv => ({
+    HF_ENDPOINT: server.endpoint,
+    HF_HOME: join(folder, 'huggingface'),
+    HF_HUB_CACHE: '',
+    HUGGINGFACE_HUB_CACHE: '',
+    HF_HUB_OFFLINE: '',
+    HF_TOKEN: goodToken,
+    ...more,
+  })
+  const finetune = (args: readonly string[] = [], more: NodeJS.ProcessEnv = {}) =>
+    runProgram(['finetune', 'finetune.yaml', ...args], { cwd: folder, env: environment(more) })
   const newestRun = (): string => join(folder, 'outputs', readdirSync(join(folder, 'outputs')).sort().at(-1)!)
 
   it('fetches both, trains, and names its base as others can find it', async () => {
@@ -58,7 +79,10 @@ lora: { lora_r: 4, lora_alpha: 8 }
     const adapter = JSON.parse(readFileSync(join(first, 'adapter', 'adapter_config.json'), 'utf8')) as Record<string, unknown>
     assert.equal(adapter.base_model_name_or_path, 'tiny/stories260k')
     assert.equal(adapter.revision, commit)
-    assert.deepEqual(readSources(first), { model: { id: 'tiny/stories260k', commit }, dataset: { id: 'tiny/fables', commit: dataCommit } })
+    assert.deepEqual(readSources(first), {
+      model: { id: 'tiny/stories260k', commit },
+      dataset: { id: 'tiny/fables', commit: dataCommit },
+    })
     assert.match(readFileSync(join(first, 'recipe.yaml'), 'utf8'), /tiny\/stories260k/)
   })
 
@@ -67,19 +91,32 @@ lora: { lora_r: 4, lora_alpha: 8 }
     const { code, stderr } = await finetune([], { HF_HUB_OFFLINE: '1', HF_TOKEN: '' })
     assert.equal(code, 0, stderr)
     assert.ok(adapterBytes(newestRun()).equals(adapterBytes(first)))
-    const said = await runProgram(['generate', join(first, 'adapter'), 'Once', '--max_new_tokens', '4', '--threads', '1'], { cwd: folder, env: environment({ HF_HUB_OFFLINE: '1', HF_TOKEN: '' }) })
+    const said = await runProgram(['generate', join(first, 'adapter'), 'Once', '--max_new_tokens', '4', '--threads', '1'], {
+      cwd: folder,
+      env: environment({ HF_HUB_OFFLINE: '1', HF_TOKEN: '' }),
+    })
     assert.equal(said.code, 0, said.stderr)
     assert.deepEqual(server.take(), [])
   })
 
   it('trains on a Parquet data set as on the rows that it was made of', async () => {
     const rows = JSON.parse(readFileSync(join(parquet, 'fables.json'), 'utf8')) as [string][]
-    server.push('datasets/tiny/parquet', { 'README.md': '# Fables', 'data/train-00000-of-00001.parquet': readFileSync(join(parquet, 'fables.parquet')) })
+    server.push('datasets/tiny/parquet', {
+      'README.md': '# Fables',
+      'data/train-00000-of-00001.parquet': readFileSync(join(parquet, 'fables.parquet')),
+    })
     const cache = { HF_HUB_CACHE: join(folder, 'cache6') }
     const train = async (name: string, more: readonly string[]) => {
-      const { code, stdout, stderr } = await finetune(['--dataset', name, '--eval_split', 'train[20:]', '--split', 'train[:20]', ...more], cache)
+      const { code, stdout, stderr } = await finetune(
+        ['--dataset', name, '--eval_split', 'train[20:]', '--split', 'train[:20]', ...more],
+        cache,
+      )
       assert.equal(code, 0, stderr)
-      return { stdout, bytes: adapterBytes(newestRun()), evaluations: metricsOf(newestRun()).filter(({ type }) => type === 'eval').length }
+      return {
+        stdout,
+        bytes: adapterBytes(newestRun()),
+        evaluations: metricsOf(newestRun()).filter(({ type }) => type === 'eval').length,
+      }
     }
     const packed = await train('tiny/parquet', [])
     assert.match(packed.stdout, /data: tiny\/parquet at commit [0-9a-f]{8}, 20 samples/)
@@ -94,7 +131,10 @@ lora: { lora_r: 4, lora_alpha: 8 }
     const earlier = { ...process.env }
     Object.assign(process.env, environment())
     try {
-      const recipe = makeRecipe(join(folder, 'other'), { model: 'tiny/stories260k', data: { local_dataset: [], dataset: 'tiny/fables' } })
+      const recipe = makeRecipe(join(folder, 'other'), {
+        model: 'tiny/stories260k',
+        data: { local_dataset: [], dataset: 'tiny/fables' },
+      })
       assert.equal((await prepareRun(recipe)).samples.length, 5)
       server.take()
       const resumed = await prepareRun(recipe, { sources: readSources(first) })
@@ -109,11 +149,17 @@ lora: { lora_r: 4, lora_alpha: 8 }
 
   it('shows what it fetches in the status of a run in the background, and the token in no list of processes', async () => {
     server.faults.push({ host: 'storage', path: 'model.safetensors', stallAfter: 200_000 })
-    const { code, stdout, stderr } = await finetune(['--detach', '--json'], { HF_HUB_CACHE: join(folder, 'cache2'), HF_HUB_DOWNLOAD_TIMEOUT: '2' })
+    const { code, stdout, stderr } = await finetune(['--detach', '--json'], {
+      HF_HUB_CACHE: join(folder, 'cache2'),
+      HF_HUB_DOWNLOAD_TIMEOUT: '2',
+    })
     assert.equal(code, 0, stderr)
     const { dir, pid } = JSON.parse(stdout) as { dir: string; pid: number }
     const reader = RunDirectory.open(dir).reader()
-    await until(async () => /^fetching tiny\/stories260k: .* of /.test((await reader.status()).detail ?? ''), 'progress in the status')
+    await until(
+      async () => /^fetching tiny\/stories260k: .* of /.test((await reader.status()).detail ?? ''),
+      'progress in the status',
+    )
     assert.ok(!execFileSync('ps', ['-A', '-o', 'args']).toString().includes(goodToken))
     assert.ok(pid > 0)
     await until(async () => (await reader.status()).state === 'finished', 'the end of the run')
@@ -124,7 +170,10 @@ lora: { lora_r: 4, lora_alpha: 8 }
     const dry = await finetune(['--dry-run', '--json'], { HF_HUB_CACHE: join(folder, 'cache4') })
     assert.match(dry.stderr, /fetching tiny\/stories260k: /)
     assert.equal((JSON.parse(dry.stdout) as { totalSteps: number }).totalSteps, 3)
-    const said = await runProgram(['generate', 'tiny/stories260k', 'Once', '--max_new_tokens', '4', '--threads', '1'], { cwd: folder, env: environment({ HF_HUB_CACHE: join(folder, 'cache5') }) })
+    const said = await runProgram(['generate', 'tiny/stories260k', 'Once', '--max_new_tokens', '4', '--threads', '1'], {
+      cwd: folder,
+      env: environment({ HF_HUB_CACHE: join(folder, 'cache5') }),
+    })
     assert.equal(said.code, 0, said.stderr)
     assert.match(said.stdout, /^Once/)
     assert.match(said.stderr, /fetching tiny\/stories260k: /)

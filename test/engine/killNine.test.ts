@@ -6,16 +6,29 @@ import { openPeftAdapter } from '../../engine/io/peftAdapter.ts'
 import { openTensorSource } from '../../engine/io/tensorSource.ts'
 import { checkpointManifest } from '../../engine/run/checkpoints.ts'
 import type { RunDirectory } from '../../engine/run/runDirectory.ts'
-import { adapterBytes, createRun, makeRecipe, metricsOf, ownRuntimeFolder, program, runProgram, temporaryFolder } from './support.ts'
+import {
+  adapterBytes,
+  createRun,
+  makeRecipe,
+  metricsOf,
+  ownRuntimeFolder,
+  program,
+  runProgram,
+  temporaryFolder,
+} from './support.ts'
 
 const rounds = 20
 
 describe('kill −9 of `unsloth run`', function () {
   const folder = temporaryFolder()
   ownRuntimeFolder(folder)
-  const recipe = () => makeRecipe(folder, {
-    data: { eval_split: 4 }, training: { max_steps: 12, save_steps: 1, save_total_limit: 3, eval_steps: 5 }, lora: { lora_dropout: 0.05 }, save: { method: ['lora', 'merged_16bit'] },
-  })
+  const recipe = () =>
+    makeRecipe(folder, {
+      data: { eval_split: 4 },
+      training: { max_steps: 12, save_steps: 1, save_total_limit: 3, eval_steps: 5 },
+      lora: { lora_dropout: 0.05 },
+      save: { method: ['lora', 'merged_16bit'] },
+    })
 
   /** Starts the run and, with a delay, kills it after `delay` ms, counted from the moment that it begins to work. True when it came to its end before. */
   async function runAndKill(run: RunDirectory, delay?: number): Promise<boolean> {
@@ -23,8 +36,11 @@ describe('kill −9 of `unsloth run`', function () {
     const child = spawn(process.execPath, [program, 'run', run.dir], { stdio: ['ignore', 'ignore', 'pipe'], env: process.env })
     let errors = ''
     child.stderr.setEncoding('utf8').on('data', (text: string) => (errors += text))
-    const exited = new Promise<{ code: number | null; signal: string | null }>((resolve) => child.once('close', (code, signal) => resolve({ code, signal })))
-    while (child.exitCode === null && (await run.reader().status()).attempt === attempts) await new Promise((resolve) => setTimeout(resolve, 1))
+    const exited = new Promise<{ code: number | null; signal: string | null }>((resolve) =>
+      child.once('close', (code, signal) => resolve({ code, signal })),
+    )
+    while (child.exitCode === null && (await run.reader().status()).attempt === attempts)
+      await new Promise((resolve) => setTimeout(resolve, 1))
     const timer = delay === undefined ? undefined : setTimeout(() => child.kill('SIGKILL'), delay)
     const { code, signal } = await exited
     clearTimeout(timer)
@@ -38,7 +54,9 @@ describe('kill −9 of `unsloth run`', function () {
     assert.equal(view.state, 'interrupted')
     assert.equal(view.resumable, view.checkpoint !== undefined)
     assert.equal((await run.reader().readMetrics()).invalid, 0)
-    const folders = existsSync(run.path('checkpoints')) ? readdirSync(run.path('checkpoints')).filter((name) => name.startsWith('step-')) : []
+    const folders = existsSync(run.path('checkpoints'))
+      ? readdirSync(run.path('checkpoints')).filter((name) => name.startsWith('step-'))
+      : []
     for (const name of folders) {
       const path = join(run.path('checkpoints'), name)
       assert.ok(existsSync(join(path, checkpointManifest)))
@@ -56,20 +74,26 @@ describe('kill −9 of `unsloth run`', function () {
     const began = performance.now()
     assert.equal((await runProgram(['run', whole.dir])).code, 0)
     const length = performance.now() - began
-    const expected = { metrics: metricsOf(whole.dir), adapter: adapterBytes(whole.dir), merged: readFileSync(join(whole.dir, 'merged', 'model.safetensors')) }
+    const expected = {
+      metrics: metricsOf(whole.dir),
+      adapter: adapterBytes(whole.dir),
+      merged: readFileSync(join(whole.dir, 'merged', 'model.safetensors')),
+    }
 
     function checkResult(run: RunDirectory): void {
       assert.deepEqual(metricsOf(run.dir), expected.metrics)
       assert.ok(adapterBytes(run.dir).equals(expected.adapter))
       assert.ok(readFileSync(join(run.dir, 'merged', 'model.safetensors')).equals(expected.merged))
-      const litter = [run.dir, run.path('checkpoints')].flatMap((place) => readdirSync(place)).filter((name) => /^\.(tmp|replaced)|\.(partial|new|old)-/.test(name))
+      const litter = [run.dir, run.path('checkpoints')]
+        .flatMap((place) => readdirSync(place))
+        .filter((name) => /^\.(tmp|replaced)|\.(partial|new|old)-/.test(name))
       assert.deepEqual(litter, [])
     }
 
     let run = createRun(recipe())
     let newest = 0
     const moments: string[] = []
-    for (let killed = 0; killed < rounds; ) {
+    for (let killed = 0; killed < rounds;) {
       const delay = Math.random() * 0.5 * length
       // A process that was killed on its way out had finished its run.
       if ((await runAndKill(run, delay)) || (await run.reader().status()).state === 'finished') {

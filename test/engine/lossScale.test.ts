@@ -23,7 +23,9 @@ const perStep = 2
 const overflowing = 2 ** 121
 
 const madeUp = (step: number): number[][] =>
-  Array.from({ length: perStep }, (_, row) => Array.from({ length: tokens }, (_, i) => 3 + ((i * 7 + row * 31 + step * 13 + i * i) % 90)))
+  Array.from({ length: perStep }, (_, row) =>
+    Array.from({ length: tokens }, (_, i) => 3 + ((i * 7 + row * 31 + step * 13 + i * i) % 90)),
+  )
 
 /** Micro-steps of one sequence each; their weights add up to `weight`. */
 function batchesOf(step: number, weight = 1, rows: readonly (readonly number[])[] = madeUp(step)): LossBatch[] {
@@ -45,16 +47,37 @@ interface Setup {
 }
 
 /** Runs `use` on a trainer in fp32; with loss scaling when options for it are given. */
-async function withTrainer<T>({ folder = starter, training = lora, kind = 'adamw', scaling, maxGradNorm = 1 }: Setup, use: (trainer: Trainer) => Promise<T>): Promise<T> {
+async function withTrainer<T>(
+  { folder = starter, training = lora, kind = 'adamw', scaling, maxGradNorm = 1 }: Setup,
+  use: (trainer: Trainer) => Promise<T>,
+): Promise<T> {
   const patched = patchModel(await describeModel(folder), training, cpuTarget())
   const plan = planTraining(patched, {
-    checkpointing: 'none', longestSample: tokens, longestStep: tokens * perStep, sequences: perStep, evaluates: false, optimizer: kind, availableBytes: 1e9, threads: 1,
+    checkpointing: 'none',
+    longestSample: tokens,
+    longestStep: tokens * perStep,
+    sequences: perStep,
+    evaluates: false,
+    optimizer: kind,
+    availableBytes: 1e9,
+    threads: 1,
     lossScaling: scaling !== undefined,
   })
   const runtime = new Runtime({ kind: 'cpu', threads: 1 })
   try {
     const model = await LoadedModel.load(patched, runtime, { seed: 1 })
-    return await use(new Trainer(model, plan, { kind, seed: 1, maxGradNorm, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01, ...(scaling === undefined ? {} : { lossScale: scaling }) }))
+    return await use(
+      new Trainer(model, plan, {
+        kind,
+        seed: 1,
+        maxGradNorm,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weightDecay: 0.01,
+        ...(scaling === undefined ? {} : { lossScale: scaling }),
+      }),
+    )
   } finally {
     runtime.dispose()
   }
@@ -92,11 +115,17 @@ describe('loss scaling', function () {
   for (const [name, setup] of setups)
     it(`by a power of two changes no bit: ${name}`, async () => {
       const train = (scaling?: LossScaleOptions) =>
-        withTrainer({ ...setup, ...(scaling === undefined ? {} : { scaling }) }, async (trainer) => ({ outcomes: await run(trainer, [1, 1, 1]), state: stateOf(trainer) }))
+        withTrainer({ ...setup, ...(scaling === undefined ? {} : { scaling }) }, async (trainer) => ({
+          outcomes: await run(trainer, [1, 1, 1]),
+          state: stateOf(trainer),
+        }))
       const [plain, scaled] = [await train(), await train({ initial: 1024, growthInterval: 1 })]
       assert.deepEqual(scaled.outcomes.map(figures), plain.outcomes.map(figures))
       assert.deepEqual(scaled.state, plain.state)
-      assert.deepEqual(scaled.outcomes.map(({ scaling }) => scaling), [1024, 2048, 4096].map((scale) => ({ scale, next: 2 * scale, skipped: false })))
+      assert.deepEqual(
+        scaled.outcomes.map(({ scaling }) => scaling),
+        [1024, 2048, 4096].map((scale) => ({ scale, next: 2 * scale, skipped: false })),
+      )
       assert.ok(plain.outcomes.every(({ scaling }) => scaling === undefined))
     })
 
@@ -109,11 +138,15 @@ describe('loss scaling', function () {
       assert.ok(Number.isFinite(spoilt!.loss) && !Number.isFinite(spoilt!.gradientNorm))
       assert.deepEqual(stateOf(trainer), before)
       const rest = await run(trainer, [1, 1], 3)
-      assert.deepEqual(rest.map(({ updates, scaling }) => [updates, scaling]), [2, 3].map((updates) => [updates, { scale: 32_768, next: 32_768, skipped: false }]))
+      assert.deepEqual(
+        rest.map(({ updates, scaling }) => [updates, scaling]),
+        [2, 3].map((updates) => [updates, { scale: 32_768, next: 32_768, skipped: false }]),
+      )
       // Without scaling, and without that step: nobody can tell.
       await withTrainer({}, async (plain) => {
         await run(plain, [1, 1])
-        for (const [at, { loss, gradientNorm }] of rest.entries()) assert.deepEqual([loss, gradientNorm], figures(await plain.step(2 + at, batchesOf(3 + at), rates)))
+        for (const [at, { loss, gradientNorm }] of rest.entries())
+          assert.deepEqual([loss, gradientNorm], figures(await plain.step(2 + at, batchesOf(3 + at), rates)))
         assert.deepEqual(stateOf(plain), stateOf(trainer))
       })
     })
@@ -137,16 +170,22 @@ describe('loss scaling', function () {
 
   it('learning rates and the count of updates stand still with a skipped step, whatever is under way', async () => {
     const weights = [1, overflowing, overflowing, 1, 1, overflowing, 1, 1]
-    const byUpdates = (updates: number) => ({ default: learningRate(updates, { type: 'linear', totalSteps: 10, warmupSteps: 2 }) * 1e-2 })
+    const byUpdates = (updates: number) => ({
+      default: learningRate(updates, { type: 'linear', totalSteps: 10, warmupSteps: 2 }) * 1e-2,
+    })
     const oneByOne = await withTrainer({ scaling: {} }, async (trainer) => {
       const outcomes: StepOutcome[] = []
       for (const [step, weight] of weights.entries()) outcomes.push(await trainer.step(step, batchesOf(step, weight), byUpdates))
       return { outcomes, state: stateOf(trainer) }
     })
-    assert.deepEqual(oneByOne.outcomes.map(({ updates }) => updates), [0, 1, 1, 1, 2, 3, 3, 4])
+    assert.deepEqual(
+      oneByOne.outcomes.map(({ updates }) => updates),
+      [0, 1, 1, 1, 2, 3, 3, 4],
+    )
     const atOnce = await withTrainer({ scaling: {} }, async (trainer) => {
       const started: Promise<StepOutcome>[] = []
-      for (const [step, weight] of weights.entries()) started.push((await trainer.start(step, batchesOf(step, weight), byUpdates)).outcome)
+      for (const [step, weight] of weights.entries())
+        started.push((await trainer.start(step, batchesOf(step, weight), byUpdates)).outcome)
       return { outcomes: await Promise.all(started), state: stateOf(trainer) }
     })
     assert.deepEqual(atOnce, oneByOne)
@@ -176,7 +215,11 @@ describe('loss scaling', function () {
   it('a checkpoint keeps scale, good steps and skipped steps, bit for bit', async () => {
     const scaling = { growthInterval: 3 }
     const weights = [1, overflowing, 1, 1, 1, 1]
-    const whole = await withTrainer({ scaling }, async (trainer) => ({ outcomes: await run(trainer, weights), state: stateOf(trainer), scale: trainer.readLossScale() }))
+    const whole = await withTrainer({ scaling }, async (trainer) => ({
+      outcomes: await run(trainer, weights),
+      state: stateOf(trainer),
+      scale: trainer.readLossScale(),
+    }))
     assert.deepEqual(whole.scale, { scale: 65_536, goodSteps: 1, skipped: 1 })
     const checkpoint = join(folder, 'checkpoint')
     mkdirSync(checkpoint)
@@ -195,8 +238,20 @@ describe('loss scaling', function () {
 
   it('skips, scales and trains as torch.amp.GradScaler with AdamW, a clip and a schedule does', async () => {
     const golden = JSON.parse(readFileSync(join(fixtures, 'gradScaler.json'), 'utf8')) as {
-      initial: number; growthInterval: number; rate: number; warmup: number; totalSteps: number; maxNorm: number; weights: number[]; ids: number[][][]
-      skipped: boolean[]; scales: number[]; rates: number[]; losses: number[]; norms: (number | null)[]; adapter: Record<string, string>
+      initial: number
+      growthInterval: number
+      rate: number
+      warmup: number
+      totalSteps: number
+      maxNorm: number
+      weights: number[]
+      ids: number[][][]
+      skipped: boolean[]
+      scales: number[]
+      rates: number[]
+      losses: number[]
+      norms: (number | null)[]
+      adapter: Record<string, string>
     }
     const { initial, growthInterval, weights } = golden
     const training: Training = { kind: 'lora', r: 2, alpha: 4, dropout: 0, rslora: false, targets: ['q_proj'], modulesToSave: [] }
@@ -204,13 +259,26 @@ describe('loss scaling', function () {
       const { parameters } = trainer.model.patched.layout
       for (const { name, rows, cols } of parameters) {
         const at = 2 * Number(/layers\.(\d+)/.exec(name)![1]) + (name.includes('lora_B') ? 1 : 0)
-        trainer.model.writeParameter(name, Float32Array.from({ length: rows * cols }, (_, i) => 0.05 * Math.sin(1 + 3 * i + 7 * at)))
+        trainer.model.writeParameter(
+          name,
+          Float32Array.from({ length: rows * cols }, (_, i) => 0.05 * Math.sin(1 + 3 * i + 7 * at)),
+        )
       }
-      const byUpdates = (updates: number) => ({ default: golden.rate * learningRate(updates, { type: 'linear', totalSteps: golden.totalSteps, warmupSteps: golden.warmup }) })
+      const byUpdates = (updates: number) => ({
+        default:
+          golden.rate * learningRate(updates, { type: 'linear', totalSteps: golden.totalSteps, warmupSteps: golden.warmup }),
+      })
       const outcomes: StepOutcome[] = []
-      for (const [step, weight] of weights.entries()) outcomes.push(await trainer.step(step, batchesOf(step, weight, golden.ids[step]), byUpdates))
-      assert.deepEqual(outcomes.map(({ scaling }) => scaling!.skipped), golden.skipped)
-      assert.deepEqual(outcomes.map(({ scaling }) => scaling!.next), golden.scales)
+      for (const [step, weight] of weights.entries())
+        outcomes.push(await trainer.step(step, batchesOf(step, weight, golden.ids[step]), byUpdates))
+      assert.deepEqual(
+        outcomes.map(({ scaling }) => scaling!.skipped),
+        golden.skipped,
+      )
+      assert.deepEqual(
+        outcomes.map(({ scaling }) => scaling!.next),
+        golden.scales,
+      )
       outcomes.forEach(({ loss, gradientNorm, updates, scaling }, step) => {
         assertClose([byUpdates(updates).default + 1], [golden.rates[step]! + 1], 1e-12, `learning rate of step ${step}`)
         assertClose([loss], [golden.losses[step]!], 1e-5, `loss of step ${step}`)
@@ -218,7 +286,12 @@ describe('loss scaling', function () {
       })
       for (const { name } of parameters) {
         const bytes = Buffer.from(golden.adapter[name]!, 'base64')
-        assertClose(trainer.model.readParameter(name), new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)), 1e-4, name)
+        assertClose(
+          trainer.model.readParameter(name),
+          new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)),
+          1e-4,
+          name,
+        )
       }
     })
   })

@@ -16,7 +16,9 @@ function shares(logits: () => Float32Array, options: SamplingOptions, seen: read
 }
 
 function assertShares(got: readonly number[], expected: readonly number[]): void {
-  expected.forEach((share, id) => assert.ok(Math.abs(got[id]! - share) < 0.0021, `${got.join(' ')} instead of ${expected.join(' ')}`))
+  expected.forEach((share, id) =>
+    assert.ok(Math.abs(got[id]! - share) < 0.0021, `${got.join(' ')} instead of ${expected.join(' ')}`),
+  )
 }
 
 describe('sampling', () => {
@@ -28,14 +30,23 @@ describe('sampling', () => {
   })
   it('temperature 1 samples the distribution', () => assertShares(shares(logits, plain), [0.1, 0.4, 0.2, 0.3]))
   it('temperature ½ squares the shares, 2 takes their roots', () => {
-    assertShares(shares(logits, { ...plain, temperature: 0.5 }), [0.01, 0.16, 0.04, 0.09].map((x) => x / 0.3))
+    assertShares(
+      shares(logits, { ...plain, temperature: 0.5 }),
+      [0.01, 0.16, 0.04, 0.09].map((x) => x / 0.3),
+    )
     const roots = [0.1, 0.4, 0.2, 0.3].map(Math.sqrt)
     const total = roots.reduce((a, b) => a + b)
-    assertShares(shares(logits, { ...plain, temperature: 2 }), roots.map((x) => x / total))
+    assertShares(
+      shares(logits, { ...plain, temperature: 2 }),
+      roots.map((x) => x / total),
+    )
   })
   it('top-k keeps the k likeliest, of equals the first', () => {
     assertShares(shares(logits, { ...plain, topK: 2 }), [0, 4 / 7, 0, 3 / 7])
-    assertShares(shares(() => logitsOf(0.25, 0.25, 0.25, 0.25), { ...plain, topK: 2 }), [0.5, 0.5, 0, 0])
+    assertShares(
+      shares(() => logitsOf(0.25, 0.25, 0.25, 0.25), { ...plain, topK: 2 }),
+      [0.5, 0.5, 0, 0],
+    )
     assertShares(shares(logits, { ...plain, topK: 100 }), [0.1, 0.4, 0.2, 0.3])
   })
   it('top-p keeps the smallest set that reaches p, at least one', () => {
@@ -47,7 +58,8 @@ describe('sampling', () => {
     assertShares(shares(logits, { ...plain, minP: 0.6 }), [0, 4 / 7, 0, 3 / 7])
     assertShares(shares(logits, { ...plain, minP: 0.4 }), [0, 4 / 9, 2 / 9, 3 / 9])
   })
-  it('top-k comes before top-p: its share is of what is left', () => assertShares(shares(logits, { ...plain, topK: 3, topP: 0.43 }), [0, 1, 0, 0]))
+  it('top-k comes before top-p: its share is of what is left', () =>
+    assertShares(shares(logits, { ...plain, topK: 3, topP: 0.43 }), [0, 1, 0, 0]))
   it('the repetition penalty divides positive and multiplies negative logits of what occurred, once each', () => {
     const values = () => Float32Array.of(2, 3, -1, -1.5)
     assert.equal(sampleToken(values(), [1, 1, 1], { ...greedy, repetitionPenalty: 1.4 }, 0), 1)
@@ -69,7 +81,12 @@ describe('sampling', () => {
   })
   it('settings out of range are refused by name', () => {
     const cases: [Partial<SamplingOptions>, RegExp][] = [
-      [{ temperature: -1 }, /temperature/], [{ topK: 1.5 }, /top_k/], [{ topP: 0 }, /top_p/], [{ topP: 1.1 }, /top_p/], [{ minP: 1 }, /min_p/], [{ repetitionPenalty: 0 }, /repetition_penalty/],
+      [{ temperature: -1 }, /temperature/],
+      [{ topK: 1.5 }, /top_k/],
+      [{ topP: 0 }, /top_p/],
+      [{ topP: 1.1 }, /top_p/],
+      [{ minP: 1 }, /min_p/],
+      [{ repetitionPenalty: 0 }, /repetition_penalty/],
       [{ temperature: NaN }, /temperature/],
     ]
     for (const [change, message] of cases) assert.throws(() => checkSampling({ ...plain, ...change }), failure('USAGE', message))

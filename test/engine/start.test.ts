@@ -9,7 +9,11 @@ import { assertClose, losses, makeRecipe, ownRuntimeFolder, starter, temporaryFo
 /** Mean and deviation. */
 function moments(values: Float32Array): { mean: number; deviation: number; most: number } {
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length
-  return { mean, deviation: Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length), most: values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) }
+  return {
+    mean,
+    deviation: Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length),
+    most: values.reduce((most, value) => Math.max(most, Math.abs(value)), 0),
+  }
 }
 
 describe('how a run starts', () => {
@@ -18,7 +22,10 @@ describe('how a run starts', () => {
   const name = 'model.layers.1.mlp.up_proj'
 
   async function started(initLoraWeights: boolean | 'gaussian', randomState = 1): Promise<{ a: Float32Array; b: Float32Array }> {
-    const model = (await FastLanguageModel.fromPretrained({ modelName: starter, threads: 1, randomState })).getPeftModel({ r: 16, initLoraWeights })
+    const model = (await FastLanguageModel.fromPretrained({ modelName: starter, threads: 1, randomState })).getPeftModel({
+      r: 16,
+      initLoraWeights,
+    })
     try {
       const loaded = await model.load()
       return { a: loaded.readParameter(`${name}.lora_A.weight`), b: loaded.readParameter(`${name}.lora_B.weight`) }
@@ -46,17 +53,30 @@ describe('how a run starts', () => {
     const { b } = await started(false)
     assert.ok(moments(b).most <= 1 / 4 && moments(b).deviation > 0.1)
     const training = { max_steps: 1 }
-    const [base, gaussian, random] = [await train(makeRecipe(folder, { training })), await train(makeRecipe(folder, { training, lora: { init_lora_weights: 'gaussian' } })),
-      await train(makeRecipe(folder, { training, lora: { init_lora_weights: false } }))]
+    const [base, gaussian, random] = [
+      await train(makeRecipe(folder, { training })),
+      await train(makeRecipe(folder, { training, lora: { init_lora_weights: 'gaussian' } })),
+      await train(makeRecipe(folder, { training, lora: { init_lora_weights: false } })),
+    ]
     assert.equal(losses(gaussian)[0], losses(base)[0])
     assert.notEqual(losses(random)[0], losses(base)[0])
-    for (const [dir, value] of [[gaussian, 'gaussian'], [random, false]] as const)
-      assert.equal((JSON.parse(readFileSync(join(dir, 'adapter', 'adapter_config.json'), 'utf8')) as { init_lora_weights: unknown }).init_lora_weights, value)
+    for (const [dir, value] of [
+      [gaussian, 'gaussian'],
+      [random, false],
+    ] as const)
+      assert.equal(
+        (JSON.parse(readFileSync(join(dir, 'adapter', 'adapter_config.json'), 'utf8')) as { init_lora_weights: unknown })
+          .init_lora_weights,
+        value,
+      )
   })
 
   it('model.dtype decides how frozen weights are kept', async () => {
     const bytes = async (dtype: string) => {
-      const { model } = await prepareRun({ ...makeRecipe(folder), model: { ...makeRecipe(folder).model, dtype: dtype as 'auto' } })
+      const { model } = await prepareRun({
+        ...makeRecipe(folder),
+        model: { ...makeRecipe(folder).model, dtype: dtype as 'auto' },
+      })
       return model.patched.arena.bytes
     }
     const [stored, single, half] = [await bytes('auto'), await bytes('float32'), await bytes('float16')]

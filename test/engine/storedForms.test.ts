@@ -46,20 +46,31 @@ describe('matrices that files order otherwise', () => {
     assert.deepEqual(toFileForm(transposed, { transposed: true }, 2, 8), file)
   })
 
-  for (const [name, tensor] of [['gpt2', 'transformer.h.1.attn.c_attn.weight'], ['gpt-neox', 'gpt_neox.layers.1.attention.query_key_value.weight'],
-    ['falcon', 'transformer.h.1.self_attention.query_key_value.weight']] as const)
+  for (const [name, tensor] of [
+    ['gpt2', 'transformer.h.1.attn.c_attn.weight'],
+    ['gpt-neox', 'gpt_neox.layers.1.attention.query_key_value.weight'],
+    ['falcon', 'transformer.h.1.self_attention.query_key_value.weight'],
+  ] as const)
     it(`${name}: a merged model has the file’s shapes and answers as the adapter does`, async () => {
       const path = await unpacked(name)
       const model = await load(path, lora)
       for (const { name: parameter, rows, cols } of model.patched.layout.parameters)
-        model.writeParameter(parameter, Float32Array.from({ length: rows * cols }, (_, i) => 0.1 * Math.sin(i * 12.9898 + parameter.length)))
+        model.writeParameter(
+          parameter,
+          Float32Array.from({ length: rows * cols }, (_, i) => 0.1 * Math.sin(i * 12.9898 + parameter.length)),
+        )
       const [base, adapted] = [await allLogits(model, model.base, probes), await allLogits(model, model.trained, probes)]
       assert.ok(relativeError(adapted, base) > 0.05, 'the adapter does something')
       const merged = join(folder, `${name}-merged`)
       await saveMerged(model, merged, { maxShardSize: '5GB', probes })
-      const [before, after] = await Promise.all([path, merged].map(async (saved) => requireTensor(await openTensorSource(saved), tensor)))
+      const [before, after] = await Promise.all(
+        [path, merged].map(async (saved) => requireTensor(await openTensorSource(saved), tensor)),
+      )
       assert.deepEqual(after!.shape, before!.shape)
-      assert.ok(relativeError(await readFloat32(after!), await readFloat32(before!)) < 0.5, 'the base shines through in the same order')
+      assert.ok(
+        relativeError(await readFloat32(after!), await readFloat32(before!)) < 0.5,
+        'the base shines through in the same order',
+      )
       const again = await load(merged)
       assertClose(await allLogits(again, again.trained, probes), adapted, 2e-2, 'logits')
     })
@@ -71,7 +82,10 @@ describe('matrices that files order otherwise', () => {
     cpSync(path, short, { recursive: true })
     const file = readFileSync(join(short, 'model.safetensors'))
     const length = Number(file.readBigUInt64LE(0))
-    const header = file.toString('utf8', 8, 8 + length).replaceAll('"transformer.', '"').padEnd(length)
+    const header = file
+      .toString('utf8', 8, 8 + length)
+      .replaceAll('"transformer.', '"')
+      .padEnd(length)
     file.write(header, 8)
     writeFileSync(join(short, 'model.safetensors'), file)
     const published = await load(short)

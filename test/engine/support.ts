@@ -21,7 +21,10 @@ export const fixtures = join(projectRoot(), 'test', 'fixtures', 'engine')
 
 /** The texts of the bundled fables, cut to so many characters. */
 export function fables(count: number, characters = 220): { text: string }[] {
-  const lines = readFileSync(join(starter, '..', 'fables.jsonl'), 'utf8').trimEnd().split('\n').slice(0, count)
+  const lines = readFileSync(join(starter, '..', 'fables.jsonl'), 'utf8')
+    .trimEnd()
+    .split('\n')
+    .slice(0, count)
   return lines.map((line) => ({ text: (JSON.parse(line) as { text: string }).text.slice(0, characters) }))
 }
 
@@ -41,15 +44,27 @@ export interface RecipeSections {
 }
 
 /** A recipe that trains the starter on a few fables in `folder`, with the given keys laid over it. */
-export function makeRecipe(folder: string, { model = starter, data, training, lora, save, logging }: RecipeSections = {}): Recipe {
+export function makeRecipe(
+  folder: string,
+  { model = starter, data, training, lora, save, logging }: RecipeSections = {},
+): Recipe {
   mkdirSync(folder, { recursive: true })
   const file = join(folder, 'fables.jsonl')
   if (!existsSync(file)) writeJsonl(file, fables(24))
   const value = {
-    version: 1, model, logging,
+    version: 1,
+    model,
+    logging,
     data: { local_dataset: file, ...data },
     training: {
-      output_dir: join(folder, 'outputs'), max_seq_length: 256, batch_size: 4, gradient_accumulation_steps: 1, max_steps: 4, learning_rate: 2e-3, warmup_steps: 0, threads: 1,
+      output_dir: join(folder, 'outputs'),
+      max_seq_length: 256,
+      batch_size: 4,
+      gradient_accumulation_steps: 1,
+      max_steps: 4,
+      learning_rate: 2e-3,
+      warmup_steps: 0,
+      threads: 1,
       ...training,
     },
     lora: { lora_r: 4, lora_alpha: 8, ...lora },
@@ -58,7 +73,8 @@ export function makeRecipe(folder: string, { model = starter, data, training, lo
   return parseRecipe(JSON.stringify(value), 'test.yaml').recipe
 }
 
-export const createRun = (recipe: Recipe): RunDirectory => RunDirectory.create(recipe.training.output_dir, 'test', formatRecipe(recipe))
+export const createRun = (recipe: Recipe): RunDirectory =>
+  RunDirectory.create(recipe.training.output_dir, 'test', formatRecipe(recipe))
 
 /** Trains in this process. */
 export async function train(recipe: Recipe, events: RunEvents = {}): Promise<string> {
@@ -73,14 +89,23 @@ export const adapterBytes = (dir: string): Buffer => readFileSync(join(dir, 'ada
 export function metricsOf(dir: string): Record<string, unknown>[] {
   const lines = readFileSync(join(dir, 'metrics.jsonl'), 'utf8').trimEnd().split('\n')
   const measured = new Set(['time', 'tokens_per_second', 'memory_bytes', 'eval_runtime'])
-  return lines.map((line) => JSON.parse(line) as Record<string, unknown>).filter(({ type }) => type !== 'event')
+  return lines
+    .map((line) => JSON.parse(line) as Record<string, unknown>)
+    .filter(({ type }) => type !== 'event')
     .map((record) => Object.fromEntries(Object.entries(record).filter(([key]) => !measured.has(key))))
 }
 
-export const losses = (dir: string): number[] => metricsOf(dir).filter(({ type }) => type === 'step').map(({ loss }) => loss as number)
+export const losses = (dir: string): number[] =>
+  metricsOf(dir)
+    .filter(({ type }) => type === 'step')
+    .map(({ loss }) => loss as number)
 
 export const eventsOf = (dir: string): EventRecord[] =>
-  readFileSync(join(dir, 'metrics.jsonl'), 'utf8').trimEnd().split('\n').map((line) => JSON.parse(line) as EventRecord).filter(({ type }) => type === 'event')
+  readFileSync(join(dir, 'metrics.jsonl'), 'utf8')
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as EventRecord)
+    .filter(({ type }) => type === 'event')
 
 /** ‖a − b‖ / ‖b‖ */
 export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
@@ -122,8 +147,15 @@ export function endChildren(): void {
 }
 
 /** Starts the program; `ended` settles with everything that it printed. */
-export function startProgram(args: readonly string[], options: ProgramOptions = {}): { child: ChildProcess; ended: Promise<Ended> } {
-  const child = spawn(process.execPath, [program, ...args], { cwd: options.cwd, env: { ...process.env, ...options.env }, stdio: 'pipe' })
+export function startProgram(
+  args: readonly string[],
+  options: ProgramOptions = {},
+): { child: ChildProcess; ended: Promise<Ended> } {
+  const child = spawn(process.execPath, [program, ...args], {
+    cwd: options.cwd,
+    env: { ...process.env, ...options.env },
+    stdio: 'pipe',
+  })
   children.add(child)
   child.once('exit', () => children.delete(child))
   let stdout = ''
@@ -139,10 +171,15 @@ export function startProgram(args: readonly string[], options: ProgramOptions = 
   return { child, ended }
 }
 
-export const runProgram = (args: readonly string[], options: ProgramOptions = {}): Promise<Ended> => startProgram(args, options).ended
+export const runProgram = (args: readonly string[], options: ProgramOptions = {}): Promise<Ended> =>
+  startProgram(args, options).ended
 
 /** Looks every few milliseconds until `look` finds something. */
-export async function until<T>(look: () => T | undefined | false | Promise<T | undefined | false>, what: string, milliseconds = 90_000): Promise<T> {
+export async function until<T>(
+  look: () => T | undefined | false | Promise<T | undefined | false>,
+  what: string,
+  milliseconds = 90_000,
+): Promise<T> {
   const deadline = performance.now() + milliseconds
   for (;;) {
     const found = await look()
@@ -161,7 +198,8 @@ const larger = process.env.UNSLOTH_TEST_MODELS ?? join(projectRoot(), '..', 'sha
 export function largeFile(...path: readonly string[]): string | undefined {
   const found = join(larger, ...path)
   if (existsSync(found)) return found
-  if ((process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('models')) throw new Error(`UNSLOTH_REQUIRE asks for models, but ${found} is not there`)
+  if ((process.env.UNSLOTH_REQUIRE ?? '').split(',').includes('models'))
+    throw new Error(`UNSLOTH_REQUIRE asks for models, but ${found} is not there`)
   console.log(`      not compared: ${found} is not there`)
   return undefined
 }

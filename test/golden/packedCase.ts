@@ -3,7 +3,13 @@ import { dirname, join } from 'node:path'
 import { brotliCompressSync, brotliDecompressSync, constants } from 'node:zlib'
 
 /** The files of a golden case, in this order, in one brotli stream: a JSON line of [name, bytes] pairs, then their contents. */
-const caseFiles = ['config.json', 'adapter/adapter_config.json', 'adapter/adapter_model.safetensors', 'model.safetensors', 'golden.safetensors']
+const caseFiles = [
+  'config.json',
+  'adapter/adapter_config.json',
+  'adapter/adapter_model.safetensors',
+  'model.safetensors',
+  'golden.safetensors',
+]
 
 /** Large quantities that others of the case imply: per-token losses, gradients, and the logits of the merged model stay. */
 const implied: ReadonlySet<string> = new Set(['logits', 'lora_logits', 'curve_final_logits'])
@@ -17,7 +23,9 @@ function withoutTensors(file: Buffer, dropped: ReadonlySet<string>): Buffer {
   const kept: Header = {}
   const parts: Buffer[] = []
   let at = 0
-  for (const [name, tensor] of Object.entries(header).sort(([, a], [, b]) => (a.data_offsets?.[0] ?? -1) - (b.data_offsets?.[0] ?? -1))) {
+  for (const [name, tensor] of Object.entries(header).sort(
+    ([, a], [, b]) => (a.data_offsets?.[0] ?? -1) - (b.data_offsets?.[0] ?? -1),
+  )) {
     if (dropped.has(name)) continue
     if (name === '__metadata__') {
       kept[name] = tensor
@@ -37,9 +45,13 @@ function withoutTensors(file: Buffer, dropped: ReadonlySet<string>): Buffer {
 /** Packs a case folder for the repository; with `whole` nothing is left out. */
 export async function packCase(folder: string, target: string, whole: boolean): Promise<number> {
   const contents = await Promise.all(caseFiles.map((name) => readFile(join(folder, name))))
-  const files = contents.map((data, i) => (caseFiles[i] === 'golden.safetensors' && !whole ? withoutTensors(data, implied) : data))
+  const files = contents.map((data, i) =>
+    caseFiles[i] === 'golden.safetensors' && !whole ? withoutTensors(data, implied) : data,
+  )
   const index = Buffer.from(`${JSON.stringify(files.map((data, i) => [caseFiles[i], data.length]))}\n`)
-  const packed = brotliCompressSync(Buffer.concat([index, ...files]), { params: { [constants.BROTLI_PARAM_QUALITY]: 11, [constants.BROTLI_PARAM_LGWIN]: 24 } })
+  const packed = brotliCompressSync(Buffer.concat([index, ...files]), {
+    params: { [constants.BROTLI_PARAM_QUALITY]: 11, [constants.BROTLI_PARAM_LGWIN]: 24 },
+  })
   await writeFile(target, packed)
   return packed.length
 }
@@ -60,5 +72,8 @@ export const packedSuffix = '.case.br'
 
 /** Names of the packed cases in a folder. */
 export async function packedCases(folder: string): Promise<string[]> {
-  return (await readdir(folder)).filter((name) => name.endsWith(packedSuffix)).map((name) => name.slice(0, -packedSuffix.length)).sort()
+  return (await readdir(folder))
+    .filter((name) => name.endsWith(packedSuffix))
+    .map((name) => name.slice(0, -packedSuffix.length))
+    .sort()
 }

@@ -26,7 +26,13 @@ function proofOf(name: string, architecture: string, results: readonly Compariso
     const [kind] = kinds.find(([, pattern]) => pattern.test(quantity))!
     worst[kind] = Math.max(worst[kind], Number(error.toPrecision(2)))
   }
-  return { case: name, architecture, quantities: results.length, ...worst, greedy: results.some((result) => result.name === 'greedy_ids' && result.error === 0) }
+  return {
+    case: name,
+    architecture,
+    quantities: results.length,
+    ...worst,
+    greedy: results.some((result) => result.name === 'greedy_ids' && result.error === 0),
+  }
 }
 
 async function proofsOf(folder: string): Promise<Proof[]> {
@@ -40,7 +46,8 @@ async function proofsOf(folder: string): Promise<Proof[]> {
     await computation.run()
     const results = await compare(golden, computation.quantities, new Set())
     const bad = results.filter(({ verdict }) => verdict !== 'ok')
-    if (bad.length > 0) throw new Error(`${name}: ${bad.map((result) => `${result.name} ${result.verdict} ${result.error}`).join(', ')}`)
+    if (bad.length > 0)
+      throw new Error(`${name}: ${bad.map((result) => `${result.name} ${result.verdict} ${result.error}`).join(', ')}`)
     proofs.push(proofOf(name, (config.architectures as string[])[0]!, results))
     console.log(name)
   }
@@ -49,8 +56,15 @@ async function proofsOf(folder: string): Promise<Proof[]> {
 
 const made = (await Promise.all(process.argv.slice(2).map(proofsOf))).flat()
 const renewed = new Set(made.map((proof) => proof.case))
-const proofs = [...earlier.filter((proof) => !renewed.has(proof.case)), ...made].sort((a, b) => a.architecture.localeCompare(b.architecture) || a.case.localeCompare(b.case))
-const lines = proofs.map((proof) => `  { ${Object.entries(proof).map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`).join(', ')} },`)
-const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
+const proofs = [...earlier.filter((proof) => !renewed.has(proof.case)), ...made].sort(
+  (a, b) => a.architecture.localeCompare(b.architecture) || a.case.localeCompare(b.case),
+)
+const lines = proofs.map(
+  (proof) =>
+    `  { ${Object.entries(proof)
+      .map(([key, value]) => `${key}: ${typeof value === 'string' ? `'${value}'` : String(value)}`)
+      .join(', ')} },`,
+)
+const text = `import type { Proof } from './proof.ts'\n\n/** Written by test/golden/prove.ts. */\n// prettier-ignore\nexport const proofs: readonly Proof[] = [\n${lines.join('\n')}\n]\n`
 await writeFile(join(root, 'engine/model/proofs.ts'), text)
 await writeFile(join(root, 'docs/architectures.md'), architectureDocs(proofs))

@@ -12,9 +12,11 @@ import { fillWorkspace } from './workspace.ts'
 /** Makes one test here of each test that ran inside the editor. */
 function adopt(suite: Mocha.Suite, results: readonly HostTestResult[]): void {
   for (const { title, passed, error } of results) {
-    suite.addTest(new (suite.tests[0]!.constructor as typeof Mocha.Test)(title.join(' '), () => {
-      if (!passed) assert.fail(error ?? 'failed')
-    }))
+    suite.addTest(
+      new (suite.tests[0]!.constructor as typeof Mocha.Test)(title.join(' '), () => {
+        if (!passed) assert.fail(error ?? 'failed')
+      }),
+    )
   }
 }
 
@@ -46,8 +48,11 @@ describe('in a real VS Code', function () {
     const path = join(place!, 'small')
     mkdirSync(path)
     // UNSLOTH_HOST_NO_MOUNT=1 tries the way of those who may not.
-    if (process.env.UNSLOTH_HOST_NO_MOUNT !== '1'
-      && spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path]).status === 0) disk = path
+    if (
+      process.env.UNSLOTH_HOST_NO_MOUNT !== '1' &&
+      spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path]).status === 0
+    )
+      disk = path
     return disk ?? ''
   }
 
@@ -65,12 +70,19 @@ describe('in a real VS Code', function () {
         writeFileSync(file, JSON.stringify({ folders: ['one', 'two'].map((name) => ({ path: folder(name) })) }))
         return runSuite({ opened: file, extension, tests, phases: ['roots'] })
       },
-      badThings: () => runSuite({ opened: folder('bad'), extension, tests, phases: ['badThings'],
-        env: { UNSLOTH_HOST_SMALL_DISK: smallDisk() } }),
+      badThings: () =>
+        runSuite({
+          opened: folder('bad'),
+          extension,
+          tests,
+          phases: ['badThings'],
+          env: { UNSLOTH_HOST_SMALL_DISK: smallDisk() },
+        }),
       two: async () => {
         const opened = folder('shared')
-        return (await Promise.all(['watcher',
-          'starter'].map((phase) => runSuite({ opened, extension, tests, phases: [phase] })))).flat()
+        return (
+          await Promise.all(['watcher', 'starter'].map((phase) => runSuite({ opened, extension, tests, phases: [phase] })))
+        ).flat()
       },
     }
     for (const [name, open] of Object.entries(windows)) if (wanted?.includes(name) ?? true) all.push(...(await open()))

@@ -11,7 +11,25 @@ export function fillWorkspace(folder: string): void {
   copyFileSync(join(starter, 'fables.jsonl'), join(folder, 'fables.jsonl'))
   mkdirSync(join(folder, 'data'), { recursive: true })
   writeFileSync(join(folder, 'finetune.yaml'), starterRecipe('./fables.jsonl'))
-  writeFileSync(join(folder, 'long.finetune.yaml'), starterRecipe('./fables.jsonl').replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('eval_steps: 20', 'eval_steps: 0'))
-  writeFileSync(join(folder, 'data', 'chat.jsonl'), ['Hi', 'Ho'].map((content) => JSON.stringify({ messages: [{ role: 'user', content }, { role: 'assistant', content: 'Hello.' }] })).join('\n'))
+  writeFileSync(
+    join(folder, 'long.finetune.yaml'),
+    starterRecipe('./fables.jsonl')
+      .replace('max_steps: 80', 'max_steps: 20000')
+      .replace('save_steps: 20 ', 'save_steps: 5 ')
+      .replace('eval_steps: 20', 'eval_steps: 0'),
+  )
+  writeFileSync(
+    join(folder, 'data', 'chat.jsonl'),
+    ['Hi', 'Ho']
+      .map((content) =>
+        JSON.stringify({
+          messages: [
+            { role: 'user', content },
+            { role: 'assistant', content: 'Hello.' },
+          ],
+        }),
+      )
+      .join('\n'),
+  )
   writeFileSync(join(folder, 'data', 'table.csv'), 'question,answer\n"What, me?",yes\nWho,"no\nbody"\n')
 }

@@ -21,7 +21,11 @@ export function softmax(logits: Matrix): Matrix {
 
 /** The k largest of each row, largest first, the lower number on a tie. */
 export function choices(logits: Matrix, k: number): Matrix {
-  return matrix(logits.rows, k, (row, j) => [...Array(logits.cols).keys()].sort((a, b) => at(logits, row, b) - at(logits, row, a) || a - b)[j]!)
+  return matrix(
+    logits.rows,
+    k,
+    (row, j) => [...Array(logits.cols).keys()].sort((a, b) => at(logits, row, b) - at(logits, row, a) || a - b)[j]!,
+  )
 }
 
 /** Weights [n,k] of given choices. */
@@ -42,7 +46,8 @@ export function route(logits: Matrix, k: number, renormalise: boolean): Routing 
   const place = matrix(logits.rows, k)
   slots.forEach(({ row, j }, slot) => put(place, row, j, slot))
   return {
-    expert, place,
+    expert,
+    place,
     weight: matrix(slots.length, 1, (slot) => at(weights, slots[slot]!.row, slots[slot]!.j)),
     token: matrix(slots.length, 1, (slot) => slots[slot]!.row),
     first: matrix(logits.cols + 1, 1, (e) => slots.filter((slot) => slot.e < e).length),

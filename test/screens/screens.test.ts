@@ -14,14 +14,18 @@ const images = fileURLToPath(new URL('../../docs/images/', import.meta.url))
 function fillQuestions(folder: string): void {
   const rows = [
     ['Who called the grapes sour?', 'The fox, because he could not reach them.'],
-      ['Who won the race?', 'The tortoise: she never stopped.'],
+    ['Who won the race?', 'The tortoise: she never stopped.'],
     ['What did the crow drop?', 'Her cheese, when the fox praised her voice.'],
-      ['Why did the boy cry wolf?', 'To see the villagers run.'],
+    ['Why did the boy cry wolf?', 'To see the villagers run.'],
   ] as const
-  writeFileSync(join(folder, 'questions.jsonl'),
-    rows.map(([prompt, completion]) => JSON.stringify({ prompt: `${prompt}\n`, completion })).join('\n'))
-  writeFileSync(join(folder, 'questions.finetune.yaml'),
-    'version: 1\nmodel: stories260k\ndata:\n  local_dataset: ./questions.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 20\n')
+  writeFileSync(
+    join(folder, 'questions.jsonl'),
+    rows.map(([prompt, completion]) => JSON.stringify({ prompt: `${prompt}\n`, completion })).join('\n'),
+  )
+  writeFileSync(
+    join(folder, 'questions.finetune.yaml'),
+    'version: 1\nmodel: stories260k\ndata:\n  local_dataset: ./questions.jsonl\ntraining:\n  max_seq_length: 256\n  max_steps: 20\n',
+  )
 }
 
 /** With UNSLOTH_IMAGES=1 the pictures of the README are made anew. */
@@ -36,8 +40,11 @@ describe('the packed extension in a browser', function () {
 
   before(async () => {
     packed = await makePackage('linux-x64')
-    host = await Host.start({ vsix: packed, viewport: { width: 1500, height: 900 },
-      settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' } })
+    host = await Host.start({
+      vsix: packed,
+      viewport: { width: 1500, height: 900 },
+      settings: { 'workbench.colorTheme': 'Default Dark Modern', 'workbench.secondarySideBar.defaultVisibility': 'hidden' },
+    })
     workspace = host.makeFolder('fables')
     fillWorkspace(workspace)
     fillQuestions(workspace)
@@ -46,8 +53,10 @@ describe('the packed extension in a browser', function () {
     await page.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor()
   })
   afterEach(async function () {
-    if (this.currentTest?.state === 'failed') await page.screenshot({ path: join(tmpdir(),
-      `unsloth-failed-${this.currentTest.title.slice(0, 20).replaceAll(/\W/g, '-')}.png`) })
+    if (this.currentTest?.state === 'failed')
+      await page.screenshot({
+        path: join(tmpdir(), `unsloth-failed-${this.currentTest.title.slice(0, 20).replaceAll(/\W/g, '-')}.png`),
+      })
   })
   after(() => host.stop())
 
@@ -116,7 +125,8 @@ describe('the packed extension in a browser', function () {
       return found
     }
     // What the palette knows follows a run's state when it can.
-    for (const end = Date.now() + 120_000; (await look()) !== now;) assert.ok(Date.now() < end, `${command} is ${now ? 'not ' : ''}offered`)
+    for (const end = Date.now() + 120_000; (await look()) !== now;)
+      assert.ok(Date.now() < end, `${command} is ${now ? 'not ' : ''}offered`)
   }
   const theme = async (name: string, kind: string): Promise<void> => {
     await openInput('Control+K', 'Control+T')
@@ -145,11 +155,18 @@ describe('the packed extension in a browser', function () {
     await page.keyboard.press('End')
     await page.keyboard.press('Enter')
     await page.keyboard.type('lr_')
-    await page.locator('.suggest-widget.visible .monaco-list-row').filter({ hasText: /lr_scheduler_type|lr_end/ }).first().waitFor()
+    await page
+      .locator('.suggest-widget.visible .monaco-list-row')
+      .filter({ hasText: /lr_scheduler_type|lr_end/ })
+      .first()
+      .waitFor()
     await shot('completion')
     await page.keyboard.press('Escape')
     for (let back = 0; back < 4; back++) await page.keyboard.press('Control+Z')
-    const word = page.locator('.view-line span').filter({ hasText: /^learning_rate$/ }).first()
+    const word = page
+      .locator('.view-line span')
+      .filter({ hasText: /^learning_rate$/ })
+      .first()
     await word.hover()
     await page.locator('.monaco-hover:not(.hidden) .hover-contents').first().waitFor()
     await shot('hover')
@@ -158,8 +175,14 @@ describe('the packed extension in a browser', function () {
   })
 
   it('offers what can be done now, and nothing else', async () => {
-    for (const [command, now] of [['Fine-tune', true], ['Convert to Recipe', true], ['Stop…', false], ['Pause', false],
-      ['Compare Runs', false], ['Copy Path', false]] as const) {
+    for (const [command, now] of [
+      ['Fine-tune', true],
+      ['Convert to Recipe', true],
+      ['Stop…', false],
+      ['Pause', false],
+      ['Compare Runs', false],
+      ['Copy Path', false],
+    ] as const) {
       await offers(command, now)
     }
     const play = page.locator('.editor-actions .action-label[aria-label^="Fine-tune"]')
@@ -185,7 +208,12 @@ describe('the packed extension in a browser', function () {
     await page.locator('.notifications-center .notification-list-item').filter({ hasText: 'has finished' }).waitFor()
     await shot('finished')
     await palette('Notifications: Clear All Notifications')
-    for (const [command, now] of [['Stop…', false], ['Pause', false], ['Compare Runs', true], ['Delete Run', true]] as const) {
+    for (const [command, now] of [
+      ['Stop…', false],
+      ['Pause', false],
+      ['Compare Runs', true],
+      ['Delete Run', true],
+    ] as const) {
       await offers(command, now)
     }
     const curve = frame.locator('[data-chart="loss"] .plot[aria-label*="lowest"]').first()
@@ -247,8 +275,13 @@ describe('the packed extension in a browser', function () {
       fillWorkspace(folder)
       const window = await strict.open(folder)
       await window.locator('.activitybar .action-label[aria-label="Unsloth"]').waitFor()
-      for (const [command, now] of [['New Recipe…', true], ['Preview Data', true], ['Fine-tune', false], ['Generate…', false],
-        ['Doctor', false]] as const) {
+      for (const [command, now] of [
+        ['New Recipe…', true],
+        ['Preview Data', true],
+        ['Fine-tune', false],
+        ['Generate…', false],
+        ['Doctor', false],
+      ] as const) {
         await offers(command, now, window)
       }
     } finally {

@@ -20,7 +20,10 @@ function needs(path: string): { readonly libraries: string[]; readonly versions:
   const sections = Array.from({ length: file.readUInt16LE(0x3c) }, (_, index): Section => {
     const at = sectionsAt + index * file.readUInt16LE(0x3a)
     return {
-      type: file.readUInt32LE(at + 4), offset: Number(file.readBigUInt64LE(at + 24)), size: Number(file.readBigUInt64LE(at + 32)), link: file.readUInt32LE(at + 40),
+      type: file.readUInt32LE(at + 4),
+      offset: Number(file.readBigUInt64LE(at + 24)),
+      size: Number(file.readBigUInt64LE(at + 32)),
+      link: file.readUInt32LE(at + 40),
       info: file.readUInt32LE(at + 44),
     }
   })
@@ -60,7 +63,10 @@ if (process.platform === 'linux') {
     })
 
     it('brings its own C++ library', () => {
-      assert.deepEqual(needs(addon).libraries.filter((name) => !/^(libc|libm|libpthread|libdl|ld-linux-x86-64|librt)\.so\.\d$/.test(name)), [])
+      assert.deepEqual(
+        needs(addon).libraries.filter((name) => !/^(libc|libm|libpthread|libdl|ld-linux-x86-64|librt)\.so\.\d$/.test(name)),
+        [],
+      )
     })
   })
 }

@@ -21,22 +21,29 @@ function recipeOf(line: string): { recipe: Recipe; warnings: readonly string[] }
 }
 
 function fails(line: string, pattern: RegExp): void {
-  assert.throws(() => parseArgs(split(line)), (error) => {
-    assert.ok(UnslothError.is(error, 'USAGE'), String(error))
-    assert.match(describeError(error), pattern)
-    assert.equal(exitCodeOf(error), 2)
-    return true
-  })
+  assert.throws(
+    () => parseArgs(split(line)),
+    (error) => {
+      assert.ok(UnslothError.is(error, 'USAGE'), String(error))
+      assert.match(describeError(error), pattern)
+      assert.equal(exitCodeOf(error), 2)
+      return true
+    },
+  )
 }
 
 describe('command line', () => {
   it('reads typed flags with defaults', () => {
-    const { flags, positionals } = parse('generate',
-      'model prompt --temperature=0.5 --top-k 10 --max_new_tokens 5 --chat --stop a b --seed 7')
+    const { flags, positionals } = parse(
+      'generate',
+      'model prompt --temperature=0.5 --top-k 10 --max_new_tokens 5 --chat --stop a b --seed 7',
+    )
     assert.deepEqual(positionals, ['model', 'prompt'])
     assert.deepEqual([flags.temperature, flags.top_k, flags.max_new_tokens, flags.chat, flags.seed], [0.5, 10, 5, true, 7])
-    assert.deepEqual([flags.stop, flags.top_p, flags.repetition_penalty, flags.greedy, flags.adapter],
-      [['a', 'b'], 0.9, 1.1, false, undefined])
+    assert.deepEqual(
+      [flags.stop, flags.top_p, flags.repetition_penalty, flags.greedy, flags.adapter],
+      [['a', 'b'], 0.9, 1.1, false, undefined],
+    )
   })
 
   it('reads verify with its lists, in any order', () => {
@@ -85,8 +92,8 @@ describe('command line', () => {
     for (const name of commandNames) {
       const text = helpText(name)
       assert.ok(text.startsWith(`unsloth ${name}: `))
-      for (const flag of Object.keys(commands[name].flags)) assert.ok(text.includes(`--${flag.replaceAll('_', '-')}`),
-        `${name} --${flag}`)
+      for (const flag of Object.keys(commands[name].flags))
+        assert.ok(text.includes(`--${flag.replaceAll('_', '-')}`), `${name} --${flag}`)
       assert.equal(overview.includes(`  ${name} `), !('internal' in commands[name]))
     }
     assert.ok(helpText('finetune').includes('--learning_rate N'))
@@ -95,13 +102,23 @@ describe('command line', () => {
 
 describe('finetune: flags of the recipe', () => {
   it('are the same in every spelling', () => {
-    for (const flag of ['--training.learning_rate 1e-4', '--learning_rate 1e-4', '--learning-rate=1e-4',
-      '--training.learning-rate 1e-4', '--lr 1e-4']) {
+    for (const flag of [
+      '--training.learning_rate 1e-4',
+      '--learning_rate 1e-4',
+      '--learning-rate=1e-4',
+      '--training.learning-rate 1e-4',
+      '--lr 1e-4',
+    ]) {
       const { recipe } = recipeOf(`--model m --dataset d ${flag}`)
       assert.equal(recipe.training.learning_rate, 1e-4, flag)
     }
-    for (const [flag, value] of [['--packing', true], ['--no-packing', false], ['--packing=false', false],
-      ['--packing true', true], ['--no_packing', false]] as const) {
+    for (const [flag, value] of [
+      ['--packing', true],
+      ['--no-packing', false],
+      ['--packing=false', false],
+      ['--packing true', true],
+      ['--no_packing', false],
+    ] as const) {
       assert.equal(recipeOf(`--model m --dataset d ${flag}`).recipe.training.packing, value, flag)
     }
   })
@@ -123,18 +140,24 @@ describe('finetune: flags of the recipe', () => {
   })
 
   it('take lists, empty values, and the last of several', () => {
-    const { recipe } = recipeOf('--model m --local_dataset a.jsonl --local_dataset b.jsonl '
-      + '--target_modules q_proj k_proj --seed 1 --seed 2 --run_name none')
+    const { recipe } = recipeOf(
+      '--model m --local_dataset a.jsonl --local_dataset b.jsonl ' +
+        '--target_modules q_proj k_proj --seed 1 --seed 2 --run_name none',
+    )
     assert.deepEqual(recipe.data.local_dataset, ['a.jsonl', 'b.jsonl'])
     assert.deepEqual(recipe.lora.target_modules, ['q_proj', 'k_proj'])
     assert.deepEqual([recipe.training.random_seed, recipe.training.run_name], [2, null])
-    assert.deepEqual(recipeOf('--model m --dataset d --save.method lora,merged_16bit --save_path out').recipe.save.method,
-      ['lora', 'merged_16bit'])
+    assert.deepEqual(recipeOf('--model m --dataset d --save.method lora,merged_16bit --save_path out').recipe.save.method, [
+      'lora',
+      'merged_16bit',
+    ])
   })
 
   it('name the flag when the value is wrong', () => {
-    assert.throws(() => recipeOf('--model m --dataset d --batch-size many'), (error) =>
-      UnslothError.is(error, 'RECIPE') && error.message.startsWith('--batch-size: must be a whole number'))
+    assert.throws(
+      () => recipeOf('--model m --dataset d --batch-size many'),
+      (error) => UnslothError.is(error, 'RECIPE') && error.message.startsWith('--batch-size: must be a whole number'),
+    )
   })
 
   it('take secrets and keep them nowhere', () => {
@@ -146,7 +169,10 @@ describe('finetune: flags of the recipe', () => {
         assert.deepEqual(parsed.positionals, ['r.yaml'])
       }
     }
-    assert.throws(() => parseArgs(['finetune', '--hub_tokn=hf_secret']), (error) => !describeError(error).includes('hf_secret'))
+    assert.throws(
+      () => parseArgs(['finetune', '--hub_tokn=hf_secret']),
+      (error) => !describeError(error).includes('hf_secret'),
+    )
   })
 })
 
@@ -163,18 +189,28 @@ describe('finetune: command lines of unsloth-cli.py', () => {
     const { recipe, warnings } = recipeOf(whole)
     const { model, data, training, lora, logging, save, hub } = recipe
     assert.deepEqual([model.name, model.dtype], ['./m', 'auto'])
-    assert.deepEqual([data.dataset, data.local_dataset, data.format_type, data.chunk_size, data.stride],
-      [null, ['d.jsonl'], 'alpaca', 100, 10])
-    assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora, lora.use_loftq],
-      [8, 24, 0.1, true, false])
+    assert.deepEqual(
+      [data.dataset, data.local_dataset, data.format_type, data.chunk_size, data.stride],
+      [null, ['d.jsonl'], 'alpaca', 100, 10],
+    )
+    assert.deepEqual(
+      [lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora, lora.use_loftq],
+      [8, 24, 0.1, true, false],
+    )
     assert.deepEqual(lora.target_modules, ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
     assert.deepEqual([training.batch_size, training.per_device_eval_batch_size, training.gradient_accumulation_steps], [3, 5, 6])
-    assert.deepEqual([training.warmup_steps, training.max_steps, training.learning_rate, training.weight_decay],
-      [9, 99, 3e-4, 0.02])
-    assert.deepEqual([training.optim, training.lr_scheduler_type, training.random_seed, training.packing],
-      ['adamw_8bit', 'cosine', 7, true])
-    assert.deepEqual([training.load_in_4bit, training.gradient_checkpointing, training.max_seq_length, training.output_dir],
-      [true, 'offload', 1024, 'out'])
+    assert.deepEqual(
+      [training.warmup_steps, training.max_steps, training.learning_rate, training.weight_decay],
+      [9, 99, 3e-4, 0.02],
+    )
+    assert.deepEqual(
+      [training.optim, training.lr_scheduler_type, training.random_seed, training.packing],
+      ['adamw_8bit', 'cosine', 7, true],
+    )
+    assert.deepEqual(
+      [training.load_in_4bit, training.gradient_checkpointing, training.max_seq_length, training.output_dir],
+      [true, 'offload', 1024, 'out'],
+    )
     assert.deepEqual([logging.logging_steps, logging.enable_tensorboard], [2, false])
     assert.deepEqual([save.method, save.path, save.quantization], [['lora'], 'saved', ['q8_0', 'q4_k_m']])
     assert.deepEqual([hub.push, hub.repo_id], [false, 'me/x'])
@@ -199,8 +235,10 @@ describe('finetune: command lines of unsloth-cli.py', () => {
   it('pushes to the path that was given', () => {
     const { recipe } = recipeOf('--model_name m --dataset d.jsonl --save_model --push_model --hub_path me/model --hub_token t')
     assert.deepEqual([recipe.hub.push, recipe.hub.repo_id], [true, 'me/model'])
-    assert.throws(() => recipeOf('--model_name m --push_model'), (error) => UnslothError.is(error, 'USAGE')
-      && error.message.includes('--hub_path'))
+    assert.throws(
+      () => recipeOf('--model_name m --push_model'),
+      (error) => UnslothError.is(error, 'USAGE') && error.message.includes('--hub_path'),
+    )
   })
 
   it('translates GGUF, raw text, LoftQ and reports', () => {
@@ -209,8 +247,10 @@ describe('finetune: command lines of unsloth-cli.py', () => {
     assert.deepEqual(overrides('--model_name m --save_gguf --quantization q8_0').get('save.method'), ['gguf'])
     assert.deepEqual(overrides('--model_name m --save_model --save_gguf').get('save.method'), ['merged_16bit', 'gguf'])
     const raw = overrides('--model_name m --raw_text_file book.txt --stride 10')
-    assert.deepEqual([raw.get('data.local_dataset'), raw.get('data.format_type'), raw.has('data.dataset')],
-      [['book.txt'], 'raw', false])
+    assert.deepEqual(
+      [raw.get('data.local_dataset'), raw.get('data.format_type'), raw.has('data.dataset')],
+      [['book.txt'], 'raw', false],
+    )
     assert.equal(overrides('--model_name m --loftq_config {"loftq_bits":4}').get('lora.use_loftq'), true)
     assert.equal(overrides('--model_name m --report_to tensorboard wandb').get('logging.enable_wandb'), true)
     assert.match(parse('finetune', '--model_name m --report_to mlflow').warnings.join(), /--report_to mlflow is not available/)
@@ -225,8 +265,10 @@ describe('finetune: command lines of unsloth-cli.py', () => {
 
   it('does not mistake new flags for old ones', () => {
     const { recipe } = recipeOf('--model m --local_dataset d.jsonl --r 8 --num_epochs 1')
-    assert.deepEqual([recipe.training.max_steps, recipe.data.format_type, recipe.lora.lora_r, recipe.lora.lora_alpha],
-      [0, 'auto', 8, 16])
+    assert.deepEqual(
+      [recipe.training.max_steps, recipe.data.format_type, recipe.lora.lora_r, recipe.lora.lora_alpha],
+      [0, 'auto', 8, 16],
+    )
     assert.equal(parse('finetune', 'r.yaml --r 8').recipe.overrides.length, 1)
   })
 })

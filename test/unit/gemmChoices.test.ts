@@ -32,11 +32,20 @@ describe('timed products', () => {
 
   it('of old builds make room', () => {
     for (let build = 0; build < 10; ++build) keepGemmChoices(`build ${build}`, [choice(128, 0)], file)
-    assert.deepEqual(Object.keys((JSON.parse(readFileSync(file, 'utf8')) as { gpus: object }).gpus), [2, 3, 4, 5, 6, 7, 8, 9].map((build) => `build ${build}`))
+    assert.deepEqual(
+      Object.keys((JSON.parse(readFileSync(file, 'utf8')) as { gpus: object }).gpus),
+      [2, 3, 4, 5, 6, 7, 8, 9].map((build) => `build ${build}`),
+    )
   })
 
   it('are timed again where the file is damaged or from another version', () => {
-    for (const text of ['', '{', '{"version":2,"gpus":{}}', '{"version":1,"gpus":{"H200":[[1,2,3]]}}', '{"version":1,"gpus":{"H200":[[0,0,128,8,8,257,0,0,0,0,1,128,2,8,0.5]]}}']) {
+    for (const text of [
+      '',
+      '{',
+      '{"version":2,"gpus":{}}',
+      '{"version":1,"gpus":{"H200":[[1,2,3]]}}',
+      '{"version":1,"gpus":{"H200":[[0,0,128,8,8,257,0,0,0,0,1,128,2,8,0.5]]}}',
+    ]) {
       writeFileSync(file, text)
       assert.deepEqual(readGemmChoices('H200', file), [], text)
     }

@@ -13,12 +13,23 @@ describe('what a GPU takes unasked', () => {
     keepOverhead('H200', { contextBytes: 5e8, graphNodeBytes: 900 }, file)
     keepOverhead('A100', { contextBytes: 4e8, graphNodeBytes: 800 }, file)
     keepOverhead('H200', { contextBytes: 6e8, graphNodeBytes: 1000 }, file)
-    assert.deepEqual([readOverhead('H200', file), readOverhead('A100', file)], [{ contextBytes: 6e8, graphNodeBytes: 1000 }, { contextBytes: 4e8, graphNodeBytes: 800 }])
+    assert.deepEqual(
+      [readOverhead('H200', file), readOverhead('A100', file)],
+      [
+        { contextBytes: 6e8, graphNodeBytes: 1000 },
+        { contextBytes: 4e8, graphNodeBytes: 800 },
+      ],
+    )
     assert.ok(existsSync(file) && readFileSync(file, 'utf8').endsWith('}\n'))
   })
 
   it('is measured again where the file is damaged or from another version', () => {
-    for (const text of ['', '{', '{"version":2,"gpus":{}}', '{"version":1,"gpus":{"H200":{"contextBytes":-1,"graphNodeBytes":0}}}']) {
+    for (const text of [
+      '',
+      '{',
+      '{"version":2,"gpus":{}}',
+      '{"version":1,"gpus":{"H200":{"contextBytes":-1,"graphNodeBytes":0}}}',
+    ]) {
       writeFileSync(file, text)
       assert.equal(readOverhead('H200', file), undefined, text)
     }

@@ -78,17 +78,20 @@ BF16        9     3,038  5.9 KB
     const report = JSON.parse(await inspect(folder(), { json: true })) as Awaited<ReturnType<typeof inspectPath>>
     assert.deepEqual([report.kind, report.parameters.total, report.bytes, report.tensors.length], ['model', 3038, 6076, 9])
     assert.deepEqual(report.tensors[0], { name: 'lm_head.weight', dtype: 'BF16', shape: [1000, 3], bytes: 6000 })
-    assert.deepEqual([report.facts.Architecture, report.facts['Context length'], report.metadata], [
-      'LlamaForCausalLM',
-      256,
-      { format: 'pt' },
-    ])
+    assert.deepEqual(
+      [report.facts.Architecture, report.facts['Context length'], report.metadata],
+      ['LlamaForCausalLM', 256, { format: 'pt' }],
+    )
   })
 
   it('shows an adapter', async () => {
     const text = await inspect(fixture('adapter'))
     for (const line of [
-      /: LoRA adapter$/m, /^Base model +llama$/m, /^Rank \(r\) +4$/m, /^Alpha +8$/m, /^Scale +2$/m,
+      /: LoRA adapter$/m,
+      /^Base model +llama$/m,
+      /^Rank \(r\) +4$/m,
+      /^Alpha +8$/m,
+      /^Scale +2$/m,
       /^Adapted modules +14: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj$/m,
       /^Parameters +9,728 \(9\.73K F32\)$/m,
     ])
@@ -120,21 +123,37 @@ describe('tensor groups', () => {
 
   it('counts the parameters of a bitsandbytes model as they were before packing', () => {
     const { tensors } = parseSafetensorsHeader(header.subarray(8), 307_164, 'nf4')
-    const described = new Map(tensors.map(({ name, dtype, shape, begin, end }) => [name, { name, dtype, shape, bytes: end - begin }]))
+    const described = new Map(
+      tensors.map(({ name, dtype, shape, begin, end }) => [name, { name, dtype, shape, bytes: end - begin }]),
+    )
     const parameters = parametersByType(described).map(({ type, elements }) => [type, elements])
     // Two layers: MLP 3·128·256, q and o 128·128, k and v 64·128; head, embedding and five norms stay BF16.
-    assert.deepEqual(parameters, [['NF4', 2 * (3 * 128 * 256 + 2 * 128 * 128 + 2 * 64 * 128)], ['BF16', 2 * 256 * 128 + 5 * 128]])
-    assert.equal(totalsByType(described.values()).reduce((sum, { bytes }) => sum + bytes, 0), 307_164 - header.length)
+    assert.deepEqual(parameters, [
+      ['NF4', 2 * (3 * 128 * 256 + 2 * 128 * 128 + 2 * 64 * 128)],
+      ['BF16', 2 * 256 * 128 + 5 * 128],
+    ])
+    assert.equal(
+      totalsByType(described.values()).reduce((sum, { bytes }) => sum + bytes, 0),
+      307_164 - header.length,
+    )
   })
 
   it('joins only what differs in numbers alone', () => {
-    const tensor = (name: string, shape = [1]): {
-      name: string; dtype: 'U8'; shape: number[]; bytes: number,
-    } => ({ name, dtype: 'U8', shape, bytes: 1 })
-    const names = (...list: string[]): string[] => groupTensors(list.map((name) => tensor(name))).map(({ name, count }) => `${name} ×${count}`)
+    const tensor = (name: string, shape = [1]): { name: string; dtype: 'U8'; shape: number[]; bytes: number } => ({
+      name,
+      dtype: 'U8',
+      shape,
+      bytes: 1,
+    })
+    const names = (...list: string[]): string[] =>
+      groupTensors(list.map((name) => tensor(name))).map(({ name, count }) => `${name} ×${count}`)
     assert.deepEqual(names('l.0.e.0.w', 'l.0.e.1.w', 'l.1.e.0.w', 'l.1.e.1.w'), ['l.{0…1}.e.{0…1}.w ×4'])
     assert.deepEqual(names('l.0.w', 'l.00.w', 'l.#.w', 'l.1.w', 'l1.w', '5'), [
-      'l.{0…1}.w ×2', 'l.00.w ×1', 'l.#.w ×1', 'l1.w ×1', '5 ×1',
+      'l.{0…1}.w ×2',
+      'l.00.w ×1',
+      'l.#.w ×1',
+      'l1.w ×1',
+      '5 ×1',
     ])
     assert.equal(groupTensors([tensor('a.0', [1]), tensor('a.1', [2])]).length, 2)
   })

@@ -26,7 +26,10 @@ const cases = JSON.parse(readFileSync(join(projectRoot(), 'test', 'fixtures', 'p
 
 function training({ options }: PeftCase, entries: readonly WeightEntry[]) {
   const lora = { lora_r: 4, lora_alpha: 8, loraplus_lr_ratio: 16, ...options }
-  const { recipe } = parseRecipe(JSON.stringify({ version: 1, model: 'm', data: { dataset: 'me/data' }, lora, save: { method: ['lora'] } }), 'test.yaml')
+  const { recipe } = parseRecipe(
+    JSON.stringify({ version: 1, model: 'm', data: { dataset: 'me/data' }, lora, save: { method: ['lora'] } }),
+    'test.yaml',
+  )
   const made = loraTraining(peftOptions(recipe, Math.max(...entries.map(({ layer }) => layer)) + 1))
   assert.ok(made.kind === 'lora')
   return made
@@ -44,17 +47,45 @@ describe('the modules that PEFT adapts', () => {
         Object.fromEntries(modules.map(({ module, rank, scale }) => [module, [rank, Number(scale.toFixed(9))]]).sort()),
         Object.fromEntries(Object.entries(one.modules).sort()),
       )
-      const saved = lora.modulesToSave.map((name) => entries.find(({ id }) => id === { lm_head: 'head', embed_tokens: 'embedding' }[name]) ?? untiedHead({ entries, spec } as unknown as ModelDescription))
-      const { parameters } = parameterLayout([...saved, ...trainedBiases(entries, modules, lora.bias)], modules, false, 'f32', true)
-      const rates = parameters.filter(({ name }) => !/lora_[AB]/.test(name)).map(({ name, group, decay }) => [name, [group === 'loraB' ? 16 : 1, decay]])
+      const saved = lora.modulesToSave.map(
+        (name) =>
+          entries.find(({ id }) => id === { lm_head: 'head', embed_tokens: 'embedding' }[name]) ??
+          untiedHead({ entries, spec } as unknown as ModelDescription),
+      )
+      const { parameters } = parameterLayout(
+        [...saved, ...trainedBiases(entries, modules, lora.bias)],
+        modules,
+        false,
+        'f32',
+        true,
+      )
+      const rates = parameters
+        .filter(({ name }) => !/lora_[AB]/.test(name))
+        .map(({ name, group, decay }) => [name, [group === 'loraB' ? 16 : 1, decay]])
       assert.deepEqual(Object.fromEntries(rates.sort()), Object.fromEntries(Object.entries(one.loraplus).sort()))
-      assert.ok(parameters.every(({ name, group, decay }) => !/lora_[AB]/.test(name) || (decay && group === (name.includes('lora_B') ? 'loraB' : 'default'))))
+      assert.ok(
+        parameters.every(
+          ({ name, group, decay }) =>
+            !/lora_[AB]/.test(name) || (decay && group === (name.includes('lora_B') ? 'loraB' : 'default')),
+        ),
+      )
     })
 
   it('no experts with DoRA, as PEFT says too', () => {
-    const entries = weightTable(archSpec({ ...cases[0]!.config, architectures: ['MixtralForCausalLM'], model_type: 'mixtral', num_local_experts: 4, num_experts_per_tok: 2 }))
+    const entries = weightTable(
+      archSpec({
+        ...cases[0]!.config,
+        architectures: ['MixtralForCausalLM'],
+        model_type: 'mixtral',
+        num_local_experts: 4,
+        num_experts_per_tok: 2,
+      }),
+    )
     const options = { r: 2, alpha: 2, dropout: 0, rslora: false, dora: true }
-    assert.throws(() => loraModules(entries, { ...options, targets: ['q_proj', 'down_proj'] }), failure('RECIPE', /use_dora is not possible with adapters on experts \(down_proj\)/))
+    assert.throws(
+      () => loraModules(entries, { ...options, targets: ['q_proj', 'down_proj'] }),
+      failure('RECIPE', /use_dora is not possible with adapters on experts \(down_proj\)/),
+    )
     assert.ok(loraModules(entries, { ...options, targets: ['q_proj'] }).every(({ dora }) => dora === true))
   })
 })

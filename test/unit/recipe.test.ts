@@ -1,8 +1,20 @@
 import assert from 'node:assert/strict'
 import { diagnoseRecipe } from '../../engine/recipe/parseRecipe.ts'
 import {
-  closest, editDistance, effectiveBatch, evalInterval, parseByteSize, recipeFields, recipeSchema, schedulerCycles,
-  targetModules, totalSteps, unsupportedSettings, validateRecipe, warmupSteps, type Recipe,
+  closest,
+  editDistance,
+  effectiveBatch,
+  evalInterval,
+  parseByteSize,
+  recipeFields,
+  recipeSchema,
+  schedulerCycles,
+  targetModules,
+  totalSteps,
+  unsupportedSettings,
+  validateRecipe,
+  warmupSteps,
+  type Recipe,
 } from '#shared/recipe.ts'
 
 const base = { model: 'some/model', data: { dataset: 'some/data' } }
@@ -21,8 +33,10 @@ function messages(document: Document): string[] {
 function refuses(document: Document, pattern: RegExp): void {
   const { recipe, issues } = validateRecipe({ ...base, ...document })
   assert.equal(recipe, null, `accepted ${JSON.stringify(document)}`)
-  assert.ok(issues.some((issue) => issue.severity === 'error' && pattern.test(issue.message)),
-    issues.map((issue) => issue.message).join('\n'))
+  assert.ok(
+    issues.some((issue) => issue.severity === 'error' && pattern.test(issue.message)),
+    issues.map((issue) => issue.message).join('\n'),
+  )
 }
 
 describe('recipe: defaults and spellings', () => {
@@ -30,11 +44,19 @@ describe('recipe: defaults and spellings', () => {
     const { training, lora, logging, save, model } = accept({})
     assert.equal(model.name, 'some/model')
     assert.deepEqual(
-      [training.max_seq_length, training.num_epochs, training.learning_rate, training.batch_size,
-        training.gradient_accumulation_steps],
-      [2048, 3, 2e-4, 2, 4])
-    assert.deepEqual([training.warmup_steps, training.warmup_ratio, training.weight_decay, training.random_seed],
-      [5, null, 0.01, 3407])
+      [
+        training.max_seq_length,
+        training.num_epochs,
+        training.learning_rate,
+        training.batch_size,
+        training.gradient_accumulation_steps,
+      ],
+      [2048, 3, 2e-4, 2, 4],
+    )
+    assert.deepEqual(
+      [training.warmup_steps, training.warmup_ratio, training.weight_decay, training.random_seed],
+      [5, null, 0.01, 3407],
+    )
     assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.lora_dropout], [64, 16, 0])
     assert.deepEqual(lora.target_modules, ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
     assert.equal(logging.logging_steps, 1)
@@ -46,13 +68,20 @@ describe('recipe: defaults and spellings', () => {
       for (const alias of meta.aliases ?? []) {
         const value = meta.kind === 'choice' ? Object.keys(meta.values!).at(-1)! : meta.kind === 'boolean' ? true : 'x'
         const { issues } = validateRecipe({ [section]: { [alias]: value } })
-        assert.ok(!issues.some((issue) => issue.code === 'unknown_key' || issue.code === 'wrong_section'),
-          `${section}.${alias} for ${key}`)
+        assert.ok(
+          !issues.some((issue) => issue.code === 'unknown_key' || issue.code === 'wrong_section'),
+          `${section}.${alias} for ${key}`,
+        )
       }
     }
     const { training, lora } = accept({
-      training: { seed: 1, per_device_train_batch_size: 7, num_train_epochs: 1.5, lr_scheduler: 'cosine',
-        use_gradient_checkpointing: true },
+      training: {
+        seed: 1,
+        per_device_train_batch_size: 7,
+        num_train_epochs: 1.5,
+        lr_scheduler: 'cosine',
+        use_gradient_checkpointing: true,
+      },
       lora: { r: 4, alpha: 8, dropout: 0.1 },
     })
     assert.deepEqual([training.random_seed, training.batch_size, training.num_epochs], [1, 7, 1.5])
@@ -66,10 +95,13 @@ describe('recipe: defaults and spellings', () => {
   })
 
   it('reads what YAML 1.1 tools write', () => {
-    const { training } = accept({ training: { learning_rate: '2e-4', max_steps: '1_000', packing: 'yes',
-      gradient_checkpointing: false } })
-    assert.deepEqual([training.learning_rate, training.max_steps, training.packing, training.gradient_checkpointing],
-      [2e-4, 1000, true, 'none'])
+    const { training } = accept({
+      training: { learning_rate: '2e-4', max_steps: '1_000', packing: 'yes', gradient_checkpointing: false },
+    })
+    assert.deepEqual(
+      [training.learning_rate, training.max_steps, training.packing, training.gradient_checkpointing],
+      [2e-4, 1000, true, 'none'],
+    )
   })
 
   it('normalises gradient_checkpointing, optim, max_steps, resume_from and format_type', () => {
@@ -77,8 +109,10 @@ describe('recipe: defaults and spellings', () => {
       training: { gradient_checkpointing: 'unsloth', optim: 'AdamW', max_steps: -1, resume_from_checkpoint: true },
       data: { dataset: 'x', format_type: 'messages' },
     })
-    assert.deepEqual([training.gradient_checkpointing, training.optim, training.max_steps, training.resume_from],
-      ['offload', 'adamw_torch', 0, 'latest'])
+    assert.deepEqual(
+      [training.gradient_checkpointing, training.optim, training.max_steps, training.resume_from],
+      ['offload', 'adamw_torch', 0, 'latest'],
+    )
     assert.equal(data.format_type, 'chatml')
     assert.equal(accept({ training: { resume_from: false } }).training.resume_from, null)
   })
@@ -119,14 +153,19 @@ describe('recipe: defaults and spellings', () => {
     assert.deepEqual(warmup({ warmup_ratio: 0.1, warmup_steps: 0 }), [0, 0.1, 10])
     assert.deepEqual(warmup({ warmup_ratio: 0.1, warmup_steps: 3 }), [3, null, 3])
     assert.deepEqual(warmup({ warmup_ratio: 0 }), [0, null, 0])
-    assert.match(messages({ training: { warmup_ratio: 0.1, warmup_steps: 3 } }).join(),
-      /^warning: training\.warmup_ratio has no effect/)
+    assert.match(
+      messages({ training: { warmup_ratio: 0.1, warmup_steps: 3 } }).join(),
+      /^warning: training\.warmup_ratio has no effect/,
+    )
   })
 
   it('treats an empty value as the default and says so', () => {
     const { recipe, issues } = validateRecipe({ ...base, training: { batch_size: null, run_name: null }, lora: null })
     assert.equal(recipe?.training.batch_size, 2)
-    assert.deepEqual(issues.map((issue) => issue.code), ['empty'])
+    assert.deepEqual(
+      issues.map((issue) => issue.code),
+      ['empty'],
+    )
   })
 
   it('gives itself back when a resolved recipe is validated again', () => {
@@ -147,14 +186,18 @@ describe('recipe: problems', () => {
   })
 
   it('names wrong types and ranges in words', () => {
-    refuses({ training: { learning_rate: '2e-4x' } },
-      /^training\.learning_rate must be a number above 0 and below 1; "2e-4x" is not$/)
+    refuses(
+      { training: { learning_rate: '2e-4x' } },
+      /^training\.learning_rate must be a number above 0 and below 1; "2e-4x" is not$/,
+    )
     refuses({ training: { batch_size: 2.5 } }, /whole number from 1 to 4096; 2\.5 is not/)
     refuses({ training: { packing: 'maybe' } }, /must be true or false; "maybe" is not/)
     refuses({ training: { optim: 'adamw_8bitt' } }, /did you mean adamw_8bit\?/)
     refuses({ training: { eval_steps: 1.5 } }, /a whole number of steps, or a share/)
-    refuses({ lora: { target_modules: ['ok', 'not ok'] } },
-      /^lora\.target_modules\[1\] must be the name of a layer; "not ok" is not$/)
+    refuses(
+      { lora: { target_modules: ['ok', 'not ok'] } },
+      /^lora\.target_modules\[1\] must be the name of a layer; "not ok" is not$/,
+    )
     refuses({ lora: { modules_to_save: 'q_proj' } }, /embed_tokens or lm_head/)
     refuses({ lora: 'yes' }, /^lora must be a section/)
     refuses({ model: null }, /^model is missing/)
@@ -166,15 +209,26 @@ describe('recipe: problems', () => {
   })
 
   it("keeps Studio's limits", () => {
-    const limits: readonly (readonly [section: string, key: string, low: number, tooLow: number, high: number,
-      tooHigh: number])[] = [
-      ['training', 'batch_size', 1, 0, 4096, 4097], ['training', 'gradient_accumulation_steps', 1, 0, 4096, 4097],
-      ['training', 'max_steps', 1, -2, 1_000_000, 1_000_001], ['training', 'num_epochs', 1, -1, 1000, 1001],
-      ['training', 'max_seq_length', 1, 0, 2_000_000, 2_000_001], ['training', 'learning_rate', 1e-9, 0, 0.999, 1],
-      ['training', 'warmup_ratio', 0, -0.1, 1, 1.1], ['training', 'weight_decay', 0, -1, 10, 10.1],
+    const limits: readonly (readonly [
+      section: string,
+      key: string,
+      low: number,
+      tooLow: number,
+      high: number,
+      tooHigh: number,
+    ])[] = [
+      ['training', 'batch_size', 1, 0, 4096, 4097],
+      ['training', 'gradient_accumulation_steps', 1, 0, 4096, 4097],
+      ['training', 'max_steps', 1, -2, 1_000_000, 1_000_001],
+      ['training', 'num_epochs', 1, -1, 1000, 1001],
+      ['training', 'max_seq_length', 1, 0, 2_000_000, 2_000_001],
+      ['training', 'learning_rate', 1e-9, 0, 0.999, 1],
+      ['training', 'warmup_ratio', 0, -0.1, 1, 1.1],
+      ['training', 'weight_decay', 0, -1, 10, 10.1],
       ['training', 'embedding_learning_rate', 1e-9, 0, 0.999, 1],
-      ['lora', 'lora_r', 1, 0, 16384, 16385], ['lora', 'lora_alpha', 1, 0, 32768, 32769],
-        ['lora', 'lora_dropout', 0, -0.1, 0.999, 1],
+      ['lora', 'lora_r', 1, 0, 16384, 16385],
+      ['lora', 'lora_alpha', 1, 0, 32768, 32769],
+      ['lora', 'lora_dropout', 0, -0.1, 0.999, 1],
     ]
     for (const [section, key, low, tooLow, high, tooHigh] of limits) {
       accept({ [section]: { [key]: low } })
@@ -197,12 +251,18 @@ describe('recipe: problems', () => {
     refuses({ lora: { target_modules: ['all-linear', 'q_proj'] } }, /write it alone/)
     refuses({ lora: { target_modules: [] } }, /names no layer/)
     refuses({ lora: { layers_to_transform: [1], finetune_last_n_layers: 2 } }, /exclude each other/)
-    assert.equal(accept({ training: { load_in_4bit: false }, lora: { init_lora_weights: 'pissa_niter_16' } }).lora.init_lora_weights, 'pissa')
+    assert.equal(
+      accept({ training: { load_in_4bit: false }, lora: { init_lora_weights: 'pissa_niter_16' } }).lora.init_lora_weights,
+      'pissa',
+    )
     refuses({ lora: { layers_pattern: 'h' } }, /layers_pattern needs lora.layers_to_transform/)
     refuses({ lora: { target_modules: ['q_proj', '.*_proj'] } }, /a regular expression \(\.\*_proj\) stands alone/)
     refuses({ lora: { exclude_modules: '(q' } }, /lora.exclude_modules: \(q is not a regular expression/)
     assert.deepEqual(accept({ lora: { target_modules: '.*(q|v){1,2}_proj' } }).lora.target_modules, ['.*(q|v){1,2}_proj'])
-    assert.deepEqual(accept({ lora: { target_modules: 'q_proj, self_attn.v_proj' } }).lora.target_modules, ['q_proj', 'self_attn.v_proj'])
+    assert.deepEqual(accept({ lora: { target_modules: 'q_proj, self_attn.v_proj' } }).lora.target_modules, [
+      'q_proj',
+      'self_attn.v_proj',
+    ])
     refuses({ training: { lr_scheduler_type: 'polynomial', lr_end: 0.1 } }, /must be less than training\.learning_rate/)
     refuses({ data: { dataset: 'a', chunk_size: 10, stride: 10 } }, /must be less than data\.chunk_size/)
     refuses({ hub: { push: true } }, /needs hub\.repo_id/)
@@ -232,40 +292,67 @@ describe('recipe: problems', () => {
 
   it('names settings that are not available yet', () => {
     const recipe = accept({ training: { optim: 'paged_adamw_8bit' }, logging: { enable_wandb: true } })
-    assert.deepEqual(unsupportedSettings(recipe).map((issue) => issue.path.join('.')),
-      ['logging.enable_wandb'])
+    assert.deepEqual(
+      unsupportedSettings(recipe).map((issue) => issue.path.join('.')),
+      ['logging.enable_wandb'],
+    )
     assert.deepEqual(unsupportedSettings(accept({})), [])
     const refused: readonly Document[] = [
       { lora: { init_lora_weights: 'olora' } },
-      { save: { method: 'gguf' } }, { model: { name: 'x', trust_remote_code: true } },
+      { save: { method: 'gguf' } },
+      { model: { name: 'x', trust_remote_code: true } },
     ]
-    for (const document of refused) assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) =>
-      issue.code === 'unavailable'))
+    for (const document of refused)
+      assert.ok(validateRecipe({ ...base, ...document }).issues.some((issue) => issue.code === 'unavailable'))
   })
 
   it('reads devices by name and number, and memory as a size or in GiB', () => {
     const read = (training: Record<string, unknown>) => accept({ training }).training
-    assert.deepEqual(['GPU', 'cuda:1', 'CUDA:12', 'cpu'].map((device) => read({ device }).device), ['cuda', 'cuda:1', 'cuda:12', 'cpu'])
-    for (const device of ['cuda:', 'cuda:x', 'cuda:-1', 'cuda:1234', 'cudas', 1]) refuses({ training: { device } }, /training\.device must be one of auto, cpu, cuda, cuda:N; /)
+    assert.deepEqual(
+      ['GPU', 'cuda:1', 'CUDA:12', 'cpu'].map((device) => read({ device }).device),
+      ['cuda', 'cuda:1', 'cuda:12', 'cpu'],
+    )
+    for (const device of ['cuda:', 'cuda:x', 'cuda:-1', 'cuda:1234', 'cudas', 1])
+      refuses({ training: { device } }, /training\.device must be one of auto, cpu, cuda, cuda:N; /)
     const sizes = ['20GiB', '20', 20, 1.5, '512 MiB', '1GB', null, 'none']
-    assert.deepEqual(sizes.map((max_memory) => read({ max_memory }).max_memory), [20, 20, 20, 1.5, 0.5, 1e9 / 2 ** 30, null, null])
+    assert.deepEqual(
+      sizes.map((max_memory) => read({ max_memory }).max_memory),
+      [20, 20, 20, 1.5, 0.5, 1e9 / 2 ** 30, null, null],
+    )
     for (const max_memory of ['much', '20 bananas', 0, -1, '-1GiB', { 0: '20GiB' }, true])
       refuses({ training: { max_memory } }, /training\.max_memory must be a size such as 20GiB or 20000MB, or a number of GiB; /)
     const { issues } = diagnoseRecipe('model: x\ndata:\n  dataset: y\ntraining:\n  max_memory: lots\n', 'finetune.yaml')
-    assert.deepEqual(issues.map(({ range, message }) => [range.start.line, message.includes('lots')]), [[5, true]])
+    assert.deepEqual(
+      issues.map(({ range, message }) => [range.start.line, message.includes('lots')]),
+      [[5, true]],
+    )
   })
 
   it('says where keeping weights on the host has no effect', () => {
-    assert.ok(messages({ training: { training_type: 'full', offload_embedding: true } }).some((text) => text.includes('no effect with training_type: full')))
-    assert.ok(messages({ training: { device: 'cpu', offload_lm_head: true } }).some((text) => text.includes('no effect on the processor')))
+    assert.ok(
+      messages({ training: { training_type: 'full', offload_embedding: true } }).some((text) =>
+        text.includes('no effect with training_type: full'),
+      ),
+    )
+    assert.ok(
+      messages({ training: { device: 'cpu', offload_lm_head: true } }).some((text) =>
+        text.includes('no effect on the processor'),
+      ),
+    )
     assert.deepEqual(messages({ training: { device: 'cuda:1', offload_embedding: true, offload_lm_head: true } }), [])
   })
 
   it('drops secrets with a warning that does not repeat them', () => {
     const secret = 'hf_verySecretToken'
-    const { recipe, issues } = validateRecipe({ ...base, logging: { hf_token: secret, wandb_token: secret },
-      hub: { token: secret } })
-    assert.deepEqual(issues.map((issue) => issue.code), ['secret', 'secret', 'secret'])
+    const { recipe, issues } = validateRecipe({
+      ...base,
+      logging: { hf_token: secret, wandb_token: secret },
+      hub: { token: secret },
+    })
+    assert.deepEqual(
+      issues.map((issue) => issue.code),
+      ['secret', 'secret', 'secret'],
+    )
     assert.ok(recipe)
     assert.ok(!JSON.stringify([recipe, issues]).includes(secret))
     assert.deepEqual(messages({ logging: { hf_token: null } }), [])
@@ -274,16 +361,24 @@ describe('recipe: problems', () => {
 
 describe('recipe: flags over a document', () => {
   const overlay = (document: Document, ...overrides: readonly (readonly [string, unknown])[]) =>
-    validateRecipe({ ...base, ...document }, { overrides: overrides.map(([path, value]) => ({ path, value,
-      flag: `--${path}` })) })
+    validateRecipe(
+      { ...base, ...document },
+      { overrides: overrides.map(([path, value]) => ({ path, value, flag: `--${path}` })) },
+    )
 
   it('overrides values, and the other way to say the same', () => {
-    const { recipe } = overlay({ training: { max_steps: 10, warmup_steps: 2, lr: 1e-3 }, data: { dataset: 'x' } },
-      ['training.num_epochs', '2'], ['training.warmup_ratio', '0.5'], ['training.learning_rate', '5e-5'],
-        ['data.local_dataset', ['y']])
+    const { recipe } = overlay(
+      { training: { max_steps: 10, warmup_steps: 2, lr: 1e-3 }, data: { dataset: 'x' } },
+      ['training.num_epochs', '2'],
+      ['training.warmup_ratio', '0.5'],
+      ['training.learning_rate', '5e-5'],
+      ['data.local_dataset', ['y']],
+    )
     assert.ok(recipe)
-    assert.deepEqual([recipe.training.max_steps, recipe.training.num_epochs, recipe.training.warmup_steps,
-      recipe.training.warmup_ratio], [0, 2, 0, 0.5])
+    assert.deepEqual(
+      [recipe.training.max_steps, recipe.training.num_epochs, recipe.training.warmup_steps, recipe.training.warmup_ratio],
+      [0, 2, 0, 0.5],
+    )
     assert.deepEqual([recipe.training.learning_rate, recipe.data.dataset, recipe.data.local_dataset], [5e-5, null, ['y']])
   })
 
@@ -297,8 +392,10 @@ describe('recipe: flags over a document', () => {
 
 describe('recipe: derived numbers', () => {
   it('counts steps, warm-up and evaluations', () => {
-    const recipe = accept({ training: { batch_size: 3, gradient_accumulation_steps: 2, num_epochs: 2, eval_steps: 0.25 },
-      data: { dataset: 'x', eval_split: 5 } })
+    const recipe = accept({
+      training: { batch_size: 3, gradient_accumulation_steps: 2, num_epochs: 2, eval_steps: 0.25 },
+      data: { dataset: 'x', eval_split: 5 },
+    })
     assert.equal(effectiveBatch(recipe), 6)
     assert.equal(totalSteps(recipe, 13), 6)
     assert.equal(evalInterval(recipe, 6), 2)

@@ -7,7 +7,10 @@ import { parseDocument } from '../../engine/recipe/recipeDocument.ts'
 import { generatedDocs, writeGeneratedDocs } from '../../engine/recipe/generate.ts'
 
 const root = path.join(import.meta.dirname, '../..')
-interface Schema { readonly properties: Readonly<Record<string, Property>>; readonly anyOf?: readonly Property[] }
+interface Schema {
+  readonly properties: Readonly<Record<string, Property>>
+  readonly anyOf?: readonly Property[]
+}
 interface Property extends Partial<Schema> {
   readonly markdownDescription?: string
   readonly deprecationMessage?: string
@@ -58,7 +61,10 @@ describe('recipe JSON Schema', () => {
     assert.equal(schema.additionalProperties, false)
     const training = properties('training')
     assert.deepEqual([training.learning_rate!.default, training.learning_rate!.exclusiveMinimum], [2e-4, 0])
-    assert.deepEqual(training.learning_rate!.defaultSnippets!.map((snippet) => snippet.body), [2e-4, 1e-4, 2e-5])
+    assert.deepEqual(
+      training.learning_rate!.defaultSnippets!.map((snippet) => snippet.body),
+      [2e-4, 1e-4, 2e-5],
+    )
     assert.match(JSON.stringify(schema), /"minimum":1,"maximum":4096/)
   })
 

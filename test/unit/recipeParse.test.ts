@@ -33,11 +33,19 @@ describe('recipe files', () => {
     assert.equal(recipe.data.dataset, 'yahma/alpaca-cleaned')
     const { training, lora, logging } = recipe
     assert.deepEqual(
-      [training.max_seq_length, training.num_epochs, training.learning_rate, training.batch_size,
-        training.gradient_accumulation_steps],
-      [1024, 2, 1e-4, 3, 5])
-    assert.deepEqual([training.warmup_steps, training.save_steps, training.weight_decay, training.random_seed],
-      [7, 11, 0.001, 42])
+      [
+        training.max_seq_length,
+        training.num_epochs,
+        training.learning_rate,
+        training.batch_size,
+        training.gradient_accumulation_steps,
+      ],
+      [1024, 2, 1e-4, 3, 5],
+    )
+    assert.deepEqual(
+      [training.warmup_steps, training.save_steps, training.weight_decay, training.random_seed],
+      [7, 11, 0.001, 42],
+    )
     assert.deepEqual([training.packing, training.train_on_completions, training.gradient_checkpointing], [true, true, 'offload'])
     assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora], [32, 24, 0.05, true])
     assert.deepEqual(lora.target_modules, ['q_proj', 'k_proj', 'v_proj', 'o_proj'])
@@ -56,8 +64,10 @@ describe('recipe files', () => {
   it('reads JSON with tabs, and keeps texts as they were written', () => {
     const { recipe, warnings } = readRecipe(fixture('full.json'))
     assert.deepEqual(warnings, [])
-    assert.deepEqual([recipe.training.training_type, recipe.training.learning_rate, recipe.training.resume_from],
-      ['full', 2e-5, 'latest'])
+    assert.deepEqual(
+      [recipe.training.training_type, recipe.training.learning_rate, recipe.training.resume_from],
+      ['full', 2e-5, 'latest'],
+    )
     assert.deepEqual(recipe.data.local_dataset, ['a,b.jsonl'])
     assert.equal(recipe.data.chat_template, '{{ messages }}\n')
     assert.equal(recipe.model.revision, '1e10')
@@ -65,8 +75,8 @@ describe('recipe files', () => {
   })
 
   it('lists all problems with line and column', () => {
-    const source = 'model: x\ndata:\n  dataset: a\n'
-      + 'training:\n  batch_size: two\n  seed: 1\n  lerning_rate: 1e-4\nlora:\n  lora_r: 0\n'
+    const source =
+      'model: x\ndata:\n  dataset: a\n' + 'training:\n  batch_size: two\n  seed: 1\n  lerning_rate: 1e-4\nlora:\n  lora_r: 0\n'
     const expected = [
       'finetune.yaml:5:15: training.batch_size must be a whole number from 1 to 4096; "two" is not',
       'finetune.yaml:7:3: training.lerning_rate is not a key of a recipe; did you mean learning_rate?',
@@ -76,30 +86,38 @@ describe('recipe files', () => {
     assert.deepEqual(problems(source.replaceAll('\n', '\r\n')), expected)
     assert.deepEqual(problems(`\ufeff${source}`), expected)
     assert.deepEqual(problems(new TextEncoder().encode(`\ufeff${source}`)), expected)
-    assert.throws(() => parseRecipe(source, 'finetune.yaml'), (error) =>
-      UnslothError.is(error, 'RECIPE') && error.message === expected.join('\n') && error.hint !== undefined)
+    assert.throws(
+      () => parseRecipe(source, 'finetune.yaml'),
+      (error) => UnslothError.is(error, 'RECIPE') && error.message === expected.join('\n') && error.hint !== undefined,
+    )
   })
 
   it('reads 2e-4, quoted or not, as a number', () => {
     for (const text of ['2e-4', '"2e-4"', "'2E-4'", '.0002', '+2e-4', '0.0002']) {
       assert.equal(parseRecipe(`${good}training: {learning_rate: ${text}}`, 'r').recipe.training.learning_rate, 2e-4, text)
     }
-    assert.deepEqual(problems(`${good}training: {learning_rate: 2e-4x}`),
-      ['finetune.yaml:4:27: training.learning_rate must be a number above 0 and below 1; "2e-4x" is not'])
+    assert.deepEqual(problems(`${good}training: {learning_rate: 2e-4x}`), [
+      'finetune.yaml:4:27: training.learning_rate must be a number above 0 and below 1; "2e-4x" is not',
+    ])
   })
 
   it('points at a list entry, an alias and a value of the short form', () => {
-    assert.match(problems(`${good}lora:\n  target_modules:\n    - q_proj\n    - 'a b'\n`)[0]!,
-      /^finetune\.yaml:7:7: lora\.target_modules\[1\] must be/)
+    assert.match(
+      problems(`${good}lora:\n  target_modules:\n    - q_proj\n    - 'a b'\n`)[0]!,
+      /^finetune\.yaml:7:7: lora\.target_modules\[1\] must be/,
+    )
     assert.match(problems(`${good}training:\n  lr: 5\n`)[0]!, /^finetune\.yaml:5:7: training\.lr must be a number/)
     assert.match(problems('model: ""\ndata: {dataset: a}')[0]!, /^finetune\.yaml:1:8: model must be text/)
   })
 
   it('refuses keys written twice', () => {
-    assert.deepEqual(problems(`${good}training:\n  seed: 1\n  seed: 1\n`),
-      ['finetune.yaml:6:3: training.seed is written twice; keep one'])
-    assert.match(problems(`{"model": "x", "model": "y", "data": {"dataset": "z"}}`, 'a.json')[0]!,
-      /^a\.json:1:16: model is written twice/)
+    assert.deepEqual(problems(`${good}training:\n  seed: 1\n  seed: 1\n`), [
+      'finetune.yaml:6:3: training.seed is written twice; keep one',
+    ])
+    assert.match(
+      problems(`{"model": "x", "model": "y", "data": {"dataset": "z"}}`, 'a.json')[0]!,
+      /^a\.json:1:16: model is written twice/,
+    )
   })
 
   it('explains broken YAML', () => {
@@ -115,13 +133,18 @@ describe('recipe files', () => {
   })
 
   it('knows anchors and merges, within bounds', () => {
-    const { recipe } = parseRecipe('model: &m x/y\ndata: {dataset: *m}\ntraining:\n  <<: {batch_size: 4, seed: 1}\n  seed: 3\n',
-      'r')
+    const { recipe } = parseRecipe(
+      'model: &m x/y\ndata: {dataset: *m}\ntraining:\n  <<: {batch_size: 4, seed: 1}\n  seed: 3\n',
+      'r',
+    )
     assert.deepEqual([recipe.data.dataset, recipe.training.batch_size, recipe.training.random_seed], ['x/y', 4, 3])
-    const bomb = ['a: &a [1,1,1,1,1,1,1,1,1]', ...Array.from({ length: 8 }, (_, i) => {
-      const [name, last] = [String.fromCharCode(98 + i), String.fromCharCode(97 + i)]
-      return `${name}: &${name} [${Array(9).fill(`*${last}`).join(',')}]`
-    })].join('\n')
+    const bomb = [
+      'a: &a [1,1,1,1,1,1,1,1,1]',
+      ...Array.from({ length: 8 }, (_, i) => {
+        const [name, last] = [String.fromCharCode(98 + i), String.fromCharCode(97 + i)]
+        return `${name}: &${name} [${Array(9).fill(`*${last}`).join(',')}]`
+      }),
+    ].join('\n')
     assert.match(problems(bomb)[0]!, /at most \d+ (?:aliases|values)/)
     assert.match(problems('a: &a [*a]')[0]!, /nested more than|aliases/)
   })
@@ -144,10 +167,18 @@ describe('recipe files', () => {
 
   it('says what is wrong with a file that cannot be read', () => {
     const folder = temporary({ 'big.yaml': 'x'.repeat(300_000) })
-    assert.throws(() => readRecipe(path.join(folder, 'none.yaml')), (error) => UnslothError.is(error, 'FILE_NOT_FOUND'))
-    assert.throws(() => readRecipe(folder), (error) => UnslothError.is(error, 'FILE_FORMAT') && error.message.includes('folder'))
-    assert.throws(() => readRecipe(path.join(folder, 'big.yaml')), (error) => UnslothError.is(error, 'RECIPE')
-      && error.message.includes('300000 bytes'))
+    assert.throws(
+      () => readRecipe(path.join(folder, 'none.yaml')),
+      (error) => UnslothError.is(error, 'FILE_NOT_FOUND'),
+    )
+    assert.throws(
+      () => readRecipe(folder),
+      (error) => UnslothError.is(error, 'FILE_FORMAT') && error.message.includes('folder'),
+    )
+    assert.throws(
+      () => readRecipe(path.join(folder, 'big.yaml')),
+      (error) => UnslothError.is(error, 'RECIPE') && error.message.includes('300000 bytes'),
+    )
     fs.rmSync(folder, { recursive: true })
   })
 })
@@ -163,10 +194,24 @@ describe('formatRecipe', () => {
   })
 
   it('keeps texts that look like something else', () => {
-    for (const name of ['true', '1e5', '0123', 'null x', "it's", 'a: b', '# no', 'ümlaut/模型', '- x', '~/models', '<<',
-      '2001-01-01']) {
-      const { recipe } = parseRecipe(JSON.stringify({ model: { name, revision: name },
-        data: { local_dataset: [name], chat_template: `${name}\n\n ` } }), 'r.json')
+    for (const name of [
+      'true',
+      '1e5',
+      '0123',
+      'null x',
+      "it's",
+      'a: b',
+      '# no',
+      'ümlaut/模型',
+      '- x',
+      '~/models',
+      '<<',
+      '2001-01-01',
+    ]) {
+      const { recipe } = parseRecipe(
+        JSON.stringify({ model: { name, revision: name }, data: { local_dataset: [name], chat_template: `${name}\n\n ` } }),
+        'r.json',
+      )
       assert.deepEqual(parseRecipe(formatRecipe(recipe), 'r.yaml').recipe, recipe, name)
     }
   })
@@ -174,9 +219,10 @@ describe('formatRecipe', () => {
 
 describe('recipe paths', () => {
   it('are relative to the recipe; ids stay ids unless there is such a folder', () => {
-    const source = 'model: ./base\n'
-      + 'data: {local_dataset: [d.jsonl, /abs/e.jsonl], eval_dataset: x/y.jsonl, chat_template: t.jinja}\n'
-      + 'training: {output_dir: out, resume_from: latest}\nlora: {init_adapter: adapter}\nsave: {path: ~/saved}\n'
+    const source =
+      'model: ./base\n' +
+      'data: {local_dataset: [d.jsonl, /abs/e.jsonl], eval_dataset: x/y.jsonl, chat_template: t.jinja}\n' +
+      'training: {output_dir: out, resume_from: latest}\nlora: {init_adapter: adapter}\nsave: {path: ~/saved}\n'
     const recipe = resolveRecipePaths(parseRecipe(source, 'r').recipe, '/home/ann')
     assert.equal(recipe.model.name, '/home/ann/base')
     assert.deepEqual(recipe.data.local_dataset, ['/home/ann/d.jsonl', '/abs/e.jsonl'])
@@ -210,10 +256,17 @@ describe('recipe paths', () => {
 
   it('asks for a recipe when there is none', () => {
     const folder = temporary({})
-    assert.throws(() => loadRecipe({ file: null, overrides: [], cwd: folder }), (error) => UnslothError.is(error, 'USAGE'))
+    assert.throws(
+      () => loadRecipe({ file: null, overrides: [], cwd: folder }),
+      (error) => UnslothError.is(error, 'USAGE'),
+    )
     const alone = loadRecipe({
-      file: null, cwd: folder,
-      overrides: [{ path: 'model.name', value: './m', flag: '--model' }, { path: 'data.dataset', value: 'd', flag: '--dataset' }],
+      file: null,
+      cwd: folder,
+      overrides: [
+        { path: 'model.name', value: './m', flag: '--model' },
+        { path: 'data.dataset', value: 'd', flag: '--dataset' },
+      ],
     })
     assert.deepEqual([alone.file, alone.recipe.model.name], [null, path.join(folder, 'm')])
     fs.rmSync(folder, { recursive: true })

@@ -34,16 +34,26 @@ function* files(folder = ''): Generator<string> {
 describe('the project', () => {
   it('pins every package to an exact version', () => {
     const { dependencies = {}, devDependencies } = JSON.parse(text('package.json')) as Manifest
-    const loose = Object.entries({ ...dependencies, ...devDependencies }).filter(([, version]) => !/^\d+\.\d+\.\d+$/.test(version))
+    const loose = Object.entries({ ...dependencies, ...devDependencies }).filter(
+      ([, version]) => !/^\d+\.\d+\.\d+$/.test(version),
+    )
     assert.deepEqual(loose, [])
   })
 
   it('locks packages without naming a registry', () => {
-    const lock = JSON.parse(text('package-lock.json')) as { packages: Record<string, { resolved?: string; integrity?: string; link?: boolean }> }
+    const lock = JSON.parse(text('package-lock.json')) as {
+      packages: Record<string, { resolved?: string; integrity?: string; link?: boolean }>
+    }
     const entries = Object.entries(lock.packages).filter(([path]) => path !== '')
     assert.ok(entries.length > 50)
-    assert.deepEqual(entries.filter(([, entry]) => entry.resolved !== undefined), [])
-    assert.deepEqual(entries.filter(([, entry]) => entry.integrity === undefined), [])
+    assert.deepEqual(
+      entries.filter(([, entry]) => entry.resolved !== undefined),
+      [],
+    )
+    assert.deepEqual(
+      entries.filter(([, entry]) => entry.integrity === undefined),
+      [],
+    )
   })
 
   it('keeps files short enough to read in one sitting', () => {
@@ -54,7 +64,25 @@ describe('the project', () => {
 
   it('names no place of one machine', () => {
     const machine = /(?<![\w.}…/-])\/(?:work|root|home\/\w+)\/(?:main|shared|\.)|https?:\/\/registry\.|\/\/[\w.-]+\.internal\b/
-    const readable = new Set(['.ts', '.mts', '.mjs', '.cjs', '.cc', '.h', '.inc', '.cu', '.md', '.json', '.yaml', '.yml', '.txt', '.def', '', '.html', '.css'])
+    const readable = new Set([
+      '.ts',
+      '.mts',
+      '.mjs',
+      '.cjs',
+      '.cc',
+      '.h',
+      '.inc',
+      '.cu',
+      '.md',
+      '.json',
+      '.yaml',
+      '.yml',
+      '.txt',
+      '.def',
+      '',
+      '.html',
+      '.css',
+    ])
     const found = [...files()].filter((file) => readable.has(extname(file)) && machine.test(text(file)))
     assert.deepEqual(found, [])
   })
@@ -65,7 +93,9 @@ describe('the project', () => {
   })
 
   it('leaves no test out', () => {
-    const skipped = [...files('test')].filter((file) => file.endsWith('.test.ts') && /^\s*(?:describe|it)\.(?:only|skip)\b|\bthis\.skip\(/m.test(text(file)))
+    const skipped = [...files('test')].filter(
+      (file) => file.endsWith('.test.ts') && /^\s*(?:describe|it)\.(?:only|skip)\b|\bthis\.skip\(/m.test(text(file)),
+    )
     assert.deepEqual(skipped, [])
   })
 
@@ -105,13 +135,22 @@ describe('imports', () => {
 
   it('run in one direction', async () => {
     const { Linter } = await import('eslint')
-    const { default: config } = (await import(join(root, 'eslint.config.mjs'))) as { default: { files?: string[]; rules?: Record<string, unknown> }[] }
+    const { default: config } = (await import(join(root, 'eslint.config.mjs'))) as {
+      default: { files?: string[]; rules?: Record<string, unknown> }[]
+    }
     const rule = 'no-restricted-imports'
-    const rules = config.filter(({ files: patterns, rules: own }) => patterns !== undefined && own?.[rule] !== undefined)
+    const rules = config
+      .filter(({ files: patterns, rules: own }) => patterns !== undefined && own?.[rule] !== undefined)
       .map(({ files: patterns, rules: own }) => ({ files: patterns!, rules: { [rule]: own![rule] as ['error', object] } }))
     const refused = ([file, line]: readonly [string, string]): boolean =>
-      new Linter({ cwd: root }).verify(line, [{ files: ['**/*.ts', '**/*.mjs'] }, ...rules], { filename: join(root, file) }).some(({ ruleId }) => ruleId === rule)
-    assert.deepEqual(forbidden.filter((probe) => !refused(probe)), [], 'should be refused')
+      new Linter({ cwd: root })
+        .verify(line, [{ files: ['**/*.ts', '**/*.mjs'] }, ...rules], { filename: join(root, file) })
+        .some(({ ruleId }) => ruleId === rule)
+    assert.deepEqual(
+      forbidden.filter((probe) => !refused(probe)),
+      [],
+      'should be refused',
+    )
     assert.deepEqual(allowed.filter(refused), [], 'should be allowed')
   })
 })
@@ -121,7 +160,10 @@ describe('the starter', () => {
     const { recipe, warnings } = readRecipe(join(root, 'engine', 'starter', 'finetune.yaml'), {})
     assert.deepEqual(warnings, [])
     assert.equal(recipe.lora.lora_r, 16)
-    const rows = text('engine', 'starter', 'fables.jsonl').trimEnd().split('\n').map((line) => (JSON.parse(line) as { text: string }).text)
+    const rows = text('engine', 'starter', 'fables.jsonl')
+      .trimEnd()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { text: string }).text)
     assert.equal(rows.length, 253)
     const tokenizer = await loadTokenizer(join(root, 'engine', 'starter', 'model'))
     for (const row of rows) {
@@ -141,15 +183,22 @@ describe('doctor', () => {
     const names = report.checks.map(({ name }) => name)
     for (const name of ['Node', 'CPU', 'Threads', 'Kernels', 'Addon', 'Memory', 'GPU']) assert.ok(names.includes(name), name)
     assert.match(formatDoctor(report), /^ {2}Kernels +float32: .+; bfloat16: .+$/m)
-    if (report.gpus.length === 0) assert.match(report.checks.find(({ name }) => name === 'GPU')!.detail, /no NVIDIA driver: |driver .* is loaded|lists no GPU/)
+    if (report.gpus.length === 0)
+      assert.match(
+        report.checks.find(({ name }) => name === 'GPU')!.detail,
+        /no NVIDIA driver: |driver .* is loaded|lists no GPU/,
+      )
   })
 
   it('turns a missing addon into a check with its cure', () => {
     const folder = mkdtempSync(join(tmpdir(), 'unsloth-doctor-'))
     try {
       const script = `const { doctor, doctorExitCode, formatDoctor } = await import('./engine/cli/doctor.ts'); const report = await doctor(); console.log(formatDoctor(report)); process.exit(doctorExitCode(report))`
-      const { status, stdout } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script],
-        { cwd: root, encoding: 'utf8', env: { ...process.env, UNSLOTH_ADDON: join(folder, 'none.node') } })
+      const { status, stdout } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
+        cwd: root,
+        encoding: 'utf8',
+        env: { ...process.env, UNSLOTH_ADDON: join(folder, 'none.node') },
+      })
       assert.equal(status, 1)
       assert.match(stdout, /✗ Addon +The compute addon was not found at .*none\.node\.\n +Run `npm run build`/)
     } finally {

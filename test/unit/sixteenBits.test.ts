@@ -17,7 +17,12 @@ describe('references compared in 16 bits', () => {
   let folder = ''
   before(async () => {
     folder = await mkdtemp(join(tmpdir(), 'golden-'))
-    const tensor = (name: string, values: Float32Array) => ({ name, dtype: 'F32' as const, shape: [values.length], data: bytes(values) })
+    const tensor = (name: string, values: Float32Array) => ({
+      name,
+      dtype: 'F32' as const,
+      shape: [values.length],
+      data: bytes(values),
+    })
     const matrices = ['lora_logits', 'lora_grad.q', 'lora_grad.v', 'pissa.q'].map((name) => tensor(name, reference))
     const tensors = [...matrices, tensor('lora_loss', Float32Array.of(2))]
     for (const name of ['llama', 'unmeasured']) {
@@ -28,23 +33,38 @@ describe('references compared in 16 bits', () => {
   after(() => rm(folder, { recursive: true }))
 
   /** What is found when everything is off by so much of its size. */
-  async function found(verdict: Verdict, name: string, compute: 'tfloat32' | 'bfloat16' | 'float16', error: number): Promise<string[]> {
+  async function found(
+    verdict: Verdict,
+    name: string,
+    compute: 'tfloat32' | 'bfloat16' | 'float16',
+    error: number,
+  ): Promise<string[]> {
     const off = (values: Float32Array): Quantity => ({ shape: [values.length], data: values.map((value) => value * (1 + error)) })
     const golden = await Golden.open(join(folder, name))
     const computed = new Map<string, Quantity>()
     for (const quantity of golden.expected())
       computed.set(quantity, quantity === 'pissa.q' ? { shape: [size], data: reference } : off(await golden.floats(quantity)))
     const results = await compare(golden, computed, new Set(), cudaTarget(compute))
-    return results.filter((result) => result.verdict === verdict).map((result) => result.name).sort()
+    return results
+      .filter((result) => result.verdict === verdict)
+      .map((result) => result.name)
+      .sort()
   }
 
   it('have bounds of bf16, and an eighth of them in fp16; gradients 1.5 times the error of HF', async () => {
     const { bf16, f16 } = errors.llama
     assert.ok(bf16.lora_grad > 0.005 && bf16.lora_grad < 0.02 && f16.lora_grad < bf16.lora_grad / 5)
-    for (const [compute, own, finer] of [['bfloat16', bf16, 1], ['float16', f16, 8], ['tfloat32', f16, 8]] as const) {
+    for (const [compute, own, finer] of [
+      ['bfloat16', bf16, 1],
+      ['float16', f16, 8],
+      ['tfloat32', f16, 8],
+    ] as const) {
       assert.deepEqual(await found('wrong', 'llama', compute, 4e-3 / finer), [])
       assert.deepEqual(await found('wrong', 'llama', compute, 6e-3 / finer), ['lora_loss'])
-      for (const [times, wrong] of [[1.49, false], [1.51, true]] as const)
+      for (const [times, wrong] of [
+        [1.49, false],
+        [1.51, true],
+      ] as const)
         assert.equal((await found('wrong', 'llama', compute, times * own.lora_grad)).includes('lora_grad'), wrong)
       assert.deepEqual(await found('wrong', 'llama', compute, 3e-2 / finer), ['lora_grad', 'lora_logits', 'lora_loss'])
     }
@@ -89,7 +109,11 @@ describe('golden cases', () => {
       for (const name of caseNames) {
         const golden = await Golden.open(join(folder, name))
         const results = await compare(golden, new Map(), new Set(), cudaTarget('float16'))
-        assert.deepEqual(results.filter(({ verdict }) => verdict === 'skipped'), [], name)
+        assert.deepEqual(
+          results.filter(({ verdict }) => verdict === 'skipped'),
+          [],
+          name,
+        )
       }
     } finally {
       await rm(folder, { recursive: true })

@@ -12,7 +12,8 @@ describe('measured speeds', () => {
   })
   after(() => rmSync(folder, { recursive: true }))
 
-  const step = (device: string, shape: string, gflops: number, tokensPerSecond: number) => ({ device, shape, numbers: 'f32', gflops, tokensPerSecond }) as unknown as StepBench
+  const step = (device: string, shape: string, gflops: number, tokensPerSecond: number) =>
+    ({ device, shape, numbers: 'f32', gflops, tokensPerSecond }) as unknown as StepBench
 
   it('are kept by device and shape, the last measurement of each', () => {
     const path = join(folder, 'deep', 'speed.json')
@@ -20,7 +21,14 @@ describe('measured speeds', () => {
     keepSpeed(step('2 threads', 'large', 400, 1_000), path)
     keepSpeed(step('8 threads', 'tiny', 150, 1_500_000), path)
     keepSpeed(step('cuda:0', 'large', 400_000, 10_000), path)
-    assert.deepEqual(readSpeeds(path).map(({ device, shape, gflops }) => [device, shape, gflops]), [['cuda:0', 'large', 400_000], ['cpu', 'tiny', 150], ['cpu', 'large', 400]])
+    assert.deepEqual(
+      readSpeeds(path).map(({ device, shape, gflops }) => [device, shape, gflops]),
+      [
+        ['cuda:0', 'large', 400_000],
+        ['cpu', 'tiny', 150],
+        ['cpu', 'large', 400],
+      ],
+    )
     // 4e8 operations a token at the large model's 400 GFLOP/s; 1e5 at the tiny one's 150.
     assert.equal(secondsPerToken(4e8, 'cpu', readSpeeds(path)), 4e8 / 400e9)
     assert.equal(secondsPerToken(1e5, 'cpu', readSpeeds(path)), 1e5 / 150e9)

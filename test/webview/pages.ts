@@ -21,7 +21,10 @@ export interface Pages {
 }
 
 const types: Readonly<Record<string, string>> = {
-  '.js': 'text/javascript', '.css': 'text/css', '.ttf': 'font/ttf', '.html': 'text/html; charset=utf-8',
+  '.js': 'text/javascript',
+  '.css': 'text/css',
+  '.ttf': 'font/ttf',
+  '.html': 'text/html; charset=utf-8',
 }
 
 /** Chromium, and the bundled pages as the editor serves them: with its policy, its variables and nothing else. */
@@ -36,12 +39,20 @@ export async function startPages(): Promise<Pages> {
     if (pathname === '/') {
       const page = searchParams.get('page') ?? 'training'
       const html = panelHtml({
-        cspSource: origin, nonce: 'bm9uY2U=', styleNonce: 'c3R5bGU=', scriptUri: `/${page}.js`, styleUri: `/${page}.css`,
-        title: 'Training', language: 'en',
+        cspSource: origin,
+        nonce: 'bm9uY2U=',
+        styleNonce: 'c3R5bGU=',
+        scriptUri: `/${page}.js`,
+        styleUri: `/${page}.css`,
+        title: 'Training',
+        language: 'en',
       })
-      reply(types['.html']!, html
-        .replace('<body>', `<body class="${theme.bodyClass}" data-vscode-theme-kind="${theme.bodyClass}">`)
-        .replace('<link ', `<link rel="stylesheet" href="/theme.css?theme=${name}"><link `))
+      reply(
+        types['.html']!,
+        html
+          .replace('<body>', `<body class="${theme.bodyClass}" data-vscode-theme-kind="${theme.bodyClass}">`)
+          .replace('<link ', `<link rel="stylesheet" href="/theme.css?theme=${name}"><link `),
+      )
     } else if (pathname === '/theme.css') reply(types['.css']!, themeCss(theme))
     else if (pathname === '/favicon.ico') response.writeHead(204).end()
     else {
@@ -54,12 +65,18 @@ export async function startPages(): Promise<Pages> {
   const browser = await chromium.launch({
     executablePath: findBrowser() ?? 'chromium',
     args: [
-      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
     ],
   })
   return {
-    browser, address: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    browser,
+    address: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     close: async () => {
       await browser.close()
       await new Promise((resolve) => server.close(resolve))

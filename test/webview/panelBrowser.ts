@@ -59,7 +59,8 @@ export class PanelPage {
     this.session = new PanelSession({
       post: (message) => this.#post(message),
       trackers: { acquire: (dir) => ({ tracker: runs.get(dir)!, dispose: () => undefined }) },
-      strings: panelStrings, log: (message) => this.problems.push(message),
+      strings: panelStrings,
+      log: (message) => this.problems.push(message),
       actions: {
         perform: (action, dir) => {
           this.actions.push({ action, dir })
@@ -140,9 +141,12 @@ export class PanelPage {
   async #post(message: ToWebview): Promise<boolean> {
     this.posted.push(message)
     try {
-      this.times.push(await this.page.evaluate(
-        (data) => (globalThis as unknown as { panelHarness: PageSide }).panelHarness.timed(data), message,
-      ))
+      this.times.push(
+        await this.page.evaluate(
+          (data) => (globalThis as unknown as { panelHarness: PageSide }).panelHarness.timed(data),
+          message,
+        ),
+      )
       return true
     } catch {
       return false // The page is being reloaded.

@@ -31,7 +31,10 @@ describe('training panel in the browser', () => {
   })
 
   const looks: readonly (readonly [string, ThemeName, number])[] = [
-    ['dark', 'dark', 1_100], ['light', 'light', 1_100], ['highContrast', 'highContrast', 1_100], ['narrow', 'dark', 280],
+    ['dark', 'dark', 1_100],
+    ['light', 'light', 1_100],
+    ['highContrast', 'highContrast', 1_100],
+    ['narrow', 'dark', 280],
   ]
   for (const [name, theme, width] of looks) {
     it(`shows every chart and figure: ${name}`, async () => {
@@ -40,8 +43,15 @@ describe('training panel in the browser', () => {
       await panel!.until('all charts', async () => (await page.locator('.chart canvas').count()) === 9)
       await soon(async () => {
         assert.deepEqual(await page.locator('.chart h2').allInnerTexts(), [
-          'Training loss', 'Eval loss', 'Learning rate', 'Gradient norm', 'Tokens per second', 'Memory', 'GPU utilisation',
-          'GPU temperature', 'GPU power',
+          'Training loss',
+          'Eval loss',
+          'Learning rate',
+          'Gradient norm',
+          'Tokens per second',
+          'Memory',
+          'GPU utilisation',
+          'GPU temperature',
+          'GPU power',
         ])
         assert.equal(await panel!.text('h1'), 'stories260k')
         assert.match(await panel!.text('.state'), /^\s*Training$/)
@@ -60,7 +70,8 @@ describe('training panel in the browser', () => {
 
   it('draws in the theme’s colours, and anew when the theme changes', async () => {
     const { page } = await open({ runs: [sample()] })
-    const shown = (colour: string): Promise<boolean> => page.evaluate(`(() => {
+    const shown = (colour: string): Promise<boolean> =>
+      page.evaluate(`(() => {
       const copy = Object.assign(
         document.createElement('canvas'), { width: 1000, height: 280 },
       ).getContext('2d', { willReadFrequently: true })
@@ -86,7 +97,8 @@ describe('training panel in the browser', () => {
   it('stays smooth with a million steps: first picture under 200 ms, update under 50 ms', async function () {
     const run = new SampleRun('/runs/long', { steps: 1_000_000, evalEvery: 5_000, checkpointEvery: 20_000 })
     const openings: { readonly first: number; readonly update: number; readonly slowness: number }[] = []
-    const within = ({ first, update, slowness }: (typeof openings)[number]): boolean => first < 200 * slowness && update < 50 * slowness
+    const within = ({ first, update, slowness }: (typeof openings)[number]): boolean =>
+      first < 200 * slowness && update < 50 * slowness
     // Other work on this machine must not decide: time counts as the page's machine has it, and of a few openings the best one.
     while (openings.length < 8 && !openings.some(within)) {
       await panel?.close()
@@ -101,15 +113,22 @@ describe('training panel in the browser', () => {
         run.grow(500)
         await panel!.until('an update', () => times.length > known)
       }
-      openings.push({ first: times[0]!, update: median(times.slice(1)), slowness: (before + await panel!.slowness()) / 2 })
+      openings.push({ first: times[0]!, update: median(times.slice(1)), slowness: (before + (await panel!.slowness())) / 2 })
       for (const message of posted.filter(isUpdate)) {
         assert.ok(message.type === 'update')
         const sent = message.data.flatMap(({ steps }) => (steps === undefined ? [] : [steps.x.length]))
-        assert.ok(sent.every((count) => count <= 12), `updates are tails: ${sent.join()}`)
+        assert.ok(
+          sent.every((count) => count <= 12),
+          `updates are tails: ${sent.join()}`,
+        )
       }
     }
-    const told = openings.map(({ first, update, slowness }) =>
-      `${first.toFixed(0)} and ${update.toFixed(0)} ms at ${slowness.toFixed(1)} times the time at rest`).join('; ')
+    const told = openings
+      .map(
+        ({ first, update, slowness }) =>
+          `${first.toFixed(0)} and ${update.toFixed(0)} ms at ${slowness.toFixed(1)} times the time at rest`,
+      )
+      .join('; ')
     this.test!.title += ` (${told})`
     assert.ok(openings.some(within), told)
   })
@@ -124,8 +143,8 @@ describe('training panel in the browser', () => {
       return posted.length >= before + 4
     })
     const step = run.series.steps.last('step')
-    await panel!.until(
-      'the last step', async () => (await panel!.text('.fact-step dd')).startsWith(`${step.toLocaleString('en')} `),
+    await panel!.until('the last step', async () =>
+      (await panel!.text('.fact-step dd')).startsWith(`${step.toLocaleString('en')} `),
     )
     const seconds = (Date.now() - start) / 1_000
     const updates = posted.length - before
@@ -171,7 +190,9 @@ describe('training panel in the browser', () => {
     assert.equal(detail.data[0]!.steps!.bucket, 1, 'every step is there')
     // All charts show the same part: their names for screen readers tell of a last step.
     await soon(async () => {
-      const names = await page.evaluate<string[]>('[...document.querySelectorAll(".plot:has(canvas)")].map((plot) => plot.ariaLabel)')
+      const names = await page.evaluate<string[]>(
+        '[...document.querySelectorAll(".plot:has(canvas)")].map((plot) => plot.ariaLabel)',
+      )
       const steps = names.map((name) => Number(/Step ([\d,]+)/.exec(name)?.[1]?.replaceAll(',', '')))
       assert.ok(steps.length > 3 && steps.every((step) => Math.abs(step - 102_000) < 2_000), names.join('\n'))
     })
@@ -234,9 +255,8 @@ describe('training panel in the browser', () => {
     await dropdowns.nth(1).click()
     await page.locator('vscode-option', { hasText: 'Clip above p95' }).click()
     await panel!.until('the clipping', () => lastView(panel!)?.settings.clip === 'p95')
-    await panel!.until(
-      'the ceiling',
-      () => posted.some((message) => message.type === 'update' && message.data[0]?.ceilings.loss !== undefined),
+    await panel!.until('the ceiling', () =>
+      posted.some((message) => message.type === 'update' && message.data[0]?.ceilings.loss !== undefined),
     )
     await dropdowns.nth(0).click()
     await page.locator('vscode-option', { hasText: 'Tokens' }).click()
@@ -249,7 +269,8 @@ describe('training panel in the browser', () => {
 
   it('lays runs over each other', async () => {
     const runs = [
-      sample('base'), new SampleRun('/runs/higher rate', { steps: 900, seed: 9, evalEvery: 90 }),
+      sample('base'),
+      new SampleRun('/runs/higher rate', { steps: 900, seed: 9, evalEvery: 90 }),
       new SampleRun('/runs/long warmup', { steps: 1_500, seed: 5 }),
     ]
     runs[1]!.setInfo({ state: 'finished', alive: false })
@@ -258,14 +279,16 @@ describe('training panel in the browser', () => {
     await page.locator('vscode-button', { hasText: 'Compare with' }).click()
     await panel!.until('the runs', async () => (await page.locator('.legend li').count()) === 3)
     await panel!.until(
-      'their curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 3,
+      'their curves',
+      async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 3,
     )
     await panel!.screenshot('compare')
     await page.locator('.run-name', { hasText: 'higher rate' }).click()
     await soon(async () => assert.equal(await panel!.text('h1'), 'higher rate'))
     await page.locator('.legend li', { hasText: 'long warmup' }).locator('vscode-checkbox').click()
     await panel!.until(
-      'two curves', async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 2,
+      'two curves',
+      async () => (await page.locator('.chart[data-chart="loss"] .reading.smoothed').count()) === 2,
     )
     await page.locator('.legend li', { hasText: 'base' }).locator('vscode-button').click()
     await panel!.until('two runs', async () => (await page.locator('.legend li').count()) === 2)
@@ -279,7 +302,12 @@ describe('training panel in the browser', () => {
     const run = sample()
     const { page, actions } = await open({ runs: [run] })
     const labels = (): Promise<string[]> => page.locator('.actions vscode-button').allInnerTexts()
-    await soon(async () => assert.deepEqual((await labels()).map((label) => label.trim()), ['Pause', 'Save and stop', 'Stop now']))
+    await soon(async () =>
+      assert.deepEqual(
+        (await labels()).map((label) => label.trim()),
+        ['Pause', 'Save and stop', 'Stop now'],
+      ),
+    )
     await page.locator('[data-action=pause]').click()
     await panel!.until('the action', () => actions.length === 1)
     assert.deepEqual(actions[0], { action: 'pause', dir: '/runs/stories260k' })
@@ -296,20 +324,26 @@ describe('training panel in the browser', () => {
 
   const endings: readonly (readonly [string, Parameters<SampleRun['setInfo']>[0], RegExp, readonly string[]])[] = [
     [
-      'interrupted', { state: 'interrupted', alive: false, resumable: true, checkpointStep: 1200 },
-      /process of this run is gone[^]*checkpoint of step 1,200/, ['Resume from step 1,200'],
+      'interrupted',
+      { state: 'interrupted', alive: false, resumable: true, checkpointStep: 1200 },
+      /process of this run is gone[^]*checkpoint of step 1,200/,
+      ['Resume from step 1,200'],
     ],
     [
       'failed',
       {
-        state: 'failed', alive: false,
+        state: 'failed',
+        alive: false,
         error: { code: 'DATA', message: 'line 7: no "messages".', hint: 'Name the column.', tensor: null, step: 7 },
       },
-      /line 7[^]*Name the column/, [],
+      /line 7[^]*Name the column/,
+      [],
     ],
     [
-      'finished', { state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] },
-      /^$/, ['Generate with the result', 'Merge the adapter into the model'],
+      'finished',
+      { state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] },
+      /^$/,
+      ['Generate with the result', 'Merge the adapter into the model'],
     ],
     ['missing', { state: 'missing', alive: false }, /folder \/runs\/ended is gone/, []],
   ]
@@ -319,7 +353,10 @@ describe('training panel in the browser', () => {
       const { page } = await open({ runs: [run], height: 800 })
       await soon(async () => {
         assert.match(await page.locator('.notices').innerText(), notice)
-        assert.deepEqual((await page.locator('.actions vscode-button').allInnerTexts()).map((label) => label.trim()), buttons)
+        assert.deepEqual(
+          (await page.locator('.actions vscode-button').allInnerTexts()).map((label) => label.trim()),
+          buttons,
+        )
         assert.equal(await page.locator('.fact-eta').count(), 0)
       })
       await panel!.screenshot(`state-${name}`)
@@ -327,9 +364,10 @@ describe('training panel in the browser', () => {
   }
 
   it('says what it waits for before the first step', async () => {
-    const run = new SampleRun(
-      '/runs/new', { steps: 0, info: { state: 'preparing', detail: 'tokenizing 1,100 rows', step: 0, totalSteps: null } },
-    )
+    const run = new SampleRun('/runs/new', {
+      steps: 0,
+      info: { state: 'preparing', detail: 'tokenizing 1,100 rows', step: 0, totalSteps: null },
+    })
     const { page } = await open({ runs: [run], height: 900 })
     await soon(async () => {
       assert.match(await panel!.text('.state'), /Preparing · tokenizing 1,100 rows/)
@@ -349,14 +387,18 @@ describe('training panel in the browser', () => {
     await panel!.until('the zoom', () => lastView(panel!) !== undefined)
     const { range } = lastView(panel!)!.viewport
     await soon(async () => {
-      const kept = JSON.parse(await page.evaluate('sessionStorage.getItem("kept")')) as { range: unknown; settings: { logScale: boolean } }
+      const kept = JSON.parse(await page.evaluate('sessionStorage.getItem("kept")')) as {
+        range: unknown
+        settings: { logScale: boolean }
+      }
       assert.deepEqual(Object.keys(kept).sort(), ['hidden', 'range', 'runs', 'settings', 'version'], 'no data is kept')
       assert.deepEqual([kept.range, kept.settings.logScale], [range, true])
     })
     const before = posted.length
     await page.reload()
     await panel!.until(
-      'the second start', () => received.filter(({ type }) => type === 'ready').length === 2 && posted.length > before,
+      'the second start',
+      () => received.filter(({ type }) => type === 'ready').length === 2 && posted.length > before,
     )
     const again = received.filter((message) => message.type === 'ready').at(-1)!
     assert.ok(posted.slice(before).some(({ type }) => type === 'hydrate'))
@@ -381,14 +423,20 @@ describe('training panel in the browser', () => {
 
   it('can be read without seeing it', async () => {
     const { page } = await open({ runs: [sample()], height: 2_600 })
-    await soon(async () => assert.match((await page.locator(lossPlot).getAttribute('aria-label')) ?? '',
-      /^Training loss: 1\.\d+ at Step 1,240, lowest 1\.\d+, highest 4\.\d+\. Left and right/))
-    await soon(async () => assert.match(await panel!.said(),
-      /^stories260k: Training, step 1,240 of 2,480, loss 1\.\d+\. 18 m left\.$/))
+    await soon(async () =>
+      assert.match(
+        (await page.locator(lossPlot).getAttribute('aria-label')) ?? '',
+        /^Training loss: 1\.\d+ at Step 1,240, lowest 1\.\d+, highest 4\.\d+\. Left and right/,
+      ),
+    )
+    await soon(async () =>
+      assert.match(await panel!.said(), /^stories260k: Training, step 1,240 of 2,480, loss 1\.\d+\. 18 m left\.$/),
+    )
     await page.locator('vscode-checkbox', { hasText: 'Tables' }).click()
     await panel!.until('the tables', async () => (await page.locator('.chart table').count()) === 9)
-    await soon(async () => assert.match(await panel!.text('.chart[data-chart="memory"] table'),
-      /measured\s+planned[\s\S]*Last\s+2\.\d GB\s+2\.4 GB/))
+    await soon(async () =>
+      assert.match(await panel!.text('.chart[data-chart="memory"] table'), /measured\s+planned[\s\S]*Last\s+2\.\d GB\s+2\.4 GB/),
+    )
     const nameless = await page.evaluate(`
       [...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button')]
         .filter((element) => !element.ariaLabel && !element.getAttribute('aria-label') && !element.textContent.trim())
@@ -399,8 +447,13 @@ describe('training panel in the browser', () => {
 
   it('holds still when motion is not wanted', async () => {
     const { page } = await open({ runs: [sample()], height: 600 })
-    const animation = (name: string): Promise<void> => soon(async () => assert.equal(
-      await page.evaluate('getComputedStyle(document.querySelector(".codicon-modifier-spin")).animationName'), name))
+    const animation = (name: string): Promise<void> =>
+      soon(async () =>
+        assert.equal(
+          await page.evaluate('getComputedStyle(document.querySelector(".codicon-modifier-spin")).animationName'),
+          name,
+        ),
+      )
     await animation('codicon-spin')
     await page.evaluate('document.body.classList.add("vscode-reduce-motion")')
     await animation('none')

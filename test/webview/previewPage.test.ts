@@ -29,8 +29,10 @@ describe('preview of data in the browser', () => {
     kept = fs.mkdtempSync(join(tmpdir(), 'unsloth-preview-'))
     data = join(kept, 'train.jsonl')
     recipe = `model: ${model}\ndata:\n  local_dataset: ${data}\n  columns: { prompt: question, completion: answer }\ntraining:\n  max_seq_length: 256\n`
-    const row = (at: number) => ({ question: `What says fox ${at}?\n`, answer: at === 7 ? 'I am '.repeat(300)
-      : `I am fox number ${at}.` })
+    const row = (at: number) => ({
+      question: `What says fox ${at}?\n`,
+      answer: at === 7 ? 'I am '.repeat(300) : `I am fox number ${at}.`,
+    })
     fs.writeFileSync(data, Array.from({ length: samples }, (_, at) => JSON.stringify(row(at + 1))).join('\n'))
   })
   after(async () => {
@@ -44,12 +46,18 @@ describe('preview of data in the browser', () => {
     page = await context.newPage()
     collectProblems(page, problems)
     session = new PreviewSession({
-      title: 'train.jsonl', source: { file: data }, strings: previewStrings, log: (message) => problems.push(message),
+      title: 'train.jsonl',
+      source: { file: data },
+      strings: previewStrings,
+      log: (message) => problems.push(message),
       read: () => Promise.resolve({ recipe, path: join(kept, 'finetune.yaml') }),
       ask: (params, signal) => engine.preview(params, { signal }),
-      post: (message) => page.evaluate((sent) => (globalThis as unknown as { deliver(message: unknown): void }).deliver(sent),
-        message).catch(() => undefined),
-      openRow: (file, line) => opened.push(`${file}:${line}`), openRecipe: () => opened.push('recipe'),
+      post: (message) =>
+        page
+          .evaluate((sent) => (globalThis as unknown as { deliver(message: unknown): void }).deliver(sent), message)
+          .catch(() => undefined),
+      openRow: (file, line) => opened.push(`${file}:${line}`),
+      openRecipe: () => opened.push('recipe'),
     })
     await page.exposeFunction('hostReceive', (message: FromPreview) => {
       asked.push(message)
@@ -71,7 +79,12 @@ describe('preview of data in the browser', () => {
   }
   const range = (text: string): Promise<void> => page.locator('.range').filter({ hasText: text }).waitFor()
 
-  for (const [theme, width] of [['dark', 900], ['light', 900], ['highContrast', 900], ['dark', 300]] as const) {
+  for (const [theme, width] of [
+    ['dark', 900],
+    ['light', 900],
+    ['highContrast', 900],
+    ['dark', 300],
+  ] as const) {
     it(`shows what is trained: ${theme}, ${width} pixels`, async () => {
       await open(theme, width)
       await soon(async () => {
@@ -81,7 +94,10 @@ describe('preview of data in the browser', () => {
       })
       const first = page.locator('.sample').first()
       const joined = (selector: string): Promise<string> =>
-        first.locator(selector).allTextContents().then((texts) => texts.join(''))
+        first
+          .locator(selector)
+          .allTextContents()
+          .then((texts) => texts.join(''))
       assert.match(await joined('.token.masked'), /What says fox 1\?\n$/)
       assert.match(await joined('.token.trained'), /^ I am fox number 1\.<\/s>$/)
       assert.deepEqual(await first.locator('.token.special').allTextContents(), ['<s>', '</s>'])
@@ -89,9 +105,13 @@ describe('preview of data in the browser', () => {
         getComputedStyle(document.querySelector('.sample .token:not(.special).' + kind)).backgroundColor)`)
       assert.equal(colours[1], 'rgba(0, 0, 0, 0)')
       assert.match(colours[0]!, /0\.28/)
-      assert.equal(await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth'), 0,
-        'nothing is wider than the window')
-      const nameless = await page.evaluate(`[...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button, [role=img]')]
+      assert.equal(
+        await page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth'),
+        0,
+        'nothing is wider than the window',
+      )
+      const nameless =
+        await page.evaluate(`[...document.querySelectorAll('vscode-button, vscode-dropdown, vscode-checkbox, input, button, [role=img]')]
         .filter((element) => !element.getAttribute('aria-label')
           && !element.textContent.trim()).map((element) => element.outerHTML)`)
       assert.deepEqual(nameless, [])
@@ -121,8 +141,10 @@ describe('preview of data in the browser', () => {
     await soon(async () => {
       const [words, place] = [await tip.boundingBox(), await last.locator('.token.current').boundingBox()]
       assert.ok(words !== null && place !== null && place.y > 0 && place.y < 900)
-      assert.ok(Math.abs(words.y - (place.y + place.height)) < 8 || Math.abs(words.y + words.height - place.y) < 8,
-        `words at ${words.y}, token at ${place.y}`)
+      assert.ok(
+        Math.abs(words.y - (place.y + place.height)) < 8 || Math.abs(words.y + words.height - place.y) < 8,
+        `words at ${words.y}, token at ${place.y}`,
+      )
     })
     assert.notEqual(await page.evaluate('scrollY'), 0)
   })
@@ -137,7 +159,10 @@ describe('preview of data in the browser', () => {
     await page.locator('vscode-button[aria-label="Next samples"][disabled]').waitFor()
     await page.locator('input[type=search]').fill('fox number 13')
     await range('Samples 1–1 of 1')
-    await page.locator('.sample h2').filter({ hasText: /^Sample 13$/ }).waitFor()
+    await page
+      .locator('.sample h2')
+      .filter({ hasText: /^Sample 13$/ })
+      .waitFor()
     await page.locator('input[type=search]').fill('wolf')
     await range('No sample matches.')
     await page.locator('input[type=search]').fill('')
@@ -153,7 +178,11 @@ describe('preview of data in the browser', () => {
     await page.locator('vscode-option[value="all"]').click()
     await page.locator('vscode-dropdown[aria-label="Order"]').click()
     await page.locator('vscode-option[value="longest"]').click()
-    await page.locator('.sample h2').first().filter({ hasText: /^Sample 7$/ }).waitFor()
+    await page
+      .locator('.sample h2')
+      .first()
+      .filter({ hasText: /^Sample 7$/ })
+      .waitFor()
   })
 
   it('opens the row of a sample, and nothing that it was not told of', async () => {
@@ -180,8 +209,10 @@ describe('preview of data in the browser', () => {
 
   it('moves a window over files of many rows', async () => {
     const whole = fs.readFileSync(data)
-    fs.writeFileSync(data, Array.from({ length: 4500 },
-      (_, at) => JSON.stringify({ question: `q${at + 1} `, answer: 'a' })).join('\n'))
+    fs.writeFileSync(
+      data,
+      Array.from({ length: 4500 }, (_, at) => JSON.stringify({ question: `q${at + 1} `, answer: 'a' })).join('\n'),
+    )
     try {
       await open()
       await range('of 2,000')

@@ -39,13 +39,40 @@ export class SampleRun implements TrackedRun {
     this.#random = randomNumbers(options.seed ?? 1)
     this.#start = Date.now() - options.steps * stepTime
     this.#info = {
-      id: dir, name: dir.split('/').at(-1)!, state: 'training', detail: null, alive: true, resumable: false, step: 0,
-      totalSteps: options.steps * 2, epoch: 0, loss: null,
-      evalLoss: null, bestEvalLoss: null, tokensPerSecond: null, etaSeconds: 1_080, startedAt: this.#start, endedAt: null,
-      updatedAt: this.#start, attempt: 1,
-      error: null, warnings: [], outputs: [], device: 'cpu', model: 'stories260k', dataset: 'train.jsonl', method: 'lora',
+      id: dir,
+      name: dir.split('/').at(-1)!,
+      state: 'training',
+      detail: null,
+      alive: true,
+      resumable: false,
+      step: 0,
+      totalSteps: options.steps * 2,
+      epoch: 0,
+      loss: null,
+      evalLoss: null,
+      bestEvalLoss: null,
+      tokensPerSecond: null,
+      etaSeconds: 1_080,
+      startedAt: this.#start,
+      endedAt: null,
+      updatedAt: this.#start,
+      attempt: 1,
+      error: null,
+      warnings: [],
+      outputs: [],
+      device: 'cpu',
+      model: 'stories260k',
+      dataset: 'train.jsonl',
+      method: 'lora',
       plannedBytes: 2.4 * 2 ** 30,
-      measuredBytes: null, gpu: null, checkpointStep: null, nonFiniteSteps: 0, rows: 0, loading: false, invalidLines: 0, problem: null,
+      measuredBytes: null,
+      gpu: null,
+      checkpointStep: null,
+      nonFiniteSteps: 0,
+      rows: 0,
+      loading: false,
+      invalidLines: 0,
+      problem: null,
       ...options.info,
     }
     this.append({ type: 'event', event: 'start', step: 0, time: this.#start })
@@ -84,9 +111,16 @@ export class SampleRun implements TrackedRun {
     const random = this.#random
     const column = (): Float64Array => new Float64Array(count)
     const columns = {
-      step: column(), epoch: column(), loss: column(), learning_rate: column(), grad_norm: column(), num_tokens: column(),
+      step: column(),
+      epoch: column(),
+      loss: column(),
+      learning_rate: column(),
+      grad_norm: column(),
+      num_tokens: column(),
       tokens_per_second: column(),
-      time: column(), memory_bytes: column(), ...(gpu ? { gpu_utilization: column(), gpu_temperature: column(), gpu_power: column() } : {}),
+      time: column(),
+      memory_bytes: column(),
+      ...(gpu ? { gpu_utilization: column(), gpu_temperature: column(), gpu_power: column() } : {}),
     }
     const evals: number[] = []
     const events: EventRecord[] = []
@@ -109,28 +143,37 @@ export class SampleRun implements TrackedRun {
         columns.gpu_temperature![i] = 58 + 8 * Math.min(1, step / 300) + noise
         columns.gpu_power![i] = 610 + 60 * noise
       }
-      if (bad) events.push({
-        type: 'event', event: 'non_finite', step, time: columns.time[i]!, message: `loss is NaN in step ${step}`,
-      })
+      if (bad)
+        events.push({ type: 'event', event: 'non_finite', step, time: columns.time[i]!, message: `loss is NaN in step ${step}` })
       if (evalEvery > 0 && step % evalEvery === 0) evals.push(step)
-      if (checkpointEvery > 0 && step % checkpointEvery === 0) events.push({
-        type: 'event', event: 'checkpoint', step, time: columns.time[i]!,
-      })
+      if (checkpointEvery > 0 && step % checkpointEvery === 0)
+        events.push({ type: 'event', event: 'checkpoint', step, time: columns.time[i]! })
     }
     const steps: MetricColumns = { length: count, columns }
     const evalLoss = Float64Array.from(evals, (step) => curve(step) * 1.06 + 0.02 * random())
     this.series.append({
-      steps, events, invalid: 0,
+      steps,
+      events,
+      invalid: 0,
       evals: { length: evals.length, columns: { step: Float64Array.from(evals), eval_loss: evalLoss } },
     })
     const { series } = this
     const last = (key: string): number | null => (Number.isFinite(series.steps.last(key)) ? series.steps.last(key) : null)
     this.setInfo({
-      step: last('step') ?? 0, epoch: last('epoch'), loss: last('loss'), tokensPerSecond: last('tokens_per_second'),
+      step: last('step') ?? 0,
+      epoch: last('epoch'),
+      loss: last('loss'),
+      tokensPerSecond: last('tokens_per_second'),
       measuredBytes: last('memory_bytes'),
-      gpu: this.#options.gpu !== true ? null : {
-        utilization: last('gpu_utilization'), memoryBytes: null, temperature: last('gpu_temperature'), power: last('gpu_power'),
-      },
+      gpu:
+        this.#options.gpu !== true
+          ? null
+          : {
+              utilization: last('gpu_utilization'),
+              memoryBytes: null,
+              temperature: last('gpu_temperature'),
+              power: last('gpu_power'),
+            },
       evalLoss: Number.isFinite(series.evals.last('eval_loss')) ? series.evals.last('eval_loss') : null,
       rows: series.steps.length,
       nonFiniteSteps: series.nonFiniteCount,

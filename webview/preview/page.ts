@@ -102,39 +102,89 @@ export class PreviewPage {
     const turn = (label: string, name: string, onClick: () => void) => iconButton({ label, icon: name, onClick })
     const look = this.#look
     const parts: Parts = {
-      title: h('h1'), busy: busyRing(strings.reading), summary: h('section', { class: 'whole' }),
-        notices: h('div', { class: 'notices' }),
+      title: h('h1'),
+      busy: busyRing(strings.reading),
+      summary: h('section', { class: 'whole' }),
+      notices: h('div', { class: 'notices' }),
       search: searchField(strings.search, strings.searchHint, (search) => this.#change({ search })),
-      filter: dropdown(strings.filter, [['all', strings.all], ['problems', strings.problems], ['full', strings.full]],
-        look.filter, (filter) => this.#change({ filter })),
-      order: dropdown(strings.order, [['file', strings.file], ['longest', strings.longest], ['shortest', strings.shortest],
-        ['leastTrained', strings.leastTrained]],
-        look.order, (order) => this.#change({ order })),
-      range: h('span', { class: 'range' }), window: h('div', { class: 'window' }), windowText: h('span'),
+      filter: dropdown(
+        strings.filter,
+        [
+          ['all', strings.all],
+          ['problems', strings.problems],
+          ['full', strings.full],
+        ],
+        look.filter,
+        (filter) => this.#change({ filter }),
+      ),
+      order: dropdown(
+        strings.order,
+        [
+          ['file', strings.file],
+          ['longest', strings.longest],
+          ['shortest', strings.shortest],
+          ['leastTrained', strings.leastTrained],
+        ],
+        look.order,
+        (order) => this.#change({ order }),
+      ),
+      range: h('span', { class: 'range' }),
+      window: h('div', { class: 'window' }),
+      windowText: h('span'),
       buttons: {
         previous: turn(strings.previous, 'chevron-left', () => this.#turn(-1)),
-          next: turn(strings.next, 'chevron-right', () => this.#turn(1)),
-        earlier: turn(strings.earlierRows, 'arrow-left',
-          () => this.#change({ firstRow: Math.max(0, this.#look.firstRow - rowsOfWindow) })),
+        next: turn(strings.next, 'chevron-right', () => this.#turn(1)),
+        earlier: turn(strings.earlierRows, 'arrow-left', () =>
+          this.#change({ firstRow: Math.max(0, this.#look.firstRow - rowsOfWindow) }),
+        ),
         later: turn(strings.laterRows, 'arrow-right', () => this.#change({ firstRow: this.#look.firstRow + rowsOfWindow })),
       },
-      samples: h('main', { class: 'samples' }), tip: h('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' }),
+      samples: h('main', { class: 'samples' }),
+      tip: h('div', { class: 'tip', hidden: true, 'aria-hidden': 'true' }),
       status: h('div', { class: 'sr-only', role: 'status', 'aria-live': 'polite' }),
     }
     const borders = checkbox(strings.boundaries, false, (on) => parts.samples.classList.toggle('borders', on))
-    const legend = h('p', { class: 'legend' },
-      ...([['trained', strings.legendTrained], ['masked', strings.legendMasked], ['special', strings.legendSpecial]] as const)
-      .map(([kind, text]) => h('span', { class: `token ${kind}` }, text)))
+    const legend = h(
+      'p',
+      { class: 'legend' },
+      ...(
+        [
+          ['trained', strings.legendTrained],
+          ['masked', strings.legendMasked],
+          ['special', strings.legendSpecial],
+        ] as const
+      ).map(([kind, text]) => h('span', { class: `token ${kind}` }, text)),
+    )
     const { previous, next, earlier, later } = parts.buttons
     parts.window.append(earlier, parts.windowText, later)
     this.#root.replaceChildren(
-      h('header', { class: 'page-header' }, h('div', { class: 'title-row' }, parts.title, parts.busy,
-        iconButton({ label: strings.openRecipe, icon: 'file-code', onClick: () => this.#host.send({ type: 'openRecipe' }) })),
-          parts.summary, parts.notices),
-      h('div', { class: 'toolbar', role: 'group' }, parts.search.element, parts.filter.element, parts.order.element,
+      h(
+        'header',
+        { class: 'page-header' },
+        h(
+          'div',
+          { class: 'title-row' },
+          parts.title,
+          parts.busy,
+          iconButton({ label: strings.openRecipe, icon: 'file-code', onClick: () => this.#host.send({ type: 'openRecipe' }) }),
+        ),
+        parts.summary,
+        parts.notices,
+      ),
+      h(
+        'div',
+        { class: 'toolbar', role: 'group' },
+        parts.search.element,
+        parts.filter.element,
+        parts.order.element,
         borders.element,
-        h('div', { class: 'pager' }, previous, parts.range, next), parts.window),
-      legend, parts.samples, parts.tip, parts.status,
+        h('div', { class: 'pager' }, previous, parts.range, next),
+        parts.window,
+      ),
+      legend,
+      parts.samples,
+      parts.tip,
+      parts.status,
     )
     this.#listen(parts)
     return parts
@@ -178,8 +228,12 @@ export class PreviewPage {
     parts.search.set(look.search)
     parts.filter.set(look.filter)
     parts.order.set(look.order)
-    const range = this.#shown.length === 0 ? (preview === undefined ? '' : strings.none)
-      : fill(strings.range, formatCount(look.from + 1), formatCount(look.from + this.#shown.length), formatCount(matching))
+    const range =
+      this.#shown.length === 0
+        ? preview === undefined
+          ? ''
+          : strings.none
+        : fill(strings.range, formatCount(look.from + 1), formatCount(look.from + this.#shown.length), formatCount(matching))
     setText(parts.range, range)
     setText(parts.status, range)
     parts.buttons.previous.disabled = look.from === 0
@@ -187,22 +241,35 @@ export class PreviewPage {
     parts.window.hidden = look.firstRow === 0 && !more
     parts.buttons.earlier.disabled = look.firstRow === 0
     parts.buttons.later.disabled = !more
-    setText(parts.windowText, fill(strings.window, formatCount(look.firstRow + 1),
-      formatCount(look.firstRow + (preview?.rows.rows ?? rowsOfWindow))))
+    setText(
+      parts.windowText,
+      fill(strings.window, formatCount(look.firstRow + 1), formatCount(look.firstRow + (preview?.rows.rows ?? rowsOfWindow))),
+    )
     parts.summary.replaceChildren(...(preview === undefined ? [] : [summaryView(preview, strings)]))
     parts.tip.hidden = true
-    parts.samples.replaceChildren(...this.#shown.map((sample) => sampleView(sample, {
-      strings, longest: preview!.lengths.longest, openRow: (file, line) => this.#host.send({ type: 'open', file, line }),
-      say: (text) => setText(parts.status, text),
-    })))
+    parts.samples.replaceChildren(
+      ...this.#shown.map((sample) =>
+        sampleView(sample, {
+          strings,
+          longest: preview!.lengths.longest,
+          openRow: (file, line) => this.#host.send({ type: 'open', file, line }),
+          say: (text) => setText(parts.status, text),
+        }),
+      ),
+    )
   }
 
   #showNotices(diagnostics: readonly RecipeDiagnostic[], warnings: readonly string[]): void {
     const notice = (level: 'error' | 'warning' | 'info', text: string): HTMLElement =>
-      h('div', { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' }, icon(level),
-        h('div', {}, h('p', {}, text)))
-    this.#parts!.notices.replaceChildren(...diagnostics.map(({ severity, line, message }) =>
-      notice(severity, line === undefined ? message : `${line}: ${message}`)),
-      ...warnings.map((warning) => notice('warning', warning)))
+      h(
+        'div',
+        { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' },
+        icon(level),
+        h('div', {}, h('p', {}, text)),
+      )
+    this.#parts!.notices.replaceChildren(
+      ...diagnostics.map(({ severity, line, message }) => notice(severity, line === undefined ? message : `${line}: ${message}`)),
+      ...warnings.map((warning) => notice('warning', warning)),
+    )
   }
 }

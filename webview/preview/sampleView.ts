@@ -25,14 +25,22 @@ export function sampleView(sample: PreviewSample, options: SampleOptions): HTMLE
   source.addEventListener('click', () => openRow(file, line))
   const text = h('div', { class: 'tokens', tabindex: 0, role: 'group' })
   text.setAttribute('aria-label', `${fill(strings.sample, formatCount(number))}. ${strings.keys}`)
-  const view = h('article', { class: 'sample' },
-    h('header', {},
+  const view = h(
+    'article',
+    { class: 'sample' },
+    h(
+      'header',
+      {},
       h('h2', {}, fill(strings.sample, formatCount(number))),
       h('p', { class: 'sample-length' }, fill(strings.sampleText, formatCount(length), formatCount(trained))),
-      lengthBar(sample, options), source),
-    ...problems.map((problem) => h('div', { class: 'notice warning', role: 'note' }, icon('warning'),
-      h('div', {}, h('p', {}, problem)))),
-    text)
+      lengthBar(sample, options),
+      source,
+    ),
+    ...problems.map((problem) =>
+      h('div', { class: 'notice warning', role: 'note' }, icon('warning'), h('div', {}, h('p', {}, problem))),
+    ),
+    text,
+  )
   const draw = (count: number): void => text.replaceChildren(...tokens.slice(0, count).map(tokenView))
   draw(drawnTokens)
   if (tokens.length > drawnTokens) {
@@ -69,8 +77,8 @@ function tokenView({ text, trained, special }: PreviewToken, index: number): HTM
 export function tokenText(sample: PreviewSample, index: number, strings: PreviewStrings): string {
   const { id, trained, special } = sample.tokens[index]!
   return [
-    fill(strings.tokenText, id, formatCount(index + 1), formatCount(sample.tokens.length)), trained ? strings.tokenTrained
-      : strings.tokenMasked,
+    fill(strings.tokenText, id, formatCount(index + 1), formatCount(sample.tokens.length)),
+    trained ? strings.tokenTrained : strings.tokenMasked,
     ...(special ? [strings.tokenSpecial] : []),
   ].join(' · ')
 }

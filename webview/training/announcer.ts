@@ -29,8 +29,10 @@ export class Announcer {
     const changed = this.#state !== '' && state !== this.#state && this.#state.startsWith(`${info.id}/`)
     this.#state = state
     this.#last = now
-    this.say(changed && info.error !== null
-      ? fill(this.#strings.announceState, announcement(info, this.#strings), info.error.message)
-      : announcement(info, this.#strings))
+    this.say(
+      changed && info.error !== null
+        ? fill(this.#strings.announceState, announcement(info, this.#strings), info.error.message)
+        : announcement(info, this.#strings),
+    )
   }
 }

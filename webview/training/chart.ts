@@ -62,12 +62,15 @@ export class Chart {
     this.#plot = h(
       'div',
       { class: 'plot', tabindex: 0, role: 'img', 'aria-label': spec.title, 'aria-keyshortcuts': 'ArrowLeft ArrowRight + - 0' },
-      this.#empty, this.#note,
+      this.#empty,
+      this.#note,
     )
     this.element = h(
       'section',
       { class: spec.wide === true ? 'chart wide' : 'chart', 'data-chart': spec.id, 'aria-labelledby': `title-${spec.id}` },
-      h('header', {}, this.#title, this.#readout), this.#plot, this.#table,
+      h('header', {}, this.#title, this.#readout),
+      this.#plot,
+      this.#table,
     )
     bindNavigation(this.#plot, { shared, plotter: () => this.#plotter, read: (index) => this.#sayValues(index) })
   }
@@ -156,9 +159,14 @@ export class Chart {
   #build(): void {
     this.#plotter?.destroy()
     const options = chartOptions({
-      spec: this.spec, curves: this.#data.curves, shared: this.#shared, size: this.#size, several: this.#runs.length > 1,
+      spec: this.spec,
+      curves: this.#data.curves,
+      shared: this.#shared,
+      size: this.#size,
+      several: this.#runs.length > 1,
       ceiling: () => this.#data.ceiling,
-      onDraw: (plot) => this.#drawMarks(plot), onCursor: (plot) => this.#cursorMoved(plot),
+      onDraw: (plot) => this.#drawMarks(plot),
+      onCursor: (plot) => this.#cursorMoved(plot),
     })
     this.#plotter = new uPlot(options, this.#data.aligned, this.#plot)
     this.#buildReadout()
@@ -185,10 +193,15 @@ export class Chart {
       const colour = curveColour(curve, this.spec, several)
       const colourClass = `colour-${colour === 'evaluation' ? colour : colour % runColours}`
       const label = [several ? curve.run.info.name : '', this.#labelOf(index)].filter((part) => part !== '').join(' ')
-      return [h(
-        'span', { class: `reading ${curve.role}` }, h('span', { class: `swatch ${colourClass}`, 'aria-hidden': 'true' }),
-        label === '' ? null : h('span', { class: 'label' }, label), value,
-      )]
+      return [
+        h(
+          'span',
+          { class: `reading ${curve.role}` },
+          h('span', { class: `swatch ${colourClass}`, 'aria-hidden': 'true' }),
+          label === '' ? null : h('span', { class: 'label' }, label),
+          value,
+        ),
+      ]
     })
     this.#readout.replaceChildren(...items)
   }
@@ -209,12 +222,17 @@ export class Chart {
     const [x, ...columns] = this.#data.aligned
     const facts = main < 0 ? undefined : factsOf(x, columns[main]!)
     const text = (value: number): string => formatValue(value, this.spec.unit)
-    const summary = facts === undefined
-      ? fill(strings.chartEmpty, this.spec.title)
-      : fill(
-        strings.chartSummary, this.spec.title, text(facts.last), this.#positionText(facts.lastX), text(facts.lowest),
-        text(facts.highest),
-      )
+    const summary =
+      facts === undefined
+        ? fill(strings.chartEmpty, this.spec.title)
+        : fill(
+            strings.chartSummary,
+            this.spec.title,
+            text(facts.last),
+            this.#positionText(facts.lastX),
+            text(facts.lowest),
+            text(facts.highest),
+          )
     setAttribute(this.#plot, 'aria-label', `${summary} ${strings.chartKeys}`)
     if (!settings.tables) this.#table.replaceChildren()
     else if (performance.now() - this.#tableTime > tableInterval || this.#table.childElementCount === 0) {

@@ -32,13 +32,21 @@ export class ChartGrid {
     this.#options = options
     const { strings, settings, theme, say } = options
     this.#shared = {
-      strings, settings, theme, say, range: { min: 0, max: 0 }, extent: { min: 0, max: 0 },
+      strings,
+      settings,
+      theme,
+      say,
+      range: { min: 0, max: 0 },
+      extent: { min: 0, max: 0 },
       zoom: (range) => options.zoom(range === null ? null : this.#within(range)),
     }
-    this.#onScreen = new IntersectionObserver((entries) => {
-      for (const { target, isIntersecting } of entries) this.#byElement.get(target)?.setOnScreen(isIntersecting)
-      this.#reportWidth()
-    }, { rootMargin: '100px' })
+    this.#onScreen = new IntersectionObserver(
+      (entries) => {
+        for (const { target, isIntersecting } of entries) this.#byElement.get(target)?.setOnScreen(isIntersecting)
+        this.#reportWidth()
+      },
+      { rootMargin: '100px' },
+    )
     this.#sizes = new ResizeObserver((entries) => {
       for (const { target } of entries) this.#byElement.get(target)?.measure()
       this.#reportWidth()
@@ -48,13 +56,17 @@ export class ChartGrid {
   show(runs: readonly ShownRun[], hidden: ReadonlySet<string>, settings: PanelSettings, range: Range | null): void {
     const drawn = runs.map((run, place): PlacedRun => ({ run, place })).filter(({ run }) => !hidden.has(run.info.id))
     const extents = drawn.map(({ run }) => run.extent).filter((extent) => extent !== null)
-    const extent = extents.length === 0 ? { min: 0, max: 1 } : {
-      min: Math.min(...extents.map(({ min }) => min)), max: Math.max(...extents.map(({ max }) => max)),
-    }
+    const extent =
+      extents.length === 0
+        ? { min: 0, max: 1 }
+        : { min: Math.min(...extents.map(({ min }) => min)), max: Math.max(...extents.map(({ max }) => max)) }
     this.#shared.settings = settings
     this.#shared.extent = extent
     this.#shared.range = range ?? extent
-    const specs = chartSpecs(drawn.map(({ run }) => run), this.#shared.strings)
+    const specs = chartSpecs(
+      drawn.map(({ run }) => run),
+      this.#shared.strings,
+    )
     const wanted = new Set(specs.map(({ id }) => id))
     for (const [id, chart] of this.#charts) {
       if (wanted.has(id)) continue

@@ -11,21 +11,25 @@ export interface NavigationTarget {
 
 /** Wheel and keys of a chart. Dragging and double click are the plotter's. */
 export function bindNavigation(element: HTMLElement, { shared, plotter, read }: NavigationTarget): void {
-  element.addEventListener('wheel', (event) => {
-    const plot = plotter()
-    if (plot === undefined) return
-    const zooms = event.ctrlKey || event.metaKey
-    const sideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)
-    // A plain wheel scrolls the page.
-    if (!zooms && !sideways) return
-    event.preventDefault()
-    const { left, width } = plot.over.getBoundingClientRect()
-    if (zooms) {
-      const around = plot.posToVal(Math.min(Math.max(event.clientX - left, 0), width), 'x')
-      const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? event.deltaY * 16 : event.deltaY
-      shared.zoom(zoomed(shared.range, shared.extent, around, Math.exp(Math.min(Math.max(lines, -200), 200) / 300)))
-    } else shared.zoom(moved(shared.range, shared.extent, (event.deltaX || event.deltaY) / Math.max(width, 1)))
-  }, { passive: false })
+  element.addEventListener(
+    'wheel',
+    (event) => {
+      const plot = plotter()
+      if (plot === undefined) return
+      const zooms = event.ctrlKey || event.metaKey
+      const sideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)
+      // A plain wheel scrolls the page.
+      if (!zooms && !sideways) return
+      event.preventDefault()
+      const { left, width } = plot.over.getBoundingClientRect()
+      if (zooms) {
+        const around = plot.posToVal(Math.min(Math.max(event.clientX - left, 0), width), 'x')
+        const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? event.deltaY * 16 : event.deltaY
+        shared.zoom(zoomed(shared.range, shared.extent, around, Math.exp(Math.min(Math.max(lines, -200), 200) / 300)))
+      } else shared.zoom(moved(shared.range, shared.extent, (event.deltaX || event.deltaY) / Math.max(width, 1)))
+    },
+    { passive: false },
+  )
 
   element.addEventListener('keydown', (event) => {
     const plot = plotter()
@@ -40,11 +44,18 @@ export function bindNavigation(element: HTMLElement, { shared, plotter, read }: 
         break
       }
       case '+':
-      case '=': shared.zoom(zoomed(shared.range, shared.extent, middle, 0.5)); break
-      case '-': shared.zoom(zoomed(shared.range, shared.extent, middle, 2)); break
+      case '=':
+        shared.zoom(zoomed(shared.range, shared.extent, middle, 0.5))
+        break
+      case '-':
+        shared.zoom(zoomed(shared.range, shared.extent, middle, 2))
+        break
       case '0':
-      case 'Escape': shared.zoom(null); break
-      default: return
+      case 'Escape':
+        shared.zoom(null)
+        break
+      default:
+        return
     }
     event.preventDefault()
   })

@@ -39,13 +39,25 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
     },
     axes: [
       {
-        stroke: theme.muted, font: theme.font, grid: line, ticks: { ...line, size: 4 }, size: 28, gap: 4, space: 64,
+        stroke: theme.muted,
+        font: theme.font,
+        grid: line,
+        ticks: { ...line, size: 4 },
+        size: 28,
+        gap: 4,
+        space: 64,
         values: (_plot, splits) => splits.map((value) => formatPosition(value, settings.xAxis)),
         ...(settings.xAxis === 'time' ? { incrs: [...timeIncrements] } : {}),
         ...(settings.xAxis === 'step' || settings.xAxis === 'tokens' ? { incrs: [...wholeIncrements] } : {}),
       },
       {
-        stroke: theme.muted, font: theme.font, grid: line, ticks: { ...line, size: 4 }, size: 56, gap: 4, space: 32,
+        stroke: theme.muted,
+        font: theme.font,
+        grid: line,
+        ticks: { ...line, size: 4 },
+        size: 56,
+        gap: 4,
+        space: 32,
         values: (_plot, splits) => (log ? formatLogTicks(splits, spec.unit) : formatTicks(splits, spec.unit)),
         ...(spec.unit === 'bytes' ? { incrs: [...byteIncrements] } : {}),
         ...(log ? { splits: (_plot, _axis, min, max) => logSplits(min, max), filter: (_plot, splits) => splits } : {}),
@@ -59,7 +71,9 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
       hover: { skip: [null, undefined], prox: 40 },
       // Positions are shared, drags are not: a zoom comes back through the panel.
       sync: {
-        key: 'training', setSeries: false, scales: ['x', null],
+        key: 'training',
+        setSeries: false,
+        scales: ['x', null],
         filters: { pub: (type) => type === 'mousemove' || type === 'mouseleave' },
       },
       bind: {
@@ -72,13 +86,15 @@ export function chartOptions(input: ChartOptionsInput): uPlot.Options {
     hooks: {
       draw: [onDraw],
       setCursor: [onCursor],
-      setSelect: [(plot) => {
-        const { left, width } = plot.select
-        if (width < dragDistance) return
-        const range = { min: plot.posToVal(left, 'x'), max: plot.posToVal(left + width, 'x') }
-        plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false)
-        shared.zoom(range)
-      }],
+      setSelect: [
+        (plot) => {
+          const { left, width } = plot.select
+          if (width < dragDistance) return
+          const range = { min: plot.posToVal(left, 'x'), max: plot.posToVal(left + width, 'x') }
+          plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false)
+          shared.zoom(range)
+        },
+      ],
     },
   }
 }
@@ -91,7 +107,10 @@ function xRange({ range }: ChartSurroundings): [number, number] {
 }
 
 function yRange(
-  { spec, ceiling }: ChartOptionsInput, log: boolean, dataMin: number | null, dataMax: number | null,
+  { spec, ceiling }: ChartOptionsInput,
+  log: boolean,
+  dataMin: number | null,
+  dataMax: number | null,
 ): [number, number] {
   if (dataMin === null || dataMax === null) return log ? [0.1, 1] : [0, spec.maximum ?? 1]
   const limit = ceiling()
@@ -115,7 +134,10 @@ function seriesOptions(curve: Curve, { shared, several, spec }: ChartOptionsInpu
   const ownDash = several && !faint ? [...runDashes[place % runDashes.length]!] : []
   const dash = role === 'planned' ? [4, 4] : several && role === 'points' ? [2, 4] : ownDash
   return {
-    stroke, dash, spanGaps: true, alpha: faint ? (theme.highContrast ? 0.5 : 0.3) : 1,
+    stroke,
+    dash,
+    spanGaps: true,
+    alpha: faint ? (theme.highContrast ? 0.5 : 0.3) : 1,
     width: faint || role === 'planned' ? 1 : theme.highContrast ? 2.5 : 1.75,
     points: { show: (plot, index) => pointsShown(plot, index, role), size: role === 'points' ? 6 : 4, fill: stroke, stroke },
   }

@@ -53,34 +53,62 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
   const { noValues: empty } = strings
   const charts: ChartSpec[] = [
     {
-      id: 'loss', title: strings.chartLoss, unit: 'loss', log: true, wide: true, empty: strings.waitingForSteps,
+      id: 'loss',
+      title: strings.chartLoss,
+      unit: 'loss',
+      log: true,
+      wide: true,
+      empty: strings.waitingForSteps,
       curves: [
         { table: 'steps', key: 'loss', style: 'trend' },
         { table: 'evals', key: 'eval_loss', style: 'points', label: strings.evaluation },
       ],
     },
     {
-      id: 'evalLoss', title: strings.chartEvalLoss, unit: 'loss', log: true,
+      id: 'evalLoss',
+      title: strings.chartEvalLoss,
+      unit: 'loss',
+      log: true,
       empty: runs.some(({ info }) => info.alive) ? strings.noEvaluation : strings.neverEvaluated,
       curves: [{ table: 'evals', key: 'eval_loss', style: 'points' }],
     },
     {
-      id: 'learningRate', title: strings.chartLearningRate, unit: 'rate', log: true, empty,
+      id: 'learningRate',
+      title: strings.chartLearningRate,
+      unit: 'rate',
+      log: true,
+      empty,
       curves: [{ table: 'steps', key: 'learning_rate', style: 'line' }],
     },
     {
-      id: 'gradNorm', title: strings.chartGradNorm, unit: 'loss', log: true, empty,
+      id: 'gradNorm',
+      title: strings.chartGradNorm,
+      unit: 'loss',
+      log: true,
+      empty,
       curves: [{ table: 'steps', key: 'grad_norm', style: 'trend' }],
     },
     {
-      id: 'speed', title: strings.chartSpeed, unit: 'speed', fromZero: true, empty,
+      id: 'speed',
+      title: strings.chartSpeed,
+      unit: 'speed',
+      fromZero: true,
+      empty,
       curves: [{ table: 'steps', key: 'tokens_per_second', style: 'trend' }],
     },
     {
-      id: 'memory', title: strings.chartMemory, unit: 'bytes', fromZero: true, empty,
+      id: 'memory',
+      title: strings.chartMemory,
+      unit: 'bytes',
+      fromZero: true,
+      empty,
       curves: [
-        ...(memory.length === 0 ? [memoryKey] : memory).map((key): CurveSpec =>
-          ({ table: 'steps', key, style: 'line', label: memoryLabel(key, strings) })),
+        ...(memory.length === 0 ? [memoryKey] : memory).map((key): CurveSpec => ({
+          table: 'steps',
+          key,
+          style: 'line',
+          label: memoryLabel(key, strings),
+        })),
         { table: 'steps', key: 'planned', style: 'planned', label: strings.planned },
       ],
     },
@@ -89,20 +117,33 @@ export function chartSpecs(runs: readonly ShownRun[], strings: PanelStrings): Ch
     const keys = stepKeys.filter((key) => gpuFigure(key) === figure)
     if (keys.length === 0) continue
     charts.push({
-      id, title: strings[title], unit, fromZero: true, empty, ...(maximum === undefined ? {} : { maximum }),
+      id,
+      title: strings[title],
+      unit,
+      fromZero: true,
+      empty,
+      ...(maximum === undefined ? {} : { maximum }),
       curves: keys.map((key) => ({ table: 'steps', key, style: 'trend', ...(keys.length > 1 ? { label: readable(key) } : {}) })),
     })
   }
   for (const key of stepKeys) {
     if (known.has(key) || gpuFigure(key) !== undefined || isMemory(key)) continue
     charts.push({
-      id: `steps.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'steps', key, style: 'trend' }],
+      id: `steps.${key}`,
+      title: readable(key),
+      unit: 'number',
+      empty,
+      curves: [{ table: 'steps', key, style: 'trend' }],
     })
   }
   for (const key of evalKeys) {
     if (known.has(key)) continue
     charts.push({
-      id: `evals.${key}`, title: readable(key), unit: 'number', empty, curves: [{ table: 'evals', key, style: 'points' }],
+      id: `evals.${key}`,
+      title: readable(key),
+      unit: 'number',
+      empty,
+      curves: [{ table: 'evals', key, style: 'points' }],
     })
   }
   return charts

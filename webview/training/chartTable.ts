@@ -12,7 +12,9 @@ const sampleRows = 16
 
 /** What a chart shows as a table: lowest, highest and last value of every curve, and values at even distances. */
 export function chartTable(
-  spec: ChartSpec, { curves, aligned }: ChartData, { strings, settings, range }: ChartSurroundings,
+  spec: ChartSpec,
+  { curves, aligned }: ChartData,
+  { strings, settings, range }: ChartSurroundings,
   labelOf: (index: number) => string,
 ): HTMLElement {
   const [x, ...columns] = aligned
@@ -29,18 +31,34 @@ export function chartTable(
     if (at >= 0) samples.add(at)
   }
   return h(
-    'table', {},
+    'table',
+    {},
     h('caption', {}, fill(strings.table, spec.title)),
     h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, axis), ...heads.map((head) => h('th', { scope: 'col' }, head)))),
     h(
-      'tbody', {},
-      row(strings.last, facts.map((fact) => text(fact?.last))),
-      row(strings.lowest, facts.map((fact) => text(fact?.lowest))),
-      row(strings.highest, facts.map((fact) => text(fact?.highest))),
-      ...[...samples].map((at) => row(formatPosition(x[at]!, settings.xAxis), columns.map((values) => {
-        const near = nearestValue(values, at)
-        return near < 0 ? '–' : text(values[near]!)
-      }))),
+      'tbody',
+      {},
+      row(
+        strings.last,
+        facts.map((fact) => text(fact?.last)),
+      ),
+      row(
+        strings.lowest,
+        facts.map((fact) => text(fact?.lowest)),
+      ),
+      row(
+        strings.highest,
+        facts.map((fact) => text(fact?.highest)),
+      ),
+      ...[...samples].map((at) =>
+        row(
+          formatPosition(x[at]!, settings.xAxis),
+          columns.map((values) => {
+            const near = nearestValue(values, at)
+            return near < 0 ? '–' : text(values[near]!)
+          }),
+        ),
+      ),
     ),
   )
 }

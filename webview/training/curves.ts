@@ -44,7 +44,10 @@ export function chartData(spec: ChartSpec, runs: readonly PlacedRun[], settings:
         const { [curve.key]: smoothed } = curve.style === 'trend' ? points.smoothed : {}
         if (smoothed === undefined || settings.raw) {
           curves.push({
-            spec: curve, run, place, role: smoothed !== undefined ? 'raw' : curve.style === 'points' ? 'points' : 'line',
+            spec: curve,
+            run,
+            place,
+            role: smoothed !== undefined ? 'raw' : curve.style === 'points' ? 'points' : 'line',
           })
           values.push(raw)
         }

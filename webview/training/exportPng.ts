@@ -9,10 +9,13 @@ const columns = 2
 
 /** All charts that have curves on one picture, in the theme's colours, with the runs' names. */
 export async function chartsAsPng(
-  charts: readonly Chart[], runs: readonly ShownRun[], theme: Theme,
+  charts: readonly Chart[],
+  runs: readonly ShownRun[],
+  theme: Theme,
 ): Promise<Uint8Array | undefined> {
   const drawn = charts.flatMap(({ spec: { title, wide = false }, plotter }) =>
-    (plotter === undefined ? [] : [{ title, wide, canvas: plotter.ctx.canvas }]))
+    plotter === undefined ? [] : [{ title, wide, canvas: plotter.ctx.canvas }],
+  )
   if (drawn.length === 0) return undefined
   const ratio = devicePixelRatio
   const cellWidth = Math.max(...drawn.map(({ canvas, wide }) => (wide ? (canvas.width - gap * ratio) / columns : canvas.width)))

@@ -7,14 +7,22 @@ import type { Unit } from './chartSpecs.ts'
 /** A value of a chart as text. */
 export function formatValue(value: number, unit: Unit): string {
   switch (unit) {
-    case 'loss': return formatLoss(value)
-    case 'rate': return formatLearningRate(value)
-    case 'speed': return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : formatCompact(value)
-    case 'bytes': return formatBytes(value)
-    case 'percent': return `${Math.round(value)} %`
-    case 'degrees': return `${Math.round(value)} °C`
-    case 'watts': return `${Math.round(value)} W`
-    case 'number': return formatLoss(value)
+    case 'loss':
+      return formatLoss(value)
+    case 'rate':
+      return formatLearningRate(value)
+    case 'speed':
+      return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : formatCompact(value)
+    case 'bytes':
+      return formatBytes(value)
+    case 'percent':
+      return `${Math.round(value)} %`
+    case 'degrees':
+      return `${Math.round(value)} °C`
+    case 'watts':
+      return `${Math.round(value)} W`
+    case 'number':
+      return formatLoss(value)
   }
 }
 
@@ -60,10 +68,14 @@ const trimmed = (value: number): string =>
 /** A position on the x axis as text. */
 export function formatPosition(x: number, axis: XAxis): string {
   switch (axis) {
-    case 'step': return formatCount(x)
-    case 'epoch': return String(Number(x.toFixed(3)))
-    case 'tokens': return compact(x)
-    case 'time': return formatDuration(x)
+    case 'step':
+      return formatCount(x)
+    case 'epoch':
+      return String(Number(x.toFixed(3)))
+    case 'tokens':
+      return compact(x)
+    case 'time':
+      return formatDuration(x)
   }
 }
 

@@ -43,13 +43,23 @@ export class Header {
     setAttribute(this.#files, 'aria-label', strings.runFiles)
     setAttribute(this.#progress, 'aria-label', strings.progress)
     this.element = h(
-      'header', { class: 'run-header' },
-      h('div', { class: 'title-row' },
+      'header',
+      { class: 'run-header' },
+      h(
+        'div',
+        { class: 'title-row' },
         h('div', { class: 'title' }, this.#name, h('p', { class: 'state' }, this.#icon, this.#state), this.#subject),
-        this.#files),
-      h('div', { class: 'figures' },
-        h('div', { class: 'loss' }, h('span', { class: 'loss-label' }, strings.loss), this.#loss), this.#facts),
-      this.#progress, this.#actions, this.#notices,
+        this.#files,
+      ),
+      h(
+        'div',
+        { class: 'figures' },
+        h('div', { class: 'loss' }, h('span', { class: 'loss-label' }, strings.loss), this.#loss),
+        this.#facts,
+      ),
+      this.#progress,
+      this.#actions,
+      this.#notices,
     )
   }
 
@@ -64,7 +74,13 @@ export class Header {
     setText(this.#state, [strings[info.state], info.detail, attempt, reading].filter((part) => part !== null).join(' · '))
     setText(this.#name, info.name)
     setAttribute(this.#name, 'title', info.id)
-    setText(this.#subject, [info.model, info.method, info.dataset].filter((part) => part !== null).map(shortened).join(' · '))
+    setText(
+      this.#subject,
+      [info.model, info.method, info.dataset]
+        .filter((part) => part !== null)
+        .map(shortened)
+        .join(' · '),
+    )
     setText(this.#loss, lossText(info, strings))
     this.#showFacts(info, now)
     this.#progress.hidden = info.totalSteps === null
@@ -117,26 +133,33 @@ export class Header {
       this.#showActions(info, several, now)
       act(action, info.id)
     }
-    this.#actions.replaceChildren(...buttons.map((wanted) => {
-      const { label, icon: name, primary = false, action } = wanted
-      const element = button({ label, icon: name, primary, onClick: () => press(wanted) })
-      element.dataset.action = action
-      element.disabled = this.#pending !== undefined && action !== 'stopNow' && action !== 'generate' && action !== 'merge'
-      return element
-    }))
+    this.#actions.replaceChildren(
+      ...buttons.map((wanted) => {
+        const { label, icon: name, primary = false, action } = wanted
+        const element = button({ label, icon: name, primary, onClick: () => press(wanted) })
+        element.dataset.action = action
+        element.disabled = this.#pending !== undefined && action !== 'stopNow' && action !== 'generate' && action !== 'merge'
+        return element
+      }),
+    )
     // A button that was pressed by keyboard and replaced must not throw the reader to the top of the page.
     if (focused) (this.#actions.querySelector<HTMLElement>('vscode-button:not([disabled])') ?? this.#name).focus()
-    const files: readonly (readonly [PanelAction, string, string])[] = info.state === 'missing' ? [] : [
-      ['openRecipe', strings.openRecipe, 'file-code'],
-      ['openLog', strings.openLog, 'output'],
-      ['reveal', strings.reveal, 'folder-opened'],
-      ...(several ? [['compareRecipes', strings.compareRecipes, 'diff'] as const] : []),
-    ]
-    this.#files.replaceChildren(...files.map(([action, label, name]) => {
-      const element = iconButton({ label, icon: name, onClick: () => act(action, info.id) })
-      element.dataset.action = action
-      return element
-    }))
+    const files: readonly (readonly [PanelAction, string, string])[] =
+      info.state === 'missing'
+        ? []
+        : [
+            ['openRecipe', strings.openRecipe, 'file-code'],
+            ['openLog', strings.openLog, 'output'],
+            ['reveal', strings.reveal, 'folder-opened'],
+            ...(several ? [['compareRecipes', strings.compareRecipes, 'diff'] as const] : []),
+          ]
+    this.#files.replaceChildren(
+      ...files.map(([action, label, name]) => {
+        const element = iconButton({ label, icon: name, onClick: () => act(action, info.id) })
+        element.dataset.action = action
+        return element
+      }),
+    )
   }
 
   #showNotices(run: ShownRun): void {
@@ -148,19 +171,32 @@ export class Header {
     const signature = JSON.stringify([notices, complaint])
     if (signature === this.#shownNotices) return
     this.#shownNotices = signature
-    const elements = notices.map(({ level, text, hint }) => h(
-      'div', { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' },
-      icon(level), h('div', {}, h('p', {}, text), hint === undefined ? null : h('p', { class: 'hint' }, hint)),
-    ))
+    const elements = notices.map(({ level, text, hint }) =>
+      h(
+        'div',
+        { class: `notice ${level}`, role: level === 'error' ? 'alert' : 'note' },
+        icon(level),
+        h('div', {}, h('p', {}, text), hint === undefined ? null : h('p', { class: 'hint' }, hint)),
+      ),
+    )
     if (complaint !== undefined) {
-      const dismiss = iconButton({ label: strings.dismiss, icon: 'close', onClick: () => {
-        this.#complaint = undefined
-        this.#showNotices(run)
-      } })
-      elements.unshift(h(
-        'div', { class: 'notice error', role: 'alert' }, icon('error'),
-        h('div', {}, ...complaint.split('\n').map((line) => h('p', {}, line))), dismiss,
-      ))
+      const dismiss = iconButton({
+        label: strings.dismiss,
+        icon: 'close',
+        onClick: () => {
+          this.#complaint = undefined
+          this.#showNotices(run)
+        },
+      })
+      elements.unshift(
+        h(
+          'div',
+          { class: 'notice error', role: 'alert' },
+          icon('error'),
+          h('div', {}, ...complaint.split('\n').map((line) => h('p', {}, line))),
+          dismiss,
+        ),
+      )
     }
     this.#notices.replaceChildren(...elements)
   }
@@ -168,4 +204,9 @@ export class Header {
 
 /** A path by its last part: models and data are often named by long ones. */
 const shortened = (text: string): string =>
-  (/^([/\\]|[A-Za-z]:)/.test(text) ? (text.split(/[/\\]/).filter((part) => part !== '').at(-1) ?? text) : text)
+  /^([/\\]|[A-Za-z]:)/.test(text)
+    ? (text
+        .split(/[/\\]/)
+        .filter((part) => part !== '')
+        .at(-1) ?? text)
+    : text

@@ -64,8 +64,13 @@ export class Legend {
     const state = icon('clock')
     const text = h('span', { class: 'run-text' })
     const element = h(
-      'li', {}, shown.element,
-      h('span', { class: `swatch colour-${place % 6} dash-${place % 6}`, 'aria-hidden': 'true' }), name, state, text,
+      'li',
+      {},
+      shown.element,
+      h('span', { class: `swatch colour-${place % 6} dash-${place % 6}`, 'aria-hidden': 'true' }),
+      name,
+      state,
+      text,
       iconButton({ label: fill(strings.removeRun, info.name), icon: 'close', onClick: () => remove(info.id) }),
     )
     return { element, shown, name, state, text }

@@ -80,8 +80,12 @@ const severity = ({ kind }: Mark): number => (kind === 'fail' ? 2 : kind === 'no
 /** What a mark says. */
 export function markLabel(mark: Mark, strings: PanelStrings): string {
   const names: Partial<Record<Mark['kind'], string>> = {
-    checkpoint: strings.markCheckpoint, non_finite: strings.markNonFinite, resume: strings.markResume, pause: strings.markPause,
-    stop: strings.markStop, fail: strings.markFail,
+    checkpoint: strings.markCheckpoint,
+    non_finite: strings.markNonFinite,
+    resume: strings.markResume,
+    pause: strings.markPause,
+    stop: strings.markStop,
+    fail: strings.markFail,
   }
   const name = names[mark.kind] ?? mark.kind
   return mark.message === undefined ? name : `${name}: ${mark.message}`

@@ -102,16 +102,21 @@ export class TrainingPage {
       },
       remove: (id) => this.#host.send({ type: 'removeRun', id }),
     })
-    const toolbar = createToolbar({
-      strings,
-      change: (settings) => this.#change(settings),
-      resetZoom: () => this.#zoom(null),
-      addRuns: () => this.#host.send({ type: 'addRuns' }),
-      exportPng: () => void this.#exportPng(),
-      exportCsv: () => this.#host.send({ type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id) }),
-    }, this.#settings)
+    const toolbar = createToolbar(
+      {
+        strings,
+        change: (settings) => this.#change(settings),
+        resetZoom: () => this.#zoom(null),
+        addRuns: () => this.#host.send({ type: 'addRuns' }),
+        exportPng: () => void this.#exportPng(),
+        exportCsv: () => this.#host.send({ type: 'exportCsv', ids: this.#drawn().map(({ info }) => info.id) }),
+      },
+      this.#settings,
+    )
     const grid = new ChartGrid({
-      strings, settings: this.#settings, theme: readTheme(),
+      strings,
+      settings: this.#settings,
+      theme: readTheme(),
       zoom: (range) => this.#zoom(range),
       say: (text) => announcer.say(text),
       onWidth: (width) => {

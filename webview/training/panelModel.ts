@@ -55,11 +55,13 @@ export class PanelModel {
 
   #setRuns(infos: readonly RunInfo[]): void {
     const before = this.#runs
-    this.#runs = new Map(infos.map((info) => {
-      const run = before.get(info.id) ?? { info, steps: noPoints, evals: noPoints, marks: [], extent: null, ceilings: {} }
-      run.info = info
-      return [info.id, run]
-    }))
+    this.#runs = new Map(
+      infos.map((info) => {
+        const run = before.get(info.id) ?? { info, steps: noPoints, evals: noPoints, marks: [], extent: null, ceilings: {} }
+        run.info = info
+        return [info.id, run]
+      }),
+    )
   }
 
   #applyDelta(delta: RunDelta): void {
@@ -77,7 +79,8 @@ export class PanelModel {
 function continued(before: TablePoints, { keep, x, columns, smoothed, bucket }: TableDelta): TablePoints {
   if (keep === 0) return { x, columns, smoothed, bucket }
   return {
-    x: joined(before.x, keep, x), bucket,
+    x: joined(before.x, keep, x),
+    bucket,
     columns: joinedColumns(before.columns, keep, columns, x.length),
     smoothed: joinedColumns(before.smoothed, keep, smoothed, x.length),
   }
@@ -91,7 +94,10 @@ function joined(before: Float64Array | undefined, keep: number, more: Float64Arr
 }
 
 function joinedColumns(
-  before: Readonly<Record<string, Float64Array>>, keep: number, more: Readonly<Record<string, Float64Array>>, length: number,
+  before: Readonly<Record<string, Float64Array>>,
+  keep: number,
+  more: Readonly<Record<string, Float64Array>>,
+  length: number,
 ): Record<string, Float64Array> {
   const all: Record<string, Float64Array> = {}
   for (const [key, values] of Object.entries(more)) all[key] = joined(before[key], keep, values)

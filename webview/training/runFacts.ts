@@ -6,9 +6,18 @@ import { formatBytes, formatCompact, formatCount, formatDuration } from '#shared
 
 /** The codicon of a state. */
 export const stateIcons: Readonly<Record<PanelRunState, string>> = {
-  queued: 'clock', preparing: 'loading', loading: 'loading', training: 'loading', evaluating: 'loading', saving: 'loading',
+  queued: 'clock',
+  preparing: 'loading',
+  loading: 'loading',
+  training: 'loading',
+  evaluating: 'loading',
+  saving: 'loading',
   paused: 'debug-pause',
-  finished: 'pass', failed: 'error', stopped: 'debug-stop', interrupted: 'warning', missing: 'question',
+  finished: 'pass',
+  failed: 'error',
+  stopped: 'debug-stop',
+  interrupted: 'warning',
+  missing: 'question',
 }
 
 export const isBusy = (state: PanelRunState): boolean => stateIcons[state] === 'loading'
@@ -45,21 +54,31 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
   if (info.alive && info.state !== 'paused') add('eta', strings.eta, etaSeconds === null ? null : formatDuration(etaSeconds))
   const elapsed = elapsedSeconds(info, now)
   add(
-    'elapsed', info.alive ? strings.elapsed : strings.took,
+    'elapsed',
+    info.alive ? strings.elapsed : strings.took,
     elapsed === null ? null : formatDuration(Math.max(1, Math.round(elapsed))),
   )
   add(
-    'evalLoss', strings.evalLoss, info.evalLoss === null ? null : formatLoss(info.evalLoss),
-    info.evalLoss === null || info.bestEvalLoss === null ? undefined
+    'evalLoss',
+    strings.evalLoss,
+    info.evalLoss === null ? null : formatLoss(info.evalLoss),
+    info.evalLoss === null || info.bestEvalLoss === null
+      ? undefined
       : `${fill(strings.perplexity, formatLoss(perplexity(info.evalLoss)))}, ${fill(strings.best, formatLoss(info.bestEvalLoss))}`,
   )
   const { tokensPerSecond: rate } = info
   add('speed', strings.speed, rate === null ? null : fill(strings.tokensPerSecond, formatCompact(rate)))
   const { measuredBytes: measured, plannedBytes: planned } = info
   add(
-    'memory', strings.memory,
-    measured === null ? (planned === null ? null : `${formatBytes(planned)} ${strings.planned}`)
-      : planned === null ? formatBytes(measured) : fill(strings.ofPlanned, formatBytes(measured), formatBytes(planned)),
+    'memory',
+    strings.memory,
+    measured === null
+      ? planned === null
+        ? null
+        : `${formatBytes(planned)} ${strings.planned}`
+      : planned === null
+        ? formatBytes(measured)
+        : fill(strings.ofPlanned, formatBytes(measured), formatBytes(planned)),
   )
   add('device', strings.device, info.device)
   if (info.gpu !== null) add('gpu', strings.gpu, gpuText(info.gpu))
@@ -69,9 +88,13 @@ export function factsOfRun(info: RunInfo, strings: PanelStrings, now: number): F
 /** `87 % · 41.2 GB · 64 °C · 312 W`, as far as known. */
 function gpuText({ utilization, memoryBytes, temperature, power }: GpuFigures): string {
   return [
-    utilization === null ? null : `${Math.round(utilization)} %`, memoryBytes === null ? null : formatBytes(memoryBytes),
-    temperature === null ? null : `${Math.round(temperature)} °C`, power === null ? null : `${Math.round(power)} W`,
-  ].filter((part) => part !== null).join(' · ')
+    utilization === null ? null : `${Math.round(utilization)} %`,
+    memoryBytes === null ? null : formatBytes(memoryBytes),
+    temperature === null ? null : `${Math.round(temperature)} °C`,
+    power === null ? null : `${Math.round(power)} W`,
+  ]
+    .filter((part) => part !== null)
+    .join(' · ')
 }
 
 export interface ActionButton {
@@ -91,19 +114,25 @@ export function actionsOf(info: RunInfo, strings: PanelStrings): ActionButton[] 
   const stopNow: ActionButton = { action: 'stopNow', label: strings.stopNow, icon: 'debug-stop' }
   const checkpoint = checkpointText(info)
   const resume: ActionButton = {
-    action: 'resume', icon: 'debug-continue', primary: true,
+    action: 'resume',
+    icon: 'debug-continue',
+    primary: true,
     label: checkpoint === undefined || info.alive ? strings.resume : fill(strings.resumeFrom, checkpoint),
   }
   if (info.alive) {
     switch (info.state) {
       case 'training':
       case 'evaluating':
-      case 'saving': return [pause, stopAndSave, stopNow]
-      case 'paused': return [resume, stopAndSave, stopNow]
+      case 'saving':
+        return [pause, stopAndSave, stopNow]
+      case 'paused':
+        return [resume, stopAndSave, stopNow]
       case 'queued':
       case 'preparing':
-      case 'loading': return [stopNow]
-      default: return []
+      case 'loading':
+        return [stopNow]
+      default:
+        return []
     }
   }
   if (info.resumable) return [resume]

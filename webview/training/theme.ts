@@ -27,11 +27,17 @@ export function readTheme(): Theme {
   const family = style.fontFamily
   const size = Math.max(10, Math.round(parseFloat(style.fontSize) * 0.85) || 11)
   return {
-    foreground: style.color, muted: colour('--chart-axis'), grid: colour('--chart-grid'), border: colour('--page-border'),
-    background: colour('--vscode-editor-background'), error: colour('--chart-error'), font: `${size}px ${family}`,
+    foreground: style.color,
+    muted: colour('--chart-axis'),
+    grid: colour('--chart-grid'),
+    border: colour('--page-border'),
+    background: colour('--vscode-editor-background'),
+    error: colour('--chart-error'),
+    font: `${size}px ${family}`,
     titleFont: `600 ${size + 2}px ${family}`,
     highContrast: document.body.matches('.vscode-high-contrast, .vscode-high-contrast-light'),
-    runs: Array.from({ length: runColours }, (_, i) => colour(`--run-${i}`)), evaluation: colour('--chart-evaluation'),
+    runs: Array.from({ length: runColours }, (_, i) => colour(`--run-${i}`)),
+    evaluation: colour('--chart-evaluation'),
   }
 }
 

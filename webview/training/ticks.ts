@@ -1,8 +1,8 @@
 /** Where the axes have their ticks. */
 
 /** Distances between ticks of whole numbers. */
-export const wholeIncrements: readonly number[] = Array.from(
-  { length: 14 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power),
+export const wholeIncrements: readonly number[] = Array.from({ length: 14 }, (_, power) =>
+  [1, 2, 5].map((digit) => digit * 10 ** power),
 ).flat()
 
 /** Distances between ticks of bytes: powers of two, which are short in binary units. */
@@ -10,9 +10,33 @@ export const byteIncrements: readonly number[] = Array.from({ length: 50 }, (_, 
 
 /** Distances between ticks of time, in seconds. */
 export const timeIncrements: readonly number[] = [
-  0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
-  14_400, 21_600,
-  43_200, ...[1, 2, 5, 10, 20, 50, 100, 200, 500].map((days) => days * 86_400),
+  0.001,
+  0.002,
+  0.005,
+  0.01,
+  0.02,
+  0.05,
+  0.1,
+  0.2,
+  0.5,
+  1,
+  2,
+  5,
+  10,
+  15,
+  30,
+  60,
+  120,
+  300,
+  600,
+  900,
+  1800,
+  3600,
+  7200,
+  14_400,
+  21_600,
+  43_200,
+  ...[1, 2, 5, 10, 20, 50, 100, 200, 500].map((days) => days * 86_400),
 ]
 
 /** About how many ticks a logarithmic axis should have. */

@@ -20,13 +20,19 @@ export interface Toolbar {
 
 /** The controls above the charts. */
 export function createToolbar(
-  { strings, change, resetZoom, addRuns, exportPng, exportCsv }: ToolbarOptions, settings: PanelSettings,
+  { strings, change, resetZoom, addRuns, exportPng, exportCsv }: ToolbarOptions,
+  settings: PanelSettings,
 ): Toolbar {
   const axes: readonly (readonly [XAxis, string])[] = [
-    ['step', strings.axisStep], ['epoch', strings.axisEpoch], ['tokens', strings.axisTokens], ['time', strings.axisTime],
+    ['step', strings.axisStep],
+    ['epoch', strings.axisEpoch],
+    ['tokens', strings.axisTokens],
+    ['time', strings.axisTime],
   ]
   const clips: readonly (readonly [ClipMode, string])[] = [
-    ['none', strings.clipNone], ['p99', strings.clipP99], ['p95', strings.clipP95],
+    ['none', strings.clipNone],
+    ['p99', strings.clipP99],
+    ['p95', strings.clipP95],
   ]
   const xAxis = dropdown(strings.xAxis, axes, settings.xAxis, (value) => change({ xAxis: value }))
   const clip = dropdown(strings.clip, clips, settings.clip, (value) => change({ clip: value }))
@@ -37,14 +43,19 @@ export function createToolbar(
   const tables = checkbox(strings.tables, settings.tables, (value) => change({ tables: value }))
   const reset = iconButton({ label: `${strings.resetZoom}. ${strings.zoomHint}`, icon: 'screen-normal', onClick: resetZoom })
   const element = h(
-    'div', { class: 'toolbar', role: 'group', 'aria-label': strings.chartOptions },
-    smoothing.element, xAxis.element, clip.element,
+    'div',
+    { class: 'toolbar', role: 'group', 'aria-label': strings.chartOptions },
+    smoothing.element,
+    xAxis.element,
+    clip.element,
     h('div', { class: 'switches' }, raw.element, logScale.element, marks.element, tables.element),
     h(
-      'div', { class: 'tools' }, reset, iconButton({ label: strings.exportPng, icon: 'device-camera', onClick: exportPng }),
-      iconButton({
-        label: strings.exportCsv, icon: 'table', onClick: exportCsv,
-      }), button({ label: strings.addRuns, icon: 'add', onClick: addRuns }),
+      'div',
+      { class: 'tools' },
+      reset,
+      iconButton({ label: strings.exportPng, icon: 'device-camera', onClick: exportPng }),
+      iconButton({ label: strings.exportCsv, icon: 'table', onClick: exportCsv }),
+      button({ label: strings.addRuns, icon: 'add', onClick: addRuns }),
     ),
   )
   return {

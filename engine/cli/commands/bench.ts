@@ -19,18 +19,37 @@ export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>)
   if (flags.memory) return benchMemory(positionals, settings.device, flags.json)
   const shapes = flags.shape ?? ['stories15m']
   for (const shape of shapes) if (benchShapes[shape] === undefined) shapeModel(shape, 'BF16')
-  const training: Training = flags.rank === 0 ? { kind: 'full' } : { kind: 'lora', r: flags.rank, alpha: flags.rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
+  const training: Training =
+    flags.rank === 0
+      ? { kind: 'full' }
+      : { kind: 'lora', r: flags.rank, alpha: flags.rank, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
   const ops: OpMeasurement[] = []
   const steps: StepBench[] = []
   for (const shape of shapes) {
-    if (flags.ops || positionals.length > 0) ops.push(...(await measureOps(shape, { tokens: flags.tokens, ...settings, names: positionals })))
+    if (flags.ops || positionals.length > 0)
+      ops.push(...(await measureOps(shape, { tokens: flags.tokens, ...settings, names: positionals })))
     else
-      steps.push(await benchStep({
-        shape, tokens: flags.tokens, sequences: flags.batch, instruction: flags.data === 'instruction', steps: flags.steps, ...settings,
-        checkpointing: flags.recompute as Checkpointing, training, bits: flags.load_in_4bit ? 4 : flags.load_in_8bit ? 8 : undefined, optimizer: optimizerKinds[flags.optim]!, profile: !flags.no_profile, ...(flags.layers === undefined ? {} : { layers: flags.layers }),
-      }))
+      steps.push(
+        await benchStep({
+          shape,
+          tokens: flags.tokens,
+          sequences: flags.batch,
+          instruction: flags.data === 'instruction',
+          steps: flags.steps,
+          ...settings,
+          checkpointing: flags.recompute as Checkpointing,
+          training,
+          bits: flags.load_in_4bit ? 4 : flags.load_in_8bit ? 8 : undefined,
+          optimizer: optimizerKinds[flags.optim]!,
+          profile: !flags.no_profile,
+          ...(flags.layers === undefined ? {} : { layers: flags.layers }),
+        }),
+      )
   }
-  if (positionals.length > 0 && ops.length === 0) throw new UnslothError('USAGE', `There is no operation ${positionals.join(', ')} to measure.`, { hint: '`unsloth bench --ops` shows all.' })
+  if (positionals.length > 0 && ops.length === 0)
+    throw new UnslothError('USAGE', `There is no operation ${positionals.join(', ')} to measure.`, {
+      hint: '`unsloth bench --ops` shows all.',
+    })
   // The editor estimates by them how long a recipe takes; a shape cut short says nothing about that.
   if (flags.layers === undefined) for (const step of steps) keepSpeed(step)
   if (flags.json) console.log(JSON.stringify({ ops, steps }, null, 2))
@@ -41,12 +60,18 @@ export async function benchCommand({ positionals, flags }: CommandArgs<'bench'>)
 /** A table of planned and measured memory, or JSON. Fails when a run failed. */
 async function benchMemory(words: readonly string[], device: DeviceChoice, json: boolean): Promise<number> {
   const cases = memoryCases[device.kind].filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
-  if (cases.length === 0) throw new UnslothError('USAGE', `There is no run ${words.join(', ')} to measure.`, { hint: `Names: ${memoryCases[device.kind].map(({ name }) => name).join('; ')}.` })
+  if (cases.length === 0)
+    throw new UnslothError('USAGE', `There is no run ${words.join(', ')} to measure.`, {
+      hint: `Names: ${memoryCases[device.kind].map(({ name }) => name).join('; ')}.`,
+    })
   const results = await measureMemoryTable(cases, device, (result) => {
     if (json) return
     const { name } = result
     if ('error' in result) console.log(`${name.padEnd(58)} ${result.error}`)
-    else console.log(`${name.padEnd(58)} ${formatBytes(result.plannedBytes).padStart(9)} planned ${formatBytes(result.measuredBytes).padStart(9)} measured ${(100 * result.difference).toFixed(1).padStart(6)} %`)
+    else
+      console.log(
+        `${name.padEnd(58)} ${formatBytes(result.plannedBytes).padStart(9)} planned ${formatBytes(result.measuredBytes).padStart(9)} measured ${(100 * result.difference).toFixed(1).padStart(6)} %`,
+      )
   })
   const figures = results.filter((result) => 'difference' in result)
   const within = figures.filter(({ difference }) => Math.abs(difference) <= 0.03).length
@@ -57,13 +82,20 @@ async function benchMemory(words: readonly string[], device: DeviceChoice, json:
 
 function print(ops: readonly OpMeasurement[], steps: readonly StepBench[]): void {
   for (const { shape, name, seconds, gflops, gigabytesPerSecond } of ops)
-    console.log(`${shape.padEnd(14)} ${name.padEnd(34)} ${(seconds * 1e3).toFixed(2).padStart(9)} ms ${gflops.toFixed(0).padStart(7)} GFLOP/s ${gigabytesPerSecond.toFixed(1).padStart(7)} GB/s`)
+    console.log(
+      `${shape.padEnd(14)} ${name.padEnd(34)} ${(seconds * 1e3).toFixed(2).padStart(9)} ms ${gflops.toFixed(0).padStart(7)} GFLOP/s ${gigabytesPerSecond.toFixed(1).padStart(7)} GB/s`,
+    )
   for (const step of steps) {
     const data = step.instruction ? `${step.sequences} rows of instruction lengths` : `${step.sequences} × ${step.tokens} tokens`
     console.log(`${step.shape}, ${data}, ${step.device}, ${step.numbers}: ${step.plan}`)
     console.log(`  loss ${step.losses.map((loss) => loss.toFixed(3)).join(' ')}`)
-    console.log(`  ${step.seconds.toFixed(3)} s a step, ${step.tokensPerSecond.toFixed(0)} tokens/s, ${step.gflops.toFixed(0)} GFLOP/s, ${(100 * step.share).toFixed(0)} % of the ${step.gemmPeak.toFixed(0)} GFLOP/s of a matrix product, ${formatBytes(step.plannedBytes)} planned${step.measuredBytes === undefined ? '' : `, ${formatBytes(step.measuredBytes)} measured`}`)
+    console.log(
+      `  ${step.seconds.toFixed(3)} s a step, ${step.tokensPerSecond.toFixed(0)} tokens/s, ${step.gflops.toFixed(0)} GFLOP/s, ${(100 * step.share).toFixed(0)} % of the ${step.gemmPeak.toFixed(0)} GFLOP/s of a matrix product, ${formatBytes(step.plannedBytes)} planned${step.measuredBytes === undefined ? '' : `, ${formatBytes(step.measuredBytes)} measured`}`,
+    )
     const total = step.commands.reduce((sum, { seconds }) => sum + seconds, 0)
-    for (const { name, seconds, count } of step.commands.slice(0, 12)) console.log(`  ${(seconds * 1e3).toFixed(1).padStart(9)} ms ${((100 * seconds) / total).toFixed(1).padStart(5)} %  ${count} × ${name}`)
+    for (const { name, seconds, count } of step.commands.slice(0, 12))
+      console.log(
+        `  ${(seconds * 1e3).toFixed(1).padStart(9)} ms ${((100 * seconds) / total).toFixed(1).padStart(5)} %  ${count} × ${name}`,
+      )
   }
 }

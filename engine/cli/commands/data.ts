@@ -22,7 +22,11 @@ export async function dataCommand({ recipe: source, flags }: CommandArgs<'data'>
   if (flags.json) console.log(JSON.stringify({ train: preview, evaluation: held ?? null }, null, 2))
   else {
     const colours = process.stdout.isTTY && process.env.NO_COLOR === undefined
-    const report = [...summaryLines(preview), ...(held === undefined ? [] : ['', 'evaluation', ...summaryLines(held)]), ...preview.shown.flatMap((sample) => sampleLines(sample, colours))]
+    const report = [
+      ...summaryLines(preview),
+      ...(held === undefined ? [] : ['', 'evaluation', ...summaryLines(held)]),
+      ...preview.shown.flatMap((sample) => sampleLines(sample, colours)),
+    ]
     console.log(report.join('\n'))
   }
   return 0
@@ -43,7 +47,17 @@ function progress(): { onRows?: (rows: number) => void } {
 const share = (part: number, whole: number): string => (whole === 0 ? '0 %' : `${((100 * part) / whole).toFixed(1)} %`)
 
 /** The numbers of a preview as text. */
-export function summaryLines({ format, reason, rows, samples, tokens, trainedTokens, lengths, packing, warnings }: DataPreview): string[] {
+export function summaryLines({
+  format,
+  reason,
+  rows,
+  samples,
+  tokens,
+  trainedTokens,
+  lengths,
+  packing,
+  warnings,
+}: DataPreview): string[] {
   const most = Math.max(1, ...lengths.histogram.map((bin) => bin.samples))
   const width = String(lengths.histogram.at(-1)?.to ?? 0).length
   return [
@@ -51,8 +65,10 @@ export function summaryLines({ format, reason, rows, samples, tokens, trainedTok
     `samples   ${formatCount(samples)} of ${formatCount(rows.rows)} rows`,
     `tokens    ${formatCount(tokens)}, of which ${formatCount(trainedTokens)} are trained (${share(trainedTokens, tokens)})`,
     `length    p50 ${lengths.p50}, p95 ${lengths.p95}, p99 ${lengths.p99}; ${lengths.shortest} to ${lengths.longest}, mean ${lengths.mean.toFixed(1)}`,
-    ...lengths.histogram.map(({ from, to, samples: count }) =>
-      `  ${String(from).padStart(width)}–${String(to).padEnd(width)} ${'█'.repeat(Math.ceil((40 * count) / most)).padEnd(40)} ${formatCount(count)}`),
+    ...lengths.histogram.map(
+      ({ from, to, samples: count }) =>
+        `  ${String(from).padStart(width)}–${String(to).padEnd(width)} ${'█'.repeat(Math.ceil((40 * count) / most)).padEnd(40)} ${formatCount(count)}`,
+    ),
     `packing   ${formatCount(packing.rows)} rows of ${packing.rowTokens} tokens, ${share(packing.efficiency, 1)} filled`,
     ...warnings.map((warning) => `warning   ${warning}`),
   ]
@@ -65,7 +81,9 @@ const styleOf = ({ trained, special }: PreviewToken): string =>
 
 /** Control characters of the data must not reach the terminal. */
 const shown = (text: string): string =>
-  text.replace(/\p{Cc}/gu, (character) => (character === '\n' || character === '\t' ? character : `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`))
+  text.replace(/\p{Cc}/gu, (character) =>
+    character === '\n' || character === '\t' ? character : `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  )
 
 /** A sample as text: trained tokens green and the others grey, or without colours trained ones between `[[` and `]]`. */
 export function sampleLines({ number, file, line, length, trained, tokens }: PreviewSample, colours: boolean): string[] {

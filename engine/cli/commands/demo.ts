@@ -17,15 +17,19 @@ const prompt = 'One day a Fox'
 export async function demoCommand({ flags }: CommandArgs<'demo'>): Promise<number> {
   const starter = join(projectRoot(), 'engine', 'starter', 'finetune.yaml')
   const { recipe } = loadRecipe({
-    file: starter, cwd: process.cwd(),
+    file: starter,
+    cwd: process.cwd(),
     overrides: [
       { path: 'training.output_dir', value: flags.output_dir ?? join(process.cwd(), 'outputs'), flag: '--output_dir' },
       { path: 'training.threads', value: flags.threads, flag: '--threads' },
     ],
   })
-  const run = RunDirectory.create(recipe.training.output_dir, 'demo', formatRecipe(recipe), { status: { model: recipe.model.name, method: 'lora' } })
+  const run = RunDirectory.create(recipe.training.output_dir, 'demo', formatRecipe(recipe), {
+    status: { model: recipe.model.name, method: 'lora' },
+  })
   const view = flags.json ? undefined : progressView(process.stdout)
-  if (!flags.json) console.log(`Fine-tuning the bundled story teller (0.26 M parameters) on Aesop's fables: ${shownPath(starter)}`)
+  if (!flags.json)
+    console.log(`Fine-tuning the bundled story teller (0.26 M parameters) on Aesop's fables: ${shownPath(starter)}`)
   await executeRun(run.dir, view)
   view?.end()
   const adapter = join(run.dir, 'adapter')

@@ -11,7 +11,9 @@ export function docsCommand({ positionals, flags }: CommandArgs<'docs'>): number
     for (const path of writeGeneratedDocs(root)) console.log(`wrote ${path}`)
     return 0
   }
-  const stale = [...generatedDocs()].filter(([path, text]) => readFileSync(join(root, path), 'utf8') !== text).map(([path]) => path)
+  const stale = [...generatedDocs()]
+    .filter(([path, text]) => readFileSync(join(root, path), 'utf8') !== text)
+    .map(([path]) => path)
   for (const path of stale) console.error(`${path} is not current: run \`npm run docs\`.`)
   return stale.length === 0 ? 0 : 1
 }

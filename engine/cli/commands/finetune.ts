@@ -22,7 +22,11 @@ export async function finetuneCommand({ recipe: source, flags }: CommandArgs<'fi
   })
   if (flags.detach) {
     const { pid } = await launchRun(run.dir, { entry: engineEntry() })
-    console.log(flags.json ? JSON.stringify({ dir: run.dir, pid }) : `started ${shownPath(run.dir)} (process ${pid}); \`unsloth status ${shownPath(run.dir)}\` shows it`)
+    console.log(
+      flags.json
+        ? JSON.stringify({ dir: run.dir, pid })
+        : `started ${shownPath(run.dir)} (process ${pid}); \`unsloth status ${shownPath(run.dir)}\` shows it`,
+    )
     return 0
   }
   return foreground(run.dir, flags.json)
@@ -66,6 +70,10 @@ async function dryRun(recipe: Recipe, flags: { readonly json: boolean; readonly 
 }
 
 const dryRunReport = (recipe: Recipe, prepared: PreparedRun) => ({
-  recipe, patches: prepared.model.patchReport, totalSteps: prepared.totalSteps, plan: prepared.plan.summary,
-  memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes }, warnings: prepared.warnings,
+  recipe,
+  patches: prepared.model.patchReport,
+  totalSteps: prepared.totalSteps,
+  plan: prepared.plan.summary,
+  memory: { parts: prepared.plan.parts, totalBytes: prepared.plan.totalBytes },
+  warnings: prepared.warnings,
 })

@@ -16,8 +16,14 @@ export async function resumeCommand({ positionals, flags }: CommandArgs<'resume'
     console.log(flags.json ? JSON.stringify(result) : `going on from step ${result.step}`)
     return 0
   }
-  if (view.alive) throw new UnslothError('RUN_BUSY', `${dir}: the run is ${view.state}.`, { hint: 'Only a paused, stopped, failed or interrupted run can be resumed.' })
-  if (view.state === 'finished') throw new UnslothError('RUN_INVALID', `${dir}: the run is finished.`, { hint: 'Start a new run; lora.init_adapter goes on from its adapter.' })
+  if (view.alive)
+    throw new UnslothError('RUN_BUSY', `${dir}: the run is ${view.state}.`, {
+      hint: 'Only a paused, stopped, failed or interrupted run can be resumed.',
+    })
+  if (view.state === 'finished')
+    throw new UnslothError('RUN_INVALID', `${dir}: the run is finished.`, {
+      hint: 'Start a new run; lora.init_adapter goes on from its adapter.',
+    })
   if (!flags.detach) return foreground(dir, flags.json)
   const { pid } = await launchRun(dir, { entry: engineEntry() })
   console.log(flags.json ? JSON.stringify({ dir, pid }) : `resumed ${shownPath(dir)} (process ${pid})`)

@@ -14,7 +14,13 @@ export async function serveCommand(): Promise<number> {
 async function inspect(path: string, limit: number): Promise<InspectResult> {
   const { kind, bytes, parameters, tensors, metadata, facts } = await inspectPath(path)
   return {
-    kind, path, bytes, parameters: parameters.total, tensorCount: tensors.length, tensors: tensors.slice(0, limit), metadata,
+    kind,
+    path,
+    bytes,
+    parameters: parameters.total,
+    tensorCount: tensors.length,
+    tensors: tensors.slice(0, limit),
+    metadata,
     facts: Object.entries(facts).map(([label, value]) => ({ label, value: String(value) })),
   }
 }

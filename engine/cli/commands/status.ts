@@ -18,6 +18,11 @@ function describe({ dir, status, state, resumable, checkpoint }: RunView): strin
   const steps = status.totalSteps === null ? '' : `  step ${status.step}/${status.totalSteps}`
   const loss = status.loss === null ? '' : `  loss ${status.loss.toFixed(4)}`
   const eta = status.etaSeconds === null ? '' : `  ${formatDuration(status.etaSeconds)} left`
-  const more = status.error !== null ? `\n  ${status.error.message}` : state === 'interrupted' && resumable ? `\n  \`unsloth resume ${shownPath(dir)}\` goes on from step ${checkpoint?.step ?? 0}` : ''
+  const more =
+    status.error !== null
+      ? `\n  ${status.error.message}`
+      : state === 'interrupted' && resumable
+        ? `\n  \`unsloth resume ${shownPath(dir)}\` goes on from step ${checkpoint?.step ?? 0}`
+        : ''
   return `${shownPath(dir)}  ${state}${status.detail === null ? '' : ` (${status.detail})`}${steps}${loss}${eta}${more}`
 }

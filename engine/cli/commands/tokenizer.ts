@@ -12,23 +12,34 @@ export async function tokenizerCommand({ positionals, flags }: CommandArgs<'toke
   if (flags.add_tokens !== undefined) return addTokensCommand(folder, flags)
   const report = await examineTokenizer(folder)
   if (flags.json) console.log(JSON.stringify(report, null, 2))
-  else for (const { check, level, found, changed } of report.findings) {
-    console.log(`${marks[level]} ${check.padEnd(12)} ${found}`)
-    if (changed !== undefined) console.log(`  ${' '.repeat(12)} changed: ${changed}`)
-  }
+  else
+    for (const { check, level, found, changed } of report.findings) {
+      console.log(`${marks[level]} ${check.padEnd(12)} ${found}`)
+      if (changed !== undefined) console.log(`  ${' '.repeat(12)} changed: ${changed}`)
+    }
   return report.findings.some(({ level }) => level === 'error') ? 1 : 0
 }
 
 /** Writes the model with more tokens. */
-async function addTokensCommand(folder: string, { add_tokens: tokens = '', output, interpolation, multiple_of: multipleOf, json }: CommandArgs<'tokenizer'>['flags']): Promise<number> {
-  if (output === undefined) throw new UnslothError('USAGE', '--add_tokens writes a new model and needs a folder for it.', { hint: 'Name one: --output DIR.' })
+async function addTokensCommand(
+  folder: string,
+  { add_tokens: tokens = '', output, interpolation, multiple_of: multipleOf, json }: CommandArgs<'tokenizer'>['flags'],
+): Promise<number> {
+  if (output === undefined)
+    throw new UnslothError('USAGE', '--add_tokens writes a new model and needs a folder for it.', {
+      hint: 'Name one: --output DIR.',
+    })
   const result = await addTokens(folder, output, {
-    tokens: tokens.split(/\s+/).filter((token) => token !== ''), multipleOf, ...(interpolation !== undefined && { method: 'interpolation' as const, interpolation }),
+    tokens: tokens.split(/\s+/).filter((token) => token !== ''),
+    multipleOf,
+    ...(interpolation !== undefined && { method: 'interpolation' as const, interpolation }),
   })
   if (json) console.log(JSON.stringify({ folder: output, ...result }, null, 2))
   else {
     for (const { token, id } of result.added) console.log(`added ${token} as ${id}`)
-    console.log(`saved ${output}: ${result.matrices.join(' and ')} ${result.rows === result.rowsBefore ? `keep their ${result.rows} rows` : `have ${result.rows} rows instead of ${result.rowsBefore}`}`)
+    console.log(
+      `saved ${output}: ${result.matrices.join(' and ')} ${result.rows === result.rowsBefore ? `keep their ${result.rows} rows` : `have ${result.rows} rows instead of ${result.rowsBefore}`}`,
+    )
     console.log('Train the new rows: lora.modules_to_save: [embed_tokens, lm_head].')
   }
   return 0

@@ -1,14 +1,37 @@
 import { slice, type Graph, type Tensor } from '../graph.ts'
 
 /** Per-token rotation angles of one kind of layer; see ropeTable in commands.ts. */
-export function ropeTable(graph: Graph, name: string, half: number, inputs: { positions: Tensor; table: Tensor; inverseFrequency: Tensor; factor: Tensor }): Tensor {
+export function ropeTable(
+  graph: Graph,
+  name: string,
+  half: number,
+  inputs: { positions: Tensor; table: Tensor; inverseFrequency: Tensor; factor: Tensor },
+): Tensor {
   const cosSin = graph.activation(name, 2 * half, { keep: 'residual', dtype: 'f32' })
-  graph.record({ commands: [{ name: 'ropeTable', tensors: [cosSin, inputs.positions, inputs.table, inputs.inverseFrequency, inputs.factor], ints: [], floats: [] }], outputs: [cosSin] }, false)
+  graph.record(
+    {
+      commands: [
+        {
+          name: 'ropeTable',
+          tensors: [cosSin, inputs.positions, inputs.table, inputs.inverseFrequency, inputs.factor],
+          ints: [],
+          floats: [],
+        },
+      ],
+      outputs: [cosSin],
+    },
+    false,
+  )
   return cosSin
 }
 
 /** Rotates heads in place. Nothing may depend on the value before the rotation. */
-export function rope(graph: Graph, x: Tensor, cosSin: Tensor, options: { heads: number; headDim: number; interleaved: boolean }): void {
+export function rope(
+  graph: Graph,
+  x: Tensor,
+  cosSin: Tensor,
+  options: { heads: number; headDim: number; interleaved: boolean },
+): void {
   const ints = (inverse: 0 | 1) => [options.heads, options.headDim, options.interleaved ? 1 : 0, inverse]
   graph.record(
     {
@@ -66,7 +89,8 @@ export function attention(graph: Graph, q: Tensor, k: Tensor, v: Tensor, options
         b.emit({
           name: 'attentionGrad',
           tensors: [...targets, delta, dO, b.value(o), b.value(lse), b.value(q), b.value(k), b.value(v), ...where],
-          ints, floats,
+          ints,
+          floats,
         })
       },
     },

@@ -29,7 +29,9 @@ export function doraLinear(graph: Graph, name: string, x: Tensor, y: Tensor, opt
   linear(graph, name, x, z, { weight, lora: plain, precision })
   graph.record(
     {
-      commands: [{ name: 'scaleColumns', tensors: [y, z, dora.gain, bias?.value, add], ints: [], floats: [alpha], inPlace: [[0, 1]] }],
+      commands: [
+        { name: 'scaleColumns', tensors: [y, z, dora.gain, bias?.value, add], ints: [], floats: [alpha], inPlace: [[0, 1]] },
+      ],
       outputs: [y],
       backward: (b) => {
         const dy = b.gradientOf(y)
@@ -62,7 +64,13 @@ function scaleGrad(dz: Tensor, dy: Tensor, z: Tensor, dora: Dora, column: number
   const owner = dora.magnitudes.find((each) => each.column <= column && column + width <= each.column + each.width)!
   const of = (tensor: Tensor): Tensor => slice(tensor, column, width)
   const dm = slice(owner.value.grad!, column - owner.column, width)
-  return { name: 'scaleColumnsGrad', tensors: [dz, dm, of(dy), of(z), of(dora.gain), of(dora.norm)], ints: [], floats: [alpha], inPlace: [[0, 2]] }
+  return {
+    name: 'scaleColumnsGrad',
+    tensors: [dz, dm, of(dy), of(z), of(dora.gain), of(dora.norm)],
+    ints: [],
+    floats: [alpha],
+    inPlace: [[0, 2]],
+  }
 }
 
 /** Rows of a frozen weight as a product's operand, with what makes it. */
@@ -76,9 +84,20 @@ interface Rows {
 export function weightRows(weight: Tensor, row: number, rows: number, type: DType, layer: number): Rows {
   const { storage } = weight
   if (!isQuantised(storage.dtype))
-    return { operand: rows === storage.rows ? weight : rowRange(weight, row, rows, bytesPerElement(storage.dtype)), commands: [], scratch: [] }
+    return {
+      operand: rows === storage.rows ? weight : rowRange(weight, row, rows, bytesPerElement(storage.dtype)),
+      commands: [],
+      scratch: [],
+    }
   const operand = whole({
-    ...storage, name: `${storage.name}[${row}:${row + rows}] unpacked`, arena: 'activations', offset: -1, dtype: type, rows, keep: 'derived', layer,
+    ...storage,
+    name: `${storage.name}[${row}:${row + rows}] unpacked`,
+    arena: 'activations',
+    offset: -1,
+    dtype: type,
+    rows,
+    keep: 'derived',
+    layer,
   })
   return { operand, commands: [{ name: 'dequantise', tensors: [operand, weight], ints: [row], floats: [] }], scratch: [operand] }
 }
@@ -103,7 +122,11 @@ function withDropout(graph: Graph, name: string, values: Values, options: DoraOp
   const frozen = graph.unpacked.get(weight.value.storage) ?? weight.value
   const rowsOf = ({ column, width }: Piece): Rows => weightRows(frozen, column, width, graph.unpackedType ?? 'f32', graph.layer)
   const { rule } = x.storage
-  const u = graph.activation(`${name}.u`, lora.parts.reduce((sum, { rank }) => sum + rank, 0), { rule, keep })
+  const u = graph.activation(
+    `${name}.u`,
+    lora.parts.reduce((sum, { rank }) => sum + rank, 0),
+    { rule, keep },
+  )
   const pieces: Piece[] = []
   let [column, rank] = [0, 0]
   lora.parts.forEach((part, index) => {
@@ -137,7 +160,8 @@ function withDropout(graph: Graph, name: string, values: Values, options: DoraOp
     const again = rowsOf(piece)
     forward.push(
       { name: 'add', tensors: [rest, x, dropped], ints: [], floats: [1, -1] },
-      ...again.commands, gemm(NT, of(y), rest, again.operand, base),
+      ...again.commands,
+      gemm(NT, of(y), rest, again.operand, base),
       { name: 'scaleColumns', tensors: [of(y), of(z), of(gain), undefined, of(y)], ints: [], floats: [alpha] },
     )
     scratch.push(rest, ...again.scratch)
@@ -149,7 +173,12 @@ function withDropout(graph: Graph, name: string, values: Values, options: DoraOp
 
 /** dX = alpha·dY·W + D((dZ − alpha·dY)·W + dU·A), for each stretch of rows with its own mask D. */
 function droppedBackward(
-  b: GradientBuilder, graph: Graph, name: string, { x, z, y }: Values, pieces: readonly Piece[], rowsOf: (piece: Piece) => Rows,
+  b: GradientBuilder,
+  graph: Graph,
+  name: string,
+  { x, z, y }: Values,
+  pieces: readonly Piece[],
+  rowsOf: (piece: Piece) => Rows,
   options: DoraOptions,
 ): void {
   const { bias, lora, add, precision } = options

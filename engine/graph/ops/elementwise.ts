@@ -24,7 +24,16 @@ export function glu(graph: Graph, gateUp: Tensor, kind: GluKind): Tensor {
         const dGate = b.target(gate).tensor
         const dUp = b.target(up).tensor
         const tensors = [dGate, dUp, b.restored(h), dh, b.value(gate), b.value(up)]
-        b.emit({ name: 'gluGrad', tensors, ints, floats: [], inPlace: [[0, 4], [2, 3]] })
+        b.emit({
+          name: 'gluGrad',
+          tensors,
+          ints,
+          floats: [],
+          inPlace: [
+            [0, 4],
+            [2, 3],
+          ],
+        })
       },
     },
     graph.needsGradient(gateUp),
@@ -62,7 +71,8 @@ export function embed(graph: Graph, ids: Tensor, table: Weight, scale: number, n
       outputs: [x],
       backward: (b) => {
         const dx = b.gradientOf(x)
-        if (dx !== undefined && table.grad !== undefined) b.emit({ name: 'embedGrad', tensors: [table.grad, ids, dx], ints: [], floats: [scale] })
+        if (dx !== undefined && table.grad !== undefined)
+          b.emit({ name: 'embedGrad', tensors: [table.grad, ids, dx], ints: [], floats: [scale] })
       },
     },
     table.grad !== undefined,
@@ -82,7 +92,12 @@ export function addRows(graph: Graph, name: string, a: Tensor, b: Tensor, beta: 
         if (dy === undefined) return
         if (graph.needsGradient(b)) {
           const { tensor, accumulate } = builder.target(b)
-          builder.emit({ name: 'add', tensors: accumulate ? [tensor, tensor, dy] : [tensor, dy, undefined], ints: [], floats: accumulate ? [1, beta] : [beta, 0] })
+          builder.emit({
+            name: 'add',
+            tensors: accumulate ? [tensor, tensor, dy] : [tensor, dy, undefined],
+            ints: [],
+            floats: accumulate ? [1, beta] : [beta, 0],
+          })
         }
         builder.passThrough(a, y)
       },
@@ -115,10 +130,21 @@ export function gatherRows(graph: Graph, x: Tensor, index: Tensor): Tensor {
 const noiseSite = 2 ** 30
 
 /** x + alpha·scale·u on each row (arXiv 2310.05914); the gradient passes through. */
-export function noise(graph: Graph, x: Tensor, { scale, alpha }: { scale: Tensor; alpha: number }, { tokenKeys, random }: { tokenKeys: Tensor; random: Tensor }): Tensor {
+export function noise(
+  graph: Graph,
+  x: Tensor,
+  { scale, alpha }: { scale: Tensor; alpha: number },
+  { tokenKeys, random }: { tokenKeys: Tensor; random: Tensor },
+): Tensor {
   const y = graph.activation('noisy', x.cols, { keep: 'residual' })
   graph.record(
-    { commands: [{ name: 'noise', tensors: [y, x, scale, tokenKeys, random], ints: [noiseSite], floats: [alpha], inPlace: [[0, 1]] }], outputs: [y], backward: (b) => b.passThrough(x, y) },
+    {
+      commands: [
+        { name: 'noise', tensors: [y, x, scale, tokenKeys, random], ints: [noiseSite], floats: [alpha], inPlace: [[0, 1]] },
+      ],
+      outputs: [y],
+      backward: (b) => b.passThrough(x, y),
+    },
     graph.needsGradient(x),
   )
   return y

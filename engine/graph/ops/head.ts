@@ -26,14 +26,26 @@ export function headChunkRows(vocabulary: number, rows: number, type: DType = 'f
  * Negative log-likelihood of each labelled row, and in the same visit the gradients of Σ weight·nll; see headLoss in commands.ts.
  * A training graph ends here: the node's backward has nothing left to emit, its forward already wrote the gradient of h.
  */
-export function headLoss(graph: Graph, h: Tensor, inputs: { nll: Tensor; labels: Tensor; weights: Tensor }, options: HeadOptions, training: boolean): void {
+export function headLoss(
+  graph: Graph,
+  h: Tensor,
+  inputs: { nll: Tensor; labels: Tensor; weights: Tensor },
+  options: HeadOptions,
+  training: boolean,
+): void {
   const { weight, bias, logitScale, softcap, precision } = options
   const { matrix, fetch } = fetched(graph, weight)
   const vocabulary = weight.value.storage.rows
-  const logits = graph.activation('logits', vocabulary, { rule: 'fixed', rows: headChunkRows(vocabulary, h.storage.rows, graph.activationType) })
+  const logits = graph.activation('logits', vocabulary, {
+    rule: 'fixed',
+    rows: headChunkRows(vocabulary, h.storage.rows, graph.activationType),
+  })
   const command = (dh?: Tensor, dw?: Tensor, dBias?: Tensor) =>
     ({
-      name: 'headLoss', tensors: [inputs.nll, dh, dw, logits, dBias, h, matrix, inputs.labels, inputs.weights, bias?.value], ints: [precision], floats: [logitScale, softcap],
+      name: 'headLoss',
+      tensors: [inputs.nll, dh, dw, logits, dBias, h, matrix, inputs.labels, inputs.weights, bias?.value],
+      ints: [precision],
+      floats: [logitScale, softcap],
     }) as const
   if (!training) {
     graph.record({ commands: [...fetch, command()], outputs: [logits] }, false)
@@ -58,13 +70,20 @@ function fetched(graph: Graph, { value }: Weight): { matrix: Tensor; fetch: read
   const { arena, rows, dtype } = value.storage
   if (arena !== 'hostWeights') return { matrix: value, fetch: [] }
   const matrix = graph.activation('head', value.cols, { rule: 'fixed', rows, dtype, keep: 'derived' })
-  return { matrix, fetch: [{ name: 'prefetch', tensors: [matrix, value], ints: [], floats: [] }, { name: 'awaitCopy', tensors: [matrix], ints: [], floats: [] }] }
+  return {
+    matrix,
+    fetch: [
+      { name: 'prefetch', tensors: [matrix, value], ints: [], floats: [] },
+      { name: 'awaitCopy', tensors: [matrix], ints: [], floats: [] },
+    ],
+  }
 }
 
 /** logits [m, V] written to `out`: for generation and checks. */
 export function headLogits(graph: Graph, h: Tensor, out: Tensor, options: HeadOptions): void {
   const { bias } = options
-  if (bias !== undefined && (options.logitScale !== 1 || options.softcap !== 0)) throw new Error('a head with a bias has neither factor nor softcap')
+  if (bias !== undefined && (options.logitScale !== 1 || options.softcap !== 0))
+    throw new Error('a head with a bias has neither factor nor softcap')
   const { matrix, fetch } = fetched(graph, options.weight)
   const commands = [...fetch, gemm(0, out, h, matrix, { precision: options.precision, bias: bias?.value })]
   if (options.logitScale !== 1 || options.softcap !== 0)

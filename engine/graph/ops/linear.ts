@@ -87,7 +87,13 @@ export function gemm(mode: 0 | 1 | 2, c: Tensor, a: Tensor, b: Tensor, options: 
 
 /** The loraGrad command: dU and dB of parts that stand so in dY. `b` holds all of their rows. */
 export function loraGrad(
-  du: Tensor, dy: Tensor, u: Tensor, b: Weight, parts: readonly Pick<LoraPart, 'column' | 'width'>[], alpha: number, precision: PrecisionCode,
+  du: Tensor,
+  dy: Tensor,
+  u: Tensor,
+  b: Weight,
+  parts: readonly Pick<LoraPart, 'column' | 'width'>[],
+  alpha: number,
+  precision: PrecisionCode,
 ): Command {
   const ints = [precision, ...parts.flatMap(({ column, width }) => [column, width])]
   return { name: 'loraGrad', tensors: [du, b.grad, dy, u, b.value], ints, floats: [alpha] }
@@ -122,7 +128,8 @@ export function linear(graph: Graph, name: string, x: Tensor, y: Tensor, options
         const dy = b.gradientOf(y)
         if (dy === undefined) return
         const { grad } = weight
-        if (grad !== undefined) b.whenRestored(x, (value) => b.emit(gemm(TN, grad, dy, value, { alpha, accumulate: true, precision })))
+        if (grad !== undefined)
+          b.whenRestored(x, (value) => b.emit(gemm(TN, grad, dy, value, { alpha, accumulate: true, precision })))
         if (bias?.grad !== undefined) b.emit({ name: 'columnSum', tensors: [bias.grad, dy], ints: [], floats: [1] })
         const gradients = lora === undefined ? undefined : loraBackward(b, x, dy, down, lora, alpha, precision)
         if (graph.needsGradient(x)) {
@@ -163,9 +170,16 @@ function loraDown(graph: Graph, name: string, x: Tensor, y: Tensor, lora: LoraGr
     const mine = slice(u, column, part.rank)
     column += part.rank
     if (stacked) return { part, u: mine, seen: x }
-    const seen = part.dropout === undefined ? x : graph.activation(`${name}.dropped${index}`, x.cols, { rule: x.storage.rule, keep: 'derived' })
-    if (part.dropout !== undefined) graph.record({ commands: [dropout(seen, x, part.dropout, options, false)], outputs: [seen] }, false)
-    graph.record({ commands: [gemm(NT, mine, seen, part.a.value, { alpha: alpha * part.scale, precision })], outputs: [mine] }, true)
+    const seen =
+      part.dropout === undefined
+        ? x
+        : graph.activation(`${name}.dropped${index}`, x.cols, { rule: x.storage.rule, keep: 'derived' })
+    if (part.dropout !== undefined)
+      graph.record({ commands: [dropout(seen, x, part.dropout, options, false)], outputs: [seen] }, false)
+    graph.record(
+      { commands: [gemm(NT, mine, seen, part.a.value, { alpha: alpha * part.scale, precision })], outputs: [mine] },
+      true,
+    )
     return { part, u: mine, seen }
   })
 }
@@ -183,7 +197,15 @@ interface LoraGradients {
 }
 
 /** dU, dB and dA of every part. */
-function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly LoraDown[], lora: LoraGroup, alpha: number, precision: PrecisionCode): LoraGradients {
+function loraBackward(
+  b: GradientBuilder,
+  x: Tensor,
+  dy: Tensor,
+  down: readonly LoraDown[],
+  lora: LoraGroup,
+  alpha: number,
+  precision: PrecisionCode,
+): LoraGradients {
   const rank = lora.parts.reduce((sum, part) => sum + part.rank, 0)
   const u = whole(down[0]!.u.storage)
   const du = b.scratch(`d ${u.storage.name}`, x, rank)
@@ -210,7 +232,18 @@ function loraBackward(b: GradientBuilder, x: Tensor, dy: Tensor, down: readonly 
 }
 
 /** Command for a part's dropout; the same mask both ways. */
-export function dropout(y: Tensor, x: Tensor, { p, site }: { p: number; site: number }, { randomness }: LinearOptions, accumulate: boolean): Command {
+export function dropout(
+  y: Tensor,
+  x: Tensor,
+  { p, site }: { p: number; site: number },
+  { randomness }: LinearOptions,
+  accumulate: boolean,
+): Command {
   if (randomness === undefined) throw new Error('dropout needs its keys')
-  return { name: 'dropout', tensors: [y, x, randomness.tokenKeys, randomness.random], ints: [site, accumulate ? 1 : 0], floats: [p] }
+  return {
+    name: 'dropout',
+    tensors: [y, x, randomness.tokenKeys, randomness.random],
+    ints: [site, accumulate ? 1 : 0],
+    floats: [p],
+  }
 }

@@ -37,7 +37,8 @@ export function route(graph: Graph, logits: Tensor, options: RouteOptions): Rout
   const token = graph.activation('token', 1, { repeat: choices, keep: 'mlp', dtype: 'i32' })
   const place = graph.activation('place', choices, { keep: 'mlp', dtype: 'i32' })
   const first = graph.activation('first', 1, { rule: 'fixed', rows: experts + 1, keep: 'mlp', dtype: 'i32' })
-  const gathered = balance === undefined ? undefined : graph.activation('balance', 2 * experts, { rule: 'fixed', rows: 1, dtype: 'f64' })
+  const gathered =
+    balance === undefined ? undefined : graph.activation('balance', 2 * experts, { rule: 'fixed', rows: 1, dtype: 'f64' })
   if (gathered !== undefined) balance!.layers.push(gathered)
   const ints = [options.renormalise ? 1 : 0]
   graph.record(
@@ -49,7 +50,12 @@ export function route(graph: Graph, logits: Tensor, options: RouteOptions): Rout
         if (dWeight === undefined || !graph.needsGradient(logits)) return
         const { tensor, accumulate } = b.target(logits)
         if (accumulate) throw new Error('route is the only consumer of the router logits')
-        b.emit({ name: 'routeGrad', tensors: [tensor, dWeight, b.value(logits), b.value(place), b.value(first), balance?.share, balance?.weight], ints, floats: [] })
+        b.emit({
+          name: 'routeGrad',
+          tensors: [tensor, dWeight, b.value(logits), b.value(place), b.value(first), balance?.share, balance?.weight],
+          ints,
+          floats: [],
+        })
       },
     },
     graph.needsGradient(logits),
@@ -64,7 +70,13 @@ export function newBalance(graph: Graph, experts: number, weight: Tensor): Balan
 
 /** The balance loss of all routers, written to `loss` [1,1]. */
 export function balanceLoss(graph: Graph, balance: Balance, choices: number, loss: Tensor): void {
-  graph.record({ commands: [{ name: 'balanceLoss', tensors: [loss, balance.share, ...balance.layers], ints: [choices], floats: [] }], outputs: [balance.share] }, false)
+  graph.record(
+    {
+      commands: [{ name: 'balanceLoss', tensors: [loss, balance.share, ...balance.layers], ints: [choices], floats: [] }],
+      outputs: [balance.share],
+    },
+    false,
+  )
 }
 
 /** x[token] for every slot: [n·k, cols]. */
@@ -78,7 +90,12 @@ export function dispatch(graph: Graph, x: Tensor, routing: Routing): Tensor {
         const dy = b.gradientOf(y)
         if (dy === undefined || !graph.needsGradient(x)) return
         const { tensor, accumulate } = b.target(x)
-        b.emit({ name: 'combineRows', tensors: [tensor, dy, b.value(routing.place), undefined], ints: [accumulate ? 1 : 0], floats: [] })
+        b.emit({
+          name: 'combineRows',
+          tensors: [tensor, dy, b.value(routing.place), undefined],
+          ints: [accumulate ? 1 : 0],
+          floats: [],
+        })
       },
     },
     graph.needsGradient(x),
@@ -124,7 +141,13 @@ export function scaleRows(graph: Graph, name: string, h: Tensor, weight: Tensor)
         if (dy === undefined) return
         const dh = graph.needsGradient(h) ? b.target(h).tensor : b.scratch('d unused', h, h.cols)
         const dw = graph.needsGradient(weight) ? b.target(weight).tensor : undefined
-        b.emit({ name: 'scaleRowsGrad', tensors: [dh, dw, dy, b.value(h), b.value(weight)], ints: [], floats: [], inPlace: [[0, 2]] })
+        b.emit({
+          name: 'scaleRowsGrad',
+          tensors: [dh, dw, dy, b.value(h), b.value(weight)],
+          ints: [],
+          floats: [],
+          inPlace: [[0, 2]],
+        })
       },
     },
     graph.needsGradient(h) || graph.needsGradient(weight),
@@ -160,15 +183,30 @@ export function expertLinear(graph: Graph, name: string, x: Tensor, width: numbe
   const y = graph.activation(name, width, { repeat, keep: 'mlp' })
   const part = options.lora?.parts[0]
   const u = part === undefined ? undefined : graph.activation(`${name}.u`, part.rank, { repeat, keep: 'mlp' })
-  const product = (mode: 0 | 1 | 2, c: Tensor, a: Tensor, b: Tensor, where: Tensor, factor: number, columns: 0 | 1 | 2 = stacked, low?: LowRank): Command => ({
-    name: 'expertGemm', tensors: [c, a, b, where, low?.a, low?.b], ints: [mode, precision, columns], floats: [factor, low?.alpha ?? 1],
+  const product = (
+    mode: 0 | 1 | 2,
+    c: Tensor,
+    a: Tensor,
+    b: Tensor,
+    where: Tensor,
+    factor: number,
+    columns: 0 | 1 | 2 = stacked,
+    low?: LowRank,
+  ): Command => ({
+    name: 'expertGemm',
+    tensors: [c, a, b, where, low?.a, low?.b],
+    ints: [mode, precision, columns],
+    floats: [factor, low?.alpha ?? 1],
   })
   if (part !== undefined) graph.record({ commands: [product(0, u!, x, part.a.value, first, 1)], outputs: [u!] }, true)
   const low = part === undefined ? undefined : { a: u!, b: part.b.value, alpha: alpha * part.scale }
   const forward = unpacked(graph, weight.value)
   graph.record(
     {
-      commands: [...forward.commands, product(0, y, x, forward.operand, first, alpha, low === undefined ? stacked : lowByColumns, low)],
+      commands: [
+        ...forward.commands,
+        product(0, y, x, forward.operand, first, alpha, low === undefined ? stacked : lowByColumns, low),
+      ],
       outputs: [y, ...forward.scratch],
       backward: (b) => {
         const dy = b.gradientOf(y)
@@ -187,7 +225,18 @@ export function expertLinear(graph: Graph, name: string, x: Tensor, width: numbe
         if (accumulate) throw new Error('an expert’s product is the only consumer of its input')
         const { operand, commands } = unpacked(graph, weight.value)
         for (const command of commands) b.emit(command)
-        b.emit(product(1, dx, dy, operand, where, alpha, stacked, part === undefined ? undefined : { a: du!, b: part.a.value, alpha: 1 }))
+        b.emit(
+          product(
+            1,
+            dx,
+            dy,
+            operand,
+            where,
+            alpha,
+            stacked,
+            part === undefined ? undefined : { a: du!, b: part.a.value, alpha: 1 },
+          ),
+        )
       },
     },
     weight.grad !== undefined || part !== undefined || graph.needsGradient(x),

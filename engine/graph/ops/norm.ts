@@ -19,7 +19,9 @@ export function norm(graph: Graph, name: string, x: Tensor, y: Tensor, options: 
   const groups = options.groups ?? 1
   const plusOne = options.plusOne === true ? 1 : 0
   const stats = graph.activation(`${name}.stats`, kind === 'rms' ? groups : 2 * groups, {
-    rule: x.storage.rule, keep: y.storage.keep === 'derived' ? 'residual' : 'attention', dtype: 'f32',
+    rule: x.storage.rule,
+    keep: y.storage.keep === 'derived' ? 'residual' : 'attention',
+    dtype: 'f32',
   })
   const forward =
     kind === 'rms'
@@ -35,10 +37,24 @@ export function norm(graph: Graph, name: string, x: Tensor, y: Tensor, options: 
         if (dy === undefined) return
         const needsInput = graph.needsGradient(x)
         if (!needsInput && !trained) return
-        const { tensor: dx, accumulate } = needsInput ? b.target(x) : { tensor: b.scratch(`d ${name}.unused`, x, x.cols), accumulate: false }
+        const { tensor: dx, accumulate } = needsInput
+          ? b.target(x)
+          : { tensor: b.scratch(`d ${name}.unused`, x, x.cols), accumulate: false }
         const inputs = [dy, b.value(x), weight?.value, b.value(stats)]
-        if (kind === 'rms') b.emit({ name: 'rmsNormGrad', tensors: [dx, weight?.grad, ...inputs], ints: [groups, plusOne, accumulate ? 1 : 0], floats: [] })
-        else b.emit({ name: 'layerNormGrad', tensors: [dx, weight?.grad, bias?.grad, ...inputs], ints: [groups, accumulate ? 1 : 0], floats: [] })
+        if (kind === 'rms')
+          b.emit({
+            name: 'rmsNormGrad',
+            tensors: [dx, weight?.grad, ...inputs],
+            ints: [groups, plusOne, accumulate ? 1 : 0],
+            floats: [],
+          })
+        else
+          b.emit({
+            name: 'layerNormGrad',
+            tensors: [dx, weight?.grad, bias?.grad, ...inputs],
+            ints: [groups, accumulate ? 1 : 0],
+            floats: [],
+          })
       },
     },
     trained || graph.needsGradient(x),

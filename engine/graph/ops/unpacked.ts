@@ -20,9 +20,18 @@ const fewRows = 8
 export function unpacked(graph: Graph, weight: Tensor): Unpacked {
   const { storage } = weight
   const type = graph.unpackedType
-  if (type === undefined || !isQuantised(storage.dtype) || graph.capacity.tokens <= fewRows) return { operand: weight, commands: [], scratch: [] }
+  if (type === undefined || !isQuantised(storage.dtype) || graph.capacity.tokens <= fewRows)
+    return { operand: weight, commands: [], scratch: [] }
   const kept = graph.unpacked.get(storage)
   if (kept !== undefined) return { operand: kept, commands: [], scratch: [] }
-  const operand = whole({ ...storage, name: `${storage.name} unpacked`, arena: 'activations', offset: -1, dtype: type, keep: 'derived', layer: graph.layer })
+  const operand = whole({
+    ...storage,
+    name: `${storage.name} unpacked`,
+    arena: 'activations',
+    offset: -1,
+    dtype: type,
+    keep: 'derived',
+    layer: graph.layer,
+  })
   return { operand, commands: [{ name: 'dequantise', tensors: [operand, weight], ints: [0], floats: [] }], scratch: [operand] }
 }

@@ -32,7 +32,14 @@ export const cohere2: ArchitectureFamily = {
   models: 'Command R7B, Command A',
   spec: (config) => {
     const every = config.number(4, 'sliding_window_pattern', '_sliding_window_pattern')
-    const base = cohereLike(config, { architecture: 'cohere2', window: config.number(4096, 'sliding_window'), windowLayers: (layer) => (layer + 1) % every !== 0 })
-    return { ...base, rope: { ...base.rope, layers: base.attention.kinds.map((kind) => (kind === 'window' ? 'window' : 'none')) } }
+    const base = cohereLike(config, {
+      architecture: 'cohere2',
+      window: config.number(4096, 'sliding_window'),
+      windowLayers: (layer) => (layer + 1) % every !== 0,
+    })
+    return {
+      ...base,
+      rope: { ...base.rope, layers: base.attention.kinds.map((kind) => (kind === 'window' ? 'window' : 'none')) },
+    }
   },
 }

@@ -7,7 +7,14 @@ export const ernie45: ArchitectureFamily = {
   models: 'ERNIE 4.5 0.3B',
   spec: (config) => {
     const bias = config.boolean(false, 'use_bias')
-    const base = llamaLike(config, { architecture: 'ernie4_5', normEps: 1e-5, ropeTheta: 5e5, headDim: 128, tied: true, interleavedRope: true })
+    const base = llamaLike(config, {
+      architecture: 'ernie4_5',
+      normEps: 1e-5,
+      ropeTheta: 5e5,
+      headDim: 128,
+      tied: true,
+      interleavedRope: true,
+    })
     return { ...base, bias: { qkv: bias, o: bias, mlp: bias } }
   },
 }

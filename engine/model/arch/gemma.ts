@@ -31,7 +31,11 @@ export const gemma2: ArchitectureFamily = {
   architectures: ['Gemma2ForCausalLM'],
   models: 'Gemma 2',
   spec: (config) => {
-    const base = gemmaLike(config, { architecture: 'gemma2', window: config.number(4096, 'sliding_window'), windowLayers: (layer) => layer % 2 === 0 })
+    const base = gemmaLike(config, {
+      architecture: 'gemma2',
+      window: config.number(4096, 'sliding_window'),
+      windowLayers: (layer) => layer % 2 === 0,
+    })
     return {
       ...base,
       block: 'prePost',
@@ -49,14 +53,28 @@ export const gemma3: ArchitectureFamily = {
   spec: (config) => {
     const every = config.number(6, 'sliding_window_pattern', '_sliding_window_pattern')
     const window = config.number(4096, 'sliding_window')
-    const base = gemmaLike(config, { architecture: 'gemma3', ropeTheta: 1e6, window, windowLayers: (layer) => (layer + 1) % every !== 0 })
+    const base = gemmaLike(config, {
+      architecture: 'gemma3',
+      ropeTheta: 1e6,
+      window,
+      windowLayers: (layer) => (layer + 1) % every !== 0,
+    })
     const { headDim, context } = base
     return {
       ...base,
       block: 'prePost',
       qkNorm: { ...base.norm, over: 'head', weightPerHead: false },
       attention: { ...base.attention, scale: scoreScale(config), softcap: config.number(0, 'attn_logit_softcapping') },
-      rope: { ...base.rope, window: ropeSpec(config, { headDim, context, defaultTheta: 1e4, layerType: 'sliding_attention', thetaKey: 'rope_local_base_freq' }) },
+      rope: {
+        ...base.rope,
+        window: ropeSpec(config, {
+          headDim,
+          context,
+          defaultTheta: 1e4,
+          layerType: 'sliding_attention',
+          thetaKey: 'rope_local_base_freq',
+        }),
+      },
       finalSoftcap: config.number(0, 'final_logit_softcapping'),
       names: prePostNames,
     }

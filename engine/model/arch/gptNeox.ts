@@ -10,7 +10,9 @@ export const gptNeox: ArchitectureFamily = {
   models: 'Pythia, GPT-NeoX 20B, Dolly 2',
   spec: (config) => {
     const base = llamaLike(config, {
-      architecture: 'gpt-neox', partialRotary: config.number(0.25, 'rotary_pct'), ropeTheta: config.number(1e4, 'rotary_emb_base'),
+      architecture: 'gpt-neox',
+      partialRotary: config.number(0.25, 'rotary_pct'),
+      ropeTheta: config.number(1e4, 'rotary_emb_base'),
     })
     const attention = config.boolean(true, 'attention_bias')
     return {
@@ -22,10 +24,17 @@ export const gptNeox: ArchitectureFamily = {
       fused: { qkv: true, qkvByHead: true, gateUp: false },
       plainMlp: true,
       names: {
-        ...llamaNames, embedding: 'gpt_neox.embed_in', finalNorm: 'gpt_neox.final_layer_norm', head: 'embed_out',
-        qkv: `${layer}.attention.query_key_value`, o: `${layer}.attention.dense`, up: `${layer}.mlp.dense_h_to_4h`, down: `${layer}.mlp.dense_4h_to_h`,
+        ...llamaNames,
+        embedding: 'gpt_neox.embed_in',
+        finalNorm: 'gpt_neox.final_layer_norm',
+        head: 'embed_out',
+        qkv: `${layer}.attention.query_key_value`,
+        o: `${layer}.attention.dense`,
+        up: `${layer}.mlp.dense_h_to_4h`,
+        down: `${layer}.mlp.dense_4h_to_h`,
         memory: { ...llamaNames.memory, head: 'lm_head' },
-        attentionNorm: `${layer}.input_layernorm`, mlpNorm: `${layer}.post_attention_layernorm`,
+        attentionNorm: `${layer}.input_layernorm`,
+        mlpNorm: `${layer}.post_attention_layernorm`,
       },
     }
   },

@@ -37,12 +37,21 @@ export const graniteMoe: ArchitectureFamily = {
     return {
       ...base,
       moe: mixture(config, {
-        experts: config.number(8, 'num_local_experts'), choices: config.number(2, 'num_experts_per_tok'), ffn: base.ffn, renormalise: true,
+        experts: config.number(8, 'num_local_experts'),
+        choices: config.number(2, 'num_experts_per_tok'),
+        ffn: base.ffn,
+        renormalise: true,
         layers: base.attention.kinds.map(() => true),
       }),
       names: {
-        ...llamaNames, router: `${block}.router.layer`, stackedExperts: { gateUp: `${block}.input_linear.weight`, down: `${block}.output_linear.weight` },
-        memory: { router: `${block}.router`, expertGateUp: `${block}.experts.gate_up_proj`, expertDown: `${block}.experts.down_proj` },
+        ...llamaNames,
+        router: `${block}.router.layer`,
+        stackedExperts: { gateUp: `${block}.input_linear.weight`, down: `${block}.output_linear.weight` },
+        memory: {
+          router: `${block}.router`,
+          expertGateUp: `${block}.experts.gate_up_proj`,
+          expertDown: `${block}.experts.down_proj`,
+        },
       },
     }
   },

@@ -8,7 +8,9 @@ export const olmo: ArchitectureFamily = {
   models: 'OLMo 1B and 7B of 2024',
   spec: (config) => {
     if (config.has('clip_qkv'))
-      throw new UnslothError('MODEL_UNSUPPORTED', 'config.json: "clip_qkv" (OLMo 7B of April 2024) is not supported.', { hint: 'OLMo 2 is.' })
+      throw new UnslothError('MODEL_UNSUPPORTED', 'config.json: "clip_qkv" (OLMo 7B of April 2024) is not supported.', {
+        hint: 'OLMo 2 is.',
+      })
     const attention = config.boolean(false, 'attention_bias')
     return {
       ...llamaLike(config, { architecture: 'olmo' }),

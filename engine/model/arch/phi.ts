@@ -8,7 +8,8 @@ export const phi: ArchitectureFamily = {
   architectures: ['PhiForCausalLM'],
   models: 'Phi 1, 1.5 and 2',
   spec: (config) => {
-    if (config.boolean(false, 'qk_layernorm')) throw new UnslothError('MODEL_UNSUPPORTED', 'config.json: Phi with "qk_layernorm" is not supported.')
+    if (config.boolean(false, 'qk_layernorm'))
+      throw new UnslothError('MODEL_UNSUPPORTED', 'config.json: Phi with "qk_layernorm" is not supported.')
     return {
       ...llamaLike(config, { architecture: 'phi', partialRotary: 0.5 }),
       norm: { kind: 'layer', eps: config.number(1e-5, 'layer_norm_eps'), plusOne: false, bias: true },
@@ -17,7 +18,11 @@ export const phi: ArchitectureFamily = {
       plainMlp: true,
       headBias: true,
       names: {
-        ...llamaNames, finalNorm: 'model.final_layernorm', o: 'model.layers.N.self_attn.dense', up: 'model.layers.N.mlp.fc1', down: 'model.layers.N.mlp.fc2',
+        ...llamaNames,
+        finalNorm: 'model.final_layernorm',
+        o: 'model.layers.N.self_attn.dense',
+        up: 'model.layers.N.mlp.fc1',
+        down: 'model.layers.N.mlp.fc2',
       },
     }
   },

@@ -7,7 +7,12 @@ export const phi3: ArchitectureFamily = {
   models: 'Phi 3, 3.5, 4, 4 mini',
   spec: (config) => ({
     // Early configs call longrope "su" or "yarn".
-    ...llamaLike(config, { architecture: 'phi3', normEps: 1e-5, window: config.number(0, 'sliding_window'), ropeAliases: { yarn: 'longrope' } }),
+    ...llamaLike(config, {
+      architecture: 'phi3',
+      normEps: 1e-5,
+      window: config.number(0, 'sliding_window'),
+      ropeAliases: { yarn: 'longrope' },
+    }),
     fused: { qkv: true, gateUp: true },
   }),
 }

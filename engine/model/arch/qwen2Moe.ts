@@ -15,8 +15,10 @@ export const qwen2Moe: ArchitectureFamily = {
       architecture: 'qwen2-moe',
       bias: { ...base.bias, qkv: config.boolean(true, 'qkv_bias') },
       moe: mixture(config, {
-        experts: config.number(60, 'num_experts', 'num_local_experts'), choices: config.number(4, 'num_experts_per_tok'),
-        ffn: config.number(1408, 'moe_intermediate_size'), sharedFfn: config.number(5632, 'shared_expert_intermediate_size'),
+        experts: config.number(60, 'num_experts', 'num_local_experts'),
+        choices: config.number(4, 'num_experts_per_tok'),
+        ffn: config.number(1408, 'moe_intermediate_size'),
+        sharedFfn: config.number(5632, 'shared_expert_intermediate_size'),
         renormalise: config.boolean(false, 'norm_topk_prob'),
         layers: base.attention.kinds.map((_, layer) => !dense.includes(layer) && (layer + 1) % every === 0),
       }),

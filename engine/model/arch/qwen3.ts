@@ -10,6 +10,10 @@ export const qwen3: ArchitectureFamily = {
     const window = config.boolean(false, 'use_sliding_window') ? config.number(4096, 'sliding_window') : 0
     const base = llamaLike(config, { architecture: 'qwen3', headDim: 128, window, windowLayers: (layer) => layer >= from })
     const attention = config.boolean(false, 'attention_bias')
-    return { ...base, bias: { qkv: attention, o: attention, mlp: false }, qkNorm: { ...base.norm, over: 'head', weightPerHead: false } }
+    return {
+      ...base,
+      bias: { qkv: attention, o: attention, mlp: false },
+      qkNorm: { ...base.norm, over: 'head', weightPerHead: false },
+    }
   },
 }

@@ -14,8 +14,10 @@ export const qwen3Moe: ArchitectureFamily = {
       ...base,
       architecture: 'qwen3-moe',
       moe: mixture(config, {
-        experts: config.number(128, 'num_local_experts', 'num_experts'), choices: config.number(8, 'num_experts_per_tok'),
-        ffn: config.number(768, 'moe_intermediate_size'), renormalise: config.boolean(false, 'norm_topk_prob'),
+        experts: config.number(128, 'num_local_experts', 'num_experts'),
+        choices: config.number(8, 'num_experts_per_tok'),
+        ffn: config.number(768, 'moe_intermediate_size'),
+        renormalise: config.boolean(false, 'norm_topk_prob'),
         layers: base.attention.kinds.map((_, layer) => !dense.includes(layer) && (layer + 1) % every === 0),
       }),
     }

@@ -7,6 +7,10 @@ export const seedOss: ArchitectureFamily = {
   models: 'Seed-OSS 36B',
   spec: (config) => ({
     ...llamaLike(config, { architecture: 'seed-oss', headDim: 128 }),
-    bias: { qkv: config.boolean(true, 'attention_bias'), o: config.boolean(false, 'attention_out_bias'), mlp: config.boolean(false, 'mlp_bias') },
+    bias: {
+      qkv: config.boolean(true, 'attention_bias'),
+      o: config.boolean(false, 'attention_out_bias'),
+      mlp: config.boolean(false, 'mlp_bias'),
+    },
   }),
 }

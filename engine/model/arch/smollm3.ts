@@ -10,9 +10,13 @@ export const smollm3: ArchitectureFamily = {
     const window = config.boolean(false, 'use_sliding_window') ? config.number(0, 'sliding_window') : 0
     const base = llamaLike(config, { architecture: 'smollm3', ropeTheta: 2e6, tied: true, window })
     const every = config.number(4, 'no_rope_layer_interval')
-    const rotates = config.numbers('no_rope_layers') ?? base.attention.kinds.map((_, layer) => ((layer + 1) % every === 0 ? 0 : 1))
+    const rotates =
+      config.numbers('no_rope_layers') ?? base.attention.kinds.map((_, layer) => ((layer + 1) % every === 0 ? 0 : 1))
     if (rotates.length !== base.layers)
-      throw new UnslothError('MODEL_INVALID', `config.json: "no_rope_layers" has ${rotates.length} entries for ${base.layers} layers.`)
+      throw new UnslothError(
+        'MODEL_INVALID',
+        `config.json: "no_rope_layers" has ${rotates.length} entries for ${base.layers} layers.`,
+      )
     const attention = config.boolean(false, 'attention_bias')
     return {
       ...base,

@@ -8,7 +8,8 @@ export const stablelm: ArchitectureFamily = {
   models: 'StableLM 3B, StableLM 2 1.6B, Stable Code',
   spec: (config) => {
     for (const key of ['qk_layernorm', 'use_parallel_residual'])
-      if (config.boolean(false, key)) throw new UnslothError('MODEL_UNSUPPORTED', `config.json: StableLM with "${key}" (the 12B model) is not supported.`)
+      if (config.boolean(false, key))
+        throw new UnslothError('MODEL_UNSUPPORTED', `config.json: StableLM with "${key}" (the 12B model) is not supported.`)
     const base = llamaLike(config, { architecture: 'stablelm', partialRotary: 0.25 })
     return {
       ...base,

@@ -14,15 +14,21 @@ interface Repositories {
 
 function expand(family: NameFamily): Repositories[] {
   const pattern = family.unsloth ?? family.official.slice(family.official.indexOf('/') + 1)
-  const kinds = [['dynamic', family.dynamic], ['plain', family.plain], ['only4', family.only4]] as const
+  const kinds = [
+    ['dynamic', family.dynamic],
+    ['plain', family.plain],
+    ['only4', family.only4],
+  ] as const
   return kinds.flatMap(([kind, variants]) =>
     (variants ?? []).map((variant) => {
       const official = family.official.replace('{}', variant)
       const copy = `unsloth/${pattern.replace('{}', variant)}`
       const plain = `${copy}-bnb-4bit`
       return {
-        official, full: kind === 'only4' ? official : copy,
-        quantised: kind === 'dynamic' ? `${copy}-unsloth-bnb-4bit` : plain, older: kind === 'dynamic' ? [plain] : [],
+        official,
+        full: kind === 'only4' ? official : copy,
+        quantised: kind === 'dynamic' ? `${copy}-unsloth-bnb-4bit` : plain,
+        older: kind === 'dynamic' ? [plain] : [],
       }
     }),
   )
@@ -32,7 +38,9 @@ const known: readonly Repositories[] = nameFamilies.flatMap(expand)
 
 /** Every repository of every model, by its name in lower case. */
 const byName: ReadonlyMap<string, Repositories> = new Map(
-  known.flatMap((model) => [model.official, model.full, model.quantised, ...model.older].map((name) => [name.toLowerCase(), model] as const)),
+  known.flatMap((model) =>
+    [model.official, model.full, model.quantised, ...model.older].map((name) => [name.toLowerCase(), model] as const),
+  ),
 )
 
 export interface LoadPrecision {
@@ -62,7 +70,8 @@ export function resolveName(name: string, precision: LoadPrecision): ResolvedNam
   const loadIn4bit = precision.loadIn4bit === true && !lower.endsWith('-bf16')
   const model = byName.get(lower)
   if (model === undefined) return { name, loadIn4bit }
-  if (!loadIn4bit) return { name: precision.loadIn8bit === true && lower === model.official.toLowerCase() ? name : model.full, loadIn4bit }
+  if (!loadIn4bit)
+    return { name: precision.loadIn8bit === true && lower === model.official.toLowerCase() ? name : model.full, loadIn4bit }
   return { name: lower.endsWith('-bnb-4bit') ? name : model.quantised, loadIn4bit }
 }
 

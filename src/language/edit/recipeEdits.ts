@@ -29,9 +29,8 @@ export function entrySpan({ source, rootIndent }: Outline, entry: Entry): Span {
     return { start: before.index, end }
   }
   const start = source.lineStart(entry.line)
-  if (entry.indent <= rootIndent
-    && entry.line === 0) return { start: source.lineStart(0) + entry.keySpan.start - source.lineStart(0),
-      end: lineAfter(source, entry.lastLine) }
+  if (entry.indent <= rootIndent && entry.line === 0)
+    return { start: source.lineStart(0) + entry.keySpan.start - source.lineStart(0), end: lineAfter(source, entry.lastLine) }
   return { start, end: lineAfter(source, entry.lastLine) }
 }
 
@@ -81,8 +80,11 @@ export function insertKeys(outline: Outline, section: SectionName, keys: readonl
     return source.edit({ start: colon + 1, end: owner.valueSpan.end }, [``, `${indent}name: ${name}`, ...lines].join(source.eol))
   }
   const before = children.filter(({ field }) => rank(field?.key ?? '') <= rank(sorted[0]!.key)).at(-1)
-  return insertLines(outline,
-    (before ?? owner).lastLine === owner.lastLine ? (before?.lastLine ?? owner.line) : before?.lastLine ?? owner.line, lines)
+  return insertLines(
+    outline,
+    (before ?? owner).lastLine === owner.lastLine ? (before?.lastLine ?? owner.line) : (before?.lastLine ?? owner.line),
+    lines,
+  )
 }
 
 /** The last line of what stands before a new section, by the usual order; −1 for the beginning. */
@@ -95,8 +97,11 @@ function sectionEnd(outline: Outline, section: SectionName): number {
 
 function insertLines({ source }: Outline, after: number, lines: readonly string[]): TextEdit {
   const { eol } = source
-  if (after < 0) return source.edit({ start: source.text.startsWith('\ufeff') ? 1 : 0,
-    end: source.text.startsWith('\ufeff') ? 1 : 0 }, lines.join(eol) + eol)
+  if (after < 0)
+    return source.edit(
+      { start: source.text.startsWith('\ufeff') ? 1 : 0, end: source.text.startsWith('\ufeff') ? 1 : 0 },
+      lines.join(eol) + eol,
+    )
   const end = source.lineEnd(after)
   return source.edit({ start: end, end }, eol + lines.join(eol))
 }
@@ -108,8 +113,13 @@ export function linesOf({ source }: Outline, entry: Entry): string[] {
   for (let line = entry.line; line <= entry.lastLine; line++) {
     const text = source.line(line)
     const own = /^[ \t\ufeff]*/.exec(text)![0].length
-    lines.push(line === entry.line ? text.slice(own)
-      : text.trim() === '' ? '' : ' '.repeat(Math.max(2, own - entry.indent)) + text.slice(own))
+    lines.push(
+      line === entry.line
+        ? text.slice(own)
+        : text.trim() === ''
+          ? ''
+          : ' '.repeat(Math.max(2, own - entry.indent)) + text.slice(own),
+    )
   }
   return lines.map((line) => line.trimEnd())
 }

@@ -20,20 +20,25 @@ export function moveFixes(outline: Outline, entry: Entry): Fix[] {
   const field = homeOf(entry)
   if (field === undefined) return []
   const there = outline.find(field.path)
-  if (there !== undefined
-    && there !== entry) return [{ title: t('Remove {0}: {1} is given', entry.key, field.path), edits: [removeEntry(outline, entry)],
-      preferred: true }]
+  if (there !== undefined && there !== entry)
+    return [
+      { title: t('Remove {0}: {1} is given', entry.key, field.path), edits: [removeEntry(outline, entry)], preferred: true },
+    ]
   return [{ title: t('Move to {0}', field.section), edits: moveAll(outline, [entry]), preferred: true }, removal(outline, entry)]
 }
 
 /** Keys at the top or in another section that have a section of their own. */
 export function strayKeys(outline: Outline): Entry[] {
   return outline.entries.filter((entry) => {
-    if (entry.field !== undefined
-      || (entry.parent === undefined && (isSection(entry.key) || entry.key === 'version'))) return false
+    if (entry.field !== undefined || (entry.parent === undefined && (isSection(entry.key) || entry.key === 'version')))
+      return false
     const field = homeOf(entry)
-    return field !== undefined && outline.find(field.path) === undefined
-      && (entry.parent === undefined || isSection(entry.parent)) && entry.style !== 'section'
+    return (
+      field !== undefined &&
+      outline.find(field.path) === undefined &&
+      (entry.parent === undefined || isSection(entry.parent)) &&
+      entry.style !== 'section'
+    )
   })
 }
 
@@ -57,11 +62,13 @@ export function moveAll(outline: Outline, entries: readonly Entry[]): TextEdit[]
   // A new section may be wanted in the middle of what is taken out: then it goes before it.
   const placed = edits.map((edit) => {
     const { start } = outline.source.span(edit.range)
-    const around = removed.find((span) =>
-      start > span.start && start <= span.end && !(start === span.end && outline.source.text[start - 1] !== '\n'))
+    const around = removed.find(
+      (span) => start > span.start && start <= span.end && !(start === span.end && outline.source.text[start - 1] !== '\n'),
+    )
     if (around === undefined) return edit
     const lines = edit.newText.startsWith(outline.source.eol)
-      ? edit.newText.slice(outline.source.eol.length) + outline.source.eol : edit.newText
+      ? edit.newText.slice(outline.source.eol.length) + outline.source.eol
+      : edit.newText
     return outline.source.edit({ start: around.start, end: around.start }, lines)
   })
   return [...placed, ...taken.map((entry) => removeEntry(outline, entry))]

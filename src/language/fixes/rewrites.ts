@@ -25,10 +25,14 @@ export function rewrites(outline: Outline, offset: number): Fix[] {
       fixes.push({ title: t('Use the usual name {0}', field.key), edits: [renameKey(outline, entry, field.key)] })
     }
   }
-  const aliases = outline.entries.filter(({ field, key, section }) =>
-    section !== undefined && field !== undefined && field.key !== key)
-  if (aliases.length > 1) fixes.push({ title: t('Use the usual names of all keys'),
-    edits: aliases.map((alias) => renameKey(outline, alias, alias.field!.key)) })
+  const aliases = outline.entries.filter(
+    ({ field, key, section }) => section !== undefined && field !== undefined && field.key !== key,
+  )
+  if (aliases.length > 1)
+    fixes.push({
+      title: t('Use the usual names of all keys'),
+      edits: aliases.map((alias) => renameKey(outline, alias, alias.field!.key)),
+    })
   return fixes
 }
 

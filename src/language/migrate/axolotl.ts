@@ -5,13 +5,26 @@ import { asNames, asNumber, isEmpty, isFalse, isFile, isMapping, isTrue } from '
 
 /** Types of Axolotl's data sets, by the word before a dot or colon. */
 const formats: Readonly<Record<string, string>> = {
-  alpaca: 'alpaca', alpaca_chat: 'alpaca', alpaca_w_system: 'alpaca', completion: 'text', pretrain: 'text',
-  chat_template: 'auto', sharegpt: 'sharegpt',
-  gpteacher: 'alpaca', oasst: 'auto',
+  alpaca: 'alpaca',
+  alpaca_chat: 'alpaca',
+  alpaca_w_system: 'alpaca',
+  completion: 'text',
+  pretrain: 'text',
+  chat_template: 'auto',
+  sharegpt: 'sharegpt',
+  gpteacher: 'alpaca',
+  oasst: 'auto',
 }
 
-const conversationKeys = ['field_messages', 'message_property_mappings', 'message_field_role', 'message_field_content', 'roles',
-  'roles_to_train', 'train_on_eos']
+const conversationKeys = [
+  'field_messages',
+  'message_property_mappings',
+  'message_field_role',
+  'message_field_content',
+  'roles',
+  'roles_to_train',
+  'train_on_eos',
+]
 
 const datasets: Read = (draft, value) => {
   const entries = (Array.isArray(value) ? value : [value]) as unknown[]
@@ -45,8 +58,12 @@ const datasets: Read = (draft, value) => {
 
 function readType(draft: RecipeDraft, type: unknown): void {
   if (typeof type !== 'string') {
-    if (!isEmpty(type)) draft.note('datasets.type', type,
-      'a prompt of its own; write the prompt and the answer into the columns prompt and completion')
+    if (!isEmpty(type))
+      draft.note(
+        'datasets.type',
+        type,
+        'a prompt of its own; write the prompt and the answer into the columns prompt and completion',
+      )
     return
   }
   const format = formats[type.split(/[.:]/)[0]!]
@@ -55,9 +72,10 @@ function readType(draft: RecipeDraft, type: unknown): void {
 }
 
 const testDatasets: Read = (draft, value) => {
-  const entries = Array.isArray(value) ? value as unknown[] : []
-  const files = entries.filter(isMapping).flatMap(({ path, data_files: data }) =>
-    [...asNames(data), ...(typeof path === 'string' && isFile(path) ? [path] : [])])
+  const entries = Array.isArray(value) ? (value as unknown[]) : []
+  const files = entries
+    .filter(isMapping)
+    .flatMap(({ path, data_files: data }) => [...asNames(data), ...(typeof path === 'string' && isFile(path) ? [path] : [])])
   if (files.length > 0) draft.set('data.eval_dataset', files.length === 1 ? files[0] : files)
   else if (entries.length > 0) draft.note('test_datasets', value, 'give files in data.eval_dataset')
 }
@@ -76,13 +94,16 @@ const targets: Read = (draft, value, all) => {
   if (names.length > 0 && !isTrue(all.lora_target_linear)) draft.set('lora.target_modules', names)
 }
 
-const perEpoch = (path: 'eval' | 'save'): Read => (draft, value, all) => {
-  const count = asNumber(value)
-  if (count === undefined || count <= 0) return
-  const epochs = asNumber(all.num_epochs) ?? 1
-  if (path === 'eval') draft.set('training.eval_steps', Number((1 / (count * Math.max(epochs, 1 / count + 1e-6))).toPrecision(3)))
-  else if (count * epochs > 1) draft.note('saves_per_epoch', value, 'give a number of steps in training.save_steps')
-}
+const perEpoch =
+  (path: 'eval' | 'save'): Read =>
+  (draft, value, all) => {
+    const count = asNumber(value)
+    if (count === undefined || count <= 0) return
+    const epochs = asNumber(all.num_epochs) ?? 1
+    if (path === 'eval')
+      draft.set('training.eval_steps', Number((1 / (count * Math.max(epochs, 1 / count + 1e-6))).toPrecision(3)))
+    else if (count * epochs > 1) draft.note('saves_per_epoch', value, 'give a number of steps in training.save_steps')
+  }
 
 const targetLinear: Read = (draft, value) => {
   if (isTrue(value)) draft.set('lora.target_modules', 'all-linear')
@@ -116,29 +137,66 @@ const wandbProject: Read = (draft, value) => {
 
 const table = keyTable({
   renamed: {
-    base_model: 'model.name', revision_of_model: 'model.revision', load_in_8bit: 'training.load_in_8bit',
-    load_in_4bit: 'training.load_in_4bit', lora_model_dir: 'lora.init_adapter', lora_r: 'lora.lora_r',
-    lora_alpha: 'lora.lora_alpha', lora_dropout: 'lora.lora_dropout', peft_use_rslora: 'lora.use_rslora',
-    peft_use_dora: 'lora.use_dora', peft_layers_to_transform: 'lora.layers_to_transform',
-    peft_init_lora_weights: 'lora.init_lora_weights', val_set_size: 'data.eval_split', shuffle_merged_datasets: 'data.shuffle',
-    chat_template_jinja: 'data.chat_template', sequence_len: 'training.max_seq_length', sample_packing: 'training.packing',
-    micro_batch_size: 'training.batch_size', eval_batch_size: 'training.per_device_eval_batch_size',
-    gradient_accumulation_steps: 'training.gradient_accumulation_steps', num_epochs: 'training.num_epochs',
-    max_steps: 'training.max_steps', learning_rate: 'training.learning_rate', embedding_lr: 'training.embedding_learning_rate',
-    warmup_ratio: 'training.warmup_ratio', weight_decay: 'training.weight_decay', adam_beta1: 'training.adam_beta1',
-    adam_beta2: 'training.adam_beta2', adam_epsilon: 'training.adam_epsilon', max_grad_norm: 'training.max_grad_norm',
-    seed: 'training.random_seed', gradient_checkpointing: 'training.gradient_checkpointing',
-    logging_steps: 'logging.logging_steps', save_total_limit: 'training.save_total_limit', output_dir: 'training.output_dir',
-    hub_model_id: 'hub.repo_id', wandb_name: 'training.run_name', use_tensorboard: 'logging.enable_tensorboard',
-    use_wandb: 'logging.enable_wandb', torch_dtype: 'model.dtype',
+    base_model: 'model.name',
+    revision_of_model: 'model.revision',
+    load_in_8bit: 'training.load_in_8bit',
+    load_in_4bit: 'training.load_in_4bit',
+    lora_model_dir: 'lora.init_adapter',
+    lora_r: 'lora.lora_r',
+    lora_alpha: 'lora.lora_alpha',
+    lora_dropout: 'lora.lora_dropout',
+    peft_use_rslora: 'lora.use_rslora',
+    peft_use_dora: 'lora.use_dora',
+    peft_layers_to_transform: 'lora.layers_to_transform',
+    peft_init_lora_weights: 'lora.init_lora_weights',
+    val_set_size: 'data.eval_split',
+    shuffle_merged_datasets: 'data.shuffle',
+    chat_template_jinja: 'data.chat_template',
+    sequence_len: 'training.max_seq_length',
+    sample_packing: 'training.packing',
+    micro_batch_size: 'training.batch_size',
+    eval_batch_size: 'training.per_device_eval_batch_size',
+    gradient_accumulation_steps: 'training.gradient_accumulation_steps',
+    num_epochs: 'training.num_epochs',
+    max_steps: 'training.max_steps',
+    learning_rate: 'training.learning_rate',
+    embedding_lr: 'training.embedding_learning_rate',
+    warmup_ratio: 'training.warmup_ratio',
+    weight_decay: 'training.weight_decay',
+    adam_beta1: 'training.adam_beta1',
+    adam_beta2: 'training.adam_beta2',
+    adam_epsilon: 'training.adam_epsilon',
+    max_grad_norm: 'training.max_grad_norm',
+    seed: 'training.random_seed',
+    gradient_checkpointing: 'training.gradient_checkpointing',
+    logging_steps: 'logging.logging_steps',
+    save_total_limit: 'training.save_total_limit',
+    output_dir: 'training.output_dir',
+    hub_model_id: 'hub.repo_id',
+    wandb_name: 'training.run_name',
+    use_tensorboard: 'logging.enable_tensorboard',
+    use_wandb: 'logging.enable_wandb',
+    torch_dtype: 'model.dtype',
   },
   read: {
-    adapter, lora_target_modules: targets, datasets, test_datasets: testDatasets, lr_scheduler: scheduler('lr_scheduler'),
-    warmup_steps: warmup, optimizer: optimizer('optimizer'), eval_steps: steps('training.eval_steps', 'eval_steps'),
-    save_steps: steps('training.save_steps', 'save_steps'), evals_per_epoch: perEpoch('eval'),
-    saves_per_epoch: perEpoch('save'), resume_from_checkpoint: resume,
-    lora_target_linear: targetLinear, lora_modules_to_save: modulesToSave, chat_template: chatTemplate,
-    lr_scheduler_kwargs: schedulerArguments, auto_resume_from_checkpoints: autoResume, wandb_project: wandbProject,
+    adapter,
+    lora_target_modules: targets,
+    datasets,
+    test_datasets: testDatasets,
+    lr_scheduler: scheduler('lr_scheduler'),
+    warmup_steps: warmup,
+    optimizer: optimizer('optimizer'),
+    eval_steps: steps('training.eval_steps', 'eval_steps'),
+    save_steps: steps('training.save_steps', 'save_steps'),
+    evals_per_epoch: perEpoch('eval'),
+    saves_per_epoch: perEpoch('save'),
+    resume_from_checkpoint: resume,
+    lora_target_linear: targetLinear,
+    lora_modules_to_save: modulesToSave,
+    chat_template: chatTemplate,
+    lr_scheduler_kwargs: schedulerArguments,
+    auto_resume_from_checkpoints: autoResume,
+    wandb_project: wandbProject,
   },
   refused: {
     'code from model repositories is never run': ['trust_remote_code'],
@@ -155,19 +213,77 @@ const table = keyTable({
     'the model is used as it was made': ['rope_theta', 'rope_scaling', 'overrides_of_model_config'],
   },
   ignored: [
-    'base_model_config', 'base_model_ignore_patterns', 'model_type', 'tokenizer_type', 'tokenizer_config', 'processor_type',
-    'is_llama_derived_model', 'is_mistral_derived_model', 'is_falcon_derived_model', 'strict', 'tokenizer_use_fast',
-    'tokenizer_legacy', 'save_safetensors', 'lora_fan_in_fan_out', 'dataset_prepared_path', 'dataset_processes',
-    'dataset_keep_in_memory', 'dataloader_num_workers', 'dataloader_prefetch_factor', 'dataloader_pin_memory',
-    'eval_sample_packing', 'pad_to_sequence_len', 'sample_packing_eff_est', 'total_num_tokens',
-    'gradient_checkpointing_kwargs', 'train_on_inputs', 'eval_strategy', 'evaluation_strategy', 'save_strategy',
-    'hub_strategy', 'push_dataset_to_hub', 'hf_use_auth_token', 'wandb_entity', 'wandb_watch', 'wandb_run_id',
-    'wandb_log_model', 'wandb_mode', 'bf16', 'fp16', 'bfloat16', 'float16', 'tf32', 'torch_compile', 'bf16_full_eval',
-    'flash_attention', 'xformers_attention', 'sdp_attention', 'eager_attention', 'flash_attn_cross_entropy',
-    'flash_attn_rms_norm', 'flash_attn_fuse_qkv', 'flash_attn_fuse_mlp', 'flex_attention', 'lora_mlp_kernel',
-    'lora_qkv_kernel', 'lora_o_kernel', 'liger_rope', 'liger_rms_norm', 'liger_glu_activation', 'liger_layer_norm',
-    'liger_fused_linear_cross_entropy', 'cut_cross_entropy', 'ddp_timeout', 'local_rank', 'tensor_parallel_size',
-    'context_parallel_size', 'world_size', 'debug', 'auto_find_batch_size', 'gpu_memory_limit', 'lora_on_cpu',
+    'base_model_config',
+    'base_model_ignore_patterns',
+    'model_type',
+    'tokenizer_type',
+    'tokenizer_config',
+    'processor_type',
+    'is_llama_derived_model',
+    'is_mistral_derived_model',
+    'is_falcon_derived_model',
+    'strict',
+    'tokenizer_use_fast',
+    'tokenizer_legacy',
+    'save_safetensors',
+    'lora_fan_in_fan_out',
+    'dataset_prepared_path',
+    'dataset_processes',
+    'dataset_keep_in_memory',
+    'dataloader_num_workers',
+    'dataloader_prefetch_factor',
+    'dataloader_pin_memory',
+    'eval_sample_packing',
+    'pad_to_sequence_len',
+    'sample_packing_eff_est',
+    'total_num_tokens',
+    'gradient_checkpointing_kwargs',
+    'train_on_inputs',
+    'eval_strategy',
+    'evaluation_strategy',
+    'save_strategy',
+    'hub_strategy',
+    'push_dataset_to_hub',
+    'hf_use_auth_token',
+    'wandb_entity',
+    'wandb_watch',
+    'wandb_run_id',
+    'wandb_log_model',
+    'wandb_mode',
+    'bf16',
+    'fp16',
+    'bfloat16',
+    'float16',
+    'tf32',
+    'torch_compile',
+    'bf16_full_eval',
+    'flash_attention',
+    'xformers_attention',
+    'sdp_attention',
+    'eager_attention',
+    'flash_attn_cross_entropy',
+    'flash_attn_rms_norm',
+    'flash_attn_fuse_qkv',
+    'flash_attn_fuse_mlp',
+    'flex_attention',
+    'lora_mlp_kernel',
+    'lora_qkv_kernel',
+    'lora_o_kernel',
+    'liger_rope',
+    'liger_rms_norm',
+    'liger_glu_activation',
+    'liger_layer_norm',
+    'liger_fused_linear_cross_entropy',
+    'cut_cross_entropy',
+    'ddp_timeout',
+    'local_rank',
+    'tensor_parallel_size',
+    'context_parallel_size',
+    'world_size',
+    'debug',
+    'auto_find_batch_size',
+    'gpu_memory_limit',
+    'lora_on_cpu',
   ],
 })
 

@@ -4,12 +4,17 @@ import { asNumber, isEmpty, isFalse, isTrue } from './values.ts'
 export type Read = (draft: RecipeDraft, value: unknown, all: Readonly<Record<string, unknown>>) => void
 
 /** Puts the value at `section.key` as it is. */
-export const to = (path: string): Read => (draft, value) => draft.set(path, value)
+export const to =
+  (path: string): Read =>
+  (draft, value) =>
+    draft.set(path, value)
 
 /** Tells why there is nothing to carry over; values that are off or empty need no word. */
-const because = (key: string, reason: string): Read => (draft, value) => {
-  if (!isEmpty(value) && !isFalse(value) && value !== 0 && value !== 'none') draft.note(key, value, reason)
-}
+const because =
+  (key: string, reason: string): Read =>
+  (draft, value) => {
+    if (!isEmpty(value) && !isFalse(value) && value !== 0 && value !== 'none') draft.note(key, value, reason)
+  }
 
 const ignore: Read = () => undefined
 
@@ -37,28 +42,39 @@ export function keyTable({ renamed, read, refused, ignored }: KeyTableParts): Ke
 }
 
 const schedulers = new Set(['constant', 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_restarts', 'polynomial'])
-export const scheduler = (key: string): Read => (draft, value) => {
-  if (typeof value !== 'string') return
-  if (schedulers.has(value)) draft.set('training.lr_scheduler_type', value)
-  else {
-    draft.set('training.lr_scheduler_type', 'cosine')
-    draft.note(key, value, 'this schedule is not available; cosine is the nearest')
+export const scheduler =
+  (key: string): Read =>
+  (draft, value) => {
+    if (typeof value !== 'string') return
+    if (schedulers.has(value)) draft.set('training.lr_scheduler_type', value)
+    else {
+      draft.set('training.lr_scheduler_type', 'cosine')
+      draft.note(key, value, 'this schedule is not available; cosine is the nearest')
+    }
   }
-}
 
 const optimizers: Readonly<Record<string, string>> = {
-  adamw_torch: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_hf: 'adamw_torch', adamw: 'adamw_torch',
-    adamw_bnb_8bit: 'adamw_8bit',
-  adamw_8bit: 'adamw_8bit', paged_adamw_8bit: 'paged_adamw_8bit', paged_adamw_32bit: 'paged_adamw_32bit',
+  adamw_torch: 'adamw_torch',
+  adamw_torch_fused: 'adamw_torch',
+  adamw_hf: 'adamw_torch',
+  adamw: 'adamw_torch',
+  adamw_bnb_8bit: 'adamw_8bit',
+  adamw_8bit: 'adamw_8bit',
+  paged_adamw_8bit: 'paged_adamw_8bit',
+  paged_adamw_32bit: 'paged_adamw_32bit',
   paged_adamw: 'paged_adamw_32bit',
-  adamw_torch_8bit: 'adamw_8bit', adamw_torch_xla: 'adamw_torch', adamw_apex_fused: 'adamw_torch',
+  adamw_torch_8bit: 'adamw_8bit',
+  adamw_torch_xla: 'adamw_torch',
+  adamw_apex_fused: 'adamw_torch',
 }
-export const optimizer = (key: string): Read => (draft, value) => {
-  if (typeof value !== 'string') return
-  const known = optimizers[value.toLowerCase()]
-  if (known === undefined) draft.note(key, value, 'this optimizer is not available; AdamW is used')
-  else draft.set('training.optim', known)
-}
+export const optimizer =
+  (key: string): Read =>
+  (draft, value) => {
+    if (typeof value !== 'string') return
+    const known = optimizers[value.toLowerCase()]
+    if (known === undefined) draft.note(key, value, 'this optimizer is not available; AdamW is used')
+    else draft.set('training.optim', known)
+  }
 
 /** Warm-up in steps, or as a share when it is below 1. */
 export const warmup: Read = (draft, value) => {
@@ -74,13 +90,15 @@ export const resume: Read = (draft, value) => {
 }
 
 /** A number of steps; a share or a count per epoch that is not known as steps is told. */
-export const steps = (path: string, key: string): Read => (draft, value) => {
-  const number = asNumber(value)
-  if (number === undefined) return
-  if (number > 0 && number < 1
-    && path !== 'training.eval_steps') draft.note(key, value, 'a share of the steps; give a number of steps')
-  else draft.set(path, number)
-}
+export const steps =
+  (path: string, key: string): Read =>
+  (draft, value) => {
+    const number = asNumber(value)
+    if (number === undefined) return
+    if (number > 0 && number < 1 && path !== 'training.eval_steps')
+      draft.note(key, value, 'a share of the steps; give a number of steps')
+    else draft.set(path, number)
+  }
 
 /** Goes through a file's keys in their order. */
 export function readKeys(draft: RecipeDraft, all: Readonly<Record<string, unknown>>, table: KeyTable, unknown: string): void {

@@ -14,7 +14,9 @@ export interface Migration {
 }
 
 const readers: Readonly<Record<ForeignKind, (draft: RecipeDraft, all: Readonly<Record<string, unknown>>) => void>> = {
-  axolotl: readAxolotl, 'llama-factory': readLlamaFactory, studio: readStudio,
+  axolotl: readAxolotl,
+  'llama-factory': readLlamaFactory,
+  studio: readStudio,
 }
 
 /** Comment lines before the first key: a title or a licence, which stay on top. */
@@ -41,7 +43,8 @@ export function migrateForeign(text: string, kind: ForeignKind | undefined = for
   draft.settle()
   const eol = text.includes('\r\n') ? '\r\n' : '\n'
   return {
-    kind, text: text.slice(0, afterMark(text)) + draft.text(foreignName[kind], leadingComments(text.slice(afterMark(text))), eol),
+    kind,
+    text: text.slice(0, afterMark(text)) + draft.text(foreignName[kind], leadingComments(text.slice(afterMark(text))), eol),
     notes: draft.notes.map(noteText),
   }
 }

@@ -9,8 +9,14 @@ export interface Note {
 }
 
 const secretLike = /(?:token|api_?key|secret|password)$/i
-const notSecret = new Set(['pad_token', 'bos_token', 'eos_token', 'unk_token', 'resize_token_embeddings_to_32x',
-  'special_tokens'])
+const notSecret = new Set([
+  'pad_token',
+  'bos_token',
+  'eos_token',
+  'unk_token',
+  'resize_token_embeddings_to_32x',
+  'special_tokens',
+])
 
 /** Whether a key holds what must not be written anywhere again. */
 export const isSecret = (key: string): boolean => secretKeys.has(key) || (secretLike.test(key) && !notSecret.has(key))

@@ -11,8 +11,12 @@ const files: Read = (draft, value) => {
 
 const table = keyTable({
   renamed: {
-    model_name: 'model.name', hf_dataset: 'data.dataset', train_on_completions: 'training.train_on_completions',
-    eval_split: 'data.eval_split', max_steps: 'training.max_steps', seed: 'training.random_seed',
+    model_name: 'model.name',
+    hf_dataset: 'data.dataset',
+    train_on_completions: 'training.train_on_completions',
+    eval_split: 'data.eval_split',
+    max_steps: 'training.max_steps',
+    seed: 'training.random_seed',
     random_state: 'training.random_seed',
   },
   read: {
@@ -35,8 +39,8 @@ export function readStudio(draft: RecipeDraft, all: Readonly<Record<string, unkn
   for (const [key, value] of Object.entries(all)) {
     if (isEmpty(value) || key === 'version') continue
     const read = Object.hasOwn(table, key) ? table[key] : undefined
-    const field = recipeFields.find((candidate) => candidate.key === key)
-      ?? recipeFields.find(({ meta }) => meta.aliases?.includes(key))
+    const field =
+      recipeFields.find((candidate) => candidate.key === key) ?? recipeFields.find(({ meta }) => meta.aliases?.includes(key))
     if (read !== undefined) read(draft, value, all)
     else if (field !== undefined) draft.set(field.path, value)
     else if (!isFalse(value)) draft.note(key, value, 'no such setting here')

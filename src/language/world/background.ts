@@ -31,8 +31,10 @@ export const isBackground = (): boolean => !isMainThread && (workerData as { rol
 
 async function answer(call: Call): Promise<RecipePlan | TokenFacts | undefined> {
   switch (call.kind) {
-    case 'plan': return planRecipe(call.request)
-    case 'tokens': return tokenFacts(call.request)
+    case 'plan':
+      return planRecipe(call.request)
+    case 'tokens':
+      return tokenFacts(call.request)
     case 'forget':
       forgetModel()
       forgetTokenizer()
@@ -65,8 +67,11 @@ export function startBackground(file: string): Background {
     waiting.clear()
   }
   const start = (): Worker => {
-    const thread = new Worker(file,
-      { workerData: { role: threadRole }, argv: [], resourceLimits: { maxOldGenerationSizeMb: 1024 } })
+    const thread = new Worker(file, {
+      workerData: { role: threadRole },
+      argv: [],
+      resourceLimits: { maxOldGenerationSizeMb: 1024 },
+    })
     thread.unref()
     thread.on('message', ({ id, value, problem }: Answer) => {
       const asked = waiting.get(id)
@@ -80,12 +85,13 @@ export function startBackground(file: string): Background {
     })
     return thread
   }
-  const ask = <T>(call: Call): Promise<T> => new Promise((resolve, reject) => {
-    worker ??= start()
-    const id = next++
-    waiting.set(id, { resolve, reject })
-    worker.postMessage({ ...call, id })
-  })
+  const ask = <T>(call: Call): Promise<T> =>
+    new Promise((resolve, reject) => {
+      worker ??= start()
+      const id = next++
+      waiting.set(id, { resolve, reject })
+      worker.postMessage({ ...call, id })
+    })
   return {
     plan: (request) => ask({ kind: 'plan', request }),
     tokens: (request) => ask({ kind: 'tokens', request }),

@@ -68,8 +68,12 @@ export class Refreshed<T> {
       next.catch(() => {
         this.known = undefined
       })
-    } else void next.then(() => {
-      this.known = next
-    }, () => undefined)
+    } else
+      void next.then(
+        () => {
+          this.known = next
+        },
+        () => undefined,
+      )
   }
 }

@@ -41,9 +41,8 @@ export function rowsOfHead(head: string, whole: boolean): { readonly rows: Rows;
     const texts: string[] = []
     try {
       const scanner = new ArrayScanner(!list)
-      for (let at = 0; at < start.length
-        && texts.length < rowLimit; at += 4096) texts.push(...scanner.push(start.slice(at, at + 4096)).map((element) =>
-          element.text))
+      for (let at = 0; at < start.length && texts.length < rowLimit; at += 4096)
+        texts.push(...scanner.push(start.slice(at, at + 4096)).map((element) => element.text))
     } catch {
       // What was cut out before the damage still tells the columns.
     }
@@ -122,10 +121,13 @@ function rowsOfTable(head: string, separator: string): Rows {
   const lines = head.replace(/^\ufeff/, '').split(/\r?\n/)
   const names = cells(lines[0] ?? '', separator).map((name) => name.trim())
   if (names.join('') === '') return []
-  return lines.slice(1, rowLimit).filter((line) => line !== '').map((line) => {
-    const values = cells(line, separator)
-    return Object.fromEntries(names.map((name, index) => [name, values[index] ?? '']))
-  })
+  return lines
+    .slice(1, rowLimit)
+    .filter((line) => line !== '')
+    .map((line) => {
+      const values = cells(line, separator)
+      return Object.fromEntries(names.map((name, index) => [name, values[index] ?? '']))
+    })
 }
 
 /** Columns, format and rows of a data file, from its beginning and a few pieces: the size of the file does not matter. */
@@ -139,18 +141,33 @@ export async function datasetFacts(path: string): Promise<DatasetFacts> {
     const head = packed ? gunzipSync(raw, { finishFlush: constants.Z_SYNC_FLUSH, maxOutputLength: 64 * headBytes }) : raw
     const whole = bytes <= headBytes
     // Columnar and free text: only the engine reads those.
-    if (/\.(?:parquet|arrow|txt|md)(?:\.gz)?$/i.test(path)) return { path, bytes, columns: [], format: undefined,
-      problem: undefined, rows: 0, exact: false }
+    if (/\.(?:parquet|arrow|txt|md)(?:\.gz)?$/i.test(path))
+      return { path, bytes, columns: [], format: undefined, problem: undefined, rows: 0, exact: false }
     const table = /\.([ct])sv(?:\.gz)?$/i.exec(path)?.[1]
-    const { rows, lines } = table === undefined ? rowsOfHead(head.toString('utf8'), whole)
-      : { rows: rowsOfTable(head.toString('utf8'), /t/i.test(table) ? '\t' : ','), lines: true }
+    const { rows, lines } =
+      table === undefined
+        ? rowsOfHead(head.toString('utf8'), whole)
+        : { rows: rowsOfTable(head.toString('utf8'), /t/i.test(table) ? '\t' : ','), lines: true }
     const columns = [...new Set(rows.slice(0, 50).flatMap((row) => Object.keys(row)))]
-    const count = whole && packed && lines
-      ? { rows: head.toString('utf8').split('\n').filter((line) => line.trim() !== '').length, exact: true }
-      : lines && !packed ? await lineCount(handle, bytes)
-      : whole && rows.length < rowLimit ? { rows: rows.length, exact: true }
-      : { rows: Math.round((rows.length / Math.max(1, JSON.stringify(rows).length)) * head.length * (bytes / Math.max(1,
-        raw.length))), exact: false }
+    const count =
+      whole && packed && lines
+        ? {
+            rows: head
+              .toString('utf8')
+              .split('\n')
+              .filter((line) => line.trim() !== '').length,
+            exact: true,
+          }
+        : lines && !packed
+          ? await lineCount(handle, bytes)
+          : whole && rows.length < rowLimit
+            ? { rows: rows.length, exact: true }
+            : {
+                rows: Math.round(
+                  (rows.length / Math.max(1, JSON.stringify(rows).length)) * head.length * (bytes / Math.max(1, raw.length)),
+                ),
+                exact: false,
+              }
     // The first line of a table is no row.
     const total = table === undefined ? count : { ...count, rows: Math.max(0, count.rows - 1) }
     return { path, bytes, columns, ...formatOf(rows, path), ...total }

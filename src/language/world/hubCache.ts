@@ -13,7 +13,10 @@ export interface CachedRepository {
 }
 
 async function snapshot(repository: string, revision: string): Promise<string | undefined> {
-  const named = await readFile(join(repository, 'refs', revision), 'utf8').then((text) => text.trim(), () => revision)
+  const named = await readFile(join(repository, 'refs', revision), 'utf8').then(
+    (text) => text.trim(),
+    () => revision,
+  )
   const folder = join(repository, 'snapshots', named)
   if (/^[\w.-]+$/.test(named) && existsSync(folder)) return folder
   if (revision !== 'main') return undefined
@@ -46,6 +49,8 @@ export async function cachedModels(cache = hubCacheFolder()): Promise<CachedRepo
 export async function cachedDatasetFile(name: string, cache: string): Promise<string | undefined> {
   if (looksLikePath(name) || !couldBeDataset(name)) return undefined
   const settings = { ...hubSettings({}), cache, offline: true, token: undefined }
-  const found = await fetchDataset(name, { subset: null, splits: ['train'] }, { settings, cacheOnly: true }).catch(() => undefined)
+  const found = await fetchDataset(name, { subset: null, splits: ['train'] }, { settings, cacheOnly: true }).catch(
+    () => undefined,
+  )
   return found?.splits.get('train')?.[0]
 }

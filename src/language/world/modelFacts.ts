@@ -16,8 +16,12 @@ export const absolutePath = (name: string, base: string): string =>
   resolve(base, name === '~' || name.startsWith('~/') ? join(homedir(), name.slice(1)) : name)
 
 /** The folder of the model that a recipe names: a folder, a bundled model, or a model in the Hub cache. */
-export async function modelFolder(name: string, base: string, revision: string | null = null,
-  cache = hubCacheFolder()): Promise<Outcome<string>> {
+export async function modelFolder(
+  name: string,
+  base: string,
+  revision: string | null = null,
+  cache = hubCacheFolder(),
+): Promise<Outcome<string>> {
   const path = absolutePath(name, base)
   const local = existsSync(path) ? path : bundledModels[name] === undefined ? undefined : name
   try {
@@ -36,11 +40,17 @@ export async function modelFacts(folder: string, bytes: number): Promise<ModelFa
   const { config } = await readModelFolder(folder, 'model')
   const spec = archSpec(config!.values, config!.where)
   const entries = weightTable(spec)
-  const modules = entries.filter(({ kind }) => kind === 'linear').flatMap(({ pieces }) =>
-    pieces.map(({ name }) => name.replace(/\.weight$/, '')))
+  const modules = entries
+    .filter(({ kind }) => kind === 'linear')
+    .flatMap(({ pieces }) => pieces.map(({ name }) => name.replace(/\.weight$/, '')))
   return {
-    folder, bytes, architecture: spec.architecture, layers: spec.layers, hidden: spec.hidden, context: spec.context,
-      vocabulary: spec.vocabulary,
+    folder,
+    bytes,
+    architecture: spec.architecture,
+    layers: spec.layers,
+    hidden: spec.hidden,
+    context: spec.context,
+    vocabulary: spec.vocabulary,
     parameters: parameterCount(entries),
     targetModules: [...new Set(modules.map((module) => module.slice(module.lastIndexOf('.') + 1)))],
     modulePaths: new Set(modules),

@@ -11,8 +11,19 @@ import { runFiles } from '../../../engine/run/runFiles.ts'
 import { listRuns } from '../../../engine/run/runReader.ts'
 import { availableMemory, totalMemory } from '../../../engine/runtime/memory.ts'
 import { bundledModels } from '../../../engine/runtime/resolveModel.ts'
-import type { DatasetFacts, FoundCheckpoint, FoundDataset, FoundDevice, FoundModel, ModelFacts, Outcome, RecipePlan, SampleLengths, TokenFacts,
-  Workspace } from '../workspace.ts'
+import type {
+  DatasetFacts,
+  FoundCheckpoint,
+  FoundDataset,
+  FoundDevice,
+  FoundModel,
+  ModelFacts,
+  Outcome,
+  RecipePlan,
+  SampleLengths,
+  TokenFacts,
+  Workspace,
+} from '../workspace.ts'
 import type { Background } from './background.ts'
 import { Refreshed, StampedCache } from './cache.ts'
 import { datasetFacts } from './datasetFacts.ts'
@@ -38,7 +49,10 @@ export interface WorldOptions {
 const problemOf = (error: unknown): string => describeError(error).split('\n')[0]!
 
 async function stampOf(path: string): Promise<string> {
-  return stat(path).then(({ size, mtimeMs }) => `${size}:${mtimeMs}`, () => 'none')
+  return stat(path).then(
+    ({ size, mtimeMs }) => `${size}:${mtimeMs}`,
+    () => 'none',
+  )
 }
 
 async function attempt<T>(work: () => Promise<T>): Promise<Outcome<T>> {
@@ -64,7 +78,13 @@ export class World {
   private readonly lengths = new StampedCache<Outcome<TokenFacts>>(50)
   private engineDevices: readonly FoundDevice[] | undefined
 
-  constructor({ roots, background, hubCache = hubCacheFolder(), speedFile: speeds = speedFile(), refreshAfter = 15_000 }: WorldOptions) {
+  constructor({
+    roots,
+    background,
+    hubCache = hubCacheFolder(),
+    speedFile: speeds = speedFile(),
+    refreshAfter = 15_000,
+  }: WorldOptions) {
     this.roots = roots
     this.background = background
     this.hubCache = hubCache
@@ -127,7 +147,8 @@ export class World {
       },
       checkpoints: (outputDir) => this.checkpoints(absolutePath(outputDir, base), shown),
       devices: () => Promise.resolve(this.devices()),
-      model, dataset,
+      model,
+      dataset,
       columns: async (name) => {
         const facts = await dataset(name)
         return facts.ok ? facts.value.columns : []
@@ -148,13 +169,34 @@ export class World {
 
   private async foundModels(shown: (path: string) => string): Promise<FoundModel[]> {
     const [{ models }, cached] = await Promise.all([this.scan.get(), this.hub.get()])
-    const local = await Promise.all(models.map(async ({ folder, kind, bytes }): Promise<FoundModel> =>
-      ({ name: localName(shown(folder)), folder, kind, bytes, from: 'workspace',
-        architecture: await this.architecture(folder, kind) })))
-    const hub = await Promise.all(cached.map(async ({ id, folder }): Promise<FoundModel> =>
-      ({ name: id, folder, kind: 'model', bytes: 0, from: 'hub cache', architecture: await this.architecture(folder, 'model') })))
-    const bundled = Object.keys(bundledModels).map((name): FoundModel =>
-      ({ name, folder: name, kind: 'model', bytes: 0, from: 'bundled', architecture: undefined }))
+    const local = await Promise.all(
+      models.map(async ({ folder, kind, bytes }): Promise<FoundModel> => ({
+        name: localName(shown(folder)),
+        folder,
+        kind,
+        bytes,
+        from: 'workspace',
+        architecture: await this.architecture(folder, kind),
+      })),
+    )
+    const hub = await Promise.all(
+      cached.map(async ({ id, folder }): Promise<FoundModel> => ({
+        name: id,
+        folder,
+        kind: 'model',
+        bytes: 0,
+        from: 'hub cache',
+        architecture: await this.architecture(folder, 'model'),
+      })),
+    )
+    const bundled = Object.keys(bundledModels).map((name): FoundModel => ({
+      name,
+      folder: name,
+      kind: 'model',
+      bytes: 0,
+      from: 'bundled',
+      architecture: undefined,
+    }))
     return [...local.sort(byName), ...hub.sort(byName), ...bundled]
   }
 
@@ -190,10 +232,20 @@ export class World {
   private async checkpoints(folder: string, shown: (path: string) => string): Promise<FoundCheckpoint[]> {
     const runs = (await listRuns(folder)).slice(0, 50)
     return runs.flatMap(({ dir, status, resumable }) =>
-      listCheckpoints(join(dir, runFiles.checkpoints)).reverse().map(({ path, step, loss, createdAt }) => ({
-      name: localName(shown(path)), path, step, loss, run: status.name, runDirectory: dir, totalSteps: status.totalSteps,
-        resumable, createdAt,
-    })))
+      listCheckpoints(join(dir, runFiles.checkpoints))
+        .reverse()
+        .map(({ path, step, loss, createdAt }) => ({
+          name: localName(shown(path)),
+          path,
+          step,
+          loss,
+          run: status.name,
+          runDirectory: dir,
+          totalSteps: status.totalSteps,
+          resumable,
+          createdAt,
+        })),
+    )
   }
 
   private async plan(recipe: Recipe, base: string, lengths: SampleLengths = {}): Promise<Outcome<RecipePlan>> {
@@ -202,15 +254,35 @@ export class World {
     const device = this.deviceFor(recipe.training.device)
     const { training, lora } = recipe
     const stamp = await stampOf(join(folder.value, 'config.json'))
-    const key = JSON.stringify([folder.value, training, lora, recipe.data.eval_split, recipe.data.eval_dataset.length,
-      lengths, device?.id, coarse(device?.freeBytes), await stampOf(this.speedFile)])
-    const planned = await this.plans.get(key, stamp, () => attempt(() => this.background.plan({
-      recipe, folder: folder.value, longestSample: lengths.longest, usualSample: lengths.usual, device: device?.id ?? 'cpu',
-        speeds: readSpeeds(this.speedFile), freeBytes: device?.freeBytes,
-        deviceBytes: device?.totalBytes, overhead: device?.overhead,
-    })))
+    const key = JSON.stringify([
+      folder.value,
+      training,
+      lora,
+      recipe.data.eval_split,
+      recipe.data.eval_dataset.length,
+      lengths,
+      device?.id,
+      coarse(device?.freeBytes),
+      await stampOf(this.speedFile),
+    ])
+    const planned = await this.plans.get(key, stamp, () =>
+      attempt(() =>
+        this.background.plan({
+          recipe,
+          folder: folder.value,
+          longestSample: lengths.longest,
+          usualSample: lengths.usual,
+          device: device?.id ?? 'cpu',
+          speeds: readSpeeds(this.speedFile),
+          freeBytes: device?.freeBytes,
+          deviceBytes: device?.totalBytes,
+          overhead: device?.overhead,
+        }),
+      ),
+    )
     // Free memory changes all the time; the plan is kept and only compared anew.
-    return planned.ok ? { ok: true, value: { ...planned.value, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes } }
+    return planned.ok
+      ? { ok: true, value: { ...planned.value, freeBytes: device?.freeBytes, deviceBytes: device?.totalBytes } }
       : planned
   }
 
@@ -223,15 +295,16 @@ export class World {
     if (!first?.ok) return first ?? { ok: false, missing: true, problem: 'the recipe names no data' }
     // A name of the Hub stands for a file of its cache.
     const files = [first.value.path, ...named.slice(1)]
-    if (first.value.format === undefined) return { ok: false, missing: false,
-      problem: first.value.problem ?? 'no format was recognised' }
+    if (first.value.format === undefined)
+      return { ok: false, missing: false, problem: first.value.problem ?? 'no format was recognised' }
     const perRow = first.value.bytes / Math.max(1, first.value.rows)
     const rows = Math.max(20, Math.min(tokenRows, Math.floor(tokenBytes / Math.max(1, perRow)), data.max_samples ?? tokenRows))
     const whole = files.length === 1 && first.value.exact && first.value.rows <= rows
     const stamps = await Promise.all([...files, join(folder.value, 'tokenizer.json')].map(stampOf))
     const key = JSON.stringify([files, folder.value, data.format_type, data.text_column, data.chat_template])
-    return this.lengths.get(key, `${rows} ${stamps.join()}`,
-      () => attempt(() => this.background.tokens({ data, files, folder: folder.value, rows, whole })))
+    return this.lengths.get(key, `${rows} ${stamps.join()}`, () =>
+      attempt(() => this.background.tokens({ data, files, folder: folder.value, rows, whole })),
+    )
   }
 }
 
@@ -239,7 +312,7 @@ export class World {
 const coarse = (bytes: number | undefined): number => (bytes === undefined ? -1 : Math.round(Math.log2(Math.max(1, bytes)) * 4))
 
 const byName = (a: { readonly name: string }, b: { readonly name: string }): number =>
-  (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
+  a.name < b.name ? -1 : a.name > b.name ? 1 : 0
 
 /** A folder's path as a recipe names it: `./` keeps `org/model` from being taken for a Hub id. */
-const localName = (name: string): string => /^(?:\.{1,2}(?:\/|$)|\/|~|[A-Za-z]:)/.test(name) ? name : `./${name}`
+const localName = (name: string): string => (/^(?:\.{1,2}(?:\/|$)|\/|~|[A-Za-z]:)/.test(name) ? name : `./${name}`)

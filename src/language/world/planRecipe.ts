@@ -9,7 +9,12 @@ import { availableMemory, usableShare } from '../../../engine/runtime/memory.ts'
 import { parameterCount } from '../../../engine/model/weightTable.ts'
 import { describeModel, patchModel, type ModelDescription } from '../../../engine/runtime/patchedModel.ts'
 import { frozenWeights, planOptions, trainingOf } from '../../../engine/train/recipeTraining.ts'
-import { planTraining, type Checkpointing, type TrainingPlan, type TrainingPlanOptions } from '../../../engine/train/trainingPlan.ts'
+import {
+  planTraining,
+  type Checkpointing,
+  type TrainingPlan,
+  type TrainingPlanOptions,
+} from '../../../engine/train/trainingPlan.ts'
 import type { RecipePlan } from '../workspace.ts'
 
 export interface PlanRequest {
@@ -29,7 +34,8 @@ export interface PlanRequest {
 
 /** Number formats on a device; the engine itself takes float16 on GPUs that have no bfloat16. */
 function targetOf(compute: string, device: string): Target {
-  if (device.startsWith('cuda')) return cudaTarget(compute === 'float32' || compute === 'tfloat32' || compute === 'float16' ? compute : 'bfloat16')
+  if (device.startsWith('cuda'))
+    return cudaTarget(compute === 'float32' || compute === 'tfloat32' || compute === 'float16' ? compute : 'bfloat16')
   return cpuTarget(compute === 'bfloat16' ? 'bfloat16' : 'float32')
 }
 
@@ -41,23 +47,40 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
   const { training } = recipe
   if (latest?.folder !== folder) latest = { folder, model: await describeModel(folder) }
   const { model } = latest
-  const patched = patchModel(model, trainingOf(recipe, model.spec.layers), targetOf(training.compute, request.device),
-    { embeddingRate: training.embedding_learning_rate !== null, loraPlus: recipe.lora.loraplus_lr_ratio !== null, ...frozenWeights(recipe) })
+  const patched = patchModel(model, trainingOf(recipe, model.spec.layers), targetOf(training.compute, request.device), {
+    embeddingRate: training.embedding_learning_rate !== null,
+    loraPlus: recipe.lora.loraplus_lr_ratio !== null,
+    ...frozenWeights(recipe),
+  })
   const perStep = effectiveBatch(recipe)
   const longest = Math.min(training.max_seq_length, request.longestSample ?? training.max_seq_length)
   const row = training.packing ? training.max_seq_length : longest
   const perRow = training.packing ? Math.max(1, Math.ceil(row / Math.max(1, request.usualSample ?? row / 8))) : 1
   const options = planOptions(recipe)
-  const plan = (checkpointing: Checkpointing, room?: Room): TrainingPlan => planTraining(patched, {
-    ...options, checkpointing, ...(room ?? { availableBytes: Infinity, maxBytes: Infinity }), longestSample: longest, longestStep: row * perStep,
-    sequences: perRow * perStep, evaluates: hasEvalSet(recipe), gpuOverhead: request.overhead,
-    threads: training.threads === 0 ? physicalCores() : training.threads,
-  })
+  const plan = (checkpointing: Checkpointing, room?: Room): TrainingPlan =>
+    planTraining(patched, {
+      ...options,
+      checkpointing,
+      ...(room ?? { availableBytes: Infinity, maxBytes: Infinity }),
+      longestSample: longest,
+      longestStep: row * perStep,
+      sequences: perRow * perStep,
+      evaluates: hasEvalSet(recipe),
+      gpuOverhead: request.overhead,
+      threads: training.threads === 0 ? physicalCores() : training.threads,
+    })
   const { totalBytes, parts, summary } = leastOrFitting(plan, training.gradient_checkpointing, request.freeBytes)
-  const tokens = training.packing ? training.max_seq_length : Math.min(training.max_seq_length, request.usualSample ?? training.max_seq_length)
+  const tokens = training.packing
+    ? training.max_seq_length
+    : Math.min(training.max_seq_length, request.usualSample ?? training.max_seq_length)
   const perToken = secondsPerToken(stepFlops(patched, tokens) / tokens, request.device, request.speeds)
   return {
-    totalBytes, parts, summary, secondsPerStep: perToken === undefined ? undefined : perToken * tokens * perStep, freeBytes: request.freeBytes, deviceBytes: request.deviceBytes,
+    totalBytes,
+    parts,
+    summary,
+    secondsPerStep: perToken === undefined ? undefined : perToken * tokens * perStep,
+    freeBytes: request.freeBytes,
+    deviceBytes: request.deviceBytes,
     trainableParameters: patched.layout.parameters.reduce((sum, { rows, cols }) => sum + rows * cols, 0),
     parameters: parameterCount(model.entries),
   }
@@ -67,10 +90,16 @@ export async function planRecipe(request: PlanRequest): Promise<RecipePlan> {
 type Room = Pick<TrainingPlanOptions, 'availableBytes' | 'availableHostBytes'>
 
 /** The plan that the engine would choose; when none fits, the smallest one, so that the figure can be told. */
-function leastOrFitting(plan: (checkpointing: Checkpointing, room?: Room) => TrainingPlan, asked: Checkpointing,
-  free: number | undefined): TrainingPlan {
+function leastOrFitting(
+  plan: (checkpointing: Checkpointing, room?: Room) => TrainingPlan,
+  asked: Checkpointing,
+  free: number | undefined,
+): TrainingPlan {
   try {
-    return plan(asked, { availableBytes: free === undefined ? Number.MAX_SAFE_INTEGER : Math.floor(free * usableShare), availableHostBytes: Math.floor(availableMemory() * usableShare) })
+    return plan(asked, {
+      availableBytes: free === undefined ? Number.MAX_SAFE_INTEGER : Math.floor(free * usableShare),
+      availableHostBytes: Math.floor(availableMemory() * usableShare),
+    })
   } catch (error) {
     if (!UnslothError.is(error, 'MEMORY')) throw error
     return plan(asked === 'auto' ? 'full' : asked)

@@ -4,15 +4,33 @@ import { join } from 'node:path'
 /** Bounds of a look at a folder tree: a home folder opened by mistake costs no more than this. */
 const bounds = { depth: 8, entries: 30_000, results: 500, milliseconds: 5000 }
 
-const skipped = new Set(['node_modules', '.git', '.hg', '.svn', 'dist', 'build', 'out', 'target', '__pycache__', '.venv', 'venv',
-  '.vscode', '.idea',
-  'site-packages', '.cache', 'checkpoints'])
+const skipped = new Set([
+  'node_modules',
+  '.git',
+  '.hg',
+  '.svn',
+  'dist',
+  'build',
+  'out',
+  'target',
+  '__pycache__',
+  '.venv',
+  'venv',
+  '.vscode',
+  '.idea',
+  'site-packages',
+  '.cache',
+  'checkpoints',
+])
 const dataName = /\.(?:jsonl|ndjson|csv|tsv|parquet)(?:\.gz)?$/i
 const jsonName = /\.json(?:\.gz)?$/i
 /** JSON files that are known to be no data. */
-const otherJson = new RegExp('^(?:package(?:-lock)?|tsconfig.*|jsconfig.*|config|generation_config|adapter_config|tokenizer.*'
-  + '|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config|chat_template|status|control|heartbeat'
-  + '|checkpoint|.*\\.schema|.*\\.index|launch|settings|tasks|manifest|composer|\\..*)\\.json$', 'i')
+const otherJson = new RegExp(
+  '^(?:package(?:-lock)?|tsconfig.*|jsconfig.*|config|generation_config|adapter_config|tokenizer.*' +
+    '|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config|chat_template|status|control|heartbeat' +
+    '|checkpoint|.*\\.schema|.*\\.index|launch|settings|tasks|manifest|composer|\\..*)\\.json$',
+  'i',
+)
 
 export interface ScannedModel {
   readonly folder: string
@@ -33,7 +51,11 @@ export interface FolderScan {
   readonly cut: boolean
 }
 
-const sizeOf = (path: string): Promise<number> => stat(path).then(({ size }) => size, () => 0)
+const sizeOf = (path: string): Promise<number> =>
+  stat(path).then(
+    ({ size }) => size,
+    () => 0,
+  )
 
 /** Whether a .json file holds rows, by its first bytes. */
 async function holdsRows(path: string): Promise<boolean> {
@@ -77,11 +99,11 @@ export async function scanFolders(roots: readonly string[]): Promise<FolderScan>
     for (const entry of entries.slice(0, bounds.entries)) {
       const path = join(folder, entry.name)
       if (entry.isDirectory()) {
-        if (depth < bounds.depth && !skipped.has(entry.name)
-          && !(entry.name.startsWith('.') && depth > 0)) queue.push({ folder: path, depth: depth + 1 })
+        if (depth < bounds.depth && !skipped.has(entry.name) && !(entry.name.startsWith('.') && depth > 0))
+          queue.push({ folder: path, depth: depth + 1 })
       } else if (kind === undefined && !names.has('status.json') && datasets.length < bounds.results) {
-        const rows = dataName.test(entry.name)
-          || (jsonName.test(entry.name) && !otherJson.test(entry.name) && await holdsRows(path))
+        const rows =
+          dataName.test(entry.name) || (jsonName.test(entry.name) && !otherJson.test(entry.name) && (await holdsRows(path)))
         if (rows) datasets.push({ path, bytes: await sizeOf(path) })
       }
     }

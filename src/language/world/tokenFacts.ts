@@ -20,11 +20,17 @@ let latest: { readonly folder: string; readonly tokenizer: Tokenizer } | undefin
 /** Lengths of the first samples in tokens, made as the engine makes them. */
 export async function tokenFacts({ data, files, folder, rows, whole }: TokenRequest): Promise<TokenFacts> {
   if (latest?.folder !== folder) latest = { folder, tokenizer: await loadTokenizer(folder) }
-  const { statistics } = await buildDataset({
-    files, maxSamples: rows, maxSeqLength: 2 ** 31 - 1,
+  const { statistics } = await buildDataset(
+    {
+      files,
+      maxSamples: rows,
+      maxSeqLength: 2 ** 31 - 1,
       format: (data.format_type === 'raw' ? 'text' : String(data.format_type)) as Format,
-    columns: { text: data.text_column }, ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
-  }, latest.tokenizer)
+      columns: { text: data.text_column },
+      ...(data.chat_template === null ? {} : { chatTemplate: data.chat_template }),
+    },
+    latest.tokenizer,
+  )
   const { mean, p50, p99, longest } = statistics.lengths
   return { samples: statistics.samples, mean, p50, p99, longest, whole }
 }

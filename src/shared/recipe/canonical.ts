@@ -60,18 +60,26 @@ function unknownTopKey(key: string, value: unknown): RecipeIssue {
   const base = { severity: 'error', path: [key], at: 'key' } as const
   const owner = recipeFields.find((field) => field.key === key || field.meta.aliases?.includes(key))
   if (owner !== undefined && !isMapping(value)) {
-    return { ...base, code: 'wrong_section',
-      ...say`${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
+    return { ...base, code: 'wrong_section', ...say`${key} belongs under ${owner.section}: write ${owner.section}.${owner.key}` }
   }
   const near = closest(key, ['version', ...sectionNames])
-  const nearField = near === undefined ? closest(key, recipeFields.map((field) => field.key)) : undefined
+  const nearField =
+    near === undefined
+      ? closest(
+          key,
+          recipeFields.map((field) => field.key),
+        )
+      : undefined
   const field = recipeFields.find((candidate) => candidate.key === nearField)
   if (near === undefined && field !== undefined) {
     return { ...base, code: 'unknown_key', ...say`${key} is not a section of a recipe; did you mean ${field.path}?` }
   }
-  const hint = near === undefined ? say`; the sections are ${['version', ...sectionNames].join(', ')}` : say`; did you mean ${near}?`
+  const hint =
+    near === undefined ? say`; the sections are ${['version', ...sectionNames].join(', ')}` : say`; did you mean ${near}?`
   return {
-    ...base, code: 'unknown_key', ...say`${key} is not a section of a recipe${hint}`,
+    ...base,
+    code: 'unknown_key',
+    ...say`${key} is not a section of a recipe${hint}`,
     ...(near === undefined ? {} : { suggestion: near }),
   }
 }
@@ -82,16 +90,25 @@ function unknownKey(section: SectionName, key: string): RecipeIssue {
   const first = elsewhere[0]
   if (first !== undefined) {
     return {
-      ...base, code: 'wrong_section',
+      ...base,
+      code: 'wrong_section',
       ...say`${section}.${key} is not a key of a recipe; ${key} belongs under ${first.section}: write ${first.path}`,
     }
   }
   const own = closest(key, spellings(section))
-  const other = own === undefined ? closest(key, recipeFields.map((field) => field.key)) : undefined
+  const other =
+    own === undefined
+      ? closest(
+          key,
+          recipeFields.map((field) => field.key),
+        )
+      : undefined
   const field = recipeFields.find((candidate) => candidate.key === other)
   const hint = own !== undefined ? say`; did you mean ${own}?` : field !== undefined ? say`; did you mean ${field.path}?` : ''
   return {
-    ...base, code: 'unknown_key', ...say`${section}.${key} is not a key of a recipe${hint}`,
+    ...base,
+    code: 'unknown_key',
+    ...say`${section}.${key} is not a key of a recipe${hint}`,
     ...(own === undefined ? {} : { suggestion: own }),
   }
 }
@@ -106,7 +123,8 @@ function asWritten(field: RecipeField, value: unknown, written: string | undefin
  * values, and reports unknown, misplaced and repeated keys. `written` gives the source text of a scalar.
  */
 export function canonicalRecipe(
-  document: unknown, overrides: readonly RecipeOverride[] = [],
+  document: unknown,
+  overrides: readonly RecipeOverride[] = [],
   written: (path: readonly string[]) => string | undefined = () => undefined,
 ): CanonicalRecipe {
   const values = new Map<string, unknown>()
@@ -120,7 +138,10 @@ export function canonicalRecipe(
     if (earlier !== undefined) {
       if (String(values.get(field.path)) === String(value)) return
       issues.push({
-        severity: 'error', code: 'duplicate_key', path, at: 'key',
+        severity: 'error',
+        code: 'duplicate_key',
+        path,
+        at: 'key',
         ...say`${path.join('.')} and ${earlier.path.join('.')} are two names of the same setting; keep one`,
       })
       return
@@ -128,7 +149,10 @@ export function canonicalRecipe(
     if (value === null || (value === '' && field.meta.kind === 'list')) {
       if (!field.meta.nullable && field.meta.default !== undefined) {
         issues.push({
-          severity: 'warning', code: 'empty', path, at: 'key',
+          severity: 'warning',
+          code: 'empty',
+          path,
+          at: 'key',
           ...say`${path.join('.')} is empty; its default ${show(field.meta.default)} is used`,
         })
       }
@@ -146,7 +170,10 @@ export function canonicalRecipe(
     }
     if (!isMapping(content)) {
       issues.push({
-        severity: 'error', code: 'type', path: [section], at: 'value',
+        severity: 'error',
+        code: 'type',
+        path: [section],
+        at: 'value',
         ...say`${section} must be a section with keys below it, but is ${show(content)}`,
       })
       return
@@ -158,7 +185,10 @@ export function canonicalRecipe(
       else if (secretKeys.has(key)) {
         if (value === null || value === '') continue
         issues.push({
-          severity: 'warning', code: 'secret', path: [section, key], at: 'key',
+          severity: 'warning',
+          code: 'secret',
+          path: [section, key],
+          at: 'key',
           ...say`${section}.${key} is a secret: it is not used and not recorded; remove it from the file and ${secretHint(key)}`,
         })
       } else issues.push(unknownKey(section, key))
@@ -173,7 +203,10 @@ export function canonicalRecipe(
     }
   } else if (document !== null && document !== undefined) {
     issues.push({
-      severity: 'error', code: 'type', path: [], at: 'value',
+      severity: 'error',
+      code: 'type',
+      path: [],
+      at: 'value',
       ...say`a recipe is a list of sections (${sectionNames.join(', ')}), but this is ${show(document)}`,
     })
   }

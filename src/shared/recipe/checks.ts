@@ -51,23 +51,34 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
   const full = training.training_type === 'full'
 
   if (training.num_epochs === 0 && training.max_steps === 0) {
-    error(given.key('training.max_steps') && !given.key('training.num_epochs') ? 'training.max_steps' : 'training.num_epochs',
-      say`training.num_epochs and training.max_steps are both 0: nothing would be trained; set one of them`)
+    error(
+      given.key('training.max_steps') && !given.key('training.num_epochs') ? 'training.max_steps' : 'training.num_epochs',
+      say`training.num_epochs and training.max_steps are both 0: nothing would be trained; set one of them`,
+    )
   }
   if (training.max_steps > 0 && training.warmup_steps > training.max_steps) {
-    error(given.key('training.warmup_steps') ? 'training.warmup_steps' : 'training.max_steps',
-      say`training.warmup_steps (${training.warmup_steps}) is more than training.max_steps (${training.max_steps}): the learning rate would never reach its peak`)
+    error(
+      given.key('training.warmup_steps') ? 'training.warmup_steps' : 'training.max_steps',
+      say`training.warmup_steps (${training.warmup_steps}) is more than training.max_steps (${training.max_steps}): the learning rate would never reach its peak`,
+    )
   }
   if (training.lr_scheduler_type === 'constant' && given.key('training.warmup_steps') && training.warmup_steps > 0) {
-    warn('training.warmup_steps', say`training.warmup_steps has no effect with lr_scheduler_type: constant; constant_with_warmup is the same with a warm-up`)
+    warn(
+      'training.warmup_steps',
+      say`training.warmup_steps has no effect with lr_scheduler_type: constant; constant_with_warmup is the same with a warm-up`,
+    )
   }
   if (training.lr_scheduler_type === 'polynomial' && training.lr_end >= training.learning_rate) {
-    error('training.lr_end',
-      say`training.lr_end (${training.lr_end}) must be less than training.learning_rate (${training.learning_rate})`)
+    error(
+      'training.lr_end',
+      say`training.lr_end (${training.lr_end}) must be less than training.learning_rate (${training.learning_rate})`,
+    )
   }
   if (training.learning_rate > 0.05) {
     findings.push({
-      severity: 'warning', code: 'range', key: 'training.learning_rate',
+      severity: 'warning',
+      code: 'range',
+      key: 'training.learning_rate',
       ...say`training.learning_rate is ${training.learning_rate}; the typical range is 1e-6 to 1e-3`,
     })
   }
@@ -75,8 +86,10 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     error('training.load_in_8bit', say`training.load_in_4bit and training.load_in_8bit exclude each other`)
   }
   if (full && (training.load_in_4bit || training.load_in_8bit)) {
-    error(training.load_in_4bit ? 'training.load_in_4bit' : 'training.load_in_8bit',
-      say`quantised weights cannot be trained: training_type: full needs ${training.load_in_4bit ? 'load_in_4bit' : 'load_in_8bit'}: false`)
+    error(
+      training.load_in_4bit ? 'training.load_in_4bit' : 'training.load_in_8bit',
+      say`quantised weights cannot be trained: training_type: full needs ${training.load_in_4bit ? 'load_in_4bit' : 'load_in_8bit'}: false`,
+    )
   }
   checkData(recipe, error)
   if (training.eval_steps > 0 && !hasEvalSet(recipe)) {
@@ -95,12 +108,18 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
   } else {
     const init = lora.use_loftq ? 'loftq' : lora.init_lora_weights
     if (init === 'loftq' && !training.load_in_4bit) {
-      error(lora.use_loftq ? 'lora.use_loftq' : 'lora.init_lora_weights', say`lora.init_lora_weights: loftq starts from the error of 4-bit quantisation; set training.load_in_4bit: true`)
+      error(
+        lora.use_loftq ? 'lora.use_loftq' : 'lora.init_lora_weights',
+        say`lora.init_lora_weights: loftq starts from the error of 4-bit quantisation; set training.load_in_4bit: true`,
+      )
     }
     if (init === 'pissa' && (training.load_in_4bit || training.load_in_8bit)) {
-      error('lora.init_lora_weights', training.load_in_4bit
-        ? say`lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow; use loftq, or load_in_4bit: false`
-        : say`lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow; use load_in_8bit: false`)
+      error(
+        'lora.init_lora_weights',
+        training.load_in_4bit
+          ? say`lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow; use loftq, or load_in_4bit: false`
+          : say`lora.init_lora_weights: pissa changes the weights, which quantised ones do not allow; use load_in_8bit: false`,
+      )
     }
     if (lora.layers_to_transform !== null && lora.finetune_last_n_layers !== null) {
       error('lora.finetune_last_n_layers', say`lora.layers_to_transform and lora.finetune_last_n_layers exclude each other`)
@@ -111,7 +130,8 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
     for (const key of ['target_modules', 'exclude_modules'] as const) {
       const patterns = lora[key].filter((name) => !isModuleName(name))
       if (patterns.length === 0) continue
-      if (lora[key].length > 1) error(`lora.${key}`, say`lora.${key}: a regular expression (${patterns[0]!}) stands alone, not in a list`)
+      if (lora[key].length > 1)
+        error(`lora.${key}`, say`lora.${key}: a regular expression (${patterns[0]!}) stands alone, not in a list`)
       else if (!isExpression(patterns[0]!)) error(`lora.${key}`, say`lora.${key}: ${patterns[0]!} is not a regular expression`)
     }
     const wrong = lora.layers_pattern.find((pattern) => !isExpression(pattern))
@@ -123,13 +143,17 @@ export function checkRecipe(recipe: Recipe, given: Given = everything): Finding[
       error('lora.target_modules', say`lora.target_modules: all-linear stands for every linear layer; write it alone`)
     }
     if (training.embedding_learning_rate !== null && lora.modules_to_save.length === 0) {
-      warn('training.embedding_learning_rate', say`training.embedding_learning_rate has no effect unless embed_tokens or lm_head is in lora.modules_to_save`)
+      warn(
+        'training.embedding_learning_rate',
+        say`training.embedding_learning_rate has no effect unless embed_tokens or lm_head is in lora.modules_to_save`,
+      )
     }
   }
   for (const key of ['offload_embedding', 'offload_lm_head'] as const) {
     if (!training[key]) continue
     if (full) warn(`training.${key}`, say`training.${key} has no effect with training_type: full, which trains this layer`)
-    else if (training.device === 'cpu') warn(`training.${key}`, say`training.${key} has no effect on the processor, whose memory is the host's`)
+    else if (training.device === 'cpu')
+      warn(`training.${key}`, say`training.${key} has no effect on the processor, whose memory is the host's`)
   }
   if (hub.push && hub.repo_id === null) error('hub.push', say`hub.push needs hub.repo_id, such as me/my-model`)
   if (data.stride >= data.chunk_size) {
@@ -149,26 +173,36 @@ function isExpression(text: string): boolean {
 function checkData({ data, training }: Recipe, error: (key: string, said: Said) => void): void {
   const weights = data.mix_weights.length
   if (data.dataset !== null && data.local_dataset.length > 0 && weights === 0) {
-    error('data.local_dataset', say`data.dataset and data.local_dataset are both given; keep one, or mix them by data.mix_weights`)
+    error(
+      'data.local_dataset',
+      say`data.dataset and data.local_dataset are both given; keep one, or mix them by data.mix_weights`,
+    )
   }
   const sources = data.local_dataset.length + (data.dataset === null ? 0 : 1)
   if (weights > 0 && weights !== sources) {
-    error('data.mix_weights', weights === 1 ? say`data.mix_weights has 1 weight for ${sources} sources; give one for each`
-      : say`data.mix_weights has ${weights} weights for ${sources} sources; give one for each`)
+    error(
+      'data.mix_weights',
+      weights === 1
+        ? say`data.mix_weights has 1 weight for ${sources} sources; give one for each`
+        : say`data.mix_weights has ${weights} weights for ${sources} sources; give one for each`,
+    )
   }
   if (data.streaming && training.max_steps === 0) {
     error('data.streaming', say`data.streaming needs training.max_steps: without it, all of the data is trained`)
   }
-  if (data.streaming && weights > 0) error('data.streaming', say`data.streaming and data.mix_weights exclude each other: a mixture is made of all rows`)
+  if (data.streaming && weights > 0)
+    error('data.streaming', say`data.streaming and data.mix_weights exclude each other: a mixture is made of all rows`)
   if (data.dataset === null && data.local_dataset.length === 0) {
     error('data', say`data.dataset or data.local_dataset is missing: say what to train on`)
   }
-  if (data.dataset !== null && (/(?:^|\/)\.\.\//.test(data.dataset) && !/^\.{1,2}\//.test(data.dataset))) {
+  if (data.dataset !== null && /(?:^|\/)\.\.\//.test(data.dataset) && !/^\.{1,2}\//.test(data.dataset)) {
     error('data.dataset', say`data.dataset: ${JSON.stringify(data.dataset)} is neither a path nor a Hub id`)
   }
   if ((data.instruction_part === null) !== (data.response_part === null)) {
-    error(data.instruction_part === null ? 'data.response_part' : 'data.instruction_part',
-      say`data.instruction_part and data.response_part belong together: give both or none`)
+    error(
+      data.instruction_part === null ? 'data.response_part' : 'data.instruction_part',
+      say`data.instruction_part and data.response_part belong together: give both or none`,
+    )
   }
   if (data.eval_dataset.length > 0 && data.eval_split !== null) {
     error('data.eval_split', say`data.eval_dataset and data.eval_split are both given; keep one`)
@@ -203,15 +237,23 @@ export function expectation(path: string): Said {
   if (meta === undefined) return say`something else`
   const range = saidRange(meta)
   switch (meta.kind) {
-    case 'boolean': return say`true or false`
-    case 'integer': return range === undefined ? say`a whole number` : say`a whole number ${range}`
+    case 'boolean':
+      return say`true or false`
+    case 'integer':
+      return range === undefined ? say`a whole number` : say`a whole number ${range}`
     case 'number':
       if (path === 'training.max_memory') return say`a size such as 20GiB or 20000MB, or a number of GiB`
       if (path === 'data.eval_split') return say`a share below 1, a number of rows or the name of a split`
       return range === undefined ? say`a number` : say`a number ${range}`
-    case 'choice': return say`one of ${valueEntries(meta).map(([name]) => name).join(', ')}`
-    case 'list': return path === 'lora.layers_to_transform' ? say`a list of layer numbers from 0` : say`a list of names`
-    case 'mapping': return say`pairs such as prompt: question, with names that this key knows`
-    case 'text': return say`text`
+    case 'choice':
+      return say`one of ${valueEntries(meta)
+        .map(([name]) => name)
+        .join(', ')}`
+    case 'list':
+      return path === 'lora.layers_to_transform' ? say`a list of layer numbers from 0` : say`a list of names`
+    case 'mapping':
+      return say`pairs such as prompt: question, with names that this key knows`
+    case 'text':
+      return say`text`
   }
 }

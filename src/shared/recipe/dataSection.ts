@@ -1,12 +1,33 @@
 import * as z from 'zod'
 import {
-  boolean, choice, integer, mapping, optionalInteger, optionalText, pathList, readList, readNumber, special, text,
+  boolean,
+  choice,
+  integer,
+  mapping,
+  optionalInteger,
+  optionalText,
+  pathList,
+  readList,
+  readNumber,
+  special,
+  text,
 } from './field.ts'
 
 /** Parts that a column can play. */
 export const columnRoles = [
-  'text', 'prompt', 'completion', 'instruction', 'input', 'output', 'messages', 'conversations', 'tools', 'system', 'chosen',
-  'rejected', 'label',
+  'text',
+  'prompt',
+  'completion',
+  'instruction',
+  'input',
+  'output',
+  'messages',
+  'conversations',
+  'tools',
+  'system',
+  'chosen',
+  'rejected',
+  'label',
 ] as const
 
 export const dataSection = z.strictObject({
@@ -16,21 +37,28 @@ export const dataSection = z.strictObject({
     path: 'dataset',
   }),
   local_dataset: pathList({
-    doc: 'Files to train on, read in this order: one path or a list. JSONL, JSON, CSV, TSV, Parquet, and plain text or Markdown '
-      + '(see `format_type: raw`); each also packed as `.gz`. Relative paths are relative to the recipe.',
+    doc:
+      'Files to train on, read in this order: one path or a list. JSONL, JSON, CSV, TSV, Parquet, and plain text or Markdown ' +
+      '(see `format_type: raw`); each also packed as `.gz`. Relative paths are relative to the recipe.',
     aliases: ['local_datasets', 'data_files'],
     path: 'dataset',
     default: [],
   }),
   mix_weights: special(
-    z.preprocess((value) => {
-      const list = readList(value)
-      return Array.isArray(list) ? list.map(readNumber) : list
-    }, z.array(z.number().gt(0).lte(1_000_000)).max(64)).default([]),
+    z
+      .preprocess(
+        (value) => {
+          const list = readList(value)
+          return Array.isArray(list) ? list.map(readNumber) : list
+        },
+        z.array(z.number().gt(0).lte(1_000_000)).max(64),
+      )
+      .default([]),
     {
       kind: 'list',
-      doc: 'Mixes several sources in these shares: one weight for `dataset`, if it is given, and one for each entry of '
-        + '`local_dataset`. Each source may have a format of its own. Without weights the files are read one after another.',
+      doc:
+        'Mixes several sources in these shares: one weight for `dataset`, if it is given, and one for each entry of ' +
+        '`local_dataset`. Each source may have a format of its own. Without weights the files are read one after another.',
       aliases: ['interleave_probs', 'mix_probabilities'],
       default: [],
       nullable: false,
@@ -44,7 +72,14 @@ export const dataSection = z.strictObject({
       first: 'when a source has nothing new left: no row is seen twice in an epoch',
       all: 'when every source has given all its rows: those of smaller ones come several times',
     },
-    synonyms: { under: 'first', first_exhausted: 'first', interleave_under: 'first', over: 'all', all_exhausted: 'all', interleave_over: 'all' },
+    synonyms: {
+      under: 'first',
+      first_exhausted: 'first',
+      interleave_under: 'first',
+      over: 'all',
+      all_exhausted: 'all',
+      interleave_over: 'all',
+    },
     default: 'first',
     aliases: ['mix_strategy'],
   }),
@@ -54,8 +89,9 @@ export const dataSection = z.strictObject({
     maxLength: 256,
   }),
   split: text({
-    doc: 'Split to train on, for data sets that have splits, and optionally a slice of it: `train[:5%]`, `train[100:200]`, '
-      + '`train[-10%:]`. Local files are the split `train`; the files of a folder are told apart by their names.',
+    doc:
+      'Split to train on, for data sets that have splits, and optionally a slice of it: `train[:5%]`, `train[100:200]`, ' +
+      '`train[-10%:]`. Local files are the split `train`; the files of a folder are told apart by their names.',
     aliases: ['train_split', 'dataset_split'],
     default: 'train',
     examples: ['train[:10%]'],
@@ -75,8 +111,15 @@ export const dataSection = z.strictObject({
       kto: '`prompt`, `completion` and a `label`; the rows whose label is true are trained',
     },
     synonyms: {
-      messages: 'chatml', conversational: 'chatml', openai: 'chatml', prompt_completion: 'completion',
-      'prompt-completion': 'completion', plain: 'text', raw_text: 'raw', dpo: 'preference', unpaired_preference: 'kto',
+      messages: 'chatml',
+      conversational: 'chatml',
+      openai: 'chatml',
+      prompt_completion: 'completion',
+      'prompt-completion': 'completion',
+      plain: 'text',
+      raw_text: 'raw',
+      dpo: 'preference',
+      unpaired_preference: 'kto',
     },
     default: 'auto',
     aliases: ['dataset_format', 'format'],
@@ -87,15 +130,17 @@ export const dataSection = z.strictObject({
     aliases: ['column_mapping', 'custom_format_mapping'],
   }),
   merged_prompt: optionalText({
-    doc: 'Makes a conversation of one question out of several columns, as `to_sharegpt` does: `{column}` is replaced by the column, '
-      + 'and a part in `[[…]]` is left out when one of its columns is empty. The answer is the column `output` (see `columns`).',
+    doc:
+      'Makes a conversation of one question out of several columns, as `to_sharegpt` does: `{column}` is replaced by the column, ' +
+      'and a part in `[[…]]` is left out when one of its columns is empty. The answer is the column `output` (see `columns`).',
     examples: ['{instruction}[[\nYour input is:\n{input}]]'],
     maxLength: 65536,
     verbatim: true,
   }),
   conversation_extension: integer({
-    doc: 'Join so many rows to one conversation, each with others chosen by `training.random_seed`, as `to_sharegpt` does: a model '
-      + 'that is trained on single questions learns to go on with a conversation.',
+    doc:
+      'Join so many rows to one conversation, each with others chosen by `training.random_seed`, as `to_sharegpt` does: a model ' +
+      'that is trained on single questions learns to go on with a conversation.',
     min: 1,
     max: 64,
     default: 1,
@@ -107,15 +152,17 @@ export const dataSection = z.strictObject({
     maxLength: 256,
   }),
   chat_template: optionalText({
-    doc: 'Chat template to use instead of the one of the model: a name such as `chatml` or `llama-3.1`, the path of a Jinja file, '
-      + 'or the template itself.',
+    doc:
+      'Chat template to use instead of the one of the model: a name such as `chatml` or `llama-3.1`, the path of a Jinja file, ' +
+      'or the template itself.',
     maxLength: 65536,
     verbatim: true,
   }),
   map_eos_token: boolean({
-    doc: 'With a named `chat_template` whose turns end with another token than EOS (`<|im_end|>` of `chatml`): give that token the place '
-      + 'of EOS in the tokenizer, so that a model that knows only EOS learns to end its turns without a new row. The tokenizer '
-      + 'that is saved has the same names.',
+    doc:
+      'With a named `chat_template` whose turns end with another token than EOS (`<|im_end|>` of `chatml`): give that token the place ' +
+      'of EOS in the tokenizer, so that a model that knows only EOS learns to end its turns without a new row. The tokenizer ' +
+      'that is saved has the same names.',
     default: true,
   }),
   train_on_prompt: boolean({
@@ -127,8 +174,9 @@ export const dataSection = z.strictObject({
     default: false,
   }),
   instruction_part: optionalText({
-    doc: 'What stands before a question, for `training.train_on_completions` on text whose format is not recognised. '
-      + 'Empty: found automatically. Goes with `response_part`.',
+    doc:
+      'What stands before a question, for `training.train_on_completions` on text whose format is not recognised. ' +
+      'Empty: found automatically. Goes with `response_part`.',
     examples: ['<|im_start|>user\n'],
     verbatim: true,
   }),
@@ -149,8 +197,9 @@ export const dataSection = z.strictObject({
     default: 'truncate',
   }),
   skip_bad_rows: boolean({
-    doc: 'Leave out rows that cannot be read (broken JSON, a missing column, a conversation that the template refuses) and report '
-      + 'them, instead of stopping at the first one.',
+    doc:
+      'Leave out rows that cannot be read (broken JSON, a missing column, a conversation that the template refuses) and report ' +
+      'them, instead of stopping at the first one.',
     default: false,
   }),
   shuffle: boolean({
@@ -171,15 +220,21 @@ export const dataSection = z.strictObject({
     default: [],
   }),
   eval_split: special(
-    z.preprocess((value) => {
-      const number = readNumber(value)
-      if (number === 0) return null
-      return typeof number === 'string' && ['none', 'null', ''].includes(number.trim().toLowerCase()) ? null : number
-    }, z.union([z.number().gt(0).lt(1), z.number().int().gte(1), z.string().trim().min(1).max(256)]).nullable()).default(null),
+    z
+      .preprocess(
+        (value) => {
+          const number = readNumber(value)
+          if (number === 0) return null
+          return typeof number === 'string' && ['none', 'null', ''].includes(number.trim().toLowerCase()) ? null : number
+        },
+        z.union([z.number().gt(0).lt(1), z.number().int().gte(1), z.string().trim().min(1).max(256)]).nullable(),
+      )
+      .default(null),
     {
       kind: 'number',
-      doc: 'What to evaluate on when there is no `eval_dataset`: a share of the rows below 1 or a number of rows, '
-        + 'held out by `training.random_seed`; or the name of a split such as `test`.',
+      doc:
+        'What to evaluate on when there is no `eval_dataset`: a share of the rows below 1 or a number of rows, ' +
+        'held out by `training.random_seed`; or the name of a split such as `test`.',
       aliases: ['val_size', 'test_size', 'validation_split'],
       default: null,
       nullable: true,
@@ -188,18 +243,14 @@ export const dataSection = z.strictObject({
     },
   ),
   streaming: boolean({
-    doc: 'Read only as much of the data as `training.max_steps` needs, from the beginning of the files, so that training on a very '
-      + 'large data set starts soon. Data larger than the memory are kept on disk either way.',
+    doc:
+      'Read only as much of the data as `training.max_steps` needs, from the beginning of the files, so that training on a very ' +
+      'large data set starts soon. Data larger than the memory are kept on disk either way.',
     effect: 'The first rows are trained, not a selection of all.',
     aliases: ['dataset_streaming'],
     default: false,
   }),
-  chunk_size: integer({
-    doc: 'Tokens in a window of `format_type: raw`.',
-    min: 1,
-    max: 2_000_000,
-    default: 2048,
-  }),
+  chunk_size: integer({ doc: 'Tokens in a window of `format_type: raw`.', min: 1, max: 2_000_000, default: 2048 }),
   stride: integer({
     doc: 'Tokens that two neighbouring windows of `format_type: raw` share; less than `chunk_size`.',
     min: 0,

@@ -58,8 +58,17 @@ export function targetModules(recipe: Recipe): 'all-linear' | ReturnType<typeof 
   return target_modules.includes('all-linear') ? 'all-linear' : moduleChoice(target_modules)
 }
 
-const byteUnits: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12, ki: 2 ** 10, mi: 2 ** 20,
-  gi: 2 ** 30, ti: 2 ** 40 }
+const byteUnits: Readonly<Record<string, number>> = {
+  '': 1,
+  k: 1e3,
+  m: 1e6,
+  g: 1e9,
+  t: 1e12,
+  ki: 2 ** 10,
+  mi: 2 ** 20,
+  gi: 2 ** 30,
+  ti: 2 ** 40,
+}
 
 /** Bytes in a size such as `5GB` (decimal, as Hugging Face counts) or `512MiB`. */
 export function parseByteSize(size: string): number {

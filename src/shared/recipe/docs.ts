@@ -15,7 +15,10 @@ function defaultText({ default: value, defaultDoc }: FieldMeta): string {
 }
 
 function valuesText(meta: FieldMeta): string {
-  if (meta.values !== undefined) return valueEntries(meta).map(([name]) => `\`${name}\``).join(', ')
+  if (meta.values !== undefined)
+    return valueEntries(meta)
+      .map(([name]) => `\`${name}\``)
+      .join(', ')
   const range = rangeText(meta)
   const kind = meta.kind === 'integer' ? 'whole number' : meta.kind
   return range === '' ? kind : `${kind}, ${range}`
@@ -23,8 +26,12 @@ function valuesText(meta: FieldMeta): string {
 
 function description(meta: FieldMeta): string {
   const parts = [meta.doc]
-  if (meta.values !== undefined) parts.push(valueEntries(meta).map(([name, text]) =>
-    `\`${name}\`: ${text}`).join('; ') + '.')
+  if (meta.values !== undefined)
+    parts.push(
+      valueEntries(meta)
+        .map(([name, text]) => `\`${name}\`: ${text}`)
+        .join('; ') + '.',
+    )
   if (meta.effect !== undefined) parts.push(`*Effect:* ${meta.effect}`)
   if (meta.availability !== undefined) parts.push(`*Availability:* ${meta.availability.note}.`)
   if (meta.aliases !== undefined) parts.push(`Also: ${meta.aliases.map((name) => `\`${name}\``).join(', ')}.`)
@@ -67,10 +74,16 @@ default. Tokens do not belong in a recipe: they are dropped with a warning and r
 export function recipeDocs(): string {
   const parts = [introduction]
   for (const section of sectionNames) {
-    const rows = recipeFields.filter((field) => field.section === section).map(({ key, meta }) =>
-      `| \`${key}\` | ${cell(defaultText(meta))} | ${cell(valuesText(meta))} | ${cell(description(meta))} |`)
-    parts.push([`## ${section}`, '', sectionDocs[section], '', '| Key | Default | Values | |', '|---|---|---|---|', ...rows,
-      ''].join('\n'))
+    const rows = recipeFields
+      .filter((field) => field.section === section)
+      .map(
+        ({ key, meta }) => `| \`${key}\` | ${cell(defaultText(meta))} | ${cell(valuesText(meta))} | ${cell(description(meta))} |`,
+      )
+    parts.push(
+      [`## ${section}`, '', sectionDocs[section], '', '| Key | Default | Values | |', '|---|---|---|---|', ...rows, ''].join(
+        '\n',
+      ),
+    )
   }
   return parts.join('\n')
 }

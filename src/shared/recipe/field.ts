@@ -64,8 +64,10 @@ export interface ValueSeries {
 }
 
 /** Every value of a closed set with one line on each, and the form of those that the set leaves open. */
-export const valueEntries = ({ values = {}, series }: Pick<FieldMeta, 'values' | 'series'>): [name: string, doc: string][] =>
-  [...Object.entries(values), ...(series === undefined ? [] : [[series.name, series.doc] as [string, string]])]
+export const valueEntries = ({ values = {}, series }: Pick<FieldMeta, 'values' | 'series'>): [name: string, doc: string][] => [
+  ...Object.entries(values),
+  ...(series === undefined ? [] : [[series.name, series.doc] as [string, string]]),
+]
 
 export const fieldRegistry = z.registry<FieldMeta>()
 
@@ -80,7 +82,12 @@ interface Range {
 const numeral = /^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$/
 /** YAML 1.1, which the Python tools use, reads these as booleans. */
 const booleans = new Map<unknown, boolean>([
-  ['true', true], ['yes', true], ['on', true], ['false', false], ['no', false], ['off', false],
+  ['true', true],
+  ['yes', true],
+  ['on', true],
+  ['false', false],
+  ['no', false],
+  ['off', false],
 ])
 
 /** A number written as text becomes a number; everything else stays for zod to judge. */
@@ -96,7 +103,11 @@ function readBoolean(value: unknown): unknown {
 }
 
 function readList(value: unknown): unknown {
-  if (typeof value === 'string') return value.split(',').map((part) => part.trim()).filter((part) => part !== '')
+  if (typeof value === 'string')
+    return value
+      .split(',')
+      .map((part) => part.trim())
+      .filter((part) => part !== '')
   if (typeof value === 'number') return [value]
   return value
 }
@@ -114,12 +125,16 @@ type NumberSpec = FieldSpec & Range & { readonly default: number }
 type OptionalNumberSpec = FieldSpec & Range
 
 function numberField(kind: 'integer' | 'number', spec: NumberSpec) {
-  return z.preprocess(readNumber, numberType(spec, kind === 'integer')).default(spec.default)
+  return z
+    .preprocess(readNumber, numberType(spec, kind === 'integer'))
+    .default(spec.default)
     .register(fieldRegistry, { ...spec, kind, nullable: false })
 }
 
 function optionalNumberField(kind: 'integer' | 'number', spec: OptionalNumberSpec) {
-  return z.preprocess(readNumber, numberType(spec, kind === 'integer').nullable()).default(null)
+  return z
+    .preprocess(readNumber, numberType(spec, kind === 'integer').nullable())
+    .default(null)
     .register(fieldRegistry, { ...spec, kind, nullable: true, default: null })
 }
 
@@ -133,7 +148,9 @@ export const optionalInteger = (spec: OptionalNumberSpec) => optionalNumberField
 export const optionalNumber = (spec: OptionalNumberSpec) => optionalNumberField('number', spec)
 
 export function boolean(spec: FieldSpec & { readonly default: boolean }) {
-  return z.preprocess(readBoolean, z.boolean()).default(spec.default)
+  return z
+    .preprocess(readBoolean, z.boolean())
+    .default(spec.default)
     .register(fieldRegistry, { ...spec, kind: 'boolean', nullable: false })
 }
 
@@ -161,11 +178,15 @@ export function requiredText(spec: FieldSpec & TextRules) {
 }
 
 export function text(spec: FieldSpec & TextRules & { readonly default: string }) {
-  return textType(spec).default(spec.default).register(fieldRegistry, { ...spec, kind: 'text', nullable: false })
+  return textType(spec)
+    .default(spec.default)
+    .register(fieldRegistry, { ...spec, kind: 'text', nullable: false })
 }
 
 export function optionalText(spec: FieldSpec & TextRules) {
-  return z.preprocess(readOptionalText, textType(spec).nullable()).default(null)
+  return z
+    .preprocess(readOptionalText, textType(spec).nullable())
+    .default(null)
     .register(fieldRegistry, { ...spec, kind: 'text', nullable: true, default: null })
 }
 
@@ -179,22 +200,28 @@ interface ChoiceSpec<Value extends string> extends FieldSpec {
 /** One of a closed set of names; case does not matter. */
 export function choice<Value extends string>(spec: ChoiceSpec<Value>) {
   const names = Object.keys(spec.values) as [Value, ...Value[]]
-  const known = new Map<string, string>([...names.map((name) => [name, name] as const),
-    ...Object.entries<string>(spec.synonyms ?? {})])
+  const known = new Map<string, string>([
+    ...names.map((name) => [name, name] as const),
+    ...Object.entries<string>(spec.synonyms ?? {}),
+  ])
   const read = (value: unknown): unknown => {
     const word = typeof value === 'string' ? value.trim().toLowerCase() : typeof value === 'boolean' ? String(value) : undefined
     return word === undefined ? value : (known.get(word) ?? value)
   }
   const extra = Object.keys(spec.synonyms ?? {})
-  const input = extra.length === 0 ? {} : {
-    input: { enum: [...names, ...extra.map((word) => word === 'true' ? true : word === 'false' ? false : word)] },
-  }
-  return z.preprocess(read, z.enum(names)).default(spec.default)
+  const input =
+    extra.length === 0
+      ? {}
+      : { input: { enum: [...names, ...extra.map((word) => (word === 'true' ? true : word === 'false' ? false : word))] } }
+  return z
+    .preprocess(read, z.enum(names))
+    .default(spec.default)
     .register(fieldRegistry, { ...spec, ...input, kind: 'choice', nullable: false })
 }
 
-const listInput = (item: Record<string, unknown>): Record<string, unknown> =>
-  ({ anyOf: [{ type: 'array', items: item }, { type: 'string' }, { type: 'null' }] })
+const listInput = (item: Record<string, unknown>): Record<string, unknown> => ({
+  anyOf: [{ type: 'array', items: item }, { type: 'string' }, { type: 'null' }],
+})
 
 interface ListSpec extends FieldSpec, TextRules {
   readonly default: readonly string[]
@@ -202,28 +229,46 @@ interface ListSpec extends FieldSpec, TextRules {
 
 /** A list of texts, also written as one comma-separated text. */
 export function textList(spec: ListSpec) {
-  return z.preprocess(readList, z.array(textType(spec)).max(4096)).default([...spec.default])
+  return z
+    .preprocess(readList, z.array(textType(spec)).max(4096))
+    .default([...spec.default])
     .register(fieldRegistry, { ...spec, kind: 'list', nullable: false, input: listInput({ type: 'string' }) })
 }
 
 /** A list of paths: one text is one path, since a comma may be part of a name. */
 export function pathList(spec: FieldSpec & { readonly default: readonly string[] }) {
-  const read = (value: unknown): unknown => typeof value === 'string' ? (value.trim() === '' ? [] : [value.trim()]) : value
-  return z.preprocess(read, z.array(z.string().trim().min(1).max(4096)).max(4096)).default([...spec.default])
+  const read = (value: unknown): unknown => (typeof value === 'string' ? (value.trim() === '' ? [] : [value.trim()]) : value)
+  return z
+    .preprocess(read, z.array(z.string().trim().min(1).max(4096)).max(4096))
+    .default([...spec.default])
     .register(fieldRegistry, { ...spec, kind: 'list', nullable: false, input: listInput({ type: 'string' }) })
 }
 
 /** The same with names that follow a pattern, as those of numbered things. */
-export function openChoice<Value extends string, Other extends string>(spec: ChoiceSpec<Value> & { readonly series: ValueSeries }) {
+export function openChoice<Value extends string, Other extends string>(
+  spec: ChoiceSpec<Value> & { readonly series: ValueSeries },
+) {
   const names = Object.keys(spec.values) as [Value, ...Value[]]
   const known = new Map(Object.entries<string>(spec.synonyms ?? {}))
-  const read = (value: unknown): unknown => typeof value === 'string' ? known.get(value.trim().toLowerCase()) ?? value.trim().toLowerCase() : value
-  const oneOf = `one of ${valueEntries(spec).map(([name]) => name).join(', ')}`
-  const type = z.union([z.enum(names), z.string().regex(new RegExp(spec.series.pattern), oneOf)]) as unknown as z.ZodType<Value | Other>
-  return z.preprocess(read, type).default(spec.default).register(fieldRegistry, {
-    ...spec, kind: 'choice', nullable: false,
-    input: { anyOf: [{ enum: [...names, ...Object.keys(spec.synonyms ?? {})] }, { type: 'string', pattern: spec.series.pattern }] },
-  })
+  const read = (value: unknown): unknown =>
+    typeof value === 'string' ? (known.get(value.trim().toLowerCase()) ?? value.trim().toLowerCase()) : value
+  const oneOf = `one of ${valueEntries(spec)
+    .map(([name]) => name)
+    .join(', ')}`
+  const type = z.union([z.enum(names), z.string().regex(new RegExp(spec.series.pattern), oneOf)]) as unknown as z.ZodType<
+    Value | Other
+  >
+  return z
+    .preprocess(read, type)
+    .default(spec.default)
+    .register(fieldRegistry, {
+      ...spec,
+      kind: 'choice',
+      nullable: false,
+      input: {
+        anyOf: [{ enum: [...names, ...Object.keys(spec.synonyms ?? {})] }, { type: 'string', pattern: spec.series.pattern }],
+      },
+    })
 }
 
 interface ChoiceListSpec<Value extends string> extends FieldSpec {
@@ -246,9 +291,13 @@ export function choiceList<Value extends string>(spec: ChoiceListSpec<Value>) {
     return [...new Set<unknown>(words)]
   }
   const words = [...names, ...Object.keys(spec.synonyms ?? {})]
-  return z.preprocess(read, z.array(z.enum(names))).default([...spec.default])
+  return z
+    .preprocess(read, z.array(z.enum(names)))
+    .default([...spec.default])
     .register(fieldRegistry, {
-      ...spec, kind: 'list', nullable: false,
+      ...spec,
+      kind: 'list',
+      nullable: false,
       input: { anyOf: [{ enum: words }, { type: 'array', items: { enum: words } }, { type: 'string' }, { type: 'null' }] },
     })
 }
@@ -258,7 +307,7 @@ function readMapping(value: unknown): unknown {
   if (value === null || value === '') return {}
   const parts = typeof value === 'string' ? value.split(',') : value
   if (!Array.isArray(parts)) return value
-  const pairs = parts.map((part: unknown) => typeof part === 'string' ? /^([^=:]+)[=:](.+)$/s.exec(part.trim()) : null)
+  const pairs = parts.map((part: unknown) => (typeof part === 'string' ? /^([^=:]+)[=:](.+)$/s.exec(part.trim()) : null))
   if (pairs.includes(null)) return value
   return Object.fromEntries(pairs.map((pair) => [pair![1]!.trim(), pair![2]!.trim()]))
 }
@@ -267,15 +316,26 @@ function readMapping(value: unknown): unknown {
 export function mapping<Name extends string>(spec: FieldSpec & { readonly names: readonly [Name, ...Name[]] }) {
   const { names, ...rest } = spec
   const type = z.partialRecord(z.enum(names), z.string().trim().min(1).max(256))
-  return z.preprocess(readMapping, type).default({}).register(fieldRegistry, {
-    ...rest, kind: 'mapping', nullable: false, default: {},
-    input: {
-      anyOf: [
-        { type: 'object', additionalProperties: false, properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])) },
-        { type: 'string' }, { type: 'null' },
-      ],
-    },
-  })
+  return z
+    .preprocess(readMapping, type)
+    .default({})
+    .register(fieldRegistry, {
+      ...rest,
+      kind: 'mapping',
+      nullable: false,
+      default: {},
+      input: {
+        anyOf: [
+          {
+            type: 'object',
+            additionalProperties: false,
+            properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])),
+          },
+          { type: 'string' },
+          { type: 'null' },
+        ],
+      },
+    })
 }
 
 /** A number for each of some names, which are regular expressions for the ends of layers' names. */
@@ -290,11 +350,26 @@ export function patterns(spec: FieldSpec & { readonly min: number; readonly max:
     }
   }
   const plain = z.number().gte(spec.min).lte(spec.max)
-  const type = z.record(z.string().max(256).refine(isExpression, 'the end of a layer\'s name, or a regular expression for it'), z.preprocess(readNumber, whole ? plain.int() : plain))
-  return z.preprocess(readMapping, type).default({}).register(fieldRegistry, {
-    ...rest, kind: 'mapping', nullable: false, default: {},
-    input: { anyOf: [{ type: 'object', additionalProperties: { type: whole ? 'integer' : 'number', minimum: spec.min, maximum: spec.max } }, { type: 'string' }, { type: 'null' }] },
-  })
+  const type = z.record(
+    z.string().max(256).refine(isExpression, "the end of a layer's name, or a regular expression for it"),
+    z.preprocess(readNumber, whole ? plain.int() : plain),
+  )
+  return z
+    .preprocess(readMapping, type)
+    .default({})
+    .register(fieldRegistry, {
+      ...rest,
+      kind: 'mapping',
+      nullable: false,
+      default: {},
+      input: {
+        anyOf: [
+          { type: 'object', additionalProperties: { type: whole ? 'integer' : 'number', minimum: spec.min, maximum: spec.max } },
+          { type: 'string' },
+          { type: 'null' },
+        ],
+      },
+    })
 }
 
 /** Registers a field of any other shape. */

@@ -22,8 +22,11 @@ function sectionFields(section: SectionName): RecipeField[] {
 export const recipeFields: readonly RecipeField[] = sectionNames.flatMap(sectionFields)
 
 const byPath = new Map(recipeFields.map((field) => [field.path, field]))
-const bySpelling = new Map(recipeFields.flatMap((field) =>
-  [field.key, ...(field.meta.aliases ?? [])].map((name) => [`${field.section}.${name}`, field] as const)))
+const bySpelling = new Map(
+  recipeFields.flatMap((field) =>
+    [field.key, ...(field.meta.aliases ?? [])].map((name) => [`${field.section}.${name}`, field] as const),
+  ),
+)
 
 /** The field at `section.key`, by its own name only. */
 export function fieldAt(path: string): RecipeField | undefined {

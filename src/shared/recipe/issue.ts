@@ -6,8 +6,19 @@ export type PathPart = string | number
 export interface RecipeIssue {
   readonly severity: 'error' | 'warning'
   readonly code:
-    | 'syntax' | 'duplicate_key' | 'unknown_key' | 'wrong_section' | 'type' | 'range' | 'value' | 'missing'
-    | 'conflict' | 'unavailable' | 'secret' | 'empty' | 'ineffective'
+    | 'syntax'
+    | 'duplicate_key'
+    | 'unknown_key'
+    | 'wrong_section'
+    | 'type'
+    | 'range'
+    | 'value'
+    | 'missing'
+    | 'conflict'
+    | 'unavailable'
+    | 'secret'
+    | 'empty'
+    | 'ineffective'
   /** Where, in the keys of the document as they are written there. */
   readonly path: readonly PathPart[]
   /** Whether the key or its value is at fault. */
@@ -30,21 +41,34 @@ export interface Said {
   readonly values: readonly (string | number | Said)[]
 }
 
-const filled = (template: string, values: Said['values']): Said =>
-  ({ message: fill(template, ...values.map((value) => (typeof value === 'object' ? value.message : value))), template, values })
+const filled = (template: string, values: Said['values']): Said => ({
+  message: fill(template, ...values.map((value) => (typeof value === 'object' ? value.message : value))),
+  template,
+  values,
+})
 
 /** Tag of a text for users; tools/l10n.mjs collects what has it. */
 export const say = (parts: TemplateStringsArray, ...values: Said['values']): Said =>
-  filled(parts.reduce((text, part, at) => `${text}{${at - 1}}${part}`), values)
+  filled(
+    parts.reduce((text, part, at) => `${text}{${at - 1}}${part}`),
+    values,
+  )
 
 /** A text that stands among those to be translated already. */
 export const asText = (text: string): Said => filled(text, [])
 
 /** The same with another first value. */
-export const withFirst = ({ template, values }: Pick<Said, 'template' | 'values'>, first: string): Said => filled(template, [first, ...values.slice(1)])
+export const withFirst = ({ template, values }: Pick<Said, 'template' | 'values'>, first: string): Said =>
+  filled(template, [first, ...values.slice(1)])
 
 /** A text in another language: `words` has the translations of templates. What is not there stays English. */
-export function translated({ message, template, values = [] }: Partial<Said> & Pick<Said, 'message'>, words: Readonly<Record<string, string>>): string {
+export function translated(
+  { message, template, values = [] }: Partial<Said> & Pick<Said, 'message'>,
+  words: Readonly<Record<string, string>>,
+): string {
   if (template === undefined) return message
-  return fill(words[template] ?? template, ...values.map((value) => (typeof value === 'object' ? translated(value, words) : value)))
+  return fill(
+    words[template] ?? template,
+    ...values.map((value) => (typeof value === 'object' ? translated(value, words) : value)),
+  )
 }

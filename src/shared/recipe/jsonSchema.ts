@@ -18,8 +18,9 @@ function described({ meta, key }: RecipeField, type: Json): Json {
   const shape = meta.input ?? type
   const listed = values !== undefined && Array.isArray(shape.enum) && shape.enum.length >= values.length
   const enumDescriptions = listed
-    ? (shape.enum as unknown[]).map((value, index) => meta.values![String(value)]
-      ?? (index < values.length ? '' : 'another spelling'))
+    ? (shape.enum as unknown[]).map(
+        (value, index) => meta.values![String(value)] ?? (index < values.length ? '' : 'another spelling'),
+      )
     : undefined
   return {
     ...shape,
@@ -38,8 +39,9 @@ function plainType(field: RecipeField): Json {
   const inner = section instanceof z.ZodPrefault ? section.unwrap() : section
   const type = (inner.shape as Record<string, z.ZodType>)[field.key]!
   const schema = z.toJSONSchema(type, { target: 'draft-7', io: 'input', metadata: z.registry() })
-  return Object.fromEntries(Object.entries(schema).filter(([name]) => name !== '$schema' && name !== 'default'
-    && !name.startsWith('~')))
+  return Object.fromEntries(
+    Object.entries(schema).filter(([name]) => name !== '$schema' && name !== 'default' && !name.startsWith('~')),
+  )
 }
 
 function sectionSchema(section: SectionName): Json {
@@ -49,7 +51,9 @@ function sectionSchema(section: SectionName): Json {
   for (const field of own) {
     for (const alias of field.meta.aliases ?? []) {
       properties[alias] = {
-        ...properties[field.key], deprecationMessage: `Another name of \`${field.key}\`.`, doNotSuggest: true,
+        ...properties[field.key],
+        deprecationMessage: `Another name of \`${field.key}\`.`,
+        doNotSuggest: true,
       }
     }
   }
@@ -64,7 +68,10 @@ function sectionSchema(section: SectionName): Json {
     }
   }
   return {
-    type: ['object', 'null'], additionalProperties: false, markdownDescription: sectionDocs[section], properties,
+    type: ['object', 'null'],
+    additionalProperties: false,
+    markdownDescription: sectionDocs[section],
+    properties,
     ...(section === 'model' ? { required: [] } : {}),
   }
 }
@@ -76,8 +83,14 @@ const wholeRecipe = {
     version: 1,
     model: '${1:Qwen/Qwen2.5-0.5B}',
     data: { local_dataset: '${2:data/train.jsonl}', format_type: 'auto' },
-    training: { training_type: 'lora', max_seq_length: 2048, num_epochs: 1, learning_rate: 0.0002, batch_size: 2,
-      gradient_accumulation_steps: 4 },
+    training: {
+      training_type: 'lora',
+      max_seq_length: 2048,
+      num_epochs: 1,
+      learning_rate: 0.0002,
+      batch_size: 2,
+      gradient_accumulation_steps: 4,
+    },
     lora: { lora_r: 16, lora_alpha: 16 },
     save: { method: 'lora' },
   },
@@ -92,7 +105,10 @@ export function recipeJsonSchema(): Record<string, unknown> {
   const name = (properties.model!.properties as Record<string, Json>).name
   properties.model = {
     markdownDescription: sectionDocs.model,
-    anyOf: [{ ...name, markdownDescription: sectionDocs.model }, { ...properties.model, type: 'object' }],
+    anyOf: [
+      { ...name, markdownDescription: sectionDocs.model },
+      { ...properties.model, type: 'object' },
+    ],
   }
   return {
     $schema: 'http://json-schema.org/draft-07/schema#',

@@ -1,6 +1,18 @@
 import * as z from 'zod'
 import { notYet, runsAs } from './availability.ts'
-import { boolean, choice, integer, number, optionalInteger, optionalNumber, optionalText, patterns, readList, special, textList } from './field.ts'
+import {
+  boolean,
+  choice,
+  integer,
+  number,
+  optionalInteger,
+  optionalNumber,
+  optionalText,
+  patterns,
+  readList,
+  special,
+  textList,
+} from './field.ts'
 
 /** The linear layers of a decoder block that the Python tools adapt when nothing is said. */
 export const defaultTargetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
@@ -14,22 +26,29 @@ export const isModuleName = (text: string): boolean => moduleName.test(text)
 /** A comma-separated list of names; any other text is one regular expression. */
 function readModules(value: unknown): unknown {
   const list = readList(value)
-  return typeof value === 'string' && Array.isArray(list) && !list.every((name) => isModuleName(String(name))) && nameOrPattern.test(value.trim()) ? [value.trim()] : list
+  return typeof value === 'string' &&
+    Array.isArray(list) &&
+    !list.every((name) => isModuleName(String(name))) &&
+    nameOrPattern.test(value.trim())
+    ? [value.trim()]
+    : list
 }
 
 const vision = 'it concerns vision models only and is ignored; choose layers with lora.target_modules'
-const visionSwitch = (what: string) => boolean({
-  doc: `Adapt ${what} of a vision model. Text models ignore it.`,
-  default: true,
-  availability: runsAs(vision, (value) => value === false),
-})
+const visionSwitch = (what: string) =>
+  boolean({
+    doc: `Adapt ${what} of a vision model. Text models ignore it.`,
+    default: true,
+    availability: runsAs(vision, (value) => value === false),
+  })
 
 export const initMethods = {
   true: 'A from a uniform distribution, B zero: the first step starts from the base model',
   false: 'A and B both random, for tests: the first step does not start from the base model',
   gaussian: 'A from a normal distribution with deviation 1/r, B zero',
   loftq: 'from the error of 4-bit quantisation, so that model and adapter together start close to the 16-bit model',
-  pissa: 'from the principal singular vectors of the weights, which keep the rest; saved as an adapter of twice the rank for the original model',
+  pissa:
+    'from the principal singular vectors of the weights, which keep the rest; saved as an adapter of twice the rank for the original model',
   olora: 'from a QR decomposition',
   corda: 'from the covariance of sample data',
 } as const
@@ -80,13 +99,15 @@ export const loraSection = z.strictObject({
     examples: [16],
   }),
   target_modules: special(
-    z.preprocess(readModules, z.array(z.string().trim().regex(nameOrPattern, 'the name of a layer')).max(1024))
+    z
+      .preprocess(readModules, z.array(z.string().trim().regex(nameOrPattern, 'the name of a layer')).max(1024))
       .default([...defaultTargetModules]),
     {
       kind: 'list',
-      doc: 'Layers that get an adapter, by the last part of their name: a list, a comma-separated text, `all-linear`, '
-        + 'or one regular expression on the whole path: `.*layers\\.[0-9]\\..*_proj`. '
-        + '`embed_tokens` and `lm_head` are trained whole (as in `modules_to_save`).',
+      doc:
+        'Layers that get an adapter, by the last part of their name: a list, a comma-separated text, `all-linear`, ' +
+        'or one regular expression on the whole path: `.*layers\\.[0-9]\\..*_proj`. ' +
+        '`embed_tokens` and `lm_head` are trained whole (as in `modules_to_save`).',
       effect: 'Attention and MLP layers together learn best; attention alone saves memory.',
       default: [...defaultTargetModules],
       nullable: false,
@@ -112,16 +133,18 @@ export const loraSection = z.strictObject({
     },
   ),
   target_parameters: textList({
-    doc: 'Experts of a mixture that get an adapter, by the end of their name: `mlp.experts.gate_up_proj`, `mlp.experts.down_proj`. '
-      + 'Empty: they follow `gate_proj`, `up_proj` and `down_proj` in `target_modules`.',
+    doc:
+      'Experts of a mixture that get an adapter, by the end of their name: `mlp.experts.gate_up_proj`, `mlp.experts.down_proj`. ' +
+      'Empty: they follow `gate_proj`, `up_proj` and `down_proj` in `target_modules`.',
     effect: 'Each expert gets matrices of its own: memory grows with their number.',
     pattern: moduleName,
     expected: 'the name of a parameter',
     default: [],
   }),
   modules_to_save: textList({
-    doc: 'Layers trained whole and saved with the adapter: `embed_tokens`, `lm_head`. '
-      + 'Needed to teach new tokens or a new language.',
+    doc:
+      'Layers trained whole and saved with the adapter: `embed_tokens`, `lm_head`. ' +
+      'Needed to teach new tokens or a new language.',
     effect: 'Costs four times the size of the layer in 32 bits (weights, gradients, two moments).',
     pattern: /^(?:embed_tokens|lm_head)$/,
     expected: 'embed_tokens or lm_head',
@@ -132,12 +155,17 @@ export const loraSection = z.strictObject({
     default: false,
   }),
   init_lora_weights: special(
-    z.preprocess((value) => {
-      const word = typeof value === 'string' ? value.trim().toLowerCase() : value
-      // PEFT's name for PiSSA by so many rounds of iteration, which is how it is always found here.
-      if (typeof word === 'string' && /^pissa_niter_\d+$/.test(word)) return 'pissa'
-      return word === 'true' || word === 'default' ? true : word === 'false' ? false : word
-    }, z.union([z.boolean(), z.enum(initNames)])).default(true),
+    z
+      .preprocess(
+        (value) => {
+          const word = typeof value === 'string' ? value.trim().toLowerCase() : value
+          // PEFT's name for PiSSA by so many rounds of iteration, which is how it is always found here.
+          if (typeof word === 'string' && /^pissa_niter_\d+$/.test(word)) return 'pissa'
+          return word === 'true' || word === 'default' ? true : word === 'false' ? false : word
+        },
+        z.union([z.boolean(), z.enum(initNames)]),
+      )
+      .default(true),
     {
       kind: 'choice',
       doc: 'How a new adapter starts.',
@@ -159,12 +187,17 @@ export const loraSection = z.strictObject({
     default: 'none',
   }),
   layers_to_transform: special(
-    z.preprocess((value) => {
-      const list = typeof value === 'number' ? [value] : typeof value === 'string' ? readList(value) : value
-      if (!Array.isArray(list)) return value
-      if (list.length === 0) return null
-      return list.map((item: unknown) => typeof item === 'string' && /^\d+$/.test(item) ? Number(item) : item)
-    }, z.array(z.number().int().gte(0).lte(100_000)).max(100_000).nullable()).default(null),
+    z
+      .preprocess(
+        (value) => {
+          const list = typeof value === 'number' ? [value] : typeof value === 'string' ? readList(value) : value
+          if (!Array.isArray(list)) return value
+          if (list.length === 0) return null
+          return list.map((item: unknown) => (typeof item === 'string' && /^\d+$/.test(item) ? Number(item) : item))
+        },
+        z.array(z.number().int().gte(0).lte(100_000)).max(100_000).nullable(),
+      )
+      .default(null),
     {
       kind: 'list',
       doc: 'Numbers of the decoder layers that get an adapter, from 0. Empty: all.',
@@ -172,8 +205,12 @@ export const loraSection = z.strictObject({
       nullable: true,
       min: 0,
       input: {
-        anyOf: [{ type: 'array', items: { type: 'integer', minimum: 0 } }, { type: 'integer', minimum: 0 }, { type: 'string' },
-          { type: 'null' }],
+        anyOf: [
+          { type: 'array', items: { type: 'integer', minimum: 0 } },
+          { type: 'integer', minimum: 0 },
+          { type: 'string' },
+          { type: 'null' },
+        ],
       },
     },
   ),
@@ -188,7 +225,8 @@ export const loraSection = z.strictObject({
   }),
   use_dora: boolean({
     doc: 'Weight-decomposed LoRA (DoRA): learn the length of each row apart from its direction. Not with adapters on experts.',
-    effect: 'Often learns better at a small `lora_r`. A little slower, and the products of adapted layers are kept beside their scaled values.',
+    effect:
+      'Often learns better at a small `lora_r`. A little slower, and the products of adapted layers are kept beside their scaled values.',
     aliases: ['dora'],
     default: false,
   }),
@@ -201,10 +239,7 @@ export const loraSection = z.strictObject({
     default: false,
     availability: runsAs(vision),
   }),
-  finetune_vision_layers: boolean({
-    doc: 'Adapt the vision tower of a vision model. Text models ignore it.',
-    default: true,
-  }),
+  finetune_vision_layers: boolean({ doc: 'Adapt the vision tower of a vision model. Text models ignore it.', default: true }),
   finetune_language_layers: visionSwitch('the language layers'),
   finetune_attention_modules: visionSwitch('the attention layers'),
   finetune_mlp_modules: visionSwitch('the MLP layers'),

@@ -5,27 +5,27 @@ import { boolean, choice, optionalText, requiredText } from './field.ts'
 /** `model: name` alone is the same as `model: { name: name }`. */
 export const modelSection = z.strictObject({
   name: requiredText({
-    doc: 'The model to start from: a folder in Hugging Face layout, or a Hub id such as `Qwen/Qwen2.5-0.5B`. '
-      + 'A relative path is relative to the recipe.',
+    doc:
+      'The model to start from: a folder in Hugging Face layout, or a Hub id such as `Qwen/Qwen2.5-0.5B`. ' +
+      'A relative path is relative to the recipe.',
     aliases: ['model_name', 'model_name_or_path', 'path'],
     flag: 'model',
     path: 'model',
     maxLength: 4096,
   }),
-  revision: optionalText({
-    doc: 'Branch, tag or commit of a Hub model. Empty: the main branch.',
-    maxLength: 256,
-  }),
+  revision: optionalText({ doc: 'Branch, tag or commit of a Hub model. Empty: the main branch.', maxLength: 256 }),
   use_exact_model_name: boolean({
-    doc: 'Load the Hub model of exactly this name. Otherwise a known one is loaded from the repository that has the same weights '
-      + 'without a licence to accept first, as the Python library does.',
+    doc:
+      'Load the Hub model of exactly this name. Otherwise a known one is loaded from the repository that has the same weights ' +
+      'without a licence to accept first, as the Python library does.',
     default: false,
   }),
   fix_tokenizer: boolean({
-    doc: 'Repair what is known to go wrong with tokenizers, and say so: a padding token that is missing or ends texts, tokens under '
-      + 'other names than their ids have, ids beyond the embedding, a tokenizer.json that differs from tokenizer.model, a chat template '
-      + 'that never introduces an answer, rows that were never trained. What is saved has the repairs. `unsloth tokenizer DIR` shows '
-      + 'what is found. `false` takes the files as they are.',
+    doc:
+      'Repair what is known to go wrong with tokenizers, and say so: a padding token that is missing or ends texts, tokens under ' +
+      'other names than their ids have, ids beyond the embedding, a tokenizer.json that differs from tokenizer.model, a chat template ' +
+      'that never introduces an answer, rows that were never trained. What is saved has the repairs. `unsloth tokenizer DIR` shows ' +
+      'what is found. `false` takes the files as they are.',
     default: true,
   }),
   dtype: choice({

@@ -38,14 +38,22 @@ export const saveSection = z.strictObject({
       gguf: 'one GGUF file for each entry of `quantization`',
     },
     synonyms: {
-      merged: ['merged_16bit'], 'merged-16bit': ['merged_16bit'], 'merged-4bit': ['merged_4bit'],
-      merged_4bit_forced: ['merged_4bit'], '4bit': ['merged_4bit'], adapter: ['lora'], none: [],
+      merged: ['merged_16bit'],
+      'merged-16bit': ['merged_16bit'],
+      'merged-4bit': ['merged_4bit'],
+      merged_4bit_forced: ['merged_4bit'],
+      '4bit': ['merged_4bit'],
+      adapter: ['lora'],
+      none: [],
     },
     default: ['lora'],
     defaultDoc: '`lora`; `merged_16bit` with `training_type: full`',
     aliases: ['save_method', 'methods'],
     flag: 'save_method',
-    availability: notYet('gguf is not available yet; use lora, merged_16bit or merged_4bit', (value) => Array.isArray(value) && value.includes('gguf')),
+    availability: notYet(
+      'gguf is not available yet; use lora, merged_16bit or merged_4bit',
+      (value) => Array.isArray(value) && value.includes('gguf'),
+    ),
   }),
   path: optionalText({
     doc: 'Folder for the result; with several methods, one folder for each below it. Empty: in the run directory.',
@@ -84,26 +92,33 @@ export const hubSection = z.strictObject({
     expected: 'a repository such as me/my-model',
     maxLength: 256,
   }),
-  private: boolean({
-    doc: 'Make a new repository private.',
-    aliases: ['hub_private_repo'],
-    flag: 'private',
-    default: true,
-  }),
+  private: boolean({ doc: 'Make a new repository private.', aliases: ['hub_private_repo'], flag: 'private', default: true }),
   commit_message: text({ doc: 'Message of the upload.', flag: null, default: 'Trained with Unsloth', maxLength: 1000 }),
 })
 
 /** Sampling settings that Studio writes into its files; training does not use them. */
 export const inferenceSection = z.strictObject({
   temperature: number({ doc: 'Randomness of sampling; 0 is greedy.', flag: null, min: 0, max: 100, default: 0.7 }),
-  top_p: number({ doc: 'Sample from the smallest set of tokens with this probability.', flag: null, above: 0, max: 1,
-    default: 0.9 }),
-  top_k: integer({ doc: 'Sample from so many of the likeliest tokens; 0 or −1: all.', flag: null, min: -1, max: 1_000_000,
-    default: 40 }),
+  top_p: number({
+    doc: 'Sample from the smallest set of tokens with this probability.',
+    flag: null,
+    above: 0,
+    max: 1,
+    default: 0.9,
+  }),
+  top_k: integer({
+    doc: 'Sample from so many of the likeliest tokens; 0 or −1: all.',
+    flag: null,
+    min: -1,
+    max: 1_000_000,
+    default: 40,
+  }),
   min_p: optionalNumber({ doc: 'Drop tokens less likely than this share of the likeliest.', flag: null, min: 0, max: 1 }),
   repetition_penalty: number({ doc: 'Above 1: repeat less.', flag: null, above: 0, max: 100, default: 1.1 }),
   max_new_tokens: optionalInteger({ doc: 'Tokens to write at most.', flag: null, min: 1, max: 2_000_000 }),
   trust_remote_code: boolean({
-    doc: 'Accepted for compatibility. Code from a model repository is never run.', flag: null, default: false,
+    doc: 'Accepted for compatibility. Code from a model repository is never run.',
+    flag: null,
+    default: false,
   }),
 })

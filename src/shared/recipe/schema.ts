@@ -55,8 +55,14 @@ export const recipeSchema = z.strictObject({
 export type Recipe = z.output<typeof recipeSchema>
 
 /** Keys that hold secrets: understood, dropped at once, kept nowhere. */
-export const secretKeys: ReadonlySet<string> = new Set(['hf_token', 'wandb_token', 'hub_token', 'token', 'wandb_api_key',
-  'api_key'])
+export const secretKeys: ReadonlySet<string> = new Set([
+  'hf_token',
+  'wandb_token',
+  'hub_token',
+  'token',
+  'wandb_api_key',
+  'api_key',
+])
 
 /** Where a dropped secret should stand instead. */
 export function secretHint(key: string): Said {

@@ -1,8 +1,19 @@
 import * as z from 'zod'
 import { notYet } from './availability.ts'
 import { parseByteSize } from './derived.ts'
-import { boolean, choice, integer, number, openChoice, optionalInteger, optionalNumber, optionalText, readNumber, special,
-  text } from './field.ts'
+import {
+  boolean,
+  choice,
+  integer,
+  number,
+  openChoice,
+  optionalInteger,
+  optionalNumber,
+  optionalText,
+  readNumber,
+  special,
+  text,
+} from './field.ts'
 
 const schedulers = {
   constant: 'the same rate throughout, no warm-up',
@@ -54,14 +65,16 @@ export const trainingSection = z.strictObject({
     examples: [512, 1024, 2048, 4096],
   }),
   load_in_4bit: boolean({
-    doc: 'Keep the frozen linear layers in 4 bits (QLoRA: NF4, maxima in 8 bits). Models that are stored in 4 or 8 bits stay so either way. '
-      + 'The Python tools have this on by default; here it is off.',
+    doc:
+      'Keep the frozen linear layers in 4 bits (QLoRA: NF4, maxima in 8 bits). Models that are stored in 4 or 8 bits stay so either way. ' +
+      'The Python tools have this on by default; here it is off.',
     effect: 'A quarter of the memory for the weights, slightly less exact and slower.',
     default: false,
   }),
   load_in_8bit: boolean({
-    doc: 'Keep the frozen linear layers in 8 bits: rows of int8 with their maxima, the memory of LLM.int8. bitsandbytes also multiplies in '
-      + 'int8; here they are multiplied as 16-bit numbers, which is nearer to the 16-bit model.',
+    doc:
+      'Keep the frozen linear layers in 8 bits: rows of int8 with their maxima, the memory of LLM.int8. bitsandbytes also multiplies in ' +
+      'int8; here they are multiplied as 16-bit numbers, which is nearer to the 16-bit model.',
     effect: 'Half the memory for the weights, almost as exact, slightly slower.',
     default: false,
   }),
@@ -85,10 +98,12 @@ export const trainingSection = z.strictObject({
     default: 3,
   }),
   max_steps: special(
-    z.preprocess((value) => {
-      const number = readNumber(value)
-      return number === -1 ? 0 : number
-    }, z.number().int().gte(0).lte(1_000_000)).default(0),
+    z
+      .preprocess((value) => {
+        const number = readNumber(value)
+        return number === -1 ? 0 : number
+      }, z.number().int().gte(0).lte(1_000_000))
+      .default(0),
     {
       kind: 'integer',
       doc: 'Stop after so many optimizer steps; wins over `num_epochs`. 0 (or −1): use `num_epochs`.',
@@ -110,8 +125,9 @@ export const trainingSection = z.strictObject({
     examples: [2e-4, 1e-4, 2e-5],
   }),
   embedding_learning_rate: optionalNumber({
-    doc: 'Learning rate of `embed_tokens` and `lm_head` when they are trained. Empty: `learning_rate`. '
-      + 'A tenth of `learning_rate` is usual.',
+    doc:
+      'Learning rate of `embed_tokens` and `lm_head` when they are trained. Empty: `learning_rate`. ' +
+      'A tenth of `learning_rate` is usual.',
     aliases: ['embedding_lr'],
     above: 0,
     below: 1,
@@ -180,21 +196,23 @@ export const trainingSection = z.strictObject({
   }),
   optim: choice({
     doc: 'The optimizer.',
-    effect: 'Moments take 8 bytes for each trained parameter in 32 bits and 2 in 8 bits; that matters most with `training_type: full`.',
+    effect:
+      'Moments take 8 bytes for each trained parameter in 32 bits and 2 in 8 bits; that matters most with `training_type: full`.',
     values: optimizers,
     synonyms: {
-      adamw: 'adamw_torch', adamw_hf: 'adamw_torch', adamw_torch_fused: 'adamw_torch', adamw_torch_8bit: 'adamw_8bit',
-      adamw_bnb_8bit: 'adamw_8bit', paged_adamw: 'paged_adamw_32bit', lion: 'lion_32bit', paged_lion: 'paged_lion_32bit',
+      adamw: 'adamw_torch',
+      adamw_hf: 'adamw_torch',
+      adamw_torch_fused: 'adamw_torch',
+      adamw_torch_8bit: 'adamw_8bit',
+      adamw_bnb_8bit: 'adamw_8bit',
+      paged_adamw: 'paged_adamw_32bit',
+      lion: 'lion_32bit',
+      paged_lion: 'paged_lion_32bit',
     },
     default: 'adamw_torch',
     aliases: ['optimizer'],
   }),
-  weight_decay: number({
-    doc: 'Decoupled weight decay, typically 0 to 0.1.',
-    min: 0,
-    max: 10,
-    default: 0.01,
-  }),
+  weight_decay: number({ doc: 'Decoupled weight decay, typically 0 to 0.1.', min: 0, max: 10, default: 0.01 }),
   adam_beta1: number({ doc: 'Decay of the mean of the gradients.', min: 0, below: 1, default: 0.9 }),
   adam_beta2: number({ doc: 'Decay of the mean of the squared gradients.', min: 0, below: 1, default: 0.999 }),
   adam_epsilon: number({ doc: 'Added to the root of the squared gradients.', above: 0, below: 1, default: 1e-8 }),
@@ -213,16 +231,18 @@ export const trainingSection = z.strictObject({
     default: 1,
   }),
   random_seed: integer({
-    doc: 'Decides the order of the data, dropout and the start of a new adapter. '
-      + 'The same seed gives the same result, bit for bit.',
+    doc:
+      'Decides the order of the data, dropout and the start of a new adapter. ' +
+      'The same seed gives the same result, bit for bit.',
     aliases: ['seed', 'random_state'],
     min: 0,
     max: 4_294_967_295,
     default: 3407,
   }),
   packing: boolean({
-    doc: 'Join short samples into rows of `max_seq_length` tokens; a batch then counts rows instead of samples. '
-      + 'Samples never see each other.',
+    doc:
+      'Join short samples into rows of `max_seq_length` tokens; a batch then counts rows instead of samples. ' +
+      'Samples never see each other.',
     effect: 'More tokens in each step. Padding is never computed, with packing or without.',
     aliases: ['sample_packing'],
     default: false,
@@ -233,24 +253,41 @@ export const trainingSection = z.strictObject({
     default: false,
   }),
   gradient_checkpointing: choice({
-    doc: 'Recompute the activations of a layer in the backward pass instead of keeping them. '
-      + 'The result is the same, bit for bit.',
+    doc:
+      'Recompute the activations of a layer in the backward pass instead of keeping them. ' +
+      'The result is the same, bit for bit.',
     effect: 'Recomputing takes about a third more time and far less memory.',
     values: {
       auto: 'only as much as makes it fit; where that is not enough, a GPU lets layer inputs wait in memory of the host',
       none: 'keep everything',
       full: 'recompute every layer',
-      offload: 'recompute, and let every layer’s input wait in memory of the host: the longest rows; on the CPU the same as `full`',
+      offload:
+        'recompute, and let every layer’s input wait in memory of the host: the longest rows; on the CPU the same as `full`',
     },
-    synonyms: { unsloth: 'offload', true: 'full', false: 'none', yes: 'full', no: 'none', on: 'full', off: 'none',
-      standard: 'full' },
+    synonyms: {
+      unsloth: 'offload',
+      true: 'full',
+      false: 'none',
+      yes: 'full',
+      no: 'none',
+      on: 'full',
+      off: 'none',
+      standard: 'full',
+    },
     default: 'auto',
     aliases: ['use_gradient_checkpointing'],
   }),
   eval_steps: special(
-    z.preprocess(readNumber, z.number().gte(0).lte(1_000_000)
-      .refine((value) => value < 1 || Number.isInteger(value),
-        'a whole number of steps, or a share of all steps below 1')).default(0),
+    z
+      .preprocess(
+        readNumber,
+        z
+          .number()
+          .gte(0)
+          .lte(1_000_000)
+          .refine((value) => value < 1 || Number.isInteger(value), 'a whole number of steps, or a share of all steps below 1'),
+      )
+      .default(0),
     {
       kind: 'number',
       doc: 'Evaluate every so many steps; below 1 it is a share of all steps. 0: off.',
@@ -268,18 +305,16 @@ export const trainingSection = z.strictObject({
     max: 1_000_000,
     default: 0,
   }),
-  save_total_limit: optionalInteger({
-    doc: 'Keep only so many of the latest checkpoints. Empty: all.',
-    min: 1,
-    max: 1_000_000,
-  }),
+  save_total_limit: optionalInteger({ doc: 'Keep only so many of the latest checkpoints. Empty: all.', min: 1, max: 1_000_000 }),
   resume_from: special(
-    z.preprocess((value) => {
-      if (value === true) return 'latest'
-      const word = typeof value === 'string' ? value.trim().toLowerCase() : value
-      if (word === false || word === 'false' || word === 'none' || word === '') return null
-      return word === 'true' || word === 'latest' ? 'latest' : value
-    }, z.string().trim().min(1).max(4096).nullable()).default(null),
+    z
+      .preprocess((value) => {
+        if (value === true) return 'latest'
+        const word = typeof value === 'string' ? value.trim().toLowerCase() : value
+        if (word === false || word === 'false' || word === 'none' || word === '') return null
+        return word === 'true' || word === 'latest' ? 'latest' : value
+      }, z.string().trim().min(1).max(4096).nullable())
+      .default(null),
     {
       kind: 'text',
       doc: 'Go on from a checkpoint folder, or from the `latest` one below `output_dir`.',
@@ -293,11 +328,15 @@ export const trainingSection = z.strictObject({
   ),
   compute: choice({
     doc: 'Precision of the arithmetic. Sums, norms and the optimizer are in 32 bits always.',
-    effect: 'On a GPU 16 bits take half the memory and are many times faster. `bfloat16` is faster where the processor has it, and less exact.',
+    effect:
+      'On a GPU 16 bits take half the memory and are many times faster. `bfloat16` is faster where the processor has it, and less exact.',
     values: {
-      auto: '`float32` on the processor, `bfloat16` on a GPU (`float16` where it has none)', float32: 'exact',
-      tfloat32: 'as `float32`, with the model’s products on the tensor cores of a GPU from Ampere on, which round to 11 bits (TF32)',
-      bfloat16: 'activations in bfloat16; on the processor rounded in matrix products only', float16: 'activations in float16 with a loss scale that adapts itself, for GPUs without bfloat16',
+      auto: '`float32` on the processor, `bfloat16` on a GPU (`float16` where it has none)',
+      float32: 'exact',
+      tfloat32:
+        'as `float32`, with the model’s products on the tensor cores of a GPU from Ampere on, which round to 11 bits (TF32)',
+      bfloat16: 'activations in bfloat16; on the processor rounded in matrix products only',
+      float16: 'activations in float16 with a loss scale that adapts itself, for GPUs without bfloat16',
     },
     synonyms: { bf16: 'bfloat16', fp32: 'float32', float: 'float32', fp16: 'float16', half: 'float16', tf32: 'tfloat32' },
     default: 'auto',
@@ -309,27 +348,33 @@ export const trainingSection = z.strictObject({
     synonyms: { gpu: 'cuda' },
     default: 'auto',
   }),
-  max_memory: special(
-    z.preprocess(readMemory, z.number().gt(0).lte(65_536).nullable()).default(null),
-    {
-      kind: 'number',
-      doc: 'The most memory of the device that a run may take: a size such as `20GiB`, or a number of GiB. Empty: what is free. '
-        + 'The plan keeps below it by recomputing more, and refuses when that is not enough.',
-      default: null,
-      nullable: true,
-      above: 0,
-      max: 65_536,
-      input: { anyOf: [{ type: 'number', exclusiveMinimum: 0, maximum: 65_536 }, { type: 'string', pattern: memorySize.source }, { type: 'null' }] },
+  max_memory: special(z.preprocess(readMemory, z.number().gt(0).lte(65_536).nullable()).default(null), {
+    kind: 'number',
+    doc:
+      'The most memory of the device that a run may take: a size such as `20GiB`, or a number of GiB. Empty: what is free. ' +
+      'The plan keeps below it by recomputing more, and refuses when that is not enough.',
+    default: null,
+    nullable: true,
+    above: 0,
+    max: 65_536,
+    input: {
+      anyOf: [
+        { type: 'number', exclusiveMinimum: 0, maximum: 65_536 },
+        { type: 'string', pattern: memorySize.source },
+        { type: 'null' },
+      ],
     },
-  ),
+  }),
   offload_embedding: boolean({
     doc: 'Keep the embedding in the memory of the host, locked, where the GPU reads the rows that it needs. On the processor this changes nothing.',
-    effect: 'Saves its size on the GPU at almost no cost. Where the head is tied to the embedding, the head is read from there too: see `offload_lm_head`.',
+    effect:
+      'Saves its size on the GPU at almost no cost. Where the head is tied to the embedding, the head is read from there too: see `offload_lm_head`.',
     default: false,
   }),
   offload_lm_head: boolean({
     doc: 'Keep the head (`lm_head`) in the memory of the host. On the processor this changes nothing.',
-    effect: 'The GPU copies it over its bus in each micro-step, for as long as it is needed: 20 to 40 ms for each GB. Worth it when memory is fullest in the layers, not at the loss.',
+    effect:
+      'The GPU copies it over its bus in each micro-step, for as long as it is needed: 20 to 40 ms for each GB. Worth it when memory is fullest in the layers, not at the loss.',
     default: false,
   }),
   threads: integer({

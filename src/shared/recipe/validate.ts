@@ -43,7 +43,10 @@ function settle(recipe: Recipe, given: (path: string) => boolean, findings: Find
     const steps = given('training.warmup_steps') ? training.warmup_steps : 0
     if (steps > 0 && training.warmup_ratio > 0) {
       findings.push({
-        severity: 'warning', code: 'ineffective', key: 'training.warmup_ratio', at: 'key',
+        severity: 'warning',
+        code: 'ineffective',
+        key: 'training.warmup_ratio',
+        at: 'key',
         ...say`training.warmup_ratio has no effect: training.warmup_steps is above 0 and wins`,
       })
     }
@@ -88,7 +91,9 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
   const [section, key, index] = issue.path as [string, string?, number?]
   if (section === 'version') {
     return {
-      severity: 'error', code: 'value', key: 'version',
+      severity: 'error',
+      code: 'value',
+      key: 'version',
       ...say`version must be ${recipeVersion}: this program does not read other versions of a recipe`,
     }
   }
@@ -100,10 +105,14 @@ function typeFinding(issue: z.core.$ZodIssue, values: ReadonlyMap<string, unknow
   if (Array.isArray(value) && index !== undefined) value = (value as unknown[])[index]
   const list = index === undefined ? '' : `[${index}]`
   const meta = fieldAt(path)?.meta
-  const own = issue.code === 'invalid_format' || issue.code === 'custom' ? asText(issue.message)
-    : issue.code === 'too_big' && issue.origin === 'string' ? say`text of at most ${Number(issue.maximum)} characters`
-    : index !== undefined && meta?.values !== undefined ? say`one of ${Object.keys(meta.values).join(', ')}`
-    : expectation(path)
+  const own =
+    issue.code === 'invalid_format' || issue.code === 'custom'
+      ? asText(issue.message)
+      : issue.code === 'too_big' && issue.origin === 'string'
+        ? say`text of at most ${Number(issue.maximum)} characters`
+        : index !== undefined && meta?.values !== undefined
+          ? say`one of ${Object.keys(meta.values).join(', ')}`
+          : expectation(path)
   const near = meta?.values !== undefined && typeof value === 'string' ? closest(value, Object.keys(meta.values)) : undefined
   return {
     severity: 'error',

@@ -11,14 +11,24 @@ import { planTraining } from '../../../engine/train/trainingPlan.ts'
 
 const [shape, tokenText, layers, kind, steps] = process.argv.slice(2)
 const tokens = Number(tokenText)
-const statusOf = (key: string): number => Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, 'm').exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
+const statusOf = (key: string): number =>
+  Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, 'm').exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
 
 async function main(): Promise<void> {
   const threads = 2
-  const training = kind === 'full' ? { kind } as const : { kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] } as const
+  const training =
+    kind === 'full'
+      ? ({ kind } as const)
+      : ({ kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] } as const)
   const patched = patchModel(shapeModel(shape!, 'BF16', Number(layers)), training, cpuTarget())
   const plan = planTraining(patched, {
-    checkpointing: 'none', longestSample: tokens, longestStep: tokens, sequences: 1, evaluates: false, availableBytes: 1e12, threads,
+    checkpointing: 'none',
+    longestSample: tokens,
+    longestStep: tokens,
+    sequences: 1,
+    evaluates: false,
+    availableBytes: 1e12,
+    threads,
   })
   const runtime = new Runtime({ kind: 'cpu', threads })
   const before = statusOf('VmRSS')
@@ -26,7 +36,8 @@ async function main(): Promise<void> {
   const trainer = new Trainer(model, plan, { seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
   const batch = madeUpBatch(tokens, patched.model.spec.vocabulary)
   const losses: number[] = []
-  for (let step = 0; step < Number(steps); ++step) losses.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)
+  for (let step = 0; step < Number(steps); ++step)
+    losses.push((await trainer.step(step, [batch], { default: 1e-3, embedding: 1e-3 })).loss)
   console.log(JSON.stringify({ planned: plan.totalBytes, before, peak: statusOf('VmHWM'), parts: plan.parts, losses }))
 }
 

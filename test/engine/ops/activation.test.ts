@@ -41,7 +41,9 @@ describe('gluGrad', () => {
       const gate = random(3, 17, 1, 4)
       const up = random(3, 17, 2)
       const dH = random(3, 17, 3)
-      const [dGate, dUp] = await compute('gluGrad', [blank(3, 17), blank(3, 17), undefined, f32(dH), f32(gate), f32(up)], { ints: [kind] })
+      const [dGate, dUp] = await compute('gluGrad', [blank(3, 17), blank(3, 17), undefined, f32(dH), f32(gate), f32(up)], {
+        ints: [kind],
+      })
       close(
         dGate!,
         finiteDifferences((v) => inner(glu(v, up, kind), dH), gate),
@@ -65,9 +67,13 @@ describe('gluGrad', () => {
       for (const [rows, cols] of shapes) {
         const [gate, up, dH] = [random(rows, cols, 1, 5), random(rows, cols, 2), random(rows, cols, 3)]
         const [expected] = await compute('glu', [blank(rows, cols), f32(gate), f32(up)], { ints: [kind] })
-        const alone = await compute('gluGrad', [blank(rows, cols), blank(rows, cols), undefined, f32(dH), f32(gate), f32(up)], { ints: [kind] })
+        const alone = await compute('gluGrad', [blank(rows, cols), blank(rows, cols), undefined, f32(dH), f32(gate), f32(up)], {
+          ints: [kind],
+        })
         const operands = [f32(gate), f32(up), f32(dH)]
-        const [dGate, dUp, h] = await compute('gluGrad', [...operands, over(operands, 2), over(operands, 0), over(operands, 1)], { ints: [kind] })
+        const [dGate, dUp, h] = await compute('gluGrad', [...operands, over(operands, 2), over(operands, 0), over(operands, 1)], {
+          ints: [kind],
+        })
         equal(h!, expected!, `h[${rows},${cols}]`)
         equal(dGate!, alone[0]!, `dGate[${rows},${cols}]`)
         equal(dUp!, alone[1]!, `dUp[${rows},${cols}]`)

@@ -100,7 +100,14 @@ describe('dropout', () => {
 describe('noise', () => {
   const places = (rows: number) => matrix(rows, 2, (row, col) => (col === 0 ? row >> 1 : row))
   const noisy = (x: Matrix, scale: number) => [
-    blank(x.rows, x.cols), f32(x), f32(matrix(x.rows, 1, (row) => scale * (row + 1))), typed(places(x.rows), 'i32'), typed(matrix(1, 2, (_, col) => 3 + col), 'i32'),
+    blank(x.rows, x.cols),
+    f32(x),
+    f32(matrix(x.rows, 1, (row) => scale * (row + 1))),
+    typed(places(x.rows), 'i32'),
+    typed(
+      matrix(1, 2, (_, col) => 3 + col),
+      'i32',
+    ),
   ]
 
   it('is uniform, of the size of its row, and the same for the same token', async () => {
@@ -123,6 +130,9 @@ describe('noise', () => {
     const [y] = await compute('noise', noisy(matrix(1, 4), 1), { ints: [0], floats: [1] })
     const word = (value: number) => Math.round((value + 1) * 2 ** 23)
     const expected = philox([0, 0, 0, 0], [3, 4]).map((value) => value >>> 8)
-    assert.deepEqual([0, 1, 2, 3].map((col) => word(at(y!, 0, col))), expected)
+    assert.deepEqual(
+      [0, 1, 2, 3].map((col) => word(at(y!, 0, col))),
+      expected,
+    )
   })
 })

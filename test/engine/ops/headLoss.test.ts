@@ -71,7 +71,17 @@ describe('headLoss', () => {
   it('rounds to bf16 in the matrix products only when told to', async () => {
     const c = cases[1]!
     const { h, w, labels, weights } = setting(c)
-    const operands = [blank(7, 1), blank(7, 17), undefined, blank(3, 33), undefined, f32(h), typed(w, 'bf16'), i32(labels), f32(weights)]
+    const operands = [
+      blank(7, 1),
+      blank(7, 17),
+      undefined,
+      blank(3, 33),
+      undefined,
+      f32(h),
+      typed(w, 'bf16'),
+      i32(labels),
+      f32(weights),
+    ]
     const [nll, dH] = await compute('headLoss', operands, { ints: [1], floats: [0.25, 0] })
     close(nll!, headLoss(h, w, labels, 0.25, 0), 1e-2, 'nll')
     const exact = finiteDifferences((v) => inner(headLoss(v, w, labels, 0.25, 0), weights), h)
@@ -89,13 +99,40 @@ describe('headLoss', () => {
     const widened = (b: Matrix) => matrix(vocabulary, width + 1, (row, k) => (k < width ? at(table, row, k) : at(b, 0, row)))
     const ones = matrix(rows, width + 1, (row, k) => (k < width ? at(many, row, k) : 1))
     const start = random(1, vocabulary, 10)
-    const operands = [blank(rows, 1), blank(rows, width), undefined, blank(2, vocabulary), f32(start), f32(many), f32(table), i32(targets), f32(shares), f32(bias)]
+    const operands = [
+      blank(rows, 1),
+      blank(rows, width),
+      undefined,
+      blank(2, vocabulary),
+      f32(start),
+      f32(many),
+      f32(table),
+      i32(targets),
+      f32(shares),
+      f32(bias),
+    ]
     const [nll, dH, , , dBias] = await compute('headLoss', operands, { ints: [0], floats: [1, 0] })
     close(nll!, headLoss(ones, widened(bias), targets, 1, 0), 5e-7, 'nll')
     const loss = (b: Matrix) => inner(headLoss(ones, widened(b), targets, 1, 0), shares)
     close(dBias!, plus(start, finiteDifferences(loss, bias)), 1e-6, 'dBias')
     assert.equal(dH!.cols, width)
-    await refuses('headLoss', [blank(1, 1), undefined, undefined, blank(1, 7), undefined, f32(h), f32(w), i32(labels), f32(weights), f32(random(1, 7, 1))], { ints: [0], floats: [1, 2] }, /without softcap/)
+    await refuses(
+      'headLoss',
+      [
+        blank(1, 1),
+        undefined,
+        undefined,
+        blank(1, 7),
+        undefined,
+        f32(h),
+        f32(w),
+        i32(labels),
+        f32(weights),
+        f32(random(1, 7, 1)),
+      ],
+      { ints: [0], floats: [1, 2] },
+      /without softcap/,
+    )
   })
 
   it('refuses a label that is not in the vocabulary', async () => {

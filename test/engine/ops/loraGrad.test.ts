@@ -28,7 +28,15 @@ const groups: Readonly<Record<string, { n: number; out: number; rank: number; pa
       { column: 80, width: 16 },
     ],
   },
-  'parts with columns between them': { n: 5, out: 50, rank: 3, parts: [{ column: 30, width: 11 }, { column: 2, width: 7 }] },
+  'parts with columns between them': {
+    n: 5,
+    out: 50,
+    rank: 3,
+    parts: [
+      { column: 30, width: 11 },
+      { column: 2, width: 7 },
+    ],
+  },
   'one row': { n: 1, out: 9, rank: 1, parts: [{ column: 0, width: 9 }] },
 }
 
@@ -61,8 +69,18 @@ describe('loraGrad', () => {
     const scaled = matrix(n, rank, (r, c) => 0.5 * at(u, r, c))
     const operands = [blank(n, rank), f32(matrix(out, rank, () => 0)), f32(dy), f32(scaled), f32(b)]
     const [du, db] = await compute('loraGrad', operands, numbers([{ column: 0, width: out }], 0.5))
-    close(du!, finiteDifferences((v) => 0.5 * inner(y(v, b), dy), u), 1e-6, 'dU')
-    close(db!, finiteDifferences((v) => 0.5 * inner(y(u, v), dy), b), 1e-6, 'dB')
+    close(
+      du!,
+      finiteDifferences((v) => 0.5 * inner(y(v, b), dy), u),
+      1e-6,
+      'dU',
+    )
+    close(
+      db!,
+      finiteDifferences((v) => 0.5 * inner(y(u, v), dy), b),
+      1e-6,
+      'dB',
+    )
   })
 
   it('refuses operands that do not fit', async () => {

@@ -7,10 +7,18 @@ const f64 = (...values: number[]) => typed(list(values), 'f64')
 
 describe('scaleLoss', () => {
   it('multiplies by the loss scale, which may change between runs', async () => {
-    for (const [rows, cols] of [[1, 1], [37, 1], [3, 20_001]] as const) {
+    for (const [rows, cols] of [
+      [1, 1],
+      [37, 1],
+      [3, 20_001],
+    ] as const) {
       const x = random(rows, cols, 1)
       const [y] = await compute('scaleLoss', [blank(rows, cols), f32(x), f64(4096, 1, 2, 3)])
-      equal(y!, matrix(rows, cols, (row, column) => 4096 * x.data[row * cols + column]!), `${rows} × ${cols}`)
+      equal(
+        y!,
+        matrix(rows, cols, (row, column) => 4096 * x.data[row * cols + column]!),
+        `${rows} × ${cols}`,
+      )
     }
   })
 })
@@ -26,7 +34,11 @@ describe('updateScale', () => {
   /** Rows of two numbers, the first one for 3 skipped steps. */
   const choices = [3, 10, 11, 20, 21, 30, 31]
   async function update({ scaling, squares = 0, loss = 1, maxNorm = 0 }: Case) {
-    const [scalars, after] = await compute('updateScale', [f64(7, 7, 7, 7), f64(...scaling), f64(squares), f64(loss), f64(...choices)], { ints: [4, 2], floats: [maxNorm] })
+    const [scalars, after] = await compute(
+      'updateScale',
+      [f64(7, 7, 7, 7), f64(...scaling), f64(squares), f64(loss), f64(...choices)],
+      { ints: [4, 2], floats: [maxNorm] },
+    )
     return { scalars: [...scalars!.data], scaling: [...after!.data] }
   }
 
@@ -46,7 +58,12 @@ describe('updateScale', () => {
   })
 
   it('halves and marks a spoilt step', async () => {
-    for (const [squares, loss] of [[NaN, 1], [Infinity, 1], [1, NaN], [1, Infinity]] as const) {
+    for (const [squares, loss] of [
+      [NaN, 1],
+      [Infinity, 1],
+      [1, NaN],
+      [1, Infinity],
+    ] as const) {
       const { scalars, scaling } = await update({ scaling: [8, 3, 4, 0], squares, loss })
       assert.ok(Number.isNaN(scalars[0]))
       assert.deepEqual(scaling, [4, 0, 5, 8])
@@ -54,6 +71,11 @@ describe('updateScale', () => {
   })
 
   it('refuses an interval of nothing', async () => {
-    await refuses('updateScale', [f64(0, 0, 0), f64(1, 0, 0, 0), f64(1), f64(1), f64(...choices)], { ints: [0, 2], floats: [1] }, /interval and width are positive/)
+    await refuses(
+      'updateScale',
+      [f64(0, 0, 0), f64(1, 0, 0, 0), f64(1), f64(1), f64(...choices)],
+      { ints: [0, 2], floats: [1] },
+      /interval and width are positive/,
+    )
   })
 })

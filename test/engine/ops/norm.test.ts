@@ -137,10 +137,20 @@ describe('layerNorm', () => {
   it('does without a weight', async () => {
     const [x, dy] = [random(4, 34, 1, 3), random(4, 34, 2)]
     const ones = matrix(1, 34, () => 1)
-    const [y, stats] = await compute('layerNorm', [blank(4, 34), blank(4, 2), f32(x), undefined, undefined], { ints: [1], floats: [eps] })
+    const [y, stats] = await compute('layerNorm', [blank(4, 34), blank(4, 2), f32(x), undefined, undefined], {
+      ints: [1],
+      floats: [eps],
+    })
     close(y!, layerNorm(x, ones, undefined, 1, eps).y, 3e-7, 'y')
-    const [dx] = await compute('layerNormGrad', [blank(4, 34), undefined, undefined, f32(dy), f32(x), undefined, f32(stats!)], { ints: [1, 0] })
-    close(dx!, finiteDifferences((v) => inner(layerNorm(v, ones, undefined, 1, eps).y, dy), x), 1e-6, 'dx')
+    const [dx] = await compute('layerNormGrad', [blank(4, 34), undefined, undefined, f32(dy), f32(x), undefined, f32(stats!)], {
+      ints: [1, 0],
+    })
+    close(
+      dx!,
+      finiteDifferences((v) => inner(layerNorm(v, ones, undefined, 1, eps).y, dy), x),
+      1e-6,
+      'dx',
+    )
   })
 
   it('keeps its precision far from zero', async () => {

@@ -15,7 +15,10 @@ interface Case {
 }
 
 /** A random quantised matrix: its bytes, and its values from the definition. */
-function quantised({ rows, cols, nested, fp4 = false, rounding = 'bf16' }: Case, seed: number): { bytes: Uint8Array; values: Matrix } {
+function quantised(
+  { rows, cols, nested, fp4 = false, rounding = 'bf16' }: Case,
+  seed: number,
+): { bytes: Uint8Array; values: Matrix } {
   const dtype = nested ? 'q4n' : 'q4'
   const shift = 2
   const elements = rows * cols
@@ -65,13 +68,18 @@ const e4m3 = (bits: number): number => {
 }
 
 /** A random matrix of 8 bits: its bytes, and its values from the definition. */
-function eightBits({ rows, cols, numbers, block: [blockRows, blockCols], rounding }: Case8, seed: number): { bytes: Uint8Array; values: Matrix } {
+function eightBits(
+  { rows, cols, numbers, block: [blockRows, blockCols], rounding }: Case8,
+  seed: number,
+): { bytes: Uint8Array; values: Matrix } {
   const divisor = numbers === 'int8' ? 127 : 1
   const layout = quant8Layout(rows, cols, { blockRows, blockCols })
   const bytes = new Uint8Array(layout.bytes)
   bytes.set(quant8Header({ numbers, rounding: dtypeCode(rounding), blockRows, blockCols, divisor }))
   const across = Math.ceil(cols / blockCols)
-  const scales = new Float32Array(bytes.buffer, layout.scales, across * Math.ceil(rows / blockRows)).map((_, i) => 0.01 + (i % 17) / 1000)
+  const scales = new Float32Array(bytes.buffer, layout.scales, across * Math.ceil(rows / blockRows)).map(
+    (_, i) => 0.01 + (i % 17) / 1000,
+  )
   bytes.set(new Uint8Array(scales.buffer), layout.scales)
   const random8 = random(1, rows * cols, seed)
   const values = matrix(rows, cols, (row, col) => {
@@ -91,12 +99,27 @@ interface Part {
   readonly bytes: Uint8Array
 }
 
-const plain = (m: Matrix): Part => ({ dtype: 'f32', rows: m.rows, cols: m.cols, bytes: new Uint8Array(Float32Array.from(m.data).buffer) })
-const wide = (values: readonly number[]): Part => ({ dtype: 'f64', rows: 1, cols: values.length, bytes: new Uint8Array(Float64Array.from(values).buffer) })
+const plain = (m: Matrix): Part => ({
+  dtype: 'f32',
+  rows: m.rows,
+  cols: m.cols,
+  bytes: new Uint8Array(Float32Array.from(m.data).buffer),
+})
+const wide = (values: readonly number[]): Part => ({
+  dtype: 'f64',
+  rows: 1,
+  cols: values.length,
+  bytes: new Uint8Array(Float64Array.from(values).buffer),
+})
 const codes = (count: number): Part => ({ dtype: 'u8', rows: 1, cols: count, bytes: new Uint8Array(count) })
 
 /** Runs a command with 1 and with 2 threads, which must not differ, and returns its operands' bytes afterwards. */
-async function compute(name: (typeof commandNames)[number], parts: readonly (Part | undefined)[], ints: readonly number[], floats: readonly number[]): Promise<Uint8Array[]> {
+async function compute(
+  name: (typeof commandNames)[number],
+  parts: readonly (Part | undefined)[],
+  ints: readonly number[],
+  floats: readonly number[],
+): Promise<Uint8Array[]> {
   const results: Uint8Array[][] = []
   for (const threads of [1, 2]) {
     const device = deviceOf(threads)
@@ -113,9 +136,18 @@ async function compute(name: (typeof commandNames)[number], parts: readonly (Par
     let next = 0
     const operands = parts.map((part) => (part === undefined ? -1 : next++))
     parts.forEach((part, i) => part !== undefined && device.write(buffer, offsets[i]!, part.bytes))
-    const plan = device.createPlan(Float64Array.from(tensors), Int32Array.of(commandNames.indexOf(name), operands.length, ints.length, floats.length, ...operands, ...ints), Float64Array.from(floats), Int32Array.of(buffer))
+    const plan = device.createPlan(
+      Float64Array.from(tensors),
+      Int32Array.of(commandNames.indexOf(name), operands.length, ints.length, floats.length, ...operands, ...ints),
+      Float64Array.from(floats),
+      Int32Array.of(buffer),
+    )
     await device.run(plan, new Int32Array(6), 0, 1, false)
-    results.push(parts.map((part, i) => (part === undefined ? new Uint8Array() : new Uint8Array(device.read(buffer, offsets[i]!, part.bytes.length)))))
+    results.push(
+      parts.map((part, i) =>
+        part === undefined ? new Uint8Array() : new Uint8Array(device.read(buffer, offsets[i]!, part.bytes.length)),
+      ),
+    )
     device.freePlan(plan)
     device.free(buffer)
   }
@@ -129,60 +161,110 @@ const numbersOf = (bytes: Uint8Array, rows: number, cols: number): Matrix => {
 }
 
 const cases: readonly Case[] = [
-  { rows: 5, cols: 64, nested: false }, { rows: 7, cols: 96, nested: true }, { rows: 9, cols: 37, nested: true, fp4: true }, { rows: 40, cols: 130, nested: false, rounding: 'f16' },
-  { rows: 3, cols: 1300, nested: true, rounding: 'f32' }, { rows: 70, cols: 200, nested: true },
+  { rows: 5, cols: 64, nested: false },
+  { rows: 7, cols: 96, nested: true },
+  { rows: 9, cols: 37, nested: true, fp4: true },
+  { rows: 40, cols: 130, nested: false, rounding: 'f16' },
+  { rows: 3, cols: 1300, nested: true, rounding: 'f32' },
+  { rows: 70, cols: 200, nested: true },
 ]
-const title = ({ rows, cols, nested, fp4, rounding }: Case) => `[${rows},${cols}]${nested ? ' nested' : ''}${fp4 === true ? ' FP4' : ''}${rounding === undefined ? '' : ` of ${rounding}`}`
+const title = ({ rows, cols, nested, fp4, rounding }: Case) =>
+  `[${rows},${cols}]${nested ? ' nested' : ''}${fp4 === true ? ' FP4' : ''}${rounding === undefined ? '' : ` of ${rounding}`}`
 
 const cases8: readonly Case8[] = [
-  { rows: 7, cols: 96, numbers: 'int8', block: [1, 96], rounding: 'bf16' }, { rows: 9, cols: 1337, numbers: 'int8', block: [1, 1337], rounding: 'f16' },
-  { rows: 70, cols: 200, numbers: 'fp8', block: [70, 200], rounding: 'bf16' }, { rows: 300, cols: 261, numbers: 'fp8', block: [128, 128], rounding: 'bf16' },
+  { rows: 7, cols: 96, numbers: 'int8', block: [1, 96], rounding: 'bf16' },
+  { rows: 9, cols: 1337, numbers: 'int8', block: [1, 1337], rounding: 'f16' },
+  { rows: 70, cols: 200, numbers: 'fp8', block: [70, 200], rounding: 'bf16' },
+  { rows: 300, cols: 261, numbers: 'fp8', block: [128, 128], rounding: 'bf16' },
   { rows: 40, cols: 130, numbers: 'fp8', block: [1, 130], rounding: 'f32' },
 ]
-const title8 = ({ rows, cols, numbers, block, rounding }: Case8) => `[${rows},${cols}] ${numbers} of ${rounding}, scales for [${block.join()}]`
+const title8 = ({ rows, cols, numbers, block, rounding }: Case8) =>
+  `[${rows},${cols}] ${numbers} of ${rounding}, scales for [${block.join()}]`
 
 describe('dequantise', () => {
   for (const one of cases8)
     it(`${title8(one)} gives number·scale, rounded, of any rows`, async () => {
       const { bytes, values } = eightBits(one, 3)
       const [first, rows] = [1, one.rows - 2]
-      const [y] = await compute('dequantise', [plain(matrix(rows, one.cols, () => 77)), { dtype: 'q8', rows: one.rows, cols: one.cols, bytes }], [first], [])
-      equal(numbersOf(y!, rows, one.cols), matrix(rows, one.cols, (row, col) => at(values, row + first, col)), 'y')
+      const [y] = await compute(
+        'dequantise',
+        [plain(matrix(rows, one.cols, () => 77)), { dtype: 'q8', rows: one.rows, cols: one.cols, bytes }],
+        [first],
+        [],
+      )
+      equal(
+        numbersOf(y!, rows, one.cols),
+        matrix(rows, one.cols, (row, col) => at(values, row + first, col)),
+        'y',
+      )
     })
 
   for (const one of cases)
     it(`${title(one)} gives code·absmax, rounded, of any rows`, async () => {
       const { bytes, values } = quantised(one, 3)
       const [first, rows] = [1, one.rows - 2]
-      const [y] = await compute('dequantise', [plain(matrix(rows, one.cols, () => 77)), { dtype: one.nested ? 'q4n' : 'q4', rows: one.rows, cols: one.cols, bytes }], [first], [])
-      equal(numbersOf(y!, rows, one.cols), matrix(rows, one.cols, (row, col) => at(values, row + first, col)), 'y')
+      const [y] = await compute(
+        'dequantise',
+        [plain(matrix(rows, one.cols, () => 77)), { dtype: one.nested ? 'q4n' : 'q4', rows: one.rows, cols: one.cols, bytes }],
+        [first],
+        [],
+      )
+      equal(
+        numbersOf(y!, rows, one.cols),
+        matrix(rows, one.cols, (row, col) => at(values, row + first, col)),
+        'y',
+      )
     })
 
   it('refuses rows that are not there', async () => {
     const { bytes } = quantised(cases[0]!, 3)
-    await assert.rejects(compute('dequantise', [plain(matrix(5, 64)), { dtype: 'q4', rows: 5, cols: 64, bytes }], [1], []), /dequantise: the rows are not in x/)
+    await assert.rejects(
+      compute('dequantise', [plain(matrix(5, 64)), { dtype: 'q4', rows: 5, cols: 64, bytes }], [1], []),
+      /dequantise: the rows are not in x/,
+    )
   })
 })
 
 describe('gemm with a matrix of 8 bits', () => {
   for (const one of cases8)
-    for (const [mode, m] of [[0, 3], [0, 50], [1, 50]] as const)
+    for (const [mode, m] of [
+      [0, 3],
+      [0, 50],
+      [1, 50],
+    ] as const)
       it(`${title8(one)}, mode ${mode}, ${m} rows: the bits of the same product with its values`, async () => {
         const { bytes, values } = eightBits(one, 5)
         const [k, n] = mode === 0 ? [one.cols, one.rows] : [one.rows, one.cols]
-        const run = async (b: Part) => numbersOf((await compute('gemm', [plain(matrix(m, n)), plain(random(m, k, 6)), b, undefined, undefined], [mode, 0, 0], [1]))[0]!, m, n)
+        const run = async (b: Part) =>
+          numbersOf(
+            (
+              await compute('gemm', [plain(matrix(m, n)), plain(random(m, k, 6)), b, undefined, undefined], [mode, 0, 0], [1])
+            )[0]!,
+            m,
+            n,
+          )
         equal(await run({ dtype: 'q8', rows: one.rows, cols: one.cols, bytes }), await run(plain(values)), 'c')
       })
 })
 
 describe('gemm with a quantised matrix', () => {
   for (const one of cases)
-    for (const [mode, m] of [[0, 3], [0, 50], [1, 50], [1, 3]] as const)
+    for (const [mode, m] of [
+      [0, 3],
+      [0, 50],
+      [1, 50],
+      [1, 3],
+    ] as const)
       it(`${title(one)}, mode ${mode}, ${m} rows: the bits of the same product with its values`, async () => {
         const { bytes, values } = quantised(one, 11)
         const [depth, width] = mode === 0 ? [one.cols, one.rows] : [one.rows, one.cols]
         const a = random(m, depth, 5)
-        const run = async (b: Part) => numbersOf((await compute('gemm', [plain(matrix(m, width)), plain(a), b, undefined, undefined], [mode, 0, 0], [1]))[0]!, m, width)
+        const run = async (b: Part) =>
+          numbersOf(
+            (await compute('gemm', [plain(matrix(m, width)), plain(a), b, undefined, undefined], [mode, 0, 0], [1]))[0]!,
+            m,
+            width,
+          )
         const c = await run({ dtype: one.nested ? 'q4n' : 'q4', rows: one.rows, cols: one.cols, bytes })
         equal(c, await run(plain(values)), 'c')
       })
@@ -191,7 +273,9 @@ describe('gemm with a quantised matrix', () => {
 /** States of `n` parameters and the reference's, from the definition in bitsandbytes' kernel. */
 function nearest(map: Float32Array, x: number): number {
   let best = 0
-  map.forEach((entry, i) => { if (Math.abs(entry - x) < Math.abs(map[best]! - x)) best = i })
+  map.forEach((entry, i) => {
+    if (Math.abs(entry - x) < Math.abs(map[best]! - x)) best = i
+  })
   return best
 }
 
@@ -207,18 +291,28 @@ describe('adamw8', () => {
     const exact = { p: [...random(1, n, 1).data], m: new Float64Array(n), v: new Float64Array(n) }
     for (let t = 1; t <= 3; ++t) {
       const grad = random(1, n, 10 + t)
-      const after = await compute('adamw8', [...state, plain(grad), scalars(t, beta1, beta2, rate)], [0], [beta1, beta2, eps, decay])
+      const after = await compute(
+        'adamw8',
+        [...state, plain(grad), scalars(t, beta1, beta2, rate)],
+        [0],
+        [beta1, beta2, eps, decay],
+      )
       state = state.map((part, i) => ({ ...part, bytes: after[i]! }))
       for (let i = 0; i < n; ++i) {
         const g = 0.5 * at(grad, 0, i)
         exact.m[i] = beta1 * exact.m[i]! + (1 - beta1) * g
         exact.v[i] = beta2 * exact.v[i]! + (1 - beta2) * g * g
         const root = Math.sqrt(1 - beta2 ** t)
-        exact.p[i] = (exact.p[i]! - ((rate * root) / (1 - beta1 ** t)) * (exact.m[i]! / (Math.sqrt(exact.v[i]!) + root * eps))) * (1 - rate * decay)
+        exact.p[i] =
+          (exact.p[i]! - ((rate * root) / (1 - beta1 ** t)) * (exact.m[i]! / (Math.sqrt(exact.v[i]!) + root * eps))) *
+          (1 - rate * decay)
       }
       for (let first = 0; first < n; first += 256) {
         const last = Math.min(n, first + 256)
-        for (const [values, map] of [[exact.m, maps[0]], [exact.v, maps[1]]] as const) {
+        for (const [values, map] of [
+          [exact.m, maps[0]],
+          [exact.v, maps[1]],
+        ] as const) {
           const largest = values.subarray(first, last).reduce((most, value) => Math.max(most, Math.abs(value)), 0)
           for (let i = first; i < last; ++i) {
             let q = nearest(map, values[i]! / largest)
@@ -228,18 +322,34 @@ describe('adamw8', () => {
         }
       }
     }
-    close(numbersOf(state[0]!.bytes, 1, n), matrix(1, n, (_, i) => exact.p[i]!), 1e-5, 'p')
+    close(
+      numbersOf(state[0]!.bytes, 1, n),
+      matrix(1, n, (_, i) => exact.p[i]!),
+      1e-5,
+      'p',
+    )
   })
 
   it('leaves a parameter whose gradient is not finite, and everything when the step is spoilt', async () => {
     const grad = matrix(1, n, (_, i) => (i === 7 ? NaN : 1))
-    const parts = [plain(matrix(1, n, () => 2)), codes(n), codes(n), plain(matrix(1, maxima)), plain(matrix(1, maxima)), plain(grad)]
+    const parts = [
+      plain(matrix(1, n, () => 2)),
+      codes(n),
+      codes(n),
+      plain(matrix(1, maxima)),
+      plain(matrix(1, maxima)),
+      plain(grad),
+    ]
     const [p] = await compute('adamw8', [...parts, scalars(1, 0.9, 0.99, 0.1)], [0], [0.9, 0.99, 1e-8, 0])
     const after = numbersOf(p!, 1, n)
     assert.equal(at(after, 0, 7), 2)
     assert.ok(Math.abs(at(after, 0, 8) - 1.9) < 1e-5)
     const [same] = await compute('adamw8', [...parts, wide([NaN, 0.1, 0.1, 0.1])], [0], [0.9, 0.99, 1e-8, 0.1])
-    equal(numbersOf(same!, 1, n), matrix(1, n, () => 2), 'p')
+    equal(
+      numbersOf(same!, 1, n),
+      matrix(1, n, () => 2),
+      'p',
+    )
   })
 })
 
@@ -248,20 +358,45 @@ describe('lion', () => {
     const [p, m, grad] = [random(1, n, 1), random(1, n, 2), random(1, n, 3)]
     const after = await compute('lion', [plain(p), plain(m), plain(grad), scalars(1, 0.9, 0.99, 0.01)], [0], [0.9, 0.99, 0.1])
     const mixed = (i: number) => 0.9 * at(m, 0, i) + 0.1 * 0.5 * at(grad, 0, i)
-    close(numbersOf(after[0]!, 1, n), matrix(1, n, (_, i) => at(p, 0, i) * (1 - 0.001) - 0.01 * Math.sign(mixed(i))), 1e-6, 'p')
-    close(numbersOf(after[1]!, 1, n), matrix(1, n, (_, i) => 0.99 * at(m, 0, i) + 0.01 * 0.5 * at(grad, 0, i)), 1e-6, 'm')
+    close(
+      numbersOf(after[0]!, 1, n),
+      matrix(1, n, (_, i) => at(p, 0, i) * (1 - 0.001) - 0.01 * Math.sign(mixed(i))),
+      1e-6,
+      'p',
+    )
+    close(
+      numbersOf(after[1]!, 1, n),
+      matrix(1, n, (_, i) => 0.99 * at(m, 0, i) + 0.01 * 0.5 * at(grad, 0, i)),
+      1e-6,
+      'm',
+    )
   })
 })
 
 describe('lion8', () => {
   it('is lion with a moment of 8 bits', async () => {
     const [p, grad] = [random(1, n, 1), random(1, n, 3)]
-    const after = await compute('lion8', [plain(p), codes(n), plain(matrix(1, maxima)), plain(grad), scalars(1, 0.9, 0.99, 0.01)], [0], [0.9, 0.99, 0.1])
-    close(numbersOf(after[0]!, 1, n), matrix(1, n, (_, i) => at(p, 0, i) * (1 - 0.001) - 0.01 * Math.sign(at(grad, 0, i))), 1e-6, 'p')
+    const after = await compute(
+      'lion8',
+      [plain(p), codes(n), plain(matrix(1, maxima)), plain(grad), scalars(1, 0.9, 0.99, 0.01)],
+      [0],
+      [0.9, 0.99, 0.1],
+    )
+    close(
+      numbersOf(after[0]!, 1, n),
+      matrix(1, n, (_, i) => at(p, 0, i) * (1 - 0.001) - 0.01 * Math.sign(at(grad, 0, i))),
+      1e-6,
+      'p',
+    )
     const map = dynamicMap(true)
     const largest = new Float32Array(after[2]!.slice().buffer)
     const moment = matrix(1, n, (_, i) => map[after[1]![i]!]! * largest[i >> 8]!)
-    close(moment, matrix(1, n, (_, i) => 0.005 * at(grad, 0, i)), 2e-2, 'm')
+    close(
+      moment,
+      matrix(1, n, (_, i) => 0.005 * at(grad, 0, i)),
+      2e-2,
+      'm',
+    )
   })
 })
 
@@ -269,9 +404,19 @@ describe('sgd', () => {
   it('goes down the gradient, with and without momentum', async () => {
     const [p, m, grad] = [random(1, n, 1), random(1, n, 2), random(1, n, 3)]
     const [plainStep] = await compute('sgd', [plain(p), undefined, plain(grad), scalars(1, 0, 0, 0.1)], [0], [0, 0.01])
-    close(numbersOf(plainStep!, 1, n), matrix(1, n, (_, i) => at(p, 0, i) - 0.1 * (0.5 * at(grad, 0, i) + 0.01 * at(p, 0, i))), 1e-6, 'p')
+    close(
+      numbersOf(plainStep!, 1, n),
+      matrix(1, n, (_, i) => at(p, 0, i) - 0.1 * (0.5 * at(grad, 0, i) + 0.01 * at(p, 0, i))),
+      1e-6,
+      'p',
+    )
     const [moved] = await compute('sgd', [plain(p), plain(m), plain(grad), scalars(1, 0, 0, 0.1)], [0], [0.9, 0])
-    close(numbersOf(moved!, 1, n), matrix(1, n, (_, i) => at(p, 0, i) - 0.1 * (0.9 * at(m, 0, i) + 0.5 * at(grad, 0, i))), 1e-6, 'p with momentum')
+    close(
+      numbersOf(moved!, 1, n),
+      matrix(1, n, (_, i) => at(p, 0, i) - 0.1 * (0.9 * at(m, 0, i) + 0.5 * at(grad, 0, i))),
+      1e-6,
+      'p with momentum',
+    )
   })
 })
 
@@ -281,23 +426,59 @@ describe('adafactor', () => {
     const [p, grad] = [random(rows, cols, 1), random(rows, cols, 2)]
     const [row, column] = [random(1, rows, 3).data.map(Math.abs), random(1, cols, 4).data.map(Math.abs)]
     const vector = (values: ArrayLike<number>) => plain(matrix(1, values.length, (_, i) => values[i]!))
-    const after = await compute('adafactor', [plain(p), vector(row), vector(column), plain(grad), wide([0.5, beta, 0, rate])], [0], [1e-30, 1, decay])
+    const after = await compute(
+      'adafactor',
+      [plain(p), vector(row), vector(column), plain(grad), wide([0.5, beta, 0, rate])],
+      [0],
+      [1e-30, 1, decay],
+    )
     const g = (r: number, c: number) => 0.5 * at(grad, r, c)
     const [byRow, byColumn] = [
-      [...row].map((value, r) => beta * value + ((1 - beta) * Array.from({ length: cols }, (_, c) => g(r, c) ** 2).reduce((a, b) => a + b)) / cols),
-      [...column].map((value, c) => beta * value + ((1 - beta) * Array.from({ length: rows }, (_, r) => g(r, c) ** 2).reduce((a, b) => a + b)) / rows),
+      [...row].map(
+        (value, r) =>
+          beta * value + ((1 - beta) * Array.from({ length: cols }, (_, c) => g(r, c) ** 2).reduce((a, b) => a + b)) / cols,
+      ),
+      [...column].map(
+        (value, c) =>
+          beta * value + ((1 - beta) * Array.from({ length: rows }, (_, r) => g(r, c) ** 2).reduce((a, b) => a + b)) / rows,
+      ),
     ]
     const mean = byRow.reduce((a, b) => a + b) / rows
     const u = matrix(rows, cols, (r, c) => g(r, c) / Math.sqrt((byRow[r]! / mean) * byColumn[c]!))
     const rms = Math.sqrt(u.data.reduce((sum, value) => sum + value * value, 0) / (rows * cols))
-    close(numbersOf(after[0]!, rows, cols), matrix(rows, cols, (r, c) => at(p, r, c) * (1 - rate * decay) - (rate * at(u, r, c)) / Math.max(1, rms)), 1e-6, 'p')
-    close(numbersOf(after[1]!, 1, rows), matrix(1, rows, (_, r) => byRow[r]!), 1e-6, 'row')
-    close(numbersOf(after[2]!, 1, cols), matrix(1, cols, (_, c) => byColumn[c]!), 1e-6, 'column')
+    close(
+      numbersOf(after[0]!, rows, cols),
+      matrix(rows, cols, (r, c) => at(p, r, c) * (1 - rate * decay) - (rate * at(u, r, c)) / Math.max(1, rms)),
+      1e-6,
+      'p',
+    )
+    close(
+      numbersOf(after[1]!, 1, rows),
+      matrix(1, rows, (_, r) => byRow[r]!),
+      1e-6,
+      'row',
+    )
+    close(
+      numbersOf(after[2]!, 1, cols),
+      matrix(1, cols, (_, c) => byColumn[c]!),
+      1e-6,
+      'column',
+    )
   })
 
   it('keeps all squares of a vector', async () => {
     const [p, grad] = [random(1, 50, 1), random(1, 50, 2)]
-    const after = await compute('adafactor', [plain(p), plain(matrix(1, 50)), undefined, plain(grad), wide([1, 0, 0, 0.1])], [0], [1e-30, 1, 0])
-    close(numbersOf(after[0]!, 1, 50), matrix(1, 50, (_, i) => at(p, 0, i) - 0.1 * Math.sign(at(grad, 0, i))), 1e-6, 'p')
+    const after = await compute(
+      'adafactor',
+      [plain(p), plain(matrix(1, 50)), undefined, plain(grad), wide([1, 0, 0, 0.1])],
+      [0],
+      [1e-30, 1, 0],
+    )
+    close(
+      numbersOf(after[0]!, 1, 50),
+      matrix(1, 50, (_, i) => at(p, 0, i) - 0.1 * Math.sign(at(grad, 0, i))),
+      1e-6,
+      'p',
+    )
   })
 })

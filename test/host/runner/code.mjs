@@ -41,7 +41,11 @@ async function runCodeServer() {
   try {
     const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('UNSLOTH_HOST_')))
     const { code, lines } = await host.runTests({
-      opened: resolve(opened), extension: flag('extensionDevelopmentPath'), tests: flag('extensionTestsPath'), env, timeout,
+      opened: resolve(opened),
+      extension: flag('extensionDevelopmentPath'),
+      tests: flag('extensionTestsPath'),
+      env,
+      timeout,
     })
     if (!existsSync(process.env.UNSLOTH_HOST_RESULT)) console.error(lines.slice(-40).join('\n'))
     return code === 'timeout' ? 98 : Number(code)

@@ -25,7 +25,11 @@ const needs = [
 function installSystemPackages(installed) {
   const missing = needs.filter(({ found, always }) => (always || !installed) && !found()).map(({ debian }) => debian)
   if (missing.length === 0) return
-  if (!canInstall()) throw new BuildError(`The tests in VS Code need ${missing.join(', ')}.`, `Install them, for example with: ${installCommand(missing)}`)
+  if (!canInstall())
+    throw new BuildError(
+      `The tests in VS Code need ${missing.join(', ')}.`,
+      `Install them, for example with: ${installCommand(missing)}`,
+    )
   installDebian(missing)
 }
 
@@ -41,7 +45,10 @@ function fill(folder) {
   const server = join(folder, 'server')
   mkdirSync(server)
   // From npm 12 on, only packages named here may run their install scripts.
-  writeFileSync(join(server, 'package.json'), JSON.stringify({ private: true, allowScripts: { 'code-server': true, argon2: true } }))
+  writeFileSync(
+    join(server, 'package.json'),
+    JSON.stringify({ private: true, allowScripts: { 'code-server': true, argon2: true } }),
+  )
   const env = { ...process.env, PATH: `${join(node, 'bin')}${delimiter}${process.env.PATH}`, npm_config_nodedir: node }
   // Variables of an npm that runs this would point the inner one at this project.
   for (const name of Object.keys(env)) {
@@ -50,7 +57,10 @@ function fill(folder) {
   npm(['install', '--no-audit', '--no-fund', `code-server@${versions.codeServer}`], server, env)
   const complete = join(server, 'node_modules', 'code-server', 'lib', 'vscode', 'node_modules')
   if (!existsSync(join(complete, 'kerberos', 'build')) || !existsSync(join(complete, 'node-pty'))) {
-    throw new BuildError('code-server was installed, but without the packages of its VS Code.', 'npm did not run its install script; see `npm config get ignore-scripts`.')
+    throw new BuildError(
+      'code-server was installed, but without the packages of its VS Code.',
+      'npm did not run its install script; see `npm config get ignore-scripts`.',
+    )
   }
 }
 
@@ -83,7 +93,8 @@ export function installHost() {
   }
   const node = join(folder, 'node', 'bin', 'node')
   const server = join(folder, 'server', 'node_modules', 'code-server')
-  if (spawnSync(node, ['--version']).status !== 0) throw new BuildError(`${node} does not run.`, `Remove ${folder} and try again.`)
+  if (spawnSync(node, ['--version']).status !== 0)
+    throw new BuildError(`${node} does not run.`, `Remove ${folder} and try again.`)
   return { node, server, chromium: findBrowser() }
 }
 

@@ -23,20 +23,27 @@ export async function runSuite({ opened, extension, tests, phases, env = {}, tru
   let failure
   try {
     await runTests({
-      vscodeExecutablePath: fileURLToPath(new URL('code.mjs', import.meta.url)), extensionDevelopmentPath: extension,
-        extensionTestsPath: tests,
+      vscodeExecutablePath: fileURLToPath(new URL('code.mjs', import.meta.url)),
+      extensionDevelopmentPath: extension,
+      extensionTestsPath: tests,
       launchArgs: [opened, `--user-data-dir=${profile}`, `--extensions-dir=${join(folder, 'extensions')}`],
       extensionTestsEnv: {
-        ...env, UNSLOTH_HOST_PHASES: phases.join(), UNSLOTH_HOST_RESULT: result, UNSLOTH_HOST_EDITOR: JSON.stringify(editor),
-        UNSLOTH_HOST_TRUST: trust ? '1' : '0', UNSLOTH_HOST_TIMEOUT: String(timeout),
+        ...env,
+        UNSLOTH_HOST_PHASES: phases.join(),
+        UNSLOTH_HOST_RESULT: result,
+        UNSLOTH_HOST_EDITOR: JSON.stringify(editor),
+        UNSLOTH_HOST_TRUST: trust ? '1' : '0',
+        UNSLOTH_HOST_TIMEOUT: String(timeout),
       },
     }).catch((error) => (failure = error))
-    if (!existsSync(result)) throw new Error(`The tests in VS Code (${phases.join()}) ended without a result: ${failure?.message ?? 'status 0'}`)
+    if (!existsSync(result))
+      throw new Error(`The tests in VS Code (${phases.join()}) ended without a result: ${failure?.message ?? 'status 0'}`)
     const results = JSON.parse(readFileSync(result, 'utf8'))
     const ended = results.length > 0 ? results.at(-1).phase : undefined
-    if (failure !== undefined && results.every(({ passed }) =>
-      passed)) throw new Error(`The tests in VS Code (${phases.join()}) ended early: ${failure.message}`)
-    if (failure === undefined && ended !== phases.at(-1)) throw new Error(`The window for ${phases.at(-1)} did not come; the last one was ${ended}.`)
+    if (failure !== undefined && results.every(({ passed }) => passed))
+      throw new Error(`The tests in VS Code (${phases.join()}) ended early: ${failure.message}`)
+    if (failure === undefined && ended !== phases.at(-1))
+      throw new Error(`The window for ${phases.at(-1)} did not come; the last one was ${ended}.`)
     return results
   } finally {
     rmSync(folder, { recursive: true, force: true, maxRetries: 5 })

@@ -1,13 +1,34 @@
 import assert from 'node:assert/strict'
-import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, truncateSync,
-  writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import * as vscode from 'vscode'
 import type { PreviewAnswer } from '#shared/previewPage.ts'
 import { launch } from '../../../src/engine/startRun.ts'
 import type { ExtensionApi } from '../../../src/extension.ts'
-import { activated, answerQuestions, catchNotifications, eventually, extensionId, inWorkspace, openRecipe, reportText, textOf,
-  type Told } from './support.ts'
+import {
+  activated,
+  answerQuestions,
+  catchNotifications,
+  eventually,
+  extensionId,
+  inWorkspace,
+  openRecipe,
+  reportText,
+  textOf,
+  type Told,
+} from './support.ts'
 
 const recipeWith = (name: string, change: (text: string) => string): string => {
   const path = inWorkspace(`${name}.finetune.yaml`)
@@ -47,8 +68,8 @@ describe('bad things', () => {
     const copyEngine = (name: string, ...parts: readonly string[]): string => {
       const { extensionPath } = vscode.extensions.getExtension(extensionId)!
       const folder = inWorkspace('engines', name)
-      for (const part of ['package.json', 'engine/unsloth.mjs', ...parts]) cpSync(join(extensionPath, part), join(folder, part),
-        { recursive: true })
+      for (const part of ['package.json', 'engine/unsloth.mjs', ...parts])
+        cpSync(join(extensionPath, part), join(folder, part), { recursive: true })
       return folder
     }
     const choose = (path: string | undefined): Thenable<void> =>
@@ -74,9 +95,15 @@ describe('bad things', () => {
       const folder = copyEngine('other', 'dist/engine.mjs', 'engine/starter')
       mkdirSync(join(folder, 'build', 'cpu'), { recursive: true })
       // The head of a library for 64-bit ARM.
-      writeFileSync(join(folder, 'build', 'cpu', 'kernels.node'),
-        Buffer.concat([Buffer.from('7f454c4602010100', 'hex'), Buffer.alloc(8), Buffer.from('0300b70001000000', 'hex'),
-          Buffer.alloc(4072)]))
+      writeFileSync(
+        join(folder, 'build', 'cpu', 'kernels.node'),
+        Buffer.concat([
+          Buffer.from('7f454c4602010100', 'hex'),
+          Buffer.alloc(8),
+          Buffer.from('0300b70001000000', 'hex'),
+          Buffer.alloc(4072),
+        ]),
+      )
       await choose(join(folder, 'engine', 'unsloth.mjs'))
       await fineTune(inWorkspace('finetune.yaml'))
       const { actions, kind } = await told(/kernels\.node/)
@@ -89,8 +116,10 @@ describe('bad things', () => {
     const folder = process.getuid?.() === 0 ? '/sys/kernel' : inWorkspace('closed')
     mkdirSync(folder, { recursive: true })
     if (process.getuid?.() !== 0) chmodSync(folder, 0o555)
-    assert.equal(await fineTune(recipeWith('closed',
-      (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))), undefined)
+    assert.equal(
+      await fineTune(recipeWith('closed', (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))),
+      undefined,
+    )
     const { text, actions } = await told(/outputs/)
     assert.ok(text.includes(folder) && /permi/i.test(text), text)
     assert.deepEqual(actions, ['Show Log'])
@@ -103,8 +132,11 @@ describe('bad things', () => {
     before(async () => {
       copyFileSync(inWorkspace('fables.jsonl'), inWorkspace('own.jsonl'))
       recipe = recipeWith('frozen', (text) =>
-        text.replace('max_steps: 80', 'max_steps: 20000').replace('save_steps: 20 ', 'save_steps: 5 ').replace('fables.jsonl',
-          'own.jsonl'))
+        text
+          .replace('max_steps: 80', 'max_steps: 20000')
+          .replace('save_steps: 20 ', 'save_steps: 5 ')
+          .replace('fables.jsonl', 'own.jsonl'),
+      )
       dir = (await fineTune(recipe))!
       await eventually('a checkpoint', () => (api.services.runs.get(dir)?.checkpoint?.step ?? 0) > 0)
     })
@@ -136,7 +168,9 @@ describe('bad things', () => {
 
     it('another run wants the device: it waits, says for what, and can be stopped', async () => {
       const next = (await fineTune(inWorkspace('finetune.yaml')))!
-      await eventually('its place in the queue', () => /waiting for .*, used by /.test(api.services.runs.get(next)?.status.detail ?? ''))
+      await eventually('its place in the queue', () =>
+        /waiting for .*, used by /.test(api.services.runs.get(next)?.status.detail ?? ''),
+      )
       assert.equal(state(next), 'queued')
       await vscode.commands.executeCommand('unsloth.stopRun', next, 'now')
       await eventually('the stop', () => state(next) === 'stopped')
@@ -169,19 +203,23 @@ describe('bad things', () => {
   const limitedEngine = (): string => {
     const { entry } = api.services.locate()
     const path = inWorkspace('limited.mjs')
-    writeFileSync(path, `import { spawnSync } from 'node:child_process'
+    writeFileSync(
+      path,
+      `import { spawnSync } from 'node:child_process'
 const args = ['-c', 'ulimit -f 400; exec "$0" "$@"', process.execPath, ${JSON.stringify(entry)}, ...process.argv.slice(2)]
-process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\n`)
+process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\n`,
+    )
     return path
   }
 
   it('the disk is full: the run fails with a word, and leaves nothing half-written', async () => {
     const disk = process.env.UNSLOTH_HOST_SMALL_DISK!
-    if (disk === '') await vscode.workspace.getConfiguration().update('unsloth.engine.path', limitedEngine(),
-      vscode.ConfigurationTarget.Global)
+    if (disk === '')
+      await vscode.workspace.getConfiguration().update('unsloth.engine.path', limitedEngine(), vscode.ConfigurationTarget.Global)
     const folder = disk === '' ? inWorkspace('full') : disk
-    const dir = (await fineTune(recipeWith('full',
-      (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`))))!
+    const dir = (await fineTune(
+      recipeWith('full', (text) => text.replace('max_steps:', `output_dir: ${folder}/outputs\n  max_steps:`)),
+    ))!
     const { kind, actions } = await told(/disk is full|does not allow a file of this size/i)
     await vscode.workspace.getConfiguration().update('unsloth.engine.path', undefined, vscode.ConfigurationTarget.Global)
     assert.deepEqual([kind, actions], ['error', ['Show Log']])
@@ -193,8 +231,10 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
 
   it('a data set has 2 GB: tree and preview stay quick, and memory is bounded', async () => {
     const path = inWorkspace('data', 'huge.jsonl')
-    const rows = Array.from({ length: 60_000 },
-      (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`)
+    const rows = Array.from(
+      { length: 60_000 },
+      (_, at) => `{"prompt": "What is row ${at}? ", "completion": "It is row ${at}."}\n`,
+    )
     writeFileSync(path, rows.join(''))
     truncateSync(path, 2 ** 31)
     let ticks: number[] = []
@@ -214,8 +254,9 @@ process.exitCode = spawnSync('/bin/sh', args, { stdio: 'inherit' }).status ?? 1\
     const questions = answerQuestions(['tiny'])
     try {
       api.services.library.invalidate()
-      const node = await eventually('its row',
-        async () => (await api.trees.datasets.getChildren()).find((one) => one.path === path))
+      const node = await eventually('its row', async () =>
+        (await api.trees.datasets.getChildren()).find((one) => one.path === path),
+      )
       const item = await api.trees.datasets.getTreeItem(node)
       assert.match(String(item.description), /rows · completion · 2\.0 GB/)
       await vscode.commands.executeCommand('unsloth.openDataset', path)

@@ -26,8 +26,10 @@ describe('the Hugging Face token', () => {
     await answered(secret)
     assert.deepEqual(await api.services.hubToken.environment(), { HF_TOKEN: secret })
     const dir = await vscode.commands.executeCommand<string>('unsloth.fineTune', inWorkspace('long.finetune.yaml'))
-    const pid = await eventually('the run', () => (api.services.runs.get(dir)?.status.step ?? 0) > 0
-      && api.services.runs.get(dir)?.heartbeat?.pid)
+    const pid = await eventually(
+      'the run',
+      () => (api.services.runs.get(dir)?.status.step ?? 0) > 0 && api.services.runs.get(dir)?.heartbeat?.pid,
+    )
     if (process.platform === 'linux') {
       assert.ok(readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`HF_TOKEN=${secret}\0`))
       assert.ok(!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(secret))
@@ -36,8 +38,10 @@ describe('the Hugging Face token', () => {
     await eventually('the stop', () => api.services.runs.get(dir)?.state === 'stopped')
     const files = readdirSync(dir, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
     assert.ok(files.length > 4)
-    assert.deepEqual(files.filter((entry) => readFileSync(join(entry.parentPath, entry.name)).includes(secret)).map(({ name }) =>
-      name), [])
+    assert.deepEqual(
+      files.filter((entry) => readFileSync(join(entry.parentPath, entry.name)).includes(secret)).map(({ name }) => name),
+      [],
+    )
   })
 
   it('is forgotten with an empty line', async () => {
@@ -51,8 +55,12 @@ describe('recipes of other programs', () => {
     const notifications = catchNotifications()
     try {
       const file = inWorkspace('axolotl.yml')
-      await vscode.workspace.fs.writeFile(vscode.Uri.file(file),
-        Buffer.from('base_model: ./models/tiny\ndatasets:\n  - path: ./fables.jsonl\n    type: completion\nadapter: lora\nlora_r: 8\nflash_attention: true\nwandb_project: x\n'))
+      await vscode.workspace.fs.writeFile(
+        vscode.Uri.file(file),
+        Buffer.from(
+          'base_model: ./models/tiny\ndatasets:\n  - path: ./fables.jsonl\n    type: completion\nadapter: lora\nlora_r: 8\nflash_attention: true\nwandb_project: x\n',
+        ),
+      )
       const recipe = await vscode.commands.executeCommand<string>('unsloth.migrateRecipe', vscode.Uri.file(file))
       assert.equal(recipe, inWorkspace('axolotl.finetune.yaml'))
       assert.match(textOf(recipe), /model: \.\/models\/tiny[\s\S]*lora_r: 8/)

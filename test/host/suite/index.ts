@@ -41,11 +41,17 @@ export async function run(): Promise<void> {
     throw error
   }
   const failures = await new Promise<number>((resolve) => {
-    mocha.run(resolve)
+    mocha
+      .run(resolve)
       .on('pass', (test) => results.push({ phase, title: test.titlePath(), passed: true, duration: test.duration ?? 0 }))
       .on('fail', (test, error: unknown) => {
-        results.push({ phase, title: test.titlePath(), passed: false, duration: test.duration ?? 0, error: error instanceof Error
-          ? (error.stack ?? error.message) : inspect(error) })
+        results.push({
+          phase,
+          title: test.titlePath(),
+          passed: false,
+          duration: test.duration ?? 0,
+          error: error instanceof Error ? (error.stack ?? error.message) : inspect(error),
+        })
         console.error(test.fullTitle(), error)
       })
   })

@@ -8,7 +8,16 @@ import { commandIds, languageId } from '../../../src/contributions.ts'
 import type { ExtensionApi } from '../../../src/extension.ts'
 import type { TreeNode } from '../../../src/trees/nodes.ts'
 import { contention } from '../../machineTime.ts'
-import { activated, answerQuestions, catchNotifications, eventually, inWorkspace, openRecipe, reportText, textOf } from './support.ts'
+import {
+  activated,
+  answerQuestions,
+  catchNotifications,
+  eventually,
+  inWorkspace,
+  openRecipe,
+  reportText,
+  textOf,
+} from './support.ts'
 
 let api: ExtensionApi
 let notifications: ReturnType<typeof catchNotifications>
@@ -25,22 +34,34 @@ beforeEach(() => {
 /** Rows of the starter's data. */
 const fables = (): number => textOf(inWorkspace('fables.jsonl')).trimEnd().split('\n').length
 
-const noError = (): void => assert.deepEqual(notifications.told.filter(({ kind }) => kind === 'error').map(({ text }) => text), [])
+const noError = (): void =>
+  assert.deepEqual(
+    notifications.told.filter(({ kind }) => kind === 'error').map(({ text }) => text),
+    [],
+  )
 
 describe('the extension', () => {
   it('activates in less than 300 ms', () => {
     const slower = contention()
-    assert.ok(api.activation < 300 * slower, `${api.activation} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`)
+    assert.ok(
+      api.activation < 300 * slower,
+      `${api.activation} ms on a machine that is ${slower.toFixed(1)} times slower than at rest`,
+    )
   })
 
   it('registers every command', async () => {
     const known = new Set(await vscode.commands.getCommands(true))
-    assert.deepEqual(commandIds.filter((id) => !known.has(id)), [])
+    assert.deepEqual(
+      commandIds.filter((id) => !known.has(id)),
+      [],
+    )
   })
 
   it('shows free memory of the running engine, and lists the devices that it finds', async () => {
     await vscode.commands.executeCommand('unsloth.doctor')
-    await eventually('the devices', () => api.services.devices.devices?.some(({ id, freeBytes }) => id === 'cpu' && freeBytes! > 0))
+    await eventually('the devices', () =>
+      api.services.devices.devices?.some(({ id, freeBytes }) => id === 'cpu' && freeBytes! > 0),
+    )
     const questions = answerQuestions(['cpu'])
     try {
       await vscode.commands.executeCommand('unsloth.selectDevice')
@@ -67,18 +88,34 @@ describe('trees', () => {
   it('list models of the workspace and the starter with what they are', async () => {
     const models = await api.trees.models.getChildren()
     const labels = await Promise.all(models.map((node) => label(api.trees.models, node)))
-    assert.ok(labels.some((text) => text.startsWith('tiny models · ')), labels.join('\n'))
-    assert.ok(labels.some((text) => text.startsWith('stories260k starter')), labels.join('\n'))
+    assert.ok(
+      labels.some((text) => text.startsWith('tiny models · ')),
+      labels.join('\n'),
+    )
+    assert.ok(
+      labels.some((text) => text.startsWith('stories260k starter')),
+      labels.join('\n'),
+    )
     const tiny = models.find(({ path }) => path === inWorkspace('models', 'tiny'))!
     const facts = await Promise.all((await api.trees.models.getChildren(tiny)).map((node) => label(api.trees.models, node)))
-    for (const expected of ['Architecture LlamaForCausalLM', 'Parameters 260K', 'Data type BF16']) assert.ok(facts.some((fact) => fact.startsWith(expected)), facts.join('\n'))
+    for (const expected of ['Architecture LlamaForCausalLM', 'Parameters 260K', 'Data type BF16'])
+      assert.ok(
+        facts.some((fact) => fact.startsWith(expected)),
+        facts.join('\n'),
+      )
   })
 
   it('list data sets with rows, columns and format', async () => {
     const datasets = await api.trees.datasets.getChildren()
     const labels = await Promise.all(datasets.map((node) => label(api.trees.datasets, node)))
-    assert.ok(labels.some((text) => new RegExp(`^fables\\.jsonl ${fables()} rows · text`).test(text)), labels.join('\n'))
-    assert.ok(labels.some((text) => text.startsWith('table.csv data · 2 rows · CSV')), labels.join('\n'))
+    assert.ok(
+      labels.some((text) => new RegExp(`^fables\\.jsonl ${fables()} rows · text`).test(text)),
+      labels.join('\n'),
+    )
+    assert.ok(
+      labels.some((text) => text.startsWith('table.csv data · 2 rows · CSV')),
+      labels.join('\n'),
+    )
     const chat = datasets.find(({ path }) => path === inWorkspace('data', 'chat.jsonl'))!
     const facts = await Promise.all((await api.trees.datasets.getChildren(chat)).map((node) => label(api.trees.datasets, node)))
     assert.deepEqual(facts, ['Rows 2', 'Columns messages', 'Format chatml'])
@@ -86,7 +123,9 @@ describe('trees', () => {
 
   it('notice a data set that comes', async () => {
     await vscode.workspace.fs.writeFile(vscode.Uri.file(inWorkspace('data', 'later.jsonl')), Buffer.from('{"text": "a"}\n'))
-    await eventually('later.jsonl in the tree', async () => (await api.trees.datasets.getChildren()).some(({ path }) => path.endsWith('later.jsonl')))
+    await eventually('later.jsonl in the tree', async () =>
+      (await api.trees.datasets.getChildren()).some(({ path }) => path.endsWith('later.jsonl')),
+    )
   })
 })
 
@@ -102,7 +141,11 @@ describe('a recipe in the editor', () => {
 
   it('completes keys', async () => {
     const list = await eventually('completions', async () => {
-      const found = await vscode.commands.executeCommand<vscode.CompletionList>('vscode.executeCompletionItemProvider', document.uri, at('max_steps'))
+      const found = await vscode.commands.executeCommand<vscode.CompletionList>(
+        'vscode.executeCompletionItemProvider',
+        document.uri,
+        at('max_steps'),
+      )
       return found.items.length > 10 && found
     })
     const labels = list.items.map(({ label }) => (typeof label === 'string' ? label : label.label))
@@ -111,8 +154,14 @@ describe('a recipe in the editor', () => {
 
   it('explains keys', async () => {
     await eventually('the explanation', async () => {
-      const hovers = await vscode.commands.executeCommand<vscode.Hover[]>('vscode.executeHoverProvider', document.uri, at('learning_rate', 3))
-      const text = hovers.flatMap(({ contents }) => contents.map((part) => (typeof part === 'string' ? part : part.value))).join('\n')
+      const hovers = await vscode.commands.executeCommand<vscode.Hover[]>(
+        'vscode.executeHoverProvider',
+        document.uri,
+        at('learning_rate', 3),
+      )
+      const text = hovers
+        .flatMap(({ contents }) => contents.map((part) => (typeof part === 'string' ? part : part.value)))
+        .join('\n')
       return /[Ll]earning rate/.test(text)
     })
   })
@@ -121,13 +170,21 @@ describe('a recipe in the editor', () => {
     const edit = new vscode.WorkspaceEdit()
     edit.replace(document.uri, new vscode.Range(at('max_steps'), at('max_steps', 'max_steps'.length)), 'max_stepz')
     await vscode.workspace.applyEdit(edit)
-    const problem = await eventually('the mistake', () => vscode.languages.getDiagnostics(document.uri).find(({ message }) => message.includes('max_stepz')))
+    const problem = await eventually('the mistake', () =>
+      vscode.languages.getDiagnostics(document.uri).find(({ message }) => message.includes('max_stepz')),
+    )
     const rename = await eventually('the repair', async () => {
-      const actions = await vscode.commands.executeCommand<vscode.CodeAction[]>('vscode.executeCodeActionProvider', document.uri, problem.range)
+      const actions = await vscode.commands.executeCommand<vscode.CodeAction[]>(
+        'vscode.executeCodeActionProvider',
+        document.uri,
+        problem.range,
+      )
       return actions.find(({ title, edit: repair }) => title.includes('max_steps') && repair !== undefined)
     })
     await vscode.workspace.applyEdit(rename.edit!)
-    await eventually('no mistake', () => vscode.languages.getDiagnostics(document.uri).every(({ severity }) => severity !== vscode.DiagnosticSeverity.Error))
+    await eventually('no mistake', () =>
+      vscode.languages.getDiagnostics(document.uri).every(({ severity }) => severity !== vscode.DiagnosticSeverity.Error),
+    )
     await document.save()
   })
 
@@ -140,10 +197,17 @@ describe('a recipe in the editor', () => {
     for (const expected of ['▶ Fine-tune', 'Dry run', 'Preview data']) assert.ok(titles.includes(expected), titles.join(' · '))
     const known = new Set(commandIds as string[])
     const lenses = await vscode.commands.executeCommand<vscode.CodeLens[]>('vscode.executeCodeLensProvider', document.uri, 20)
-    assert.deepEqual(lenses.map(({ command }) => command!.command).filter((id) => !known.has(id)), [])
+    assert.deepEqual(
+      lenses.map(({ command }) => command!.command).filter((id) => !known.has(id)),
+      [],
+    )
     const everywhere = new vscode.Range(0, 0, document.lineCount, 0)
-    await eventually('hints', async () =>
-      (await vscode.commands.executeCommand<vscode.InlayHint[]>('vscode.executeInlayHintProvider', document.uri, everywhere)).length > 0)
+    await eventually(
+      'hints',
+      async () =>
+        (await vscode.commands.executeCommand<vscode.InlayHint[]>('vscode.executeInlayHintProvider', document.uri, everywhere))
+          .length > 0,
+    )
   })
 })
 
@@ -162,15 +226,21 @@ describe('fine-tuning', () => {
       assert.ok(started !== undefined && existsSync(join(started, 'recipe.yaml')))
       dir = started
       await eventually('the status bar', () => /\$\((loading~spin|watch|pass)\)/.test(api.statusBar.text))
-      const infos = () => updates.flatMap((message) => ('runs' in message ? (message.runs ?? []) : [])).filter(({ id }) => id === dir)
+      const infos = () =>
+        updates.flatMap((message) => ('runs' in message ? (message.runs ?? []) : [])).filter(({ id }) => id === dir)
       await eventually('the end in the panel', () => infos().some(({ state }) => state === 'finished'))
       assert.ok(ready.includes('ready'), ready.join(' '))
       const states = [...new Set(infos().map(({ state }) => state))]
       assert.ok(states.includes('training'), states.join(' '))
-      assert.ok(updates.some((message) => message.type === 'update' && message.data.length > 0), 'no data was sent while it trained')
+      assert.ok(
+        updates.some((message) => message.type === 'update' && message.data.length > 0),
+        'no data was sent while it trained',
+      )
       const losses = infos().flatMap(({ loss }) => (loss === null ? [] : [loss]))
       assert.ok(losses.at(-1)! < losses[0]!, `loss went from ${losses[0]} to ${losses.at(-1)}`)
-      const told = await eventually('the notification', () => notifications.told.find(({ text }) => text.includes('has finished')))
+      const told = await eventually('the notification', () =>
+        notifications.told.find(({ text }) => text.includes('has finished')),
+      )
       assert.deepEqual(told.actions, ['Generate', 'Merge', 'Reveal'])
     } finally {
       posted.dispose()
@@ -207,20 +277,35 @@ describe('fine-tuning', () => {
     })
     reports.update = update
     // Both are shown while both are written.
-    assert.ok(shown.some((content) => /base \(writing\).*│ tuned: .*\(writing\)/.test(content)), shown.join('\n'))
+    assert.ok(
+      shown.some((content) => /base \(writing\).*│ tuned: .*\(writing\)/.test(content)),
+      shown.join('\n'),
+    )
     assert.match(text, /base \(\d+ tokens.*│ tuned: /)
     assert.match(text, /A fox.* │ A fox/)
   })
 
   it('lists the adapters of a model below it, and what a GGUF file is', async () => {
-    writeFileSync(inWorkspace('models', 'small.gguf'), Buffer.concat([Buffer.from('GGUF'), Buffer.from(Uint32Array.of(3, 0, 0, 1, 0, 20, 0).buffer),
-      Buffer.from('general.architecture'), Buffer.from(Uint32Array.of(8, 5, 0).buffer), Buffer.from('llama')]))
+    writeFileSync(
+      inWorkspace('models', 'small.gguf'),
+      Buffer.concat([
+        Buffer.from('GGUF'),
+        Buffer.from(Uint32Array.of(3, 0, 0, 1, 0, 20, 0).buffer),
+        Buffer.from('general.architecture'),
+        Buffer.from(Uint32Array.of(8, 5, 0).buffer),
+        Buffer.from('llama'),
+      ]),
+    )
     const below = async (name: RegExp): Promise<string[]> => {
       const model = (await api.trees.models.getChildren()).find(({ path }) => name.test(path))
       const nodes = model === undefined ? [] : await api.trees.models.getChildren(model)
-      return nodes.map((node) => api.trees.models.getTreeItem(node)).map(({ label, description }) => `${typeof label === 'string' ? label : ''} ${String(description)}`)
+      return nodes
+        .map((node) => api.trees.models.getTreeItem(node))
+        .map(({ label, description }) => `${typeof label === 'string' ? label : ''} ${String(description)}`)
     }
-    await eventually('the adapter', async () => (await below(/engine.starter.model$/)).some((line) => line.startsWith('adapter adapter')))
+    await eventually('the adapter', async () =>
+      (await below(/engine.starter.model$/)).some((line) => line.startsWith('adapter adapter')),
+    )
     await eventually('the file', async () => (await below(/small\.gguf$/)).includes('Architecture llama'))
   })
 
@@ -248,7 +333,10 @@ describe('fine-tuning', () => {
   })
 
   it('says what is wrong with a recipe, with a way to it', async () => {
-    await vscode.workspace.fs.writeFile(vscode.Uri.file(inWorkspace('bad.finetune.yaml')), Buffer.from('version: 1\nmodel: stories260k\ntraining:\n  max_stepz: 3\n'))
+    await vscode.workspace.fs.writeFile(
+      vscode.Uri.file(inWorkspace('bad.finetune.yaml')),
+      Buffer.from('version: 1\nmodel: stories260k\ntraining:\n  max_stepz: 3\n'),
+    )
     await vscode.commands.executeCommand('unsloth.fineTune', inWorkspace('bad.finetune.yaml'))
     const told = await eventually('the notification', () => notifications.told[0])
     assert.match(told.text, /bad\.finetune\.yaml:4:3: .*max_stepz/)
@@ -256,7 +344,7 @@ describe('fine-tuning', () => {
   })
 
   it('stops and saves, and goes on from the checkpoint', async () => {
-    const run = (await vscode.commands.executeCommand<string>('unsloth.fineTune', inWorkspace('long.finetune.yaml')))
+    const run = await vscode.commands.executeCommand<string>('unsloth.fineTune', inWorkspace('long.finetune.yaml'))
     noError()
     const step = (): number => api.services.runs.get(run)?.status.step ?? 0
     await eventually('a few steps', () => step() > 3)
@@ -283,7 +371,8 @@ describe('fine-tuning', () => {
     await vscode.commands.executeCommand('unsloth.compareRuns', dirs[0], dirs.slice(0, 2))
     noError()
     await eventually('the comparison of the recipes', () =>
-      vscode.window.tabGroups.all.flatMap(({ tabs }) => tabs).some(({ input }) => input instanceof vscode.TabInputTextDiff))
+      vscode.window.tabGroups.all.flatMap(({ tabs }) => tabs).some(({ input }) => input instanceof vscode.TabInputTextDiff),
+    )
     await eventually('both in one panel', () => api.panels.panels.some(({ session }) => session.runs.length === 2))
   })
 
@@ -303,7 +392,7 @@ describe('a new recipe', () => {
   it('is made of answers and has no mistakes', async () => {
     const questions = answerQuestions(['models/tiny', 'fables.jsonl', 'LoRA'])
     try {
-      const path = (await vscode.commands.executeCommand<string>('unsloth.newRecipe'))
+      const path = await vscode.commands.executeCommand<string>('unsloth.newRecipe')
       noError()
       assert.match(textOf(path), /model: \.\/models\/tiny[\s\S]*local_dataset: \.\/fables\.jsonl/)
       await eventually('the recipe in its language', () => vscode.window.activeTextEditor?.document.languageId === languageId)
@@ -323,9 +412,13 @@ describe('tasks', () => {
   it('run in a terminal, and tell what is wrong with a recipe as problems', async () => {
     const path = inWorkspace('wrong.finetune.yaml')
     writeFileSync(path, textOf(inWorkspace('finetune.yaml')).replace('max_steps: 80', 'max_steps: many'))
-    const task = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).find(({ definition }) => definition.recipe === 'wrong.finetune.yaml')!
+    const task = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).find(
+      ({ definition }) => definition.recipe === 'wrong.finetune.yaml',
+    )!
     const codes: (number | undefined)[] = []
-    const ended = vscode.tasks.onDidEndTaskProcess(({ execution, exitCode }) => execution.task.name === task.name && codes.push(exitCode))
+    const ended = vscode.tasks.onDidEndTaskProcess(
+      ({ execution, exitCode }) => execution.task.name === task.name && codes.push(exitCode),
+    )
     await vscode.tasks.executeTask(task)
     await eventually('the end of the task', () => codes.length > 0)
     ended.dispose()
@@ -342,6 +435,9 @@ describe('tasks', () => {
     const mutator = api.services.extension.environmentVariableCollection.get('PATH')
     const folder = mutator!.value.replace(/[:;]$/, '')
     assert.equal(mutator!.type, vscode.EnvironmentVariableMutatorType.Prepend)
-    assert.match(execFileSync(join(folder, process.platform === 'win32' ? 'unsloth.cmd' : 'unsloth'), ['--version'], { encoding: 'utf8' }), /\d+\.\d+\.\d+/)
+    assert.match(
+      execFileSync(join(folder, process.platform === 'win32' ? 'unsloth.cmd' : 'unsloth'), ['--version'], { encoding: 'utf8' }),
+      /\d+\.\d+\.\d+/,
+    )
   })
 })

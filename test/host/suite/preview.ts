@@ -16,8 +16,9 @@ describe('preview of data', () => {
   })
 
   const answer = (check: (answer: PreviewAnswer) => boolean = () => true): Promise<PreviewAnswer> =>
-    eventually('the answer', () => posted.find((message) => message.type === 'answer'
-      && check(message))) as Promise<PreviewAnswer>
+    eventually('the answer', () =>
+      posted.find((message) => message.type === 'answer' && check(message)),
+    ) as Promise<PreviewAnswer>
 
   it('shows a recipe token by token, and follows what is typed', async () => {
     const document = await openRecipe('finetune.yaml')
@@ -26,8 +27,9 @@ describe('preview of data', () => {
     assert.deepEqual(diagnostics, [])
     assert.ok(matching > 200 && preview!.shown.length === 10)
     const [first] = preview!.shown
-    assert.ok(first!.tokens.some(({ trained }) => trained) && first!.tokens[0]!.special
-      && first!.file === inWorkspace('fables.jsonl'))
+    assert.ok(
+      first!.tokens.some(({ trained }) => trained) && first!.tokens[0]!.special && first!.file === inWorkspace('fables.jsonl'),
+    )
     posted.length = 0
     const edit = new vscode.WorkspaceEdit()
     const at = document.positionAt(document.getText().indexOf('512'))
@@ -40,15 +42,20 @@ describe('preview of data', () => {
 
   it('is offered above the rows of a data set, which is read with the model that is chosen', async () => {
     const file = inWorkspace('data', 'pairs.jsonl')
-    await vscode.workspace.fs.writeFile(vscode.Uri.file(file),
-      Buffer.from('{"prompt": "Who? ", "completion": "A fox."}\n{"prompt": "Why? ", "completion": "Grapes."}\n'))
+    await vscode.workspace.fs.writeFile(
+      vscode.Uri.file(file),
+      Buffer.from('{"prompt": "Who? ", "completion": "A fox."}\n{"prompt": "Why? ", "completion": "Grapes."}\n'),
+    )
     const document = await vscode.workspace.openTextDocument(file)
     await vscode.window.showTextDocument(document)
     const lenses = await eventually('the lenses', async () => {
       const found = await vscode.commands.executeCommand<vscode.CodeLens[]>('vscode.executeCodeLensProvider', document.uri, 10)
       return found.length >= 3 && found
     })
-    assert.deepEqual(lenses.map(({ command }) => command!.title), ['Preview data', 'New recipe', '2 rows · completion'])
+    assert.deepEqual(
+      lenses.map(({ command }) => command!.title),
+      ['Preview data', 'New recipe', '2 rows · completion'],
+    )
     const questions = answerQuestions(['tiny'])
     try {
       const { command, arguments: args } = lenses[0]!.command!
@@ -58,7 +65,9 @@ describe('preview of data', () => {
     }
     const { preview } = await answer(({ preview: shown }) => shown?.format === 'completion')
     const text = (trained: boolean): string =>
-      preview!.shown[0]!.tokens.filter((token) => token.trained === trained && !token.special).map((token) => token.text).join('')
+      preview!.shown[0]!.tokens.filter((token) => token.trained === trained && !token.special)
+        .map((token) => token.text)
+        .join('')
     assert.deepEqual([text(false).trim(), text(true).trim()], ['Who?', 'A fox.'])
   })
 

@@ -32,7 +32,9 @@ describe('after the window was loaded again', () => {
     try {
       // The page asks for everything when it is shown anew.
       await vscode.commands.executeCommand('workbench.action.webview.reloadWebviewAction')
-      const hydrate = await eventually('the data', () => messages.find((message) => message.type === 'hydrate' && message.data.length > 0))
+      const hydrate = await eventually('the data', () =>
+        messages.find((message) => message.type === 'hydrate' && message.data.length > 0),
+      )
       assert.ok(hydrate.type === 'hydrate' && hydrate.runs.some(({ id }) => id === run.dir))
     } finally {
       posted.dispose()

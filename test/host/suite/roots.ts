@@ -17,17 +17,28 @@ describe('a workspace of several folders', () => {
   })
   after(() => notifications.restore())
   afterEach(() => {
-    assert.deepEqual(notifications.told.splice(0).filter(({ kind }) => kind === 'error').map(({ text }) => text), [])
+    assert.deepEqual(
+      notifications.told
+        .splice(0)
+        .filter(({ kind }) => kind === 'error')
+        .map(({ text }) => text),
+      [],
+    )
   })
 
   const datasets = async (): Promise<string[]> =>
     (await api.services.library.datasets()).filter(({ origin }) => origin === 'workspace').map(({ name }) => name)
 
   it('lists what is in each, by the name of its folder', async () => {
-    assert.deepEqual((await datasets()).filter((name) => name.endsWith('fables.jsonl')), ['one/fables.jsonl', 'two/fables.jsonl'])
+    assert.deepEqual(
+      (await datasets()).filter((name) => name.endsWith('fables.jsonl')),
+      ['one/fables.jsonl', 'two/fables.jsonl'],
+    )
     const models = await api.services.library.models()
-    assert.ok(['one/models/tiny', 'two/models/tiny'].every((name) => models.some((model) => model.name === name)),
-      models.map(({ name }) => name).join())
+    assert.ok(
+      ['one/models/tiny', 'two/models/tiny'].every((name) => models.some((model) => model.name === name)),
+      models.map(({ name }) => name).join(),
+    )
   })
 
   it('asks in which folder a recipe is to stand, and offers what stands beside it', async () => {
@@ -40,8 +51,11 @@ describe('a workspace of several folders', () => {
       const at = document.positionAt(document.getText().indexOf('./models'))
       await api.languageClient()
       const labels = await eventually('the models', async () => {
-        const { items } = await vscode.commands.executeCommand<vscode.CompletionList>('vscode.executeCompletionItemProvider',
-          document.uri, at)
+        const { items } = await vscode.commands.executeCommand<vscode.CompletionList>(
+          'vscode.executeCompletionItemProvider',
+          document.uri,
+          at,
+        )
         const found = items.map(({ label }) => (typeof label === 'string' ? label : label.label))
         return found.some((label) => label.includes('models/tiny')) && found
       })
@@ -55,14 +69,18 @@ describe('a workspace of several folders', () => {
   it('puts a run beside its recipe and offers the recipes of all folders as tasks', async () => {
     const dir = await vscode.commands.executeCommand<string>('unsloth.fineTune', join(root(1), 'finetune.yaml'))
     assert.ok(dir.startsWith(join(root(1), 'outputs')), dir)
-    const found = await eventually('the run in the tree',
-      async () => (await api.trees.runs.getChildren()).find(({ path }) => path === dir))
+    const found = await eventually('the run in the tree', async () =>
+      (await api.trees.runs.getChildren()).find(({ path }) => path === dir),
+    )
     assert.equal(found.kind, 'run')
     await eventually('the end', () => api.services.runs.get(dir)?.state === 'finished')
-    const tasks = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).map(({ scope, name }) =>
-      `${(scope as vscode.WorkspaceFolder).name} ${name}`)
-    assert.ok(['one finetune finetune.yaml', 'two finetune finetune.yaml'].every((task) => tasks.includes(task)),
-      tasks.join('\n'))
+    const tasks = (await vscode.tasks.fetchTasks({ type: 'unsloth' })).map(
+      ({ scope, name }) => `${(scope as vscode.WorkspaceFolder).name} ${name}`,
+    )
+    assert.ok(
+      ['one finetune finetune.yaml', 'two finetune finetune.yaml'].every((task) => tasks.includes(task)),
+      tasks.join('\n'),
+    )
   })
 
   it('takes a file that is dropped into Datasets, into the folder that is chosen', async () => {
@@ -94,8 +112,13 @@ describe('a workspace of several folders', () => {
     await drop(named)
     named.set('text/uri-list', new vscode.DataTransferItem(vscode.Uri.file('/tmp/picture.png').toString()))
     await drop(named)
-    assert.deepEqual(notifications.told.splice(0).filter(({ kind }) => kind === 'error').map(({ text }) =>
-      text.replace(/^.*\//, '').slice(0, 28)), ['dropped.jsonl is there alrea', 'picture.png is not a data se'])
+    assert.deepEqual(
+      notifications.told
+        .splice(0)
+        .filter(({ kind }) => kind === 'error')
+        .map(({ text }) => text.replace(/^.*\//, '').slice(0, 28)),
+      ['dropped.jsonl is there alrea', 'picture.png is not a data se'],
+    )
   })
 
   it('notices a folder that is added and one that goes', async () => {

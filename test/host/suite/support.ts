@@ -19,7 +19,11 @@ export const inWorkspace = (...names: string[]): string => join(workspace(), ...
  * Waits until `check` gives something, and says what it waited for when it does not. Nothing that follows an event is read once:
  * the limit is for a machine with other work to do.
  */
-export async function eventually<T>(what: string, check: () => T | undefined | false | Promise<T | undefined | false>, timeout = 120_000): Promise<T> {
+export async function eventually<T>(
+  what: string,
+  check: () => T | undefined | false | Promise<T | undefined | false>,
+  timeout = 120_000,
+): Promise<T> {
   const end = Date.now() + timeout
   for (;;) {
     const value = await check()
@@ -60,7 +64,10 @@ export function answerQuestions(answers: readonly string[]): { restore(): void; 
   const left = [...answers]
   const window = vscode.window as unknown as Record<string, unknown>
   const { showQuickPick, showInputBox } = window
-  window.showQuickPick = async (items: readonly vscode.QuickPickItem[] | Promise<readonly vscode.QuickPickItem[]>, options?: vscode.QuickPickOptions) => {
+  window.showQuickPick = async (
+    items: readonly vscode.QuickPickItem[] | Promise<readonly vscode.QuickPickItem[]>,
+    options?: vscode.QuickPickOptions,
+  ) => {
     const shown = await items
     const wanted = left.shift()
     const chosen = shown.filter(({ label }) => wanted?.split(' + ').some((part) => label.includes(part)))

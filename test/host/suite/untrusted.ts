@@ -9,7 +9,11 @@ describe('a workspace that is not trusted', () => {
     const document = await openRecipe('finetune.yaml')
     await eventually('completions', async () => {
       const position = document.positionAt(document.getText().indexOf('max_steps'))
-      const { items } = await vscode.commands.executeCommand<vscode.CompletionList>('vscode.executeCompletionItemProvider', document.uri, position)
+      const { items } = await vscode.commands.executeCommand<vscode.CompletionList>(
+        'vscode.executeCompletionItemProvider',
+        document.uri,
+        position,
+      )
       return items.length > 10
     })
     assert.ok(await api.languageClient())

@@ -15,8 +15,10 @@ describe('a run that another window started', () => {
     const messages: ToWebview[] = []
     panels.onDidPost(({ message }) => messages.push(message))
     await vscode.commands.executeCommand('unsloth.openTrainingPanel', dir)
-    await eventually('its curve', () => messages.filter((message) => message.type === 'update'
-      && message.data.length > 0).length > 2)
+    await eventually(
+      'its curve',
+      () => messages.filter((message) => message.type === 'update' && message.data.length > 0).length > 2,
+    )
     await vscode.commands.executeCommand('unsloth.pauseRun', dir)
     const state = (): string | undefined => services.runs.get(dir)?.state
     await eventually('the pause', () => state() === 'paused')

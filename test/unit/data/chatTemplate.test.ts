@@ -41,17 +41,27 @@ describe('chat template', () => {
     const tools = [{ type: 'function', function: { name: 'f', description: 'é "x"', parameters: { n: 1, b: true, z: null } } }]
     const text = template.render(
       [
-        { role: 'system', content: 'Be brief.' }, user('2+2?'),
+        { role: 'system', content: 'Be brief.' },
+        user('2+2?'),
         { role: 'assistant', content: '', tool_calls: [{ type: 'function', function: { name: 'f', arguments: { x: 1 } } }] },
-        { role: 'tool', content: '4' }, assistant('4'),
+        { role: 'tool', content: '4' },
+        assistant('4'),
       ],
       { tools },
     )
     assert.match(text, /^<\|im_start\|>system\nBe brief\.\n\n# Tools/)
-    assert.ok(text.includes('\n{"type": "function", "function": {"name": "f", "description": "é \\"x\\"", '
-      + '"parameters": {"n": 1, "b": true, "z": null}}}\n</tools>'))
-    assert.ok(text.endsWith('<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n'
-      + '<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n'))
+    assert.ok(
+      text.includes(
+        '\n{"type": "function", "function": {"name": "f", "description": "é \\"x\\"", ' +
+          '"parameters": {"n": 1, "b": true, "z": null}}}\n</tools>',
+      ),
+    )
+    assert.ok(
+      text.endsWith(
+        '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n' +
+          '<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n',
+      ),
+    )
   })
 
   it('renders the template of Mistral with one BOS, and passes on what it refuses', async () => {
@@ -84,7 +94,8 @@ describe('chat template', () => {
 
   it('means by its expressions what Jinja means by them', () => {
     const { variables, cases } = JSON.parse(readFileSync(join(fixtures, 'chatTemplates/semantics.json'), 'utf8')) as {
-      variables: Record<string, unknown>; cases: { template: string; text?: string; error?: string }[]
+      variables: Record<string, unknown>
+      cases: { template: string; text?: string; error?: string }[]
     }
     for (const { template, text } of cases) {
       const render = (): string => make(template).render([], { variables })
@@ -94,9 +105,12 @@ describe('chat template', () => {
   })
 
   it('ends a template that does not come to an end, or makes ever more text', async () => {
-    const bound = (source: string) => new ChatTemplate(source, { name: 'test', tokens, limits: { milliseconds: 100, characters: 1e6 } })
+    const bound = (source: string) =>
+      new ChatTemplate(source, { name: 'test', tokens, limits: { milliseconds: 100, characters: 1e6 } })
     const loops = bound('{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}')
-    const time = await processorTime(() => assert.throws(() => loops.render([]), /test failed: it ran for more than 0\.1 seconds/))
+    const time = await processorTime(() =>
+      assert.throws(() => loops.render([]), /test failed: it ran for more than 0\.1 seconds/),
+    )
     assert.ok(time < 2000, `${time} ms`)
     const doubles = bound("{% set ns = namespace(t='aa') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}")
     assert.throws(() => doubles.render([]), /test failed: it makes a text of more than 1000000 characters/)
@@ -119,16 +133,20 @@ describe('chat template', () => {
     )
     assert.equal(chatTemplateFor(qwen, { template: '{{ messages[0].content }}' }).render([user('a')]), 'a')
     assert.throws(
-      () => chatTemplateFor(qwen, { template: 'chatlm' }), /"chatlm": neither a Jinja template nor the name of a known one/,
+      () => chatTemplateFor(qwen, { template: 'chatlm' }),
+      /"chatlm": neither a Jinja template nor the name of a known one/,
     )
     const base = await fixtureTokenizer('stories260k')
     await rejects(
-      Promise.resolve().then(() => chatTemplateFor(base)), 'TOKENIZER', /stories260k: this model has no chat template/,
+      Promise.resolve().then(() => chatTemplateFor(base)),
+      'TOKENIZER',
+      /stories260k: this model has no chat template/,
       /hint: .*chatml/,
     )
-    const folder = folderWith(
-      { 'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')), 'chat_template.jinja': 'own' },
-    )
+    const folder = folderWith({
+      'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')),
+      'chat_template.jinja': 'own',
+    })
     assert.equal(chatTemplateFor(await loadTokenizer(folder)).render([]), 'own')
   })
 })
@@ -139,29 +157,35 @@ describe('answers in a conversation', () => {
   it('are found by prefixes, with the end of the turn', async () => {
     const template = chatTemplateFor(await fixtureTokenizer('qwen2.5'))
     assert.deepEqual(answersOf(template, messages), { foundBy: 'prefixes', answers: ['first<|im_end|>\n', 'second<|im_end|>\n'] })
-    const llama = make("{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
-      + '{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}')
+    const llama = make(
+      "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]" +
+        '{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}',
+    )
     assert.deepEqual(answersOf(llama, messages), { foundBy: 'prefixes', answers: [' first </s>', ' second </s>'] })
   })
 
   it('are found by markers when a template rewrites earlier turns', async () => {
-    assert.deepEqual(
-      answersOf(make(thinking), messages),
-      { foundBy: 'markers', answers: ['first<|im_end|>\n', '<think>\n\n</think>\n\nsecond<|im_end|>\n'] },
-    )
+    assert.deepEqual(answersOf(make(thinking), messages), {
+      foundBy: 'markers',
+      answers: ['first<|im_end|>\n', '<think>\n\n</think>\n\nsecond<|im_end|>\n'],
+    })
     const mistral = chatTemplateFor(await fixtureTokenizer('mistral-v0.3'))
-    assert.deepEqual(
-      answersOf(mistral, [{ role: 'system', content: 'Be brief.' }, ...messages]),
-      { foundBy: 'markers', answers: [' first</s>', ' second</s>'] },
-    )
+    assert.deepEqual(answersOf(mistral, [{ role: 'system', content: 'Be brief.' }, ...messages]), {
+      foundBy: 'markers',
+      answers: [' first</s>', ' second</s>'],
+    })
   })
 
   it('are found by markers of a template that nobody knows', () => {
-    const unknown = make("{% for m in messages %}{% if m.role == 'user' %}<ask>{{ m.content }}</ask>{% elif loop.last %}"
-      + '<reply>!{{ m.content }}</reply>{% else %}<reply>{{ m.content }}</reply>{% endif %}{% endfor %}')
+    const unknown = make(
+      "{% for m in messages %}{% if m.role == 'user' %}<ask>{{ m.content }}</ask>{% elif loop.last %}" +
+        '<reply>!{{ m.content }}</reply>{% else %}<reply>{{ m.content }}</reply>{% endif %}{% endfor %}',
+    )
     assert.deepEqual(answersOf(unknown, messages), { foundBy: 'markers', answers: ['first</reply>', '!second</reply>'] })
-    const plain = make("{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:"
-      + '{% else %} {{ m.content }}<end>\n{% endif %}{% endfor %}')
+    const plain = make(
+      "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:" +
+        '{% else %} {{ m.content }}<end>\n{% endif %}{% endfor %}',
+    )
     assert.deepEqual(templateMarkers(plain), { instruction: 'Q: ', response: '\nA: ', end: '<end>\n' })
     assert.equal(answersOf(make('{{ messages | length }}'), messages).foundBy, 'none')
   })
@@ -171,8 +195,8 @@ describe('answers in a conversation', () => {
       const tokenizer = await fixtureTokenizer(name)
       const { text, answers } = new ChatRenderer(chatTemplateFor(tokenizer)).render(messages)
       const ids = tokenizer.encode(text)
-      const decoded = tokenSpans(tokenizer, text, ids, answers).map(
-        ({ from, to }) => tokenizer.decode(ids.subarray(from, to)).trimStart(),
+      const decoded = tokenSpans(tokenizer, text, ids, answers).map(({ from, to }) =>
+        tokenizer.decode(ids.subarray(from, to)).trimStart(),
       )
       assert.deepEqual(decoded, name === 'qwen2.5' ? ['first<|im_end|>\n', 'second<|im_end|>\n'] : ['first</s>', 'second</s>'])
     }

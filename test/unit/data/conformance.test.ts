@@ -33,7 +33,6 @@ async function compare(tokenizer: Tokenizer, folder: string): Promise<void> {
 }
 
 describe('tokenizer against the native engine', function () {
-
   for (const name of names) {
     it(`gives the same ids for mixed texts: ${name}`, async () => compare(await fixtureTokenizer(name), join(fixtures, name)))
 
@@ -48,7 +47,11 @@ describe('tokenizer against the native engine', function () {
         for (const [index, at] of marks.at.entries()) {
           if (!/^[ -~]*$/.test(text)) continue
           // What the tokens before a mark say is the text before it.
-          assert.equal(tokenizer.decode(ids.subarray(0, marks.tokens[index])).trim(), text.slice(0, at).trim(), JSON.stringify([text, at]))
+          assert.equal(
+            tokenizer.decode(ids.subarray(0, marks.tokens[index])).trim(),
+            text.slice(0, at).trim(),
+            JSON.stringify([text, at]),
+          )
           marked++
         }
       }

@@ -1,6 +1,11 @@
 import assert from 'node:assert/strict'
 import {
-  alpacaPrompt, chooseFormat, readExample, unusedColumnWarnings, type ColumnMapping, type DataFormat,
+  alpacaPrompt,
+  chooseFormat,
+  readExample,
+  unusedColumnWarnings,
+  type ColumnMapping,
+  type DataFormat,
 } from '../../../engine/data/formats.ts'
 import type { Row } from '../../../engine/data/readRows.ts'
 
@@ -11,8 +16,14 @@ const choice = (value: Record<string, unknown>) => chooseFormat(row(value))
 
 describe('formats', () => {
   it('are recognised by their columns, with the reason', () => {
-    const turns = [{ role: 'user', content: 'a' }, { role: 'assistant', content: 'b' }]
-    const told = [{ from: 'human', value: 'a' }, { from: 'gpt', value: 'b' }]
+    const turns = [
+      { role: 'user', content: 'a' },
+      { role: 'assistant', content: 'b' },
+    ]
+    const told = [
+      { from: 'human', value: 'a' },
+      { from: 'gpt', value: 'b' },
+    ]
     assert.deepEqual([choice({ text: 'a' }).format, choice({ text: 'a' }).reason], ['text', 'there is a column "text"'])
     assert.equal(choice({ instruction: 'a', input: '', output: 'b', text: 'whole' }).format, 'alpaca')
     assert.equal(choice({ prompt: 'a', completion: 'b' }).reason, 'there are the columns "prompt", "completion"')
@@ -26,13 +37,15 @@ describe('formats', () => {
 
   it('are not guessed from other columns, but taken from a mapping', () => {
     assert.throws(
-      () => choice({ question: 'a', answer: 'b' }), /d\.jsonl:1: no known format has these columns: "question", "answer"/,
+      () => choice({ question: 'a', answer: 'b' }),
+      /d\.jsonl:1: no known format has these columns: "question", "answer"/,
     )
     assert.equal(choice({ prompt: 'a', chosen: 'b', rejected: 'c' }).format, 'preference')
-    assert.deepEqual(
-      convert({ question: 'a', answer: 'b' }, 'auto', { prompt: 'question', completion: 'answer' }),
-      { kind: 'pair', prompt: 'a', completion: 'b' },
-    )
+    assert.deepEqual(convert({ question: 'a', answer: 'b' }, 'auto', { prompt: 'question', completion: 'answer' }), {
+      kind: 'pair',
+      prompt: 'a',
+      completion: 'b',
+    })
     assert.deepEqual(convert({ body: 'a' }, 'text', { text: 'body' }), { kind: 'text', text: 'a' })
     assert.throws(
       () => convert({ body: 'a' }, 'alpaca'),
@@ -45,29 +58,33 @@ describe('formats', () => {
     const turns = [{ from: 'human', value: 'a' }]
     assert.equal(choice({ conversations: turns, chosen: {}, rejected: {} }).format, 'preference')
     const warnings = (value: Record<string, unknown>) => unusedColumnWarnings(row(value), choice(value))
-    assert.deepEqual(
-      warnings({ instruction: 'a', output: 'b', chosen: 'c', rejected: 'd' }),
-      ['The columns "chosen" and "rejected" are not used by format alpaca.'],
-    )
+    assert.deepEqual(warnings({ instruction: 'a', output: 'b', chosen: 'c', rejected: 'd' }), [
+      'The columns "chosen" and "rejected" are not used by format alpaca.',
+    ])
     assert.match(warnings({ conversations: turns, label: true })[0]!, /KTO data: the column "label" says which answers are good/)
     assert.match(warnings({ conversations: turns, images: ['1.jpg'] })[0]!, /the columns "images" are not used/)
     assert.deepEqual(warnings({ text: 'a', label: 3, id: 1 }), [])
   })
 
   it('give the Alpaca prompt of the Python library', () => {
-    const paired = 'Below is an instruction that describes a task, paired with an input that provides further context. '
-      + 'Write a response that appropriately completes the request.\n\n'
+    const paired =
+      'Below is an instruction that describes a task, paired with an input that provides further context. ' +
+      'Write a response that appropriately completes the request.\n\n'
     assert.equal(alpacaPrompt('do', 'this'), `${paired}### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\n`)
+    assert.deepEqual(convert({ instruction: 'do', input: '', output: 'done' }), {
+      kind: 'pair',
+      prompt: `${paired}### Instruction:\ndo\n\n### Input:\n\n\n### Response:\n`,
+      completion: 'done',
+    })
     assert.deepEqual(
+      convert({ instruction: 'do', input: null, output: 'done' }),
       convert({ instruction: 'do', input: '', output: 'done' }),
-      { kind: 'pair', prompt: `${paired}### Instruction:\ndo\n\n### Input:\n\n\n### Response:\n`, completion: 'done' },
     )
-    assert.deepEqual(
-      convert({ instruction: 'do', input: null, output: 'done' }), convert({ instruction: 'do', input: '', output: 'done' }),
+    assert.equal(
+      (convert({ instruction: 'do', output: 'done' }) as { prompt: string }).prompt,
+      'Below is an instruction that describes a task. ' +
+        'Write a response that appropriately completes the request.\n\n### Instruction:\ndo\n\n### Response:\n',
     )
-    assert.equal((convert({ instruction: 'do', output: 'done' }) as { prompt: string }).prompt,
-      'Below is an instruction that describes a task. '
-        + 'Write a response that appropriately completes the request.\n\n### Instruction:\ndo\n\n### Response:\n')
   })
 
   it('bring ShareGPT into messages, with tools, calls and a system prompt', () => {
@@ -75,17 +92,22 @@ describe('formats', () => {
       system: 'Be brief.',
       tools: '[{"name": "f"}]',
       conversations: [
-        { from: 'human', value: 'hi' }, {
-          from: 'function_call', value: '{"name": "f", "arguments": {}}',
-        }, { from: 'observation', value: '4' }, { from: 'gpt', value: 'four' },
+        { from: 'human', value: 'hi' },
+        { from: 'function_call', value: '{"name": "f", "arguments": {}}' },
+        { from: 'observation', value: '4' },
+        { from: 'gpt', value: 'four' },
       ],
     })
     assert.deepEqual(example, {
-      kind: 'chat', promptMessages: 0, tools: [{ name: 'f' }],
+      kind: 'chat',
+      promptMessages: 0,
+      tools: [{ name: 'f' }],
       messages: [
-        { role: 'system', content: 'Be brief.' }, { role: 'user', content: 'hi' },
+        { role: 'system', content: 'Be brief.' },
+        { role: 'user', content: 'hi' },
         { role: 'assistant', content: '', tool_calls: [{ type: 'function', function: { name: 'f', arguments: {} } }] },
-        { role: 'tool', content: '4' }, { role: 'assistant', content: 'four' },
+        { role: 'tool', content: '4' },
+        { role: 'assistant', content: 'four' },
       ],
     })
     assert.throws(() => convert({ conversations: [{ from: 'robot', value: 'x' }] }), /d\.jsonl:1: turn 1 is from "robot"/)
@@ -95,16 +117,29 @@ describe('formats', () => {
   it('take text parts, conversations as prompt and completion, and name what is wrong in a row', () => {
     assert.deepEqual(
       (
-        convert(
-          { messages: [{ role: 'user', content: [{ type: 'text', text: 'a' }, { type: 'text', text: 'b' }] }] },
-        ) as { messages: unknown }
+        convert({
+          messages: [
+            {
+              role: 'user',
+              content: [
+                { type: 'text', text: 'a' },
+                { type: 'text', text: 'b' },
+              ],
+            },
+          ],
+        }) as { messages: unknown }
       ).messages,
       [{ role: 'user', content: 'ab' }],
     )
     const pair = convert({ prompt: [{ role: 'user', content: 'a' }], completion: [{ role: 'assistant', content: 'b' }] })
-    assert.deepEqual(
-      pair, { kind: 'chat', promptMessages: 1, messages: [{ role: 'user', content: 'a' }, { role: 'assistant', content: 'b' }] },
-    )
+    assert.deepEqual(pair, {
+      kind: 'chat',
+      promptMessages: 1,
+      messages: [
+        { role: 'user', content: 'a' },
+        { role: 'assistant', content: 'b' },
+      ],
+    })
     const chosen = choice({ prompt: 'a', completion: 'b' })
     assert.throws(
       () => readExample(row({ prompt: 'a', completion: null }, 7), chosen),

@@ -23,7 +23,10 @@ describe('readers of other formats', () => {
 
   it('reads CSV: quotes, line ends and delimiters in quotes, CRLF, BOM, blank lines', async () => {
     const text = '\ufeffa,b\r\n1,"two, ""quoted""\nlines"\r\n\r\n"",x\n'
-    assert.deepEqual(await read('d.csv', text), [{ a: '1', b: 'two, "quoted"\nlines', line: 2 }, { a: '', b: 'x', line: 5 }])
+    assert.deepEqual(await read('d.csv', text), [
+      { a: '1', b: 'two, "quoted"\nlines', line: 2 },
+      { a: '', b: 'x', line: 5 },
+    ])
     assert.deepEqual(await read('d.csv.gz', gzipSync(text)), await read('d.csv', text))
     assert.deepEqual(await read('d.tsv', 'a\tb\n1,5\t2'), [{ a: '1,5', b: '2', line: 2 }])
     assert.deepEqual(await read('d.csv', 'a;b\n1,5;2\n'), [{ a: '1,5', b: '2', line: 2 }])
@@ -40,11 +43,15 @@ describe('readers of other formats', () => {
 
   it('gives the same rows of CSV however it comes in pieces', async () => {
     const random = new Xoshiro128(7)
-    const value = (): string => Array.from({ length: random.below(6) }, () => ['a', ',', '"', '\n', ' ', 'ü', '\r\n'][random.below(7)]!).join('')
+    const value = (): string =>
+      Array.from({ length: random.below(6) }, () => ['a', ',', '"', '\n', ' ', 'ü', '\r\n'][random.below(7)]!).join('')
     const expected = Array.from({ length: 400 }, () => ({ x: `v${value()}`, y: value() }))
     const quoted = (text: string): string => `"${text.replaceAll('"', '""')}"`
     const text = `x,y\n${expected.map(({ x, y }) => `${quoted(x)},${quoted(y)}\n`).join('')}`
-    assert.deepEqual((await read('d.csv', text)).map(({ x, y }) => ({ x, y })), expected)
+    assert.deepEqual(
+      (await read('d.csv', text)).map(({ x, y }) => ({ x, y })),
+      expected,
+    )
   })
 
   for (const file of readdirSync(parquet).filter((name) => name.endsWith('.parquet'))) {
@@ -78,22 +85,36 @@ describe('readers of other formats', () => {
   it('stops at what unpacks to more than anyone can want', async () => {
     const bomb = gzipSync(Buffer.alloc(300 * 2 ** 20, 0x20))
     await rejects(read('d.jsonl.gz', bomb), 'DATA', /unpack to more than 200 times as much/)
-    await rejects(read('d.parquet', readFileSync(join(fixtures, 'bomb.parquet'))), 'DATA', /a page of 12831 bytes unpacks to 419430410; reading it was stopped/)
+    await rejects(
+      read('d.parquet', readFileSync(join(fixtures, 'bomb.parquet'))),
+      'DATA',
+      /a page of 12831 bytes unpacks to 419430410; reading it was stopped/,
+    )
   })
 
   it('cuts running text into windows that overlap, with EOS after each', async () => {
     const tokenizer = await fixtureTokenizer('stories260k')
     const text = 'Once upon a time there was a little girl called Lily. '.repeat(6)
     const ids = tokenizer.encode(text)
-    const { samples, format } = await buildDataset({ files: [fileWith('d.txt', text)], maxSeqLength: 64, chunkSize: 20, stride: 5 }, tokenizer)
+    const { samples, format } = await buildDataset(
+      { files: [fileWith('d.txt', text)], maxSeqLength: 64, chunkSize: 20, stride: 5 },
+      tokenizer,
+    )
     assert.equal(format.format, 'raw')
     assert.equal(samples.length, Math.ceil((ids.length - 20) / 15) + 1)
     for (const [index, { ids: window, labels }] of samples.entries()) {
       assert.deepEqual([...window], [...ids.subarray(index * 15, index * 15 + 20), 2])
       assert.deepEqual(labels, window)
     }
-    await rejects(buildDataset({ files: [fileWith('d.md', ' \n')], maxSeqLength: 64 }, tokenizer), 'DATA', /d\.md: the file is empty or contains only white space/)
-    const records = await buildDataset({ files: [fileWith('d.jsonl', jsonl([{ body: 'a b' }]))], format: 'raw', maxSeqLength: 64 }, tokenizer)
+    await rejects(
+      buildDataset({ files: [fileWith('d.md', ' \n')], maxSeqLength: 64 }, tokenizer),
+      'DATA',
+      /d\.md: the file is empty or contains only white space/,
+    )
+    const records = await buildDataset(
+      { files: [fileWith('d.jsonl', jsonl([{ body: 'a b' }]))], format: 'raw', maxSeqLength: 64 },
+      tokenizer,
+    )
     assert.equal(records.samples.length, 1)
   })
 
@@ -107,8 +128,14 @@ describe('readers of other formats', () => {
     assert.throws(() => parseSplit('train[:500%]'), /no share/)
     assert.throws(() => slice('train[5:5]', 10), /none of its 10 rows/)
     const file = fileWith('d.jsonl', jsonl(Array.from({ length: 20 }, (_, index) => ({ text: `t${index}` }))))
-    const { samples } = await buildDataset({ files: [file], maxSeqLength: 64, slice: parseSplit('train[50%:75%]'), maxSamples: 3 }, await fixtureTokenizer('stories260k'))
-    assert.deepEqual(samples.map(({ line }) => line), [11, 12, 13])
+    const { samples } = await buildDataset(
+      { files: [file], maxSeqLength: 64, slice: parseSplit('train[50%:75%]'), maxSamples: 3 },
+      await fixtureTokenizer('stories260k'),
+    )
+    assert.deepEqual(
+      samples.map(({ line }) => line),
+      [11, 12, 13],
+    )
   })
 
   it('tells the splits of a folder by the names of its files', async () => {
@@ -123,9 +150,20 @@ describe('readers of other formats', () => {
   it('leaves out and counts rows that cannot be read, when asked to', async () => {
     const text = `${jsonl([{ text: 'a' }])}{"text": \n{"body": "b"}\n${jsonl([{ text: 'c' }])}`
     const tokenizer = await fixtureTokenizer('stories260k')
-    await rejects(buildDataset({ files: [fileWith('d.jsonl', text)], maxSeqLength: 64 }, tokenizer), 'DATA', /d\.jsonl:2: not valid JSON/, /hint: .*skip_bad_rows/)
-    const { samples, rows, warnings } = await buildDataset({ files: [fileWith('d.jsonl', text)], maxSeqLength: 64, skipBadRows: true }, tokenizer)
+    await rejects(
+      buildDataset({ files: [fileWith('d.jsonl', text)], maxSeqLength: 64 }, tokenizer),
+      'DATA',
+      /d\.jsonl:2: not valid JSON/,
+      /hint: .*skip_bad_rows/,
+    )
+    const { samples, rows, warnings } = await buildDataset(
+      { files: [fileWith('d.jsonl', text)], maxSeqLength: 64, skipBadRows: true },
+      tokenizer,
+    )
     assert.deepEqual([samples.length, rows.bad], [2, 2])
-    assert.match(warnings.join('\n'), /2 of 4 rows cannot be read and were left out: .*d\.jsonl:2, .*d\.jsonl:3\.\nThe first of them: .*d\.jsonl:2: not valid JSON/)
+    assert.match(
+      warnings.join('\n'),
+      /2 of 4 rows cannot be read and were left out: .*d\.jsonl:2, .*d\.jsonl:3\.\nThe first of them: .*d\.jsonl:2: not valid JSON/,
+    )
   })
 })

@@ -44,8 +44,9 @@ const templates = llamaCppTemplates()
  * with `map(…) | list`, which the author of the template meant.
  */
 const mended: Readonly<Record<string, Readonly<Record<string, string>>>> = {
-  'llama-cpp-deepseek-r1.jinja':
-    JSON.parse(readFileSync(join(fixtures, 'chatTemplates', 'deepseekR1Tools.json'), 'utf8')) as Readonly<Record<string, string>>,
+  'llama-cpp-deepseek-r1.jinja': JSON.parse(
+    readFileSync(join(fixtures, 'chatTemplates', 'deepseekR1Tools.json'), 'utf8'),
+  ) as Readonly<Record<string, string>>,
 }
 
 const tokens = { bosToken: '<s>', eosToken: '</s>', padToken: undefined, unkToken: undefined }

@@ -28,7 +28,8 @@ describe('tokenizer', () => {
           assert.deepEqual([...tokenizer.encode(text, { addSpecialTokens })], expected, JSON.stringify(text))
           for (const skipSpecialTokens of [false, true])
             assert.equal(
-              tokenizer.decode(expected, { skipSpecialTokens }), await native.decode(expected, skipSpecialTokens),
+              tokenizer.decode(expected, { skipSpecialTokens }),
+              await native.decode(expected, skipSpecialTokens),
               JSON.stringify(text),
             )
         }
@@ -41,9 +42,8 @@ describe('tokenizer', () => {
       const known = Object.values(native.getVocab(true))
       const random = new Xoshiro128(1)
       for (let round = 0; round < 300; round++) {
-        const ids = Array.from(
-          { length: 1 + random.below(8) },
-          () => (random.below(20) === 0 ? tokenizer.vocabSize + 7 : known[random.below(known.length)]!),
+        const ids = Array.from({ length: 1 + random.below(8) }, () =>
+          random.below(20) === 0 ? tokenizer.vocabSize + 7 : known[random.below(known.length)]!,
         )
         assert.equal(tokenizer.decode(ids), await native.decode(ids, false), ids.join())
       }
@@ -80,8 +80,12 @@ describe('tokenizer', () => {
     const folder = folderWith({
       'tokenizer.json': definition,
       'tokenizer_config.json': JSON.stringify({
-        bos_token: { content: '<s>' }, add_bos_token: false, add_eos_token: true, chat_template: [
-          { name: 'default', template: 'a' }, { name: 'tool_use', template: 'b' },
+        bos_token: { content: '<s>' },
+        add_bos_token: false,
+        add_eos_token: true,
+        chat_template: [
+          { name: 'default', template: 'a' },
+          { name: 'tool_use', template: 'b' },
         ],
         added_tokens_decoder: { 512: { content: '<new>', special: true } },
       }),
@@ -93,22 +97,27 @@ describe('tokenizer', () => {
     assert.deepEqual([...tokenizer.encode('a', { addSpecialTokens: true })], [...tokenizer.encode('a'), 2])
     assert.equal(tokenizer.addsBos, false)
     assert.deepEqual([...tokenizer.eosIds], [2, 5])
-    assert.deepEqual([...tokenizer.chatTemplates], [['default', 'from the file'], ['tool_use', 'b']])
+    assert.deepEqual(
+      [...tokenizer.chatTemplates],
+      [
+        ['default', 'from the file'],
+        ['tool_use', 'b'],
+      ],
+    )
     assert.deepEqual([tokenizer.idOf('<new>'), tokenizer.vocabSize], [512, 513])
     assert.deepEqual([...tokenizer.encode('<new>')], [512])
     assert.throws(
-      () => checkVocabulary(tokenizer, 512), /"<new>" has the id 512, but the embedding of the model has only 512 rows/,
+      () => checkVocabulary(tokenizer, 512),
+      /"<new>" has the id 512, but the embedding of the model has only 512 rows/,
     )
     checkVocabulary(tokenizer, 513)
   })
 
   it('takes EOS and BOS from generation_config.json when nothing else names them', async () => {
-    const folder = folderWith(
-      {
-        'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')),
-        'generation_config.json': '{"eos_token_id": 2, "bos_token_id": 1}',
-      },
-    )
+    const folder = folderWith({
+      'tokenizer.json': readFileSync(join(fixtures, 'stories260k/tokenizer.json')),
+      'generation_config.json': '{"eos_token_id": 2, "bos_token_id": 1}',
+    })
     const tokenizer = await loadTokenizer(folder)
     assert.deepEqual([tokenizer.bosToken, tokenizer.eosToken, tokenizer.addsBos], ['<s>', '</s>', true])
   })
@@ -121,40 +130,49 @@ describe('tokenizer', () => {
     await rejects(load({ 'tokenizer.model': '' }), 'TOKENIZER', /tokenizer\.model: not a SentencePiece model/)
     await rejects(load({ 'vocab.json': '' }), 'TOKENIZER', /hint: Only "vocab.json"/)
     await rejects(
-      load({ 'tokenizer.json': good.slice(0, 5000) }), 'TOKENIZER', /tokenizer\.json: line \d+, column \d+: not valid JSON/,
+      load({ 'tokenizer.json': good.slice(0, 5000) }),
+      'TOKENIZER',
+      /tokenizer\.json: line \d+, column \d+: not valid JSON/,
     )
     await rejects(load({ 'tokenizer.json': Uint8Array.of(0xff, 0xfe) }), 'TOKENIZER', /tokenizer\.json: not UTF-8/)
     await rejects(load({ 'tokenizer.json': '[]' }), 'TOKENIZER', /not a JSON object/)
     await rejects(load({ 'tokenizer.json': '{}' }), 'TOKENIZER', /"model" is missing/)
     await rejects(
-      load({ 'tokenizer.json': '{"model": {"type": "Magic", "vocab": {"a": 0}}}' }), 'TOKENIZER',
-      /model type "Magic" is not supported/, /BPE, Unigram/,
+      load({ 'tokenizer.json': '{"model": {"type": "Magic", "vocab": {"a": 0}}}' }),
+      'TOKENIZER',
+      /model type "Magic" is not supported/,
+      /BPE, Unigram/,
     )
     await rejects(
-      load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {}, "merges": []}}' }), 'TOKENIZER',
+      load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {}, "merges": []}}' }),
+      'TOKENIZER',
       /"model.vocab" is missing or empty/,
     )
     await rejects(
-      load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {"a": 1e12}, "merges": []}}' }), 'TOKENIZER',
+      load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {"a": 1e12}, "merges": []}}' }),
+      'TOKENIZER',
       /"a" has no usable id/,
     )
     await rejects(load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {"a": 0}}}' }), 'TOKENIZER', /cannot be used/)
     await rejects(
       load({ 'tokenizer.json': '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [{"id": "x"}]}' }),
-      'TOKENIZER', /added tokens/,
+      'TOKENIZER',
+      /added tokens/,
     )
     await rejects(
-      load({ 'tokenizer.json': good, 'tokenizer_config.json': '{"bos_token": 3}' }), 'TOKENIZER',
+      load({ 'tokenizer.json': good, 'tokenizer_config.json': '{"bos_token": 3}' }),
+      'TOKENIZER',
       /tokenizer_config\.json: bos_token is neither/,
     )
     await rejects(
-      load({ 'tokenizer.json': good, 'tokenizer_config.json': '{"eos_token": "<end>"}' }), 'TOKENIZER',
+      load({ 'tokenizer.json': good, 'tokenizer_config.json': '{"eos_token": "<end>"}' }),
+      'TOKENIZER',
       /EOS token "<end>" is not in the vocabulary/,
     )
     await rejects(
-      load(
-        { 'tokenizer.json': good, 'tokenizer_config.json': '{"chat_template": 1}' },
-      ), 'TOKENIZER', /"chat_template" is neither/,
+      load({ 'tokenizer.json': good, 'tokenizer_config.json': '{"chat_template": 1}' }),
+      'TOKENIZER',
+      /"chat_template" is neither/,
     )
   })
 })
@@ -183,7 +201,10 @@ describe('streaming decoder', () => {
     )
     const smile = new StreamDecoder(tokenizer)
     const bytes = [...ids.subarray(-4)]
-    assert.deepEqual(bytes.map((id) => smile.push(id)), ['', '', '', '🙂'])
+    assert.deepEqual(
+      bytes.map((id) => smile.push(id)),
+      ['', '', '', '🙂'],
+    )
     const cut = new StreamDecoder(tokenizer)
     assert.equal(cut.push(bytes[0]!), '')
     assert.equal(cut.end(), '\ufffd')

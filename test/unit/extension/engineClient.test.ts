@@ -13,13 +13,25 @@ const entry = fileURLToPath(new URL('./fakeEngine.mjs', import.meta.url))
 
 describe('the engine client', () => {
   const clients: EngineClient[] = []
-  const start = (options: { fake?: string; restarts?: number; idle?: number; locate?: () => never; secrets?: Readonly<Record<string, string>> } = {}) => {
+  const start = (
+    options: {
+      fake?: string
+      restarts?: number
+      idle?: number
+      locate?: () => never
+      secrets?: Readonly<Record<string, string>>
+    } = {},
+  ) => {
     const log: string[] = []
     const states: EngineState['kind'][] = []
     const client = new EngineClient({
       locate: options.locate ?? (() => ({ execPath: process.execPath, entry, env: { FAKE_ENGINE: options.fake ?? '' } })),
-      version: '0', cwd: process.cwd(), log: (line) => log.push(line), policy: restartPolicy(options.restarts ?? 0, 60_000, 10),
-      ...(options.idle === undefined ? {} : { idleTimeout: options.idle }), secrets: () => Promise.resolve(options.secrets ?? {}),
+      version: '0',
+      cwd: process.cwd(),
+      log: (line) => log.push(line),
+      policy: restartPolicy(options.restarts ?? 0, 60_000, 10),
+      ...(options.idle === undefined ? {} : { idleTimeout: options.idle }),
+      secrets: () => Promise.resolve(options.secrets ?? {}),
     })
     client.onDidChangeState(({ kind }) => states.push(kind))
     clients.push(client)
@@ -47,16 +59,21 @@ describe('the engine client', () => {
 
   it('tells what the process said when it cannot start', async () => {
     const { client } = start({ fake: 'broken' })
-    await assert.rejects(client.request(engineRequests.doctor, {}), (error) => UnslothError.is(error, 'NATIVE') && /exit code 3.*Cannot find module kernels\.node/s.test(error.message))
+    await assert.rejects(
+      client.request(engineRequests.doctor, {}),
+      (error) => UnslothError.is(error, 'NATIVE') && /exit code 3.*Cannot find module kernels\.node/s.test(error.message),
+    )
     assert.equal(client.state.kind, 'crashed')
   })
 
   it('tells why it may not start, and asks again at the next request', async () => {
     let asked = 0
-    const { client } = start({ locate: () => {
-      asked++
-      throw new UnslothError('USAGE', 'not trusted')
-    } })
+    const { client } = start({
+      locate: () => {
+        asked++
+        throw new UnslothError('USAGE', 'not trusted')
+      },
+    })
     await assert.rejects(client.request(engineRequests.doctor, {}), /not trusted/)
     await assert.rejects(client.request(engineRequests.doctor, {}), /not trusted/)
     assert.equal(asked, 2)

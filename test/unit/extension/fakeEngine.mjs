@@ -20,11 +20,16 @@ process.stdin.on('data', (chunk) => {
     if (buffer.length < head + 4 + length) return
     const { id, method } = JSON.parse(buffer.toString('utf8', head + 4, head + 4 + length))
     buffer = buffer.subarray(head + 4 + length)
-    if (method === 'initialize') send({ id, result: { protocolVersion: 1, engineVersion: '0', pid: process.pid, platform: 'linux', arch: 'x64', methods: [] } })
+    if (method === 'initialize')
+      send({
+        id,
+        result: { protocolVersion: 1, engineVersion: '0', pid: process.pid, platform: 'linux', arch: 'x64', methods: [] },
+      })
     else if (method === 'engine/plan') {
       console.error('about to die')
       process.exit(7)
-    } else if (method === 'engine/devices') send({ id, result: { devices: [{ id: 'cpu', label: process.env.HF_TOKEN ?? '', totalBytes: 2 }] } })
+    } else if (method === 'engine/devices')
+      send({ id, result: { devices: [{ id: 'cpu', label: process.env.HF_TOKEN ?? '', totalBytes: 2 }] } })
     else send({ id, result: { checks: [] } })
   }
 })

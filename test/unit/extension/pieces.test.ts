@@ -26,7 +26,13 @@ describe('small parts of the extension', () => {
   after(() => rmSync(folder, { recursive: true }))
 
   const view = (patch: object, state: RunView['state']): RunView => ({
-    dir: '/r', status: { ...newStatus('run', new Date(), patch), state: state === 'interrupted' ? 'training' : state }, state, alive: state === 'training', resumable: false, heartbeat: undefined, checkpoint: undefined,
+    dir: '/r',
+    status: { ...newStatus('run', new Date(), patch), state: state === 'interrupted' ? 'training' : state },
+    state,
+    alive: state === 'training',
+    resumable: false,
+    heartbeat: undefined,
+    checkpoint: undefined,
   })
 
   it('progress in a line', () => {
@@ -41,19 +47,32 @@ describe('small parts of the extension', () => {
     assert.equal(sparkline([8, 7, 6, 5, 4, 3, 2, 1]), '█▇▆▅▄▃▂▁')
     assert.equal(sparkline([]), '')
     assert.equal(sparkline([2, NaN, 2]), '▁▁')
-    assert.equal(sparkline(Array.from({ length: 1000 }, (_, at) => 1000 - at), 4), '█▆▃▁')
+    assert.equal(
+      sparkline(
+        Array.from({ length: 1000 }, (_, at) => 1000 - at),
+        4,
+      ),
+      '█▆▃▁',
+    )
   })
 
   it('losses from small and large metrics files', async () => {
-    const line = (loss: number | string, step: number): string => JSON.stringify({ type: 'step', step, epoch: 1, loss, grad_norm: 1 })
+    const line = (loss: number | string, step: number): string =>
+      JSON.stringify({ type: 'step', step, epoch: 1, loss, grad_norm: 1 })
     const small = join(folder, 'small.jsonl')
     writeFileSync(small, [line(3, 1), line('NaN', 2), '{"type":"eval","step":2,"eval_loss":9}', line(1, 3)].join('\n'))
     assert.deepEqual(await lossSamples(small), [3, 1])
     const large = join(folder, 'large.jsonl')
     writeFileSync(large, Array.from({ length: 20_000 }, (_, at) => line(20_000 - at, at)).join('\n'))
     const samples = await lossSamples(large)
-    assert.ok(samples.length > 60 && samples.length < 200 && samples[0]! > 19_990 && samples.at(-1)! < 200, `${samples.length}: ${samples[0]} … ${samples.at(-1)}`)
-    assert.deepEqual([...samples].sort((a, b) => b - a), samples)
+    assert.ok(
+      samples.length > 60 && samples.length < 200 && samples[0]! > 19_990 && samples.at(-1)! < 200,
+      `${samples.length}: ${samples[0]} … ${samples.at(-1)}`,
+    )
+    assert.deepEqual(
+      [...samples].sort((a, b) => b - a),
+      samples,
+    )
     assert.deepEqual(await lossSamples(join(folder, 'none')), [])
   })
 
@@ -61,7 +80,10 @@ describe('small parts of the extension', () => {
     assert.deepEqual(wrap('aa bb cc', 5), ['aa bb', 'cc'])
     assert.deepEqual(wrap('abcdefgh', 3), ['abc', 'def', 'gh'])
     assert.deepEqual(wrap('a\n\nb', 5), ['a', '', 'b'])
-    assert.equal(sideBySide({ title: 'L', text: 'one two' }, { title: 'R', text: '😀' }, 4), 'L    │ R\n──── │ ────\none  │ 😀\ntwo  │')
+    assert.equal(
+      sideBySide({ title: 'L', text: 'one two' }, { title: 'R', text: '😀' }, 4),
+      'L    │ R\n──── │ ────\none  │ 😀\ntwo  │',
+    )
   })
 
   it('tables that line up', () => {
@@ -70,11 +92,17 @@ describe('small parts of the extension', () => {
 
   it('recipes made of choices are valid', () => {
     for (const method of ['lora', 'qlora', 'full'] as const) {
-      const { recipe, warnings } = parseRecipe(recipeText({ model: './my model', dataset: '../data: all.jsonl', method }), '/w/finetune.yaml')
+      const { recipe, warnings } = parseRecipe(
+        recipeText({ model: './my model', dataset: '../data: all.jsonl', method }),
+        '/w/finetune.yaml',
+      )
       assert.deepEqual(warnings, [])
       assert.equal(recipe.model.name, './my model')
       assert.deepEqual(recipe.data.local_dataset, ['../data: all.jsonl'])
-      assert.deepEqual([recipe.training.training_type, recipe.training.load_in_4bit], [method === 'full' ? 'full' : 'lora', method === 'qlora'])
+      assert.deepEqual(
+        [recipe.training.training_type, recipe.training.load_in_4bit],
+        [method === 'full' ? 'full' : 'lora', method === 'qlora'],
+      )
     }
     assert.deepEqual(parseRecipe(starterRecipe('./fables.jsonl'), '/w/finetune.yaml').warnings, [])
   })
@@ -84,9 +112,18 @@ describe('small parts of the extension', () => {
     assert.equal(pathInRecipe('/d/a.jsonl', '/w'), '../d/a.jsonl')
     assert.equal(pathInRecipe('/a.jsonl', '/w/x/y/z'), '/a.jsonl')
     assert.equal(pathInRecipe('Qwen/Qwen3-0.6B', '/w'), 'Qwen/Qwen3-0.6B')
-    assert.equal(freeRecipeName(() => false), 'finetune.yaml')
-    assert.equal(freeRecipeName((name) => name === 'finetune.yaml'), 'recipe-2.finetune.yaml')
-    const roots = [{ name: 'one', path: '/one' }, { name: 'two', path: '/two' }]
+    assert.equal(
+      freeRecipeName(() => false),
+      'finetune.yaml',
+    )
+    assert.equal(
+      freeRecipeName((name) => name === 'finetune.yaml'),
+      'recipe-2.finetune.yaml',
+    )
+    const roots = [
+      { name: 'one', path: '/one' },
+      { name: 'two', path: '/two' },
+    ]
     assert.equal(shortPath('/two/m/x', roots), 'two/m/x')
     assert.equal(shortPath('/one/m/x', roots.slice(0, 1)), 'm/x')
     assert.equal(shortPath('/three/x', roots), '/three/x')
@@ -137,7 +174,10 @@ describe('small parts of the extension', () => {
 
   it('the command of terminals quotes what it must', () => {
     const location = { execPath: "/it's here/node", entry: '/e/unsloth.mjs', env: { ELECTRON_RUN_AS_NODE: '1' } }
-    assert.equal(launcherScript(location, false).text, "#!/bin/sh\nELECTRON_RUN_AS_NODE='1' exec '/it'\\''s here/node' '/e/unsloth.mjs' \"$@\"\n")
+    assert.equal(
+      launcherScript(location, false).text,
+      "#!/bin/sh\nELECTRON_RUN_AS_NODE='1' exec '/it'\\''s here/node' '/e/unsloth.mjs' \"$@\"\n",
+    )
     assert.match(launcherScript(location, true).text, /set "ELECTRON_RUN_AS_NODE=1"\r\n/)
   })
 })

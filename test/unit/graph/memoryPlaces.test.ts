@@ -6,14 +6,31 @@ import { patchModel, type PatchOptions, type Training } from '../../../engine/ru
 import { planTraining, type TrainingPlan, type TrainingPlanOptions } from '../../../engine/train/trainingPlan.ts'
 
 const lora: Training = { kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
-const options: TrainingPlanOptions = { checkpointing: 'auto', longestSample: 512, longestStep: 1024, sequences: 2, evaluates: false, availableBytes: 2 ** 40, threads: 1 }
+const options: TrainingPlanOptions = {
+  checkpointing: 'auto',
+  longestSample: 512,
+  longestStep: 1024,
+  sequences: 2,
+  evaluates: false,
+  availableBytes: 2 ** 40,
+  threads: 1,
+}
 
-function plan(shape: string, { training = lora, target = cudaTarget(), patch = {}, ...more }: Partial<TrainingPlanOptions> & { training?: Training; target?: ReturnType<typeof cudaTarget>; patch?: PatchOptions }): TrainingPlan {
+function plan(
+  shape: string,
+  {
+    training = lora,
+    target = cudaTarget(),
+    patch = {},
+    ...more
+  }: Partial<TrainingPlanOptions> & { training?: Training; target?: ReturnType<typeof cudaTarget>; patch?: PatchOptions },
+): TrainingPlan {
   return planTraining(patchModel(shapeModel(shape, 'BF16', 4), training, target, patch), { ...options, ...more })
 }
 
 const part = ({ parts }: TrainingPlan, name: string): number => parts.find((each) => each.name === name)?.bytes ?? 0
-const hostParts = ({ parts }: TrainingPlan) => parts.filter(({ place }) => place === 'host').map(({ name, bytes }) => ({ name, bytes }))
+const hostParts = ({ parts }: TrainingPlan) =>
+  parts.filter(({ place }) => place === 'host').map(({ name, bytes }) => ({ name, bytes }))
 const onHost = (planned: TrainingPlan) => hostParts(planned).map(({ name }) => name)
 const matrix = (rows: number, cols: number): number => rows * cols * 2
 
@@ -22,7 +39,10 @@ describe('memory by its place', () => {
     const [here, there] = [plan('llama-3.1-8b', {}), plan('llama-3.1-8b', { patch: { hostWeights: ['embedding'] } })]
     const bytes = matrix(128256, 4096)
     assert.deepEqual([hostParts(there), there.hostBytes], [[{ name: 'embedding', bytes }], bytes])
-    assert.deepEqual([part(here, 'frozen weights') - part(there, 'frozen weights'), here.totalBytes - there.totalBytes], [bytes, bytes])
+    assert.deepEqual(
+      [part(here, 'frozen weights') - part(there, 'frozen weights'), here.totalBytes - there.totalBytes],
+      [bytes, bytes],
+    )
     const embed = there.training.plan.commands.find(({ name }) => name === 'embed')!
     assert.equal(embed.tensors[2]!.storage.arena, 'hostWeights')
     assert.match(there.summary, / of 1\.0 TB, 1002 MB on the host \(embedding\)$/)
@@ -44,13 +64,18 @@ describe('memory by its place', () => {
   it('moves a tied embedding as a whole, and says when the head alone cannot move', () => {
     const tied = plan('llama-3.2-1b', { patch: { hostWeights: ['embedding'] } })
     assert.deepEqual(hostParts(tied), [{ name: 'embedding', bytes: matrix(128256, 2048) }])
-    assert.ok(tied.training.plan.commands.some(({ name, tensors }) => name === 'prefetch' && tensors[1]!.storage.arena === 'hostWeights'))
+    assert.ok(
+      tied.training.plan.commands.some(({ name, tensors }) => name === 'prefetch' && tensors[1]!.storage.arena === 'hostWeights'),
+    )
     const { arena } = patchModel(shapeModel('llama-3.2-1b', 'BF16', 1), lora, cudaTarget(), { hostWeights: ['head'] })
     assert.match(arena.notes.join(), /offload_lm_head has no effect/)
   })
 
-  it('changes nothing on the processor, whose memory is the host\'s', () => {
-    const [plain, asked] = [plan('llama-3.2-1b', { target: cpuTarget() }), plan('llama-3.2-1b', { target: cpuTarget(), patch: { hostWeights: ['embedding'] }, paged: true })]
+  it("changes nothing on the processor, whose memory is the host's", () => {
+    const [plain, asked] = [
+      plan('llama-3.2-1b', { target: cpuTarget() }),
+      plan('llama-3.2-1b', { target: cpuTarget(), patch: { hostWeights: ['embedding'] }, paged: true }),
+    ]
     assert.deepEqual([asked.parts, hostParts(asked), asked.summary], [plain.parts, [], plain.summary])
   })
 
@@ -60,7 +85,10 @@ describe('memory by its place', () => {
     assert.deepEqual([roomy.moments, roomy.hostBytes], ['device', 0])
     const least = plan('llama-3.2-1b', { training: full, checkpointing: 'full' }).totalBytes
     const availableBytes = least - 2 ** 30
-    assert.throws(() => plan('llama-3.2-1b', { training: full, availableBytes }), (error) => UnslothError.is(error, 'MEMORY'))
+    assert.throws(
+      () => plan('llama-3.2-1b', { training: full, availableBytes }),
+      (error) => UnslothError.is(error, 'MEMORY'),
+    )
     const paged = plan('llama-3.2-1b', { training: full, paged: true, availableBytes })
     assert.equal(paged.moments, 'host')
     assert.deepEqual(onHost(paged), ['optimizer'])
@@ -72,10 +100,20 @@ describe('memory by its place', () => {
   it('refuses what the host has no room for, with the part and the key', () => {
     const full: Training = { kind: 'full' }
     const availableBytes = plan('llama-3.2-1b', { training: full, checkpointing: 'full' }).totalBytes - 2 ** 30
-    assert.throws(() => plan('llama-3.2-1b', { training: full, paged: true, availableBytes, availableHostBytes: 2 ** 30 }), (error) =>
-      UnslothError.is(error, 'MEMORY') && /in the memory of the host, but only 1\.0 GB .*largest part is optimizer/.test(error.message) && error.hint!.includes('training.optim: adamw_8bit'))
-    assert.throws(() => plan('llama-3.1-8b', { patch: { hostWeights: ['embedding'] }, availableHostBytes: 2 ** 29 }), (error) =>
-      UnslothError.is(error, 'MEMORY') && error.message.includes('largest part is embedding') && error.hint!.includes('offload_embedding'))
+    assert.throws(
+      () => plan('llama-3.2-1b', { training: full, paged: true, availableBytes, availableHostBytes: 2 ** 30 }),
+      (error) =>
+        UnslothError.is(error, 'MEMORY') &&
+        /in the memory of the host, but only 1\.0 GB .*largest part is optimizer/.test(error.message) &&
+        error.hint!.includes('training.optim: adamw_8bit'),
+    )
+    assert.throws(
+      () => plan('llama-3.1-8b', { patch: { hostWeights: ['embedding'] }, availableHostBytes: 2 ** 29 }),
+      (error) =>
+        UnslothError.is(error, 'MEMORY') &&
+        error.message.includes('largest part is embedding') &&
+        error.hint!.includes('offload_embedding'),
+    )
   })
 
   it('keeps below max_memory, says so, and names it when that is too little', () => {
@@ -84,8 +122,13 @@ describe('memory by its place', () => {
     assert.ok(capped.totalBytes <= most - 2 ** 20)
     assert.match(capped.summary, / \(max_memory\)$/)
     assert.doesNotMatch(plan('llama-3.2-1b', { availableBytes: most, maxBytes: most + 1 }).summary, /max_memory/)
-    assert.throws(() => plan('llama-3.2-1b', { maxBytes: 2 ** 27 }), (error) =>
-      UnslothError.is(error, 'MEMORY') && error.message.includes('training.max_memory allows only 128 MB') && error.hint!.startsWith('Raise training.max_memory.'))
+    assert.throws(
+      () => plan('llama-3.2-1b', { maxBytes: 2 ** 27 }),
+      (error) =>
+        UnslothError.is(error, 'MEMORY') &&
+        error.message.includes('training.max_memory allows only 128 MB') &&
+        error.hint!.startsWith('Raise training.max_memory.'),
+    )
   })
 
   it('counts what the GPU takes unasked', () => {

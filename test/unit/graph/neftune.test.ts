@@ -22,7 +22,15 @@ describe('NEFTune noise is as large as that of transformers', () => {
       const { spec, weights: table } = tinyModel(config, ['q_proj'])
       const weights = { ...table, weight: (id: string) => table.weight(spec.tied && id === 'head' ? 'embedding' : id) }
       const { plan } = trainingPlan({
-        spec, weights, capacity: { tokens: 8, labelled: 8, sequences: 1 }, target: cpuTarget(), dropout: false, neftune: alpha, recompute: () => 'none', offload: 0, lossScaling: false,
+        spec,
+        weights,
+        capacity: { tokens: 8, labelled: 8, sequences: 1 },
+        target: cpuTarget(),
+        dropout: false,
+        neftune: alpha,
+        recompute: () => 'none',
+        offload: 0,
+        lossScaling: false,
       })
       const [factor] = plan.commands.find(({ name }) => name === 'noise')!.floats
       // See `noise` in engine/graph/commands.ts and noiseScales: uniform in ±factor/√(tokens·width).

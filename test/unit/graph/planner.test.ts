@@ -7,7 +7,13 @@ import { uniform } from '../../reference/matrix.ts'
 const activation = (name: string, cols: number): Tensor =>
   whole({ name, arena: 'activations', offset: -1, dtype: 'f32', rows: 8, cols, rule: 'fixed', keep: 'residual', layer: -1 })
 
-const add = (y: Tensor, a: Tensor, b: Tensor | undefined, inPlace: Command['inPlace'] = []): Command => ({ name: 'add', tensors: [y, a, b], ints: [], floats: [1, 1], inPlace })
+const add = (y: Tensor, a: Tensor, b: Tensor | undefined, inPlace: Command['inPlace'] = []): Command => ({
+  name: 'add',
+  tensors: [y, a, b],
+  ints: [],
+  floats: [1, 1],
+  inPlace,
+})
 
 /** A random program: every value is written by one command and read by some later ones. */
 function randomProgram(seed: number, length: number): Command[] {
@@ -42,7 +48,9 @@ function lives(commands: readonly Command[]): Map<Storage, { first: number; last
 
 /** Whether b takes over a's memory at the command where a dies. */
 function takesOver(commands: readonly Command[], a: Storage, b: Storage, at: number): boolean {
-  return (commands[at]?.inPlace ?? []).some(([output, input]) => commands[at]!.tensors[output]?.storage === b && commands[at]!.tensors[input]?.storage === a)
+  return (commands[at]?.inPlace ?? []).some(
+    ([output, input]) => commands[at]!.tensors[output]?.storage === b && commands[at]!.tensors[input]?.storage === a,
+  )
 }
 
 function check(commands: readonly Command[], plan: Plan): void {
@@ -57,7 +65,9 @@ function check(commands: readonly Command[], plan: Plan): void {
       if (lifeA.last < lifeB.first || lifeB.last < lifeA.first) continue
       const [from, to] = [plan.offsets.get(a)!, plan.offsets.get(b)!]
       if (from + storageBytes(a) <= to || to + storageBytes(b) <= from) continue
-      const handedOver = (lifeA.last === lifeB.first && takesOver(commands, a, b, lifeB.first)) || (lifeB.last === lifeA.first && takesOver(commands, b, a, lifeA.first))
+      const handedOver =
+        (lifeA.last === lifeB.first && takesOver(commands, a, b, lifeB.first)) ||
+        (lifeB.last === lifeA.first && takesOver(commands, b, a, lifeA.first))
       assert.ok(handedOver && from === to, `${a.name} and ${b.name} share memory while both live`)
     }
   })
@@ -97,10 +107,19 @@ describe('planMemory', () => {
   })
 
   it('keeps what a product reads until glu of it is done, which may be the same kernel', () => {
-    const [x, u, gateUp, h, y] = [activation('x', 40), activation('u', 8), activation('gateUp', 128), activation('h', 64), activation('y', 16)]
+    const [x, u, gateUp, h, y] = [
+      activation('x', 40),
+      activation('u', 8),
+      activation('gateUp', 128),
+      activation('h', 64),
+      activation('y', 16),
+    ]
     const make = (to: Tensor): Command => ({ name: 'fill', tensors: [to], ints: [], floats: [1] })
     const gemm = (c: Tensor, a: Tensor, low?: Tensor): Command => ({
-      name: 'gemm', tensors: [c, a, y, undefined, undefined, ...(low === undefined ? [] : [low, y])], ints: [0, 0, 0], floats: [1],
+      name: 'gemm',
+      tensors: [c, a, y, undefined, undefined, ...(low === undefined ? [] : [low, y])],
+      ints: [0, 0, 0],
+      floats: [1],
     })
     const halves = [slice(gateUp, 0, 64), slice(gateUp, 64, 64)]
     const glu: Command = { name: 'glu', tensors: [h, ...halves], ints: [0], floats: [] }
@@ -118,7 +137,10 @@ describe('planMemory', () => {
     const weight = whole({ ...activation('w', 64).storage, arena: 'weights', offset: 512 })
     const y = activation('y', 64)
     const plan = planMemory([add(y, weight, undefined)])
-    assert.deepEqual([...plan.offsets.keys()].map(({ name }) => name), ['y'])
+    assert.deepEqual(
+      [...plan.offsets.keys()].map(({ name }) => name),
+      ['y'],
+    )
   })
 })
 
@@ -127,7 +149,11 @@ describe('commandSignatures', () => {
     for (const [name, { tensors, outputs }] of Object.entries(commandSignatures)) {
       assert.ok(outputs <= tensors.length, name)
       const repeated = tensors.findIndex((operand) => operand.startsWith('…'))
-      if (repeated >= 0) assert.ok(tensors.slice(repeated).every((operand) => operand.startsWith('…')), `${name}: ${tensors.join(' ')}`)
+      if (repeated >= 0)
+        assert.ok(
+          tensors.slice(repeated).every((operand) => operand.startsWith('…')),
+          `${name}: ${tensors.join(' ')}`,
+        )
     }
   })
 })

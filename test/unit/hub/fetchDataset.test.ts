@@ -10,23 +10,45 @@ const rows = (text: string): string => `${JSON.stringify({ text })}\n`
 
 describe('data sets by name on the Hub', () => {
   const hub = useHub()
-  const fetch = async ({ subset = null, splits = ['train'] }: Partial<DatasetChoice> = {}, options: HubOptions = {}, name = 'tiny/data') => {
+  const fetch = async (
+    { subset = null, splits = ['train'] }: Partial<DatasetChoice> = {},
+    options: HubOptions = {},
+    name = 'tiny/data',
+  ) => {
     const found = await fetchDataset(name, { subset, splits }, { settings: hub.settings(), ...options })
-    return Object.fromEntries([...found.splits].map(([split, files]) => [split, files.map((file) => relative(hub.cache, file).split('/').slice(3).join('/'))]))
+    return Object.fromEntries(
+      [...found.splits].map(([split, files]) => [
+        split,
+        files.map((file) => relative(hub.cache, file).split('/').slice(3).join('/')),
+      ]),
+    )
   }
 
   it('fetch the files of the wanted splits and no others', async () => {
-    hub.server.push('datasets/tiny/data', { 'README.md': '# Data', 'train.jsonl': rows('a'), 'test.jsonl': rows('b'), 'validation.jsonl': rows('c'), 'big.bin': noise(5000) })
+    hub.server.push('datasets/tiny/data', {
+      'README.md': '# Data',
+      'train.jsonl': rows('a'),
+      'test.jsonl': rows('b'),
+      'validation.jsonl': rows('c'),
+      'big.bin': noise(5000),
+    })
     assert.deepEqual(await fetch(), { train: ['train.jsonl'] })
     const { splits } = await fetchDataset('tiny/data', { subset: null, splits: ['train', 'test'] }, { settings: hub.settings() })
     assert.equal(readFileSync(splits.get('test')![0]!, 'utf8'), rows('b'))
     assert.ok(!hub.server.take().some(({ url }) => /validation|big/.test(url)))
-    await assert.rejects(fetch({ splits: ['nope'] }), failure('DATA', /tiny\/data has no split "nope"/, /It has test, train, validation/))
+    await assert.rejects(
+      fetch({ splits: ['nope'] }),
+      failure('DATA', /tiny\/data has no split "nope"/, /It has test, train, validation/),
+    )
   })
 
   it('heed the configurations of the card', async () => {
     hub.server.push('datasets/tiny/data', {
-      'README.md': '---\nconfigs:\n- config_name: en\n  data_files:\n  - {split: train, path: en/*.jsonl}\n- config_name: de\n  data_files: de/all.jsonl\n---\n', 'en/a.jsonl': rows('a'), 'en/b.jsonl': rows('b'), 'de/all.jsonl': rows('c'),
+      'README.md':
+        '---\nconfigs:\n- config_name: en\n  data_files:\n  - {split: train, path: en/*.jsonl}\n- config_name: de\n  data_files: de/all.jsonl\n---\n',
+      'en/a.jsonl': rows('a'),
+      'en/b.jsonl': rows('b'),
+      'de/all.jsonl': rows('c'),
     })
     assert.deepEqual(await fetch({ subset: 'en' }), { train: ['en/a.jsonl', 'en/b.jsonl'] })
     assert.deepEqual(await fetch({ subset: 'de' }), { train: ['de/all.jsonl'] })
@@ -36,12 +58,27 @@ describe('data sets by name on the Hub', () => {
   it('take what the Hub has converted when nothing else can be read', async () => {
     hub.server.push('datasets/tiny/data', { 'README.md': '# Data', 'data.zip': noise(3000) })
     await assert.rejects(fetch(), failure('DATA', /files of the kinds \.zip/))
-    hub.server.push('datasets/tiny/data', { 'default/train/0000.parquet': noise(3000), 'default/train/0001.parquet': noise(3000, 2), 'default/test/0000.parquet': noise(2000) }, { branch: 'refs/convert/parquet' })
+    hub.server.push(
+      'datasets/tiny/data',
+      {
+        'default/train/0000.parquet': noise(3000),
+        'default/train/0001.parquet': noise(3000, 2),
+        'default/test/0000.parquet': noise(2000),
+      },
+      { branch: 'refs/convert/parquet' },
+    )
     const notices: string[] = []
-    assert.deepEqual(await fetch({}, { onNotice: (notice) => notices.push(notice) }), { train: ['default/train/0000.parquet', 'default/train/0001.parquet'] })
+    assert.deepEqual(await fetch({}, { onNotice: (notice) => notices.push(notice) }), {
+      train: ['default/train/0000.parquet', 'default/train/0001.parquet'],
+    })
     assert.match(notices.join(), /Parquet files that the Hub has made/)
     const settings = hub.settings({ offline: true })
-    assert.deepEqual(await fetchDataset('tiny/data', { subset: null, splits: ['train'] }, { settings }).then(({ splits }) => splits.get('train')!.length), 2)
+    assert.deepEqual(
+      await fetchDataset('tiny/data', { subset: null, splits: ['train'] }, { settings }).then(
+        ({ splits }) => splits.get('train')!.length,
+      ),
+      2,
+    )
   })
 
   it('refuse shards that are missing', async () => {

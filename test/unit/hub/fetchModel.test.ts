@@ -1,5 +1,17 @@
 import assert from 'node:assert/strict'
-import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { fetchModel } from '../../../engine/hub/modelFiles.ts'
 import type { HubOptions } from '../../../engine/hub/snapshot.ts'
@@ -16,18 +28,28 @@ describe('models by name on the Hub', () => {
     fetchModel(name, options.revision, { ...options, settings: options.settings ?? hub.settings() })
   const repository = () => join(hub.cache, 'models--tiny--llama')
   const blob = () => join(repository(), 'blobs', sha256(weights))
-  const weightRequests = () => hub.server.take().filter(({ host, url }) => host === 'storage' && url.includes('model.safetensors'))
+  const weightRequests = () =>
+    hub.server.take().filter(({ host, url }) => host === 'storage' && url.includes('model.safetensors'))
   const assertWhole = (folder: string) => assert.ok(readFileSync(join(folder, 'model.safetensors')).equals(weights))
 
   it('are kept as the Python libraries keep them, and only what is needed', async () => {
     const commit = hub.server.push('tiny/llama', modelFiles(weights))
     const { folder } = await fetch()
     assert.equal(folder, join(repository(), 'snapshots', commit))
-    assert.deepEqual(readdirSync(folder).sort(), ['config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
+    assert.deepEqual(readdirSync(folder).sort(), [
+      'config.json',
+      'generation_config.json',
+      'model.safetensors',
+      'tokenizer.json',
+      'tokenizer_config.json',
+    ])
     assert.equal(readFileSync(join(repository(), 'refs', 'main'), 'utf8'), commit)
     assert.equal(readlinkSync(join(folder, 'model.safetensors')), join('..', '..', 'blobs', sha256(weights)))
     assert.equal(readlinkSync(join(folder, 'config.json')), join('..', '..', 'blobs', gitHash(Buffer.from(config))))
-    assert.deepEqual(readdirSync(join(repository(), 'blobs')).filter((name) => name.includes('.')), [])
+    assert.deepEqual(
+      readdirSync(join(repository(), 'blobs')).filter((name) => name.includes('.')),
+      [],
+    )
     assertWhole(folder)
   })
 
@@ -36,7 +58,10 @@ describe('models by name on the Hub', () => {
     await fetch()
     hub.server.take()
     await fetch()
-    assert.deepEqual(hub.server.take().map(({ url }) => url.replace(/\?.*/, '')), ['/api/models/tiny/llama/revision/main'])
+    assert.deepEqual(
+      hub.server.take().map(({ url }) => url.replace(/\?.*/, '')),
+      ['/api/models/tiny/llama/revision/main'],
+    )
   })
 
   it('at a commit that is there nothing is asked at all', async () => {
@@ -72,16 +97,30 @@ describe('models by name on the Hub', () => {
   it('in shards: those of the index, no consolidated duplicate', async () => {
     const shards = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     const index = JSON.stringify({ metadata: {}, weight_map: { a: shards[0], b: shards[1], c: shards[0] } })
-    hub.server.push('tiny/llama', { 'config.json': config, 'model.safetensors.index.json': index, [shards[0]!]: noise(5000, 2), [shards[1]!]: noise(6000, 3), 'consolidated.safetensors': noise(9000, 4) })
+    hub.server.push('tiny/llama', {
+      'config.json': config,
+      'model.safetensors.index.json': index,
+      [shards[0]!]: noise(5000, 2),
+      [shards[1]!]: noise(6000, 3),
+      'consolidated.safetensors': noise(9000, 4),
+    })
     const { folder } = await fetch()
     assert.deepEqual(readdirSync(folder).sort(), ['config.json', ...shards, 'model.safetensors.index.json'])
     assert.ok(readFileSync(join(folder, shards[1]!)).equals(noise(6000, 3)))
-    hub.server.push('tiny/llama', { 'config.json': config, 'model.safetensors.index.json': JSON.stringify({ weight_map: { a: '../../x' } }) })
+    hub.server.push('tiny/llama', {
+      'config.json': config,
+      'model.safetensors.index.json': JSON.stringify({ weight_map: { a: '../../x' } }),
+    })
     await assert.rejects(fetch(), failure('HUB', /names "\.\.\/\.\.\/x", which the repository does not have/))
   })
 
   it('that are adapters come with their two files', async () => {
-    hub.server.push('tiny/llama', { 'adapter_config.json': '{}', 'adapter_model.safetensors': noise(2000), 'optimizer.pt': noise(9000), 'checkpoint-5/adapter_model.safetensors': noise(2000) })
+    hub.server.push('tiny/llama', {
+      'adapter_config.json': '{}',
+      'adapter_model.safetensors': noise(2000),
+      'optimizer.pt': noise(9000),
+      'checkpoint-5/adapter_model.safetensors': noise(2000),
+    })
     assert.deepEqual(readdirSync((await fetch()).folder).sort(), ['adapter_config.json', 'adapter_model.safetensors'])
   })
 
@@ -106,21 +145,39 @@ describe('models by name on the Hub', () => {
     }
     hub.server.push('tiny/both', { ...modelFiles(weights), 'adapter_config.json': '{}' })
     await assert.rejects(fetch('tiny/both'), failure('MODEL_INVALID', /adapter.*and a base model/))
-    assert.deepEqual(hub.server.take().filter(({ host }) => host === 'storage'), [])
+    assert.deepEqual(
+      hub.server.take().filter(({ host }) => host === 'storage'),
+      [],
+    )
   })
 
   it('that do not exist, or not in that revision, are told', async () => {
-    await assert.rejects(fetch('tiny/nowhere'), failure('HUB', /There is no model tiny\/nowhere at http:\/\/127.*private/, /HF_TOKEN/))
-    await assert.rejects(fetch('tiny/nowhere', { settings: hub.settings({ token: goodToken }) }), failure('HUB', /There is no model/, /account/))
+    await assert.rejects(
+      fetch('tiny/nowhere'),
+      failure('HUB', /There is no model tiny\/nowhere at http:\/\/127.*private/, /HF_TOKEN/),
+    )
+    await assert.rejects(
+      fetch('tiny/nowhere', { settings: hub.settings({ token: goodToken }) }),
+      failure('HUB', /There is no model/, /account/),
+    )
     hub.server.push('tiny/llama', modelFiles(weights))
-    await assert.rejects(fetch('tiny/llama', { revision: 'v9' }), failure('HUB', /tiny\/llama has no revision "v9"/, /tree\/main/))
-    await assert.rejects(fetch('tiny/llama', { settings: hub.settings({ token: 'hf_revoked' }) }), failure('HUB', /does not accept the access token/))
+    await assert.rejects(
+      fetch('tiny/llama', { revision: 'v9' }),
+      failure('HUB', /tiny\/llama has no revision "v9"/, /tree\/main/),
+    )
+    await assert.rejects(
+      fetch('tiny/llama', { settings: hub.settings({ token: 'hf_revoked' }) }),
+      failure('HUB', /does not accept the access token/),
+    )
     await assert.rejects(fetch('a/b/c'), failure('HUB', /no name of a repository/))
   })
 
   it('that are gated say where to accept the licence', async () => {
     hub.server.push('tiny/llama', modelFiles(weights), { gated: true })
-    await assert.rejects(fetch(), failure('HUB', /tiny\/llama is gated/, /Accept its licence at http:\/\/127.*\/tiny\/llama .*HF_TOKEN/))
+    await assert.rejects(
+      fetch(),
+      failure('HUB', /tiny\/llama is gated/, /Accept its licence at http:\/\/127.*\/tiny\/llama .*HF_TOKEN/),
+    )
     assertWhole((await fetch('tiny/llama', { settings: hub.settings({ token: goodToken }) })).folder)
   })
 
@@ -140,12 +197,20 @@ describe('models by name on the Hub', () => {
       assertWhole(folder)
       const ranges = weightRequests().map(({ range }) => Number(/\d+/.exec(range ?? '0')![0]))
       assert.equal(ranges.length, 8)
-      assert.ok(ranges.every((from, at) => at === 0 || from > ranges[at - 1]!), ranges.join())
+      assert.ok(
+        ranges.every((from, at) => at === 0 || from > ranges[at - 1]!),
+        ranges.join(),
+      )
     })
 
     it('go on after 503 and 429, and wait as long as the Hub asks', async () => {
       hub.server.push('tiny/llama', modelFiles(weights))
-      hub.server.faults.push({ path: '/revision/', status: 503 }, { path: '/tree/', status: 429, headers: { 'retry-after': '1' } }, { host: 'storage', path: 'model.safetensors', status: 500 }, { path: '/resolve/', status: 502 })
+      hub.server.faults.push(
+        { path: '/revision/', status: 503 },
+        { path: '/tree/', status: 429, headers: { 'retry-after': '1' } },
+        { host: 'storage', path: 'model.safetensors', status: 500 },
+        { path: '/resolve/', status: 502 },
+      )
       const waits: string[] = []
       const began = performance.now()
       const { folder } = await fetch('tiny/llama', { onProgress: ({ waiting }) => waiting !== undefined && waits.push(waiting) })
@@ -162,7 +227,10 @@ describe('models by name on the Hub', () => {
 
     it('end with an error that keeps what came when there is no end to it', async () => {
       hub.server.push('tiny/llama', modelFiles(weights))
-      hub.server.faults.push({ host: 'storage', path: 'model.safetensors', resetAfter: 50_000 }, { host: 'storage', path: 'model.safetensors', status: 503, times: 20 })
+      hub.server.faults.push(
+        { host: 'storage', path: 'model.safetensors', resetAfter: 50_000 },
+        { host: 'storage', path: 'model.safetensors', status: 503, times: 20 },
+      )
       await assert.rejects(fetch(), failure('HUB', /storage of the Hub answered 503/, /kept/))
       const partial = statSync(`${blob()}.unsloth.incomplete`).size
       assert.ok(partial > 0 && partial < weights.length)
@@ -176,7 +244,10 @@ describe('models by name on the Hub', () => {
       hub.server.push('tiny/llama', modelFiles(weights))
       hub.server.faults.push({ host: 'storage', path: 'model.safetensors', endAfter: 100_000 })
       assertWhole((await fetch()).folder)
-      assert.deepEqual(weightRequests().map(({ range }) => range), [undefined, 'bytes=100000-'])
+      assert.deepEqual(
+        weightRequests().map(({ range }) => range),
+        [undefined, 'bytes=100000-'],
+      )
     })
 
     it('give up a connection on which nothing comes', async () => {
@@ -188,11 +259,17 @@ describe('models by name on the Hub', () => {
 
     it('begin anew where a server knows no ranges or refuses one', async () => {
       hub.server.push('tiny/llama', modelFiles(weights))
-      hub.server.faults.push({ host: 'storage', path: 'model.safetensors', resetAfter: 60_000 }, { host: 'storage', path: 'model.safetensors', ignoreRange: true })
+      hub.server.faults.push(
+        { host: 'storage', path: 'model.safetensors', resetAfter: 60_000 },
+        { host: 'storage', path: 'model.safetensors', ignoreRange: true },
+      )
       assertWhole((await fetch()).folder)
       assert.equal(weightRequests().length, 2)
       rmSync(repository(), { recursive: true })
-      hub.server.faults.push({ host: 'storage', path: 'model.safetensors', resetAfter: 60_000 }, { host: 'storage', path: 'model.safetensors', status: 416 })
+      hub.server.faults.push(
+        { host: 'storage', path: 'model.safetensors', resetAfter: 60_000 },
+        { host: 'storage', path: 'model.safetensors', status: 416 },
+      )
       assertWhole((await fetch()).folder)
       assert.equal(weightRequests().at(-1)!.range, undefined)
     })
@@ -223,18 +300,27 @@ describe('models by name on the Hub', () => {
   describe('when content is damaged', () => {
     it('fetch it once more when its checksum is wrong', async () => {
       hub.server.push('tiny/llama', modelFiles(weights))
-      hub.server.faults.push({ host: 'storage', path: 'model.safetensors', corrupt: true }, { path: 'config.json', corrupt: true })
+      hub.server.faults.push(
+        { host: 'storage', path: 'model.safetensors', corrupt: true },
+        { path: 'config.json', corrupt: true },
+      )
       const { folder } = await fetch()
       assertWhole(folder)
       assert.equal(readFileSync(join(folder, 'config.json'), 'utf8'), config)
-      assert.deepEqual(weightRequests().map(({ range }) => range), [undefined, undefined])
+      assert.deepEqual(
+        weightRequests().map(({ range }) => range),
+        [undefined, undefined],
+      )
     })
 
     it('keep nothing of it when it is wrong again', async () => {
       hub.server.push('tiny/llama', modelFiles(weights))
       hub.server.faults.push({ host: 'storage', path: 'model.safetensors', corrupt: true, times: 2 })
       await assert.rejects(fetch(), failure('HUB', /model\.safetensors arrived damaged, twice/, /HF_ENDPOINT/))
-      assert.deepEqual(readdirSync(join(repository(), 'blobs')).filter((name) => name.startsWith(sha256(weights))), [])
+      assert.deepEqual(
+        readdirSync(join(repository(), 'blobs')).filter((name) => name.startsWith(sha256(weights))),
+        [],
+      )
       assertWhole((await fetch()).folder)
     })
 
@@ -268,15 +354,25 @@ describe('models by name on the Hub', () => {
 
   describe('offline', () => {
     it('are read from the cache, whole or not at all', async () => {
-      await assert.rejects(fetch('tiny/llama', { settings: hub.settings({ offline: true }) }), failure('HUB', /tiny\/llama is not in the Hub cache .*HF_HUB_OFFLINE is set/, /Unset/))
+      await assert.rejects(
+        fetch('tiny/llama', { settings: hub.settings({ offline: true }) }),
+        failure('HUB', /tiny\/llama is not in the Hub cache .*HF_HUB_OFFLINE is set/, /Unset/),
+      )
       const commit = hub.server.push('tiny/llama', modelFiles(weights))
       await fetch()
       hub.server.take()
       const offline = hub.settings({ offline: true })
-      for (const revision of [undefined, commit, commit.slice(0, 8)]) assertWhole((await fetch('tiny/llama', { settings: offline, ...(revision === undefined ? {} : { revision }) })).folder)
-      await assert.rejects(fetch('tiny/llama', { settings: offline, revision: 'v2' }), failure('HUB', /tiny\/llama at v2 is not in the Hub cache/))
+      for (const revision of [undefined, commit, commit.slice(0, 8)])
+        assertWhole((await fetch('tiny/llama', { settings: offline, ...(revision === undefined ? {} : { revision }) })).folder)
+      await assert.rejects(
+        fetch('tiny/llama', { settings: offline, revision: 'v2' }),
+        failure('HUB', /tiny\/llama at v2 is not in the Hub cache/),
+      )
       rmSync(blob())
-      await assert.rejects(fetch('tiny/llama', { settings: offline }), failure('HUB', /only in part: "model\.safetensors" was never fetched/))
+      await assert.rejects(
+        fetch('tiny/llama', { settings: offline }),
+        failure('HUB', /only in part: "model\.safetensors" was never fetched/),
+      )
       assert.deepEqual(hub.server.take(), [])
     })
 
@@ -285,7 +381,10 @@ describe('models by name on the Hub', () => {
       const folder = join(repository(), 'snapshots', commit)
       for (const part of [folder, join(repository(), 'blobs'), join(repository(), 'refs')]) mkdirSync(part, { recursive: true })
       writeFileSync(join(repository(), 'refs', 'main'), commit)
-      for (const [name, content] of [['config.json', config], ['model.safetensors', weights]] as const) {
+      for (const [name, content] of [
+        ['config.json', config],
+        ['model.safetensors', weights],
+      ] as const) {
         writeFileSync(join(repository(), 'blobs', name), content)
         symlinkSync(join('..', '..', 'blobs', name), join(folder, name))
       }
@@ -311,7 +410,11 @@ describe('models by name on the Hub', () => {
     hub.server.push('tiny/llama', modelFiles(weights))
     hub.server.faults.push({ host: 'storage', path: 'model.safetensors', stallAfter: 40_000 })
     const stop = new AbortController()
-    const fetching = fetch('tiny/llama', { settings: hub.settings({ stallTimeout: 200 }), signal: stop.signal, onProgress: ({ bytes }) => bytes >= 40_000 && stop.abort() })
+    const fetching = fetch('tiny/llama', {
+      settings: hub.settings({ stallTimeout: 200 }),
+      signal: stop.signal,
+      onProgress: ({ bytes }) => bytes >= 40_000 && stop.abort(),
+    })
     await assert.rejects(fetching, failure('STOPPED', /Stopped/))
     hub.server.take()
     assertWhole((await fetch()).folder)

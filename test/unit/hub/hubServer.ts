@@ -82,13 +82,22 @@ export class HubServer {
 
   /** Puts a new commit on a branch; `id` is `org/name` or `datasets/org/name`. Files of 1 KiB and more are large files. Returns the commit. */
   push(id: string, files: Files, { branch = 'main', gated = false, hidden = false } = {}): string {
-    const stored = new Map(Object.entries(files).map(([path, content]) => {
-      const data = Buffer.from(content)
-      return [path, { data, lfs: data.length >= 1024 && !path.endsWith('.json') }] as const
-    }))
-    const repository = this.repositories.get(id) ?? { refs: new Map<string, string>(), commits: new Map<string, Map<string, StoredFile>>(), gated, hidden }
+    const stored = new Map(
+      Object.entries(files).map(([path, content]) => {
+        const data = Buffer.from(content)
+        return [path, { data, lfs: data.length >= 1024 && !path.endsWith('.json') }] as const
+      }),
+    )
+    const repository = this.repositories.get(id) ?? {
+      refs: new Map<string, string>(),
+      commits: new Map<string, Map<string, StoredFile>>(),
+      gated,
+      hidden,
+    }
     this.repositories.set(id, repository)
-    const commit = createHash('sha1').update(JSON.stringify([...stored].map(([path, file]) => [path, oidOf(file)])) + id).digest('hex')
+    const commit = createHash('sha1')
+      .update(JSON.stringify([...stored].map(([path, file]) => [path, oidOf(file)])) + id)
+      .digest('hex')
     repository.commits.set(commit, stored)
     repository.refs.set(branch, commit)
     return commit
@@ -104,11 +113,18 @@ export class HubServer {
   }
 
   private note(host: Asked['host'], request: IncomingMessage): void {
-    this.asked.push({ host, url: decodeURIComponent(request.url ?? ''), authorization: request.headers.authorization, range: request.headers.range })
+    this.asked.push({
+      host,
+      url: decodeURIComponent(request.url ?? ''),
+      authorization: request.headers.authorization,
+      range: request.headers.range,
+    })
   }
 
   private fault(host: Asked['host'], url: string): Fault | undefined {
-    const fault = this.faults.find((candidate) => (candidate.host ?? host) === host && url.includes(candidate.path) && (candidate.times ?? 1) > 0)
+    const fault = this.faults.find(
+      (candidate) => (candidate.host ?? host) === host && url.includes(candidate.path) && (candidate.times ?? 1) > 0,
+    )
     if (fault !== undefined) fault.times = (fault.times ?? 1) - 1
     return fault
   }
@@ -124,31 +140,74 @@ export class HubServer {
     const id = api !== null ? `${api[1] === 'datasets' ? 'datasets/' : ''}${api[2]}` : file?.[1]
     if (id === undefined) return refuse(response, 404, 'Unknown', 'Not found')
     const newer = this.renamed.get(id)
-    if (newer !== undefined) return void response.writeHead(307, { location: url.pathname.replace(id.replace('datasets/', ''), newer.replace('datasets/', '')) + url.search }).end()
+    if (newer !== undefined)
+      return void response
+        .writeHead(307, {
+          location: url.pathname.replace(id.replace('datasets/', ''), newer.replace('datasets/', '')) + url.search,
+        })
+        .end()
     const repository = this.repositories.get(id)
     const authorized = request.headers.authorization === `Bearer ${goodToken}`
-    if (request.headers.authorization !== undefined && !authorized) return refuse(response, 401, '', 'Invalid credentials in Authorization header')
-    if (repository === undefined || (repository.hidden && !authorized)) return refuse(response, authorized ? 404 : 401, 'RepoNotFound', 'Repository not found')
+    if (request.headers.authorization !== undefined && !authorized)
+      return refuse(response, 401, '', 'Invalid credentials in Authorization header')
+    if (repository === undefined || (repository.hidden && !authorized))
+      return refuse(response, authorized ? 404 : 401, 'RepoNotFound', 'Repository not found')
     const revision = decodeURIComponent((api?.[4] ?? file?.[2])!)
     const commit = repository.refs.get(revision) ?? (repository.commits.has(revision) ? revision : undefined)
     if (commit === undefined) return refuse(response, 404, 'RevisionNotFound', `Invalid rev id: ${revision}`)
     const files = repository.commits.get(commit)!
-    if (api?.[3] === 'revision') return json(response, { _id: 'x', id: id.replace('datasets/', ''), sha: commit, private: repository.hidden, gated: repository.gated ? 'auto' : false, downloads: 0, likes: 0, lastModified: new Date(0).toISOString() })
+    if (api?.[3] === 'revision')
+      return json(response, {
+        _id: 'x',
+        id: id.replace('datasets/', ''),
+        sha: commit,
+        private: repository.hidden,
+        gated: repository.gated ? 'auto' : false,
+        downloads: 0,
+        likes: 0,
+        lastModified: new Date(0).toISOString(),
+      })
     if (api !== null) return this.answerTree(response, url, files)
-    if (repository.gated && !authorized) return refuse(response, request.headers.authorization === undefined ? 401 : 403, 'GatedRepo', 'Access to this repository is restricted. You must have access to it and be authenticated to access it.')
+    if (repository.gated && !authorized)
+      return refuse(
+        response,
+        request.headers.authorization === undefined ? 401 : 403,
+        'GatedRepo',
+        'Access to this repository is restricted. You must have access to it and be authenticated to access it.',
+      )
     const stored = files.get(decodeURIComponent(file![3]!))
     if (stored === undefined) return refuse(response, 404, 'EntryNotFound', 'Entry not found')
     const headers = { 'x-repo-commit': commit, 'accept-ranges': 'bytes' }
     if (!stored.lfs) return this.send(request, response, stored.data, { ...headers, etag: `"${oidOf(stored)}"` }, fault)
     const location = `${this.storageAddress}/${id}/${encodeURIComponent(file![3]!)}?commit=${commit}&signature=abc`
-    response.writeHead(302, { ...headers, location, 'x-linked-etag': `"${oidOf(stored)}"`, 'x-linked-size': String(stored.data.length) }).end()
+    response
+      .writeHead(302, {
+        ...headers,
+        location,
+        'x-linked-etag': `"${oidOf(stored)}"`,
+        'x-linked-size': String(stored.data.length),
+      })
+      .end()
   }
 
   private answerTree(response: ServerResponse, url: URL, files: ReadonlyMap<string, StoredFile>): void {
-    const folders = new Set([...files.keys()].flatMap((path) => path.split('/').slice(0, -1).map((_, depth, parts) => parts.slice(0, depth + 1).join('/'))))
+    const folders = new Set(
+      [...files.keys()].flatMap((path) =>
+        path
+          .split('/')
+          .slice(0, -1)
+          .map((_, depth, parts) => parts.slice(0, depth + 1).join('/')),
+      ),
+    )
     const entries = [
       ...[...folders].map((path) => ({ type: 'directory', oid: '0'.repeat(40), size: 0, path })),
-      ...[...files].map(([path, file]) => ({ type: 'file', oid: gitHash(file.data), size: file.data.length, path, ...(file.lfs ? { lfs: { oid: sha256(file.data), size: file.data.length, pointerSize: 130 } } : {}) })),
+      ...[...files].map(([path, file]) => ({
+        type: 'file',
+        oid: gitHash(file.data),
+        size: file.data.length,
+        path,
+        ...(file.lfs ? { lfs: { oid: sha256(file.data), size: file.data.length, pointerSize: 130 } } : {}),
+      })),
     ]
     const from = Number(url.searchParams.get('cursor') ?? 0)
     const next = from + this.pageSize
@@ -165,19 +224,33 @@ export class HubServer {
     const fault = this.fault('storage', url.pathname)
     if (fault?.status !== undefined) return void response.writeHead(fault.status, fault.headers).end()
     const [, id, name] = /^\/(.+)\/([^/]+)$/.exec(url.pathname)!
-    const stored = this.repositories.get(id!)?.commits.get(url.searchParams.get('commit') ?? '')?.get(decodeURIComponent(decodeURIComponent(name!)))
+    const stored = this.repositories
+      .get(id!)
+      ?.commits.get(url.searchParams.get('commit') ?? '')
+      ?.get(decodeURIComponent(decodeURIComponent(name!)))
     if (stored === undefined) return refuse(response, 404, '', 'NoSuchKey')
     this.send(request, response, stored.data, { etag: `"${oidOf(stored)}"`, 'accept-ranges': 'bytes' }, fault)
   }
 
-  private send(request: IncomingMessage, response: ServerResponse, whole: Buffer, headers: Readonly<Record<string, string>>, fault: Fault | undefined): void {
+  private send(
+    request: IncomingMessage,
+    response: ServerResponse,
+    whole: Buffer,
+    headers: Readonly<Record<string, string>>,
+    fault: Fault | undefined,
+  ): void {
     const from = fault?.ignoreRange === true ? undefined : /^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1]
-    if (from !== undefined && Number(from) >= whole.length) return void response.writeHead(416, { 'content-range': `bytes */${whole.length}` }).end()
+    if (from !== undefined && Number(from) >= whole.length)
+      return void response.writeHead(416, { 'content-range': `bytes */${whole.length}` }).end()
     const data = Buffer.from(from === undefined ? whole : whole.subarray(Number(from)))
     if (fault?.corrupt === true) data[data.length >> 1]! ^= 1
     const range = from === undefined ? {} : { 'content-range': `bytes ${from}-${whole.length - 1}/${whole.length}` }
     const cut = fault?.resetAfter ?? fault?.endAfter ?? fault?.stallAfter
-    response.writeHead(from === undefined ? 200 : 206, { ...headers, ...range, ...(fault?.endAfter === undefined ? { 'content-length': data.length } : {}) })
+    response.writeHead(from === undefined ? 200 : 206, {
+      ...headers,
+      ...range,
+      ...(fault?.endAfter === undefined ? { 'content-length': data.length } : {}),
+    })
     if (cut === undefined) return void response.end(data)
     if (fault?.endAfter !== undefined) return void response.end(data.subarray(0, cut))
     response.write(data.subarray(0, cut), () => {
@@ -192,5 +265,11 @@ function json(response: ServerResponse, value: unknown): void {
 }
 
 function refuse(response: ServerResponse, status: number, code: string, message: string): void {
-  response.writeHead(status, { 'content-type': 'application/json', ...(code === '' ? {} : { 'x-error-code': code }), 'x-error-message': message }).end(JSON.stringify({ error: message }))
+  response
+    .writeHead(status, {
+      'content-type': 'application/json',
+      ...(code === '' ? {} : { 'x-error-code': code }),
+      'x-error-message': message,
+    })
+    .end(JSON.stringify({ error: message }))
 }

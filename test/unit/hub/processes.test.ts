@@ -15,13 +15,22 @@ describe('several processes that fetch from the Hub', () => {
 
   /** A process that fetches tiny/llama with the settings of its environment. */
   function start() {
-    const env = { ...process.env, HF_ENDPOINT: hub.server.endpoint, HF_HUB_CACHE: hub.cache, HF_HOME: hub.cache, HF_TOKEN: '', HF_HUB_OFFLINE: '' }
+    const env = {
+      ...process.env,
+      HF_ENDPOINT: hub.server.endpoint,
+      HF_HUB_CACHE: hub.cache,
+      HF_HOME: hub.cache,
+      HF_TOKEN: '',
+      HF_HUB_OFFLINE: '',
+    }
     const child = spawn(process.execPath, ['--import', 'tsx', program, 'tiny/llama'], { env, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
     let errors = ''
     child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text))
     child.stderr.setEncoding('utf8').on('data', (text: string) => (errors += text))
-    const ended = new Promise<{ code: number | null; output: string; errors: string }>((resolve) => child.once('close', (code) => resolve({ code, output: output.trim(), errors })))
+    const ended = new Promise<{ code: number | null; output: string; errors: string }>((resolve) =>
+      child.once('close', (code) => resolve({ code, output: output.trim(), errors })),
+    )
     return { child, ended }
   }
 
@@ -55,6 +64,9 @@ describe('several processes that fetch from the Hub', () => {
     await ended
     const { folder } = await fetchModel('tiny/llama', null, { settings: hub.settings() })
     assert.ok(readFileSync(join(folder, 'model.safetensors')).equals(weights))
-    assert.deepEqual(weightRequests().map(({ range }) => range), [undefined, 'bytes=150000-'])
+    assert.deepEqual(
+      weightRequests().map(({ range }) => range),
+      [undefined, 'bytes=150000-'],
+    )
   })
 })

@@ -30,7 +30,15 @@ export function useHub(): TestHub {
     get cache() {
       return hub.cache
     },
-    settings: (changes = {}) => ({ endpoint: hub.server.endpoint, cache: hub.cache, offline: false, token: undefined, stallTimeout: 5000, retryDelay: 2, ...changes }),
+    settings: (changes = {}) => ({
+      endpoint: hub.server.endpoint,
+      cache: hub.cache,
+      offline: false,
+      token: undefined,
+      stallTimeout: 5000,
+      retryDelay: 2,
+      ...changes,
+    }),
   }
 }
 
@@ -49,6 +57,15 @@ export const config = JSON.stringify({ architectures: ['LlamaForCausalLM'], mode
 
 /** The files of a small model, with the same weights in formats that are not needed. */
 export const modelFiles = (weights: Buffer) => ({
-  'config.json': config, 'generation_config.json': '{}', 'tokenizer.json': '{"version":"1.0"}', 'tokenizer_config.json': '{}', 'README.md': '# Model', '.gitattributes': '',
-  'model.safetensors': weights, 'pytorch_model.bin': weights, 'model.Q4_K_M.gguf': weights, 'original/consolidated.00.pth': weights, 'onnx/model.onnx': weights,
+  'config.json': config,
+  'generation_config.json': '{}',
+  'tokenizer.json': '{"version":"1.0"}',
+  'tokenizer_config.json': '{}',
+  'README.md': '# Model',
+  '.gitattributes': '',
+  'model.safetensors': weights,
+  'pytorch_model.bin': weights,
+  'model.Q4_K_M.gguf': weights,
+  'original/consolidated.00.pth': weights,
+  'onnx/model.onnx': weights,
 })

@@ -74,7 +74,10 @@ describe('atomic folders', () => {
   it('passes on errors of the filling and keeps the old folder', async () => {
     await save('old')
     const broken = new Error('no data')
-    await assert.rejects(writeFolderAtomic(at('model'), () => Promise.reject(broken)), broken)
+    await assert.rejects(
+      writeFolderAtomic(at('model'), () => Promise.reject(broken)),
+      broken,
+    )
     assert.equal(content(), 'old')
     assert.deepEqual(readdirSync(folder()), ['model'])
   })

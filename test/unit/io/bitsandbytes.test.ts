@@ -3,7 +3,8 @@ import { createHash } from 'node:crypto'
 import { dynamicMap, fp4Code, groupShiftOf, headerBytes, nf4Code, quant4Layout } from '../../../engine/graph/quant4.ts'
 import { quantStateJson } from '../../../engine/io/bitsandbytes.ts'
 
-const digest = (values: Float32Array): string => createHash('sha256').update(new Uint8Array(values.buffer)).digest('hex').slice(0, 16)
+const digest = (values: Float32Array): string =>
+  createHash('sha256').update(new Uint8Array(values.buffer)).digest('hex').slice(0, 16)
 
 describe('quantisation of bitsandbytes', () => {
   it('has the dynamic maps of the library, to the last bit', () => {
@@ -18,7 +19,10 @@ describe('quantisation of bitsandbytes', () => {
 
   it('writes its state as Python does', () => {
     const text = (tensor: Parameters<typeof quantStateJson>[0]) => Buffer.from(quantStateJson(tensor)).toString()
-    assert.equal(text({ type: 'nf4', dtype: 'bf16', shape: [128, 256] }), '{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 256]}')
+    assert.equal(
+      text({ type: 'nf4', dtype: 'bf16', shape: [128, 256] }),
+      '{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 256]}',
+    )
     assert.equal(
       text({ type: 'fp4', dtype: 'f16', shape: [8, 64], nestedOffset: 0.09694147109985352 }),
       '{"quant_type": "fp4", "blocksize": 64, "dtype": "float16", "shape": [8, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.09694147109985352}',

@@ -26,7 +26,15 @@ function smallModel(): Buffer {
     Buffer.concat([text('output_norm.weight'), u32(1), u64(64), u32(0), u64(0)]),
     Buffer.concat([text('blk.0.attn_q.weight'), u32(2), u64(64), u64(100), u32(12), u64(256)]),
   ]
-  return Buffer.concat([Buffer.from('GGUF'), u32(3), u64(tensors.length), u64(entries.length), ...entries, ...tensors, Buffer.alloc(64)])
+  return Buffer.concat([
+    Buffer.from('GGUF'),
+    u32(3),
+    u64(tensors.length),
+    u64(entries.length),
+    ...entries,
+    ...tensors,
+    Buffer.alloc(64),
+  ])
 }
 
 describe('what a GGUF file says of itself', () => {
@@ -40,8 +48,13 @@ describe('what a GGUF file says of itself', () => {
   after(() => rmSync(folder, { recursive: true }))
 
   it('is its architecture, parameters and types', async () => {
-    assert.deepEqual(await ggufFacts(file(smallModel())),
-      { architecture: 'llama', name: 'Tiny', contextLength: 4096, parameters: 6464, types: ['Q4_K', 'F32'] })
+    assert.deepEqual(await ggufFacts(file(smallModel())), {
+      architecture: 'llama',
+      name: 'Tiny',
+      contextLength: 4096,
+      parameters: 6464,
+      types: ['Q4_K', 'F32'],
+    })
   })
 
   it('is read from a file of llama.cpp', async () => {
@@ -58,7 +71,8 @@ describe('what a GGUF file says of itself', () => {
       assert.rejects(ggufFacts(file(bytes)), (error) => UnslothError.is(error, 'FILE_FORMAT') && expected.test(error.message))
     await refused(Buffer.from('no such thing'), /no GGUF file/)
     await refused(Buffer.concat([whole.subarray(0, 4), u32(9), whole.subarray(8)]), /version 9/)
-    for (const length of [3, 20, 50, 1000, whole.length - 100]) await refused(whole.subarray(0, length), /the head ends at byte \d+/)
+    for (const length of [3, 20, 50, 1000, whole.length - 100])
+      await refused(whole.subarray(0, length), /the head ends at byte \d+/)
     const huge = Buffer.from(whole)
     huge.writeBigUInt64LE(2n ** 60n, 24)
     await refused(huge, /a text of \d+ bytes/)

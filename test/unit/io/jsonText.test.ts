@@ -16,22 +16,56 @@ describe('JSON parser', () => {
       if (kind === 3) return Math.floor(next() * 1000) - 500
       if (kind === 4) return String.fromCharCode(...Array.from({ length: 5 }, () => next() * (next() < 0.5 ? 128 : 0xd7ff)))
       if (kind === 5) return Array.from({ length: Math.floor(next() * 4) }, () => make(depth + 1))
-      return Object.fromEntries(Array.from({ length: Math.floor(next() * 4) }, (_, i) => [
-        `${i}${String.fromCharCode(next() * 200)}`,
-        make(depth + 1),
-      ]))
+      return Object.fromEntries(
+        Array.from({ length: Math.floor(next() * 4) }, (_, i) => [`${i}${String.fromCharCode(next() * 200)}`, make(depth + 1)]),
+      )
     }
     for (let i = 0; i < 500; i++) {
       const value = make(0)
-      for (const text of [JSON.stringify(value), JSON.stringify(value, null, '\t'), pythonJson(value)]) assert.deepEqual(parse(text), JSON.parse(text))
+      for (const text of [JSON.stringify(value), JSON.stringify(value, null, '\t'), pythonJson(value)])
+        assert.deepEqual(parse(text), JSON.parse(text))
     }
   })
 
   it('agrees with JSON.parse on what is valid', () => {
     const texts = [
-      '', ' ', '1', '-', '-1', '01', '1.', '.5', '1e5', '1E+2', '1e', '+1', '"a', '"\\x"', '"\\u12"', '"\\u00e9\\/"', '"\t"',
-      '[1,]', '[,]', '{"a":1,}', '{a:1}', "{'a':1}", '{"a" 1}', '{"a":}', '[1 2]', 'true', 'True', 'nul', '[]]', '{}x', '\u00a01',
-      '[1]//', 'NaN', '-Infinity', '"\u2028"', '{"__proto__":1}', '{"":{"":0}}',
+      '',
+      ' ',
+      '1',
+      '-',
+      '-1',
+      '01',
+      '1.',
+      '.5',
+      '1e5',
+      '1E+2',
+      '1e',
+      '+1',
+      '"a',
+      '"\\x"',
+      '"\\u12"',
+      '"\\u00e9\\/"',
+      '"\t"',
+      '[1,]',
+      '[,]',
+      '{"a":1,}',
+      '{a:1}',
+      "{'a':1}",
+      '{"a" 1}',
+      '{"a":}',
+      '[1 2]',
+      'true',
+      'True',
+      'nul',
+      '[]]',
+      '{}x',
+      '\u00a01',
+      '[1]//',
+      'NaN',
+      '-Infinity',
+      '"\u2028"',
+      '{"__proto__":1}',
+      '{"":{"":0}}',
     ]
     for (const text of texts) {
       let expected: unknown
@@ -67,15 +101,16 @@ describe('JSON parser', () => {
 
   it('bounds the depth and survives what would exhaust the stack', () => {
     assert.doesNotThrow(() => parse('['.repeat(100) + ']'.repeat(100)))
-    for (const open of ['[', '{"a":', '[{"a":']) assert.throws(
-      () => parse(open.repeat(1_000_000)),
-      failure('FILE_FORMAT', /nested more than 100/),
-    )
+    for (const open of ['[', '{"a":', '[{"a":'])
+      assert.throws(() => parse(open.repeat(1_000_000)), failure('FILE_FORMAT', /nested more than 100/))
   })
 
   it('reads what Python writes, and a byte order mark', () => {
     assert.deepEqual(parseJson('\ufeff[NaN, Infinity, -Infinity, -1]', { file: 'f', python: true }), [
-      NaN, Infinity, -Infinity, -1,
+      NaN,
+      Infinity,
+      -Infinity,
+      -1,
     ])
     assert.equal(decodeUtf8(Uint8Array.of(0xff)), undefined)
   })
@@ -93,13 +128,29 @@ describe('JSON as Python writes it', () => {
   it('writes floats like repr', () => {
     // Expected texts from json.dumps of Python 3.11.
     const expected: [number, string][] = [
-      [0, '0.0'], [-0, '-0.0'], [1, '1.0'], [1e-5, '1e-05'], [1e-4, '0.0001'], [0.00012345, '0.00012345'], [1e-6, '1e-06'], [1.5e-7, '1.5e-07'],
-      [123456.789, '123456.789'], [1e15, '1000000000000000.0'], [1e16, '1e+16'], [1.2345e16, '1.2345e+16'], [
-        9007199254740992,
-        '9007199254740992.0',
-      ],
-      [1e22, '1e+22'], [1e300, '1e+300'], [5e-324, '5e-324'], [0.1, '0.1'], [-2.5, '-2.5'], [3e-5, '3e-05'], [1e17, '1e+17'],
-      [123456789012345680, '1.2345678901234568e+17'], [0.05, '0.05'], [10000, '10000.0'],
+      [0, '0.0'],
+      [-0, '-0.0'],
+      [1, '1.0'],
+      [1e-5, '1e-05'],
+      [1e-4, '0.0001'],
+      [0.00012345, '0.00012345'],
+      [1e-6, '1e-06'],
+      [1.5e-7, '1.5e-07'],
+      [123456.789, '123456.789'],
+      [1e15, '1000000000000000.0'],
+      [1e16, '1e+16'],
+      [1.2345e16, '1.2345e+16'],
+      [9007199254740992, '9007199254740992.0'],
+      [1e22, '1e+22'],
+      [1e300, '1e+300'],
+      [5e-324, '5e-324'],
+      [0.1, '0.1'],
+      [-2.5, '-2.5'],
+      [3e-5, '3e-05'],
+      [1e17, '1e+17'],
+      [123456789012345680, '1.2345678901234568e+17'],
+      [0.05, '0.05'],
+      [10000, '10000.0'],
     ]
     for (const [value, text] of expected) assert.equal(pythonFloat(value), text)
     const next = random(11)
@@ -112,7 +163,7 @@ describe('JSON as Python writes it', () => {
   it('escapes, indents and sorts like json.dumps(indent=2, sort_keys=True)', () => {
     const value = {
       b: [1, 2.5, {}],
-      a: { z: [], y: null, 'é': 'ü\x7f\u2028\u{1f600}"\\\n', none: undefined },
+      a: { z: [], y: null, é: 'ü\x7f\u2028\u{1f600}"\\\n', none: undefined },
       '\uffff': new PyFloat(1),
       '\u{1f600}': 2n,
     }

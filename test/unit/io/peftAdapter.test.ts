@@ -14,10 +14,8 @@ import { readTensorBytes, streamTensor } from '../../../engine/io/tensorSource.t
 import { failingFileSystem, failure, fixture, useFolder } from './support.ts'
 
 const plain = JSON.parse(readFileSync(fixture('adapter/adapter_config.json'), 'utf8')) as Record<string, unknown>
-const read = (changes: Record<string, unknown>): ReturnType<typeof readLoraConfig> => readLoraConfig({
-  values: { ...plain, ...changes },
-  where: 'adapter_config.json',
-})
+const read = (changes: Record<string, unknown>): ReturnType<typeof readLoraConfig> =>
+  readLoraConfig({ values: { ...plain, ...changes }, where: 'adapter_config.json' })
 
 describe('adapter_config.json', () => {
   for (const name of ['adapter/adapter_config.json', 'llama-embed-adapter_config.json', 'mixtral-experts-adapter_config.json'])
@@ -37,7 +35,15 @@ describe('adapter_config.json', () => {
       rslora: true,
       targetModules: '.*q_proj',
     })
-    for (const line of ['"lora_alpha": 0.5,', '"lora_dropout": 0.05,', '"layers.0.q_proj": 2\n', '"use_rslora": true,', '"target_modules": ".*q_proj",', '"r": 4,']) assert.ok(text.includes(line), line)
+    for (const line of [
+      '"lora_alpha": 0.5,',
+      '"lora_dropout": 0.05,',
+      '"layers.0.q_proj": 2\n',
+      '"use_rslora": true,',
+      '"target_modules": ".*q_proj",',
+      '"r": 4,',
+    ])
+      assert.ok(text.includes(line), line)
   })
 
   it('computes the scale of every module', () => {
@@ -94,7 +100,10 @@ describe('PEFT adapter', () => {
     shape,
     data: new Uint8Array(4 * shape.reduce((a, b) => a * b, 1)),
   })
-  const openWith = async (tensors: NamedTensor[], changes: Record<string, unknown> = {}): Promise<Awaited<ReturnType<typeof openPeftAdapter>>> => {
+  const openWith = async (
+    tensors: NamedTensor[],
+    changes: Record<string, unknown> = {},
+  ): Promise<Awaited<ReturnType<typeof openPeftAdapter>>> => {
     writeFileSync(join(folder(), 'adapter_config.json'), JSON.stringify({ ...plain, ...changes }))
     await writeSafetensors(join(folder(), 'adapter_model.safetensors'), tensors)
     return openPeftAdapter(folder())
@@ -183,7 +192,11 @@ describe('PEFT adapter', () => {
       openWith([...pair, f32(`${q}.lora_magnitude_vector`, [6])], { use_dora: true }),
       failure('MODEL_INVALID', /lora_magnitude_vector \[6\] does not fit lora_B \[5, 4\]/),
     )
-    const table = [f32('base_model.model.e.lora_embedding_A', [4, 9]), f32('base_model.model.e.lora_embedding_B', [5, 4]), f32('base_model.model.e.lora_magnitude_vector', [5])]
+    const table = [
+      f32('base_model.model.e.lora_embedding_A', [4, 9]),
+      f32('base_model.model.e.lora_embedding_B', [5, 4]),
+      f32('base_model.model.e.lora_magnitude_vector', [5]),
+    ]
     await assert.rejects(openWith(table, { use_dora: true }), failure('MODEL_UNSUPPORTED', /"e" is an embedding with DoRA/))
     await assert.rejects(openWith([...pair, f32(`${q}.lora_B.bias`, [5])]), failure('MODEL_UNSUPPORTED', /bias in the adapter/))
     await assert.rejects(

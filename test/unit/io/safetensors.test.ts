@@ -16,7 +16,8 @@ const parse = (file: Uint8Array): SafetensorsHeader => {
   return parseSafetensorsHeader(file.subarray(8, 8 + length), file.length, 'm.safetensors')
 }
 const parseText = (header: string, dataBytes = 0): SafetensorsHeader => parse(fileOf(header, dataBytes))
-const tensor = (dtype: string, shape: string, offsets: string): string => `{"dtype":"${dtype}","shape":${shape},"data_offsets":${offsets}}`
+const tensor = (dtype: string, shape: string, offsets: string): string =>
+  `{"dtype":"${dtype}","shape":${shape},"data_offsets":${offsets}}`
 
 describe('safetensors header', () => {
   const folder = useFolder()
@@ -73,7 +74,10 @@ describe('safetensors header', () => {
       `{"b":${tensor('U8', '[2]', '[4,6]')},"a":${tensor('F32', '[]', '[0,4]')},"e":{"dtype":"F32","shape":[0,9],"data_offsets":[4,4],"x":1}}   `,
       6,
     )
-    assert.deepEqual(tensors.map(({ name }) => name), ['a', 'e', 'b'])
+    assert.deepEqual(
+      tensors.map(({ name }) => name),
+      ['a', 'e', 'b'],
+    )
     assert.deepEqual(parseText('{}').tensors, [])
   })
 
@@ -82,7 +86,10 @@ describe('safetensors header', () => {
       `{"__metadata__":{"__proto__":"x"},"__proto__":${tensor('U8', '[1]', '[0,1]')},"constructor":${tensor('U8', '[1]', '[1,2]')}}`,
       2,
     )
-    assert.deepEqual(tensors.map(({ name }) => name), ['__proto__', 'constructor'])
+    assert.deepEqual(
+      tensors.map(({ name }) => name),
+      ['__proto__', 'constructor'],
+    )
     assert.equal(metadata.get('__proto__'), 'x')
     assert.equal(({} as Record<string, unknown>).dtype, undefined)
   })
@@ -136,7 +143,10 @@ describe('safetensors header', () => {
   })
 
   it('says what a wrong file is instead', () => {
-    const guess = (text: string): (() => void) => () => parse(Buffer.from(text.padEnd(64)))
+    const guess =
+      (text: string): (() => void) =>
+      () =>
+        parse(Buffer.from(text.padEnd(64)))
     assert.throws(
       guess('version https://git-lfs.github.com/spec/v1'),
       failure('FILE_FORMAT', /not a safetensors file/, /git lfs pull/),

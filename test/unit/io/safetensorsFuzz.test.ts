@@ -15,8 +15,27 @@ const headerEnd = 8 + Number(original.readBigUInt64LE(0))
 
 /** What a hostile writer puts where a value is expected. */
 const values = [
-  '1e308', '-1', '-0', '"4"', '9007199254740993', '18446744073709551615', 'null', 'true', '[]', '{}', '[[0]]', '1e-400', '0.5',
-  `1${'0'.repeat(400)}`, `${'['.repeat(5000)}`, '"\\u0000"', '"\\ud800"', '__proto__', 'NaN', '\u00ff', '{"__proto__":{"a":1}}',
+  '1e308',
+  '-1',
+  '-0',
+  '"4"',
+  '9007199254740993',
+  '18446744073709551615',
+  'null',
+  'true',
+  '[]',
+  '{}',
+  '[[0]]',
+  '1e-400',
+  '0.5',
+  `1${'0'.repeat(400)}`,
+  `${'['.repeat(5000)}`,
+  '"\\u0000"',
+  '"\\ud800"',
+  '__proto__',
+  'NaN',
+  '\u00ff',
+  '{"__proto__":{"a":1}}',
 ]
 
 function mutate(next: () => number): Buffer {

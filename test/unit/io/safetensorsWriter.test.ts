@@ -29,10 +29,9 @@ describe('safetensors writer', () => {
   it('writes a file of the reference library again, byte for byte', async () => {
     const path = fixture('adapter/adapter_model.safetensors')
     const source = await openTensorSource(path)
-    const tensors = [...source.tensors.values()].reverse().map((tensor) => ({
-      ...tensor,
-      data: () => streamTensor(tensor, 1000),
-    }))
+    const tensors = [...source.tensors.values()]
+      .reverse()
+      .map((tensor) => ({ ...tensor, data: () => streamTensor(tensor, 1000) }))
     await writeSafetensors(join(folder(), 'copy.safetensors'), tensors)
     assert.ok(readFileSync(join(folder(), 'copy.safetensors')).equals(readFileSync(path)))
     assert.deepEqual(readdirSync(folder()), ['copy.safetensors'])
@@ -44,23 +43,39 @@ describe('safetensors writer', () => {
       const text = JSON.parse(file.subarray(8).toString()) as Record<string, { data_offsets?: [number, number] }>
       const dataBytes = Math.max(...Object.values(text).map(({ data_offsets: offsets }) => offsets?.[1] ?? 0))
       const { tensors, metadata } = parseSafetensorsHeader(file.subarray(8), file.length + dataBytes, name)
-      const layout = layoutSafetensors([...tensors].sort((a, b) => (a.name < b.name ? 1 : -1)), Object.fromEntries(metadata))
+      const layout = layoutSafetensors(
+        [...tensors].sort((a, b) => (a.name < b.name ? 1 : -1)),
+        Object.fromEntries(metadata),
+      )
       assert.ok(file.equals(layout.head))
     })
 
   it('reads back what it wrote, whatever the names, types and chunks', async () => {
     const next = random(5)
     const odd = [
-      '', ' ', '__proto__', 'constructor', 'a"b\\c', '\u0000\n\u001b', 'ünï', '\ud83d\ude00', '\uffff', 'x'.repeat(5000), '0',
-      '../up', 'toString',
+      '',
+      ' ',
+      '__proto__',
+      'constructor',
+      'a"b\\c',
+      '\u0000\n\u001b',
+      'ünï',
+      '\ud83d\ude00',
+      '\uffff',
+      'x'.repeat(5000),
+      '0',
+      '../up',
+      'toString',
     ]
     for (let round = 0; round < 25; round++) {
-      const tensors = odd.filter(() => next() < 0.7).map((name) => {
-        const dtype = safetensorsDtypes[Math.floor(next() * safetensorsDtypes.length)]!
-        const shape = Array.from({ length: Math.floor(next() * 4) }, () => Math.floor(next() * 5)).concat(8)
-        const data = Uint8Array.from({ length: tensorBytes(dtype, shape) }, () => next() * 256)
-        return { name, dtype, shape, data }
-      })
+      const tensors = odd
+        .filter(() => next() < 0.7)
+        .map((name) => {
+          const dtype = safetensorsDtypes[Math.floor(next() * safetensorsDtypes.length)]!
+          const shape = Array.from({ length: Math.floor(next() * 4) }, () => Math.floor(next() * 5)).concat(8)
+          const data = Uint8Array.from({ length: tensorBytes(dtype, shape) }, () => next() * 256)
+          return { name, dtype, shape, data }
+        })
       const path = join(folder(), 'r.safetensors')
       const chunked = tensors.map((tensor) => ({ ...tensor, data: () => [tensor.data.subarray(0, 3), tensor.data.subarray(3)] }))
       await writeSafetensors(path, chunked, { metadata: { format: 'pt', note: '"\n' } })
@@ -78,7 +93,10 @@ describe('safetensors writer', () => {
 
   it('sorts names by code point', () => {
     const layout = layoutSafetensors([u8('\ud83d\ude00', 1), u8('\uffff', 1), u8('a', 1)])
-    assert.deepEqual(layout.order.map(({ name }) => name), ['a', '\uffff', '\ud83d\ude00'])
+    assert.deepEqual(
+      layout.order.map(({ name }) => name),
+      ['a', '\uffff', '\ud83d\ude00'],
+    )
   })
 
   it('takes tensors in any order and keeps the old file until it is complete', async () => {
@@ -99,12 +117,18 @@ describe('safetensors writer', () => {
     const attempt = async (work: (writer: SafetensorsWriter) => Promise<unknown>): Promise<void> => {
       await work(await SafetensorsWriter.open(path, [u8('a', 3), u8('b', 5)]))
     }
-    await assert.rejects(attempt((writer) => writer.finish()), failure('INTERNAL', /"a" was never written/))
+    await assert.rejects(
+      attempt((writer) => writer.finish()),
+      failure('INTERNAL', /"a" was never written/),
+    )
     await assert.rejects(
       attempt(async (writer) => (await writer.write('a', bytes(3)), writer.write('a', bytes(3)))),
       failure('INTERNAL', /"a" was written twice/),
     )
-    await assert.rejects(attempt((writer) => writer.write('c', bytes(3))), failure('INTERNAL', /"c" was not declared/))
+    await assert.rejects(
+      attempt((writer) => writer.write('c', bytes(3))),
+      failure('INTERNAL', /"c" was not declared/),
+    )
     await assert.rejects(
       attempt((writer) => writer.write('a', bytes(4))),
       failure('INTERNAL', /"a" needs 3 bytes and was given more/),
@@ -171,9 +195,8 @@ describe('model writer', () => {
   const tensors = sizes.map((size, index) => u8(`t${index}`, size))
 
   it('splits as huggingface_hub does', () => {
-    const names = (limit: number, list = tensors): string[][] => planShards(list, limit).map(
-      (shard) => shard.map(({ name }) => name),
-    )
+    const names = (limit: number, list = tensors): string[][] =>
+      planShards(list, limit).map((shard) => shard.map(({ name }) => name))
     assert.deepEqual(names(10), [['t0'], ['t1', 't2'], ['t3', 't4', 't5']])
     assert.deepEqual(names(24), [['t0', 't1', 't2', 't3', 't4', 't5']])
     assert.deepEqual(names(4), [['t0'], ['t1'], ['t3'], ['t2', 't4'], ['t5']])
@@ -188,7 +211,8 @@ describe('model writer', () => {
   })
 
   it('writes shards with an index in the form of the Python libraries, and removes weights of an earlier save', async () => {
-    for (const name of ['model.safetensors', 'model-00001-of-00002.safetensors', 'config.json', 'model_notes.safetensors']) writeFileSync(join(folder(), name), 'old')
+    for (const name of ['model.safetensors', 'model-00001-of-00002.safetensors', 'config.json', 'model_notes.safetensors'])
+      writeFileSync(join(folder(), name), 'old')
     await writeTensors(await ModelWriter.open(folder(), tensors, { maxShardSize: 10 }), tensors)
     assert.deepEqual(readdirSync(folder()).sort(), [
       'config.json',
@@ -198,17 +222,17 @@ describe('model writer', () => {
       'model.safetensors.index.json',
       'model_notes.safetensors',
     ])
-    const map = sizes.map((_, index) => `    "t${index}": "model-0000${[1, 2, 2, 3, 3, 3][index]}-of-00003.safetensors"`).join(',\n')
+    const map = sizes
+      .map((_, index) => `    "t${index}": "model-0000${[1, 2, 2, 3, 3, 3][index]}-of-00003.safetensors"`)
+      .join(',\n')
     assert.equal(
       readFileSync(join(folder(), 'model.safetensors.index.json'), 'utf8'),
       `{\n  "metadata": {\n    "total_size": 24\n  },\n  "weight_map": {\n${map}\n  }\n}\n`,
     )
     const source = await openTensorSource(folder())
     assert.deepEqual(source.warnings, [])
-    for (const [index, size] of sizes.entries()) assert.deepEqual(
-      await readTensorBytes(source.tensors.get(`t${index}`)!),
-      bytes(size, size),
-    )
+    for (const [index, size] of sizes.entries())
+      assert.deepEqual(await readTensorBytes(source.tensors.get(`t${index}`)!), bytes(size, size))
   })
 
   it('leaves nothing when the disk fills up before the files are published', async () => {
@@ -219,10 +243,8 @@ describe('model writer', () => {
     const unpublished = 3 * 2 + sizes.length + 3 // create and header, tensors, syncs
     for (let failAt = 0; failAt < unpublished; failAt++) {
       const fs = failingFileSystem(failAt, 'ENOSPC')
-      const save = async (): Promise<unknown> => writeTensors(
-        await ModelWriter.open(target, tensors, { maxShardSize: 10, fs }),
-        tensors,
-      )
+      const save = async (): Promise<unknown> =>
+        writeTensors(await ModelWriter.open(target, tensors, { maxShardSize: 10, fs }), tensors)
       await assert.rejects(save(), failure('FILE_WRITE', /disk is full/))
       assert.deepEqual(readdirSync(target), [])
     }
@@ -231,9 +253,7 @@ describe('model writer', () => {
 
   it('reads sizes', () => {
     assert.deepEqual(['5GB', '500 MB', '2GiB', '1.5kb', 10, '7', '3b'].map(parseSize), [5e9, 5e8, 2 ** 31, 1500, 10, 7, 3])
-    for (const wrong of ['', 'GB', '5 XB', '-1', '0', 'NaN', 0.5]) assert.throws(
-      () => parseSize(wrong),
-      failure('USAGE', /is not a size/),
-    )
+    for (const wrong of ['', 'GB', '5 XB', '-1', '0', 'NaN', 0.5])
+      assert.throws(() => parseSize(wrong), failure('USAGE', /is not a size/))
   })
 })

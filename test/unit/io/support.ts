@@ -20,7 +20,8 @@ export function useFolder(): () => string {
 /** For assert.throws and assert.rejects: an UnslothError with this code whose message and hint match. */
 export function failure(code: ErrorCode, message: RegExp, hint?: RegExp): (error: unknown) => boolean {
   return (error) => {
-    if (!UnslothError.is(error, code) || !message.test(error.message) || (hint !== undefined && !hint.test(error.hint ?? ''))) throw error
+    if (!UnslothError.is(error, code) || !message.test(error.message) || (hint !== undefined && !hint.test(error.hint ?? '')))
+      throw error
     return true
   }
 }
@@ -49,7 +50,11 @@ export function fileOf(header: string, dataBytes = 0): Uint8Array {
  * A file system whose changing operation number `failAt` (from 0) fails with `code`. With `dead`, everything after it fails,
  * too, as after a power cut.
  */
-export function failingFileSystem(failAt: number, code: string, dead = false): FileSystem & { readonly operations: () => number } {
+export function failingFileSystem(
+  failAt: number,
+  code: string,
+  dead = false,
+): FileSystem & { readonly operations: () => number } {
   let count = 0
   const step = (): void => {
     const now = count++

@@ -26,17 +26,14 @@ describe('tensor source', () => {
   const folder = useFolder()
   const index = (): string => join(folder(), 'model.safetensors.index.json')
   const shard = (number: number): string => join(folder(), `model-0000${number}-of-00003.safetensors`)
-  const writeShards = async (): Promise<unknown> => writeTensors(
-    await ModelWriter.open(folder(), tensors, { maxShardSize: 8 }),
-    tensors,
-  )
-  const changeIndex = (change: (json: {
-    metadata: { total_size: number }; weight_map: Record<string,
-    unknown>,
-  }) => unknown): void => {
+  const writeShards = async (): Promise<unknown> =>
+    writeTensors(await ModelWriter.open(folder(), tensors, { maxShardSize: 8 }), tensors)
+  const changeIndex = (
+    change: (json: { metadata: { total_size: number }; weight_map: Record<string, unknown> }) => unknown,
+  ): void => {
     const json = JSON.parse(readFileSync(index(), 'utf8')) as {
-      metadata: { total_size: number }; weight_map: Record<string,
-      unknown>,
+      metadata: { total_size: number }
+      weight_map: Record<string, unknown>
     }
     change(json)
     writeFileSync(index(), JSON.stringify(json))
@@ -103,10 +100,8 @@ describe('tensor source', () => {
   })
 
   it('says what a folder without weights has instead', async () => {
-    const expectHint = (hint: RegExp): Promise<void> => assert.rejects(
-      openTensorSource(folder()),
-      failure('FILE_NOT_FOUND', /neither model\.safetensors nor/, hint),
-    )
+    const expectHint = (hint: RegExp): Promise<void> =>
+      assert.rejects(openTensorSource(folder()), failure('FILE_NOT_FOUND', /neither model\.safetensors nor/, hint))
     await expectHint(/Hugging Face Hub/)
     writeFileSync(join(folder(), 'pytorch_model.bin'), '')
     await expectHint(/PyTorch/)
@@ -148,12 +143,10 @@ describe('tensor source', () => {
       ['U8', Uint8Array.of(255), [255]],
       ['BOOL', Uint8Array.of(0, 1), [0, 1]],
     ]
-    await writeSafetensors(path, data.map(([dtype, bytes, expected]) => ({
-      name: dtype,
-      dtype,
-      shape: [expected.length],
-      data: bytes,
-    })))
+    await writeSafetensors(
+      path,
+      data.map(([dtype, bytes, expected]) => ({ name: dtype, dtype, shape: [expected.length], data: bytes })),
+    )
     const source = await openTensorSource(path)
     for (const [dtype, , expected] of data) {
       assert.deepEqual([...(await readFloat64(source.tensors.get(dtype)!))], expected, dtype)

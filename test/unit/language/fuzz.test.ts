@@ -15,15 +15,71 @@ import { applyEdits, SourceText } from '../../../src/language/text.ts'
 import { diagnoseWorld } from '../../../src/language/worldChecks.ts'
 import { random, root, world } from './support.ts'
 
-const pieces = ['\t', '\r', '\n', '\r\n', '  ', ':', ': ', '- ', '[', ']', '{', '}', '"', "'", '#', ' #', '&a ', '*a', '<<: *a',
-  '!!str ', '? ', '|\n', '>-\n', '---\n', '...\n', '%YAML 1.1\n',
-  '@', '`', '\u0000', '\u2028', '\u0085', '\ud800', '🦥', '\ufeff', 'é', '模型', '__proto__: 1\n', 'constructor:\n  x: 1\n',
-  '{{{{[[[[', ']]]]}}}}', '- - - ', ',,,', 'model: ', 'lora:\n', 'training: {', 'base_model: x\n',
-  'datasets:\n', 'model_name_or_path: y\nstage: sft\n', '\\', '\\"', '1e999', '.nan', '-', ':\n', '"\n', '# \t']
+const pieces = [
+  '\t',
+  '\r',
+  '\n',
+  '\r\n',
+  '  ',
+  ':',
+  ': ',
+  '- ',
+  '[',
+  ']',
+  '{',
+  '}',
+  '"',
+  "'",
+  '#',
+  ' #',
+  '&a ',
+  '*a',
+  '<<: *a',
+  '!!str ',
+  '? ',
+  '|\n',
+  '>-\n',
+  '---\n',
+  '...\n',
+  '%YAML 1.1\n',
+  '@',
+  '`',
+  '\u0000',
+  '\u2028',
+  '\u0085',
+  '\ud800',
+  '🦥',
+  '\ufeff',
+  'é',
+  '模型',
+  '__proto__: 1\n',
+  'constructor:\n  x: 1\n',
+  '{{{{[[[[',
+  ']]]]}}}}',
+  '- - - ',
+  ',,,',
+  'model: ',
+  'lora:\n',
+  'training: {',
+  'base_model: x\n',
+  'datasets:\n',
+  'model_name_or_path: y\nstage: sft\n',
+  '\\',
+  '\\"',
+  '1e999',
+  '.nan',
+  '-',
+  ':\n',
+  '"\n',
+  '# \t',
+]
 
 const folder = join(root, 'test/fixtures/recipes')
-const sources = [...readdirSync(folder).map((name) => readFileSync(join(folder, name), 'utf8')), '',
-  'base_model: x\ndatasets:\n  - path: a\n    type: alpaca\nlora_r: 8\n']
+const sources = [
+  ...readdirSync(folder).map((name) => readFileSync(join(folder, name), 'utf8')),
+  '',
+  'base_model: x\ndatasets:\n  - path: a\n    type: alpaca\nlora_r: 8\n',
+]
 
 function damaged(next: (below: number) => number): string {
   let text = sources[next(sources.length)]!
@@ -32,8 +88,8 @@ function damaged(next: (below: number) => number): string {
   for (let count = 1 + next(6); count > 0; count--) {
     const at = next(text.length + 1)
     const piece = next(5) === 0 ? text.slice(at, at + next(80)) : pieces[next(pieces.length)]!
-    text = text.slice(0, at) + (next(8) === 0 ? piece.repeat(1 + next(60)) : piece)
-      + text.slice(at + (next(2) === 0 ? 0 : next(30)))
+    text =
+      text.slice(0, at) + (next(8) === 0 ? piece.repeat(1 + next(60)) : piece) + text.slice(at + (next(2) === 0 ? 0 : next(30)))
   }
   return text
 }
@@ -41,8 +97,10 @@ function damaged(next: (below: number) => number): string {
 /** Every range is inside of the text and begins before it ends. */
 function inside(source: SourceText, { start, end }: Range, what: string): void {
   for (const { line, character } of [start, end]) {
-    assert.ok(line >= 0 && line < source.lineCount && character >= 0 && character <= source.line(line).length,
-      `${what} ${line}:${character}`)
+    assert.ok(
+      line >= 0 && line < source.lineCount && character >= 0 && character <= source.line(line).length,
+      `${what} ${line}:${character}`,
+    )
   }
   assert.ok(start.line < end.line || (start.line === end.line && start.character <= end.character), what)
 }
@@ -57,7 +115,7 @@ describe('recipe services on damaged text', () => {
       const uri = 'file:///f.yaml'
       const where = `seed ${seed}`
       const { problems, recipe } = diagnoseSchema(source, 'f.yaml')
-      for (const problem of [...problems, ...await diagnoseWorld(new Outline(source), recipe, world())]) {
+      for (const problem of [...problems, ...(await diagnoseWorld(new Outline(source), recipe, world()))]) {
         inside(source, problem.range, where)
         for (const action of codeActions(source, uri, problem.range, [problem])) {
           for (const edit of action.edit!.changes![uri]!) inside(source, edit.range, `${where} ${action.title}`)
@@ -70,15 +128,18 @@ describe('recipe services on damaged text', () => {
           const edit = item.textEdit as { range: Range; newText: string }
           inside(source, edit.range, `${where} ${item.label}`)
           assert.equal(edit.range.start.line, edit.range.end.line, where)
-          assert.ok(edit.range.start.line === position.line && edit.range.start.character <= position.character
-            && edit.range.end.character >= position.character,
-            `${where}: ${item.label} ${JSON.stringify(edit.range)} ${JSON.stringify(position)} ${JSON.stringify(source.line(position.line))}`)
+          assert.ok(
+            edit.range.start.line === position.line &&
+              edit.range.start.character <= position.character &&
+              edit.range.end.character >= position.character,
+            `${where}: ${item.label} ${JSON.stringify(edit.range)} ${JSON.stringify(position)} ${JSON.stringify(source.line(position.line))}`,
+          )
         }
         await hover(source, position, world())
       }
       for (const edit of formatEdits(source)) inside(source, edit.range, where)
-      for (const range of foldingRanges(source)) assert.ok(range.startLine <= range.endLine && range.endLine < source.lineCount,
-        where)
+      for (const range of foldingRanges(source))
+        assert.ok(range.startLine <= range.endLine && range.endLine < source.lineCount, where)
       documentSymbols(source)
       await inlayHints(new Outline(source), recipe, world())
       migrateForeign(text)
@@ -88,8 +149,16 @@ describe('recipe services on damaged text', () => {
   })
 
   it('put up with deep nesting and long lines', async () => {
-    for (const text of ['['.repeat(20_000), '{a: '.repeat(20_000), `model: ${'x'.repeat(200_000)}`, 'a:\n'.repeat(20_000),
-      `lora: {${'r: 1, '.repeat(5000)}`, '- '.repeat(50_000), `# ${'"'.repeat(100_000)}`, `x: ${'"\\'.repeat(50_000)}`]) {
+    for (const text of [
+      '['.repeat(20_000),
+      '{a: '.repeat(20_000),
+      `model: ${'x'.repeat(200_000)}`,
+      'a:\n'.repeat(20_000),
+      `lora: {${'r: 1, '.repeat(5000)}`,
+      '- '.repeat(50_000),
+      `# ${'"'.repeat(100_000)}`,
+      `x: ${'"\\'.repeat(50_000)}`,
+    ]) {
       const source = new SourceText(text)
       const began = process.cpuUsage()
       diagnoseSchema(source, 'f.yaml')

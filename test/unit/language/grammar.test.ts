@@ -19,7 +19,8 @@ describe('recipe grammar', () => {
 
   it('has expressions that compile and includes that exist', () => {
     const check = (rule: Rule): void => {
-      for (const source of [rule.match, rule.begin, rule.end]) if (source !== undefined) assert.doesNotThrow(() => new RegExp(source), source)
+      for (const source of [rule.match, rule.begin, rule.end])
+        if (source !== undefined) assert.doesNotThrow(() => new RegExp(source), source)
       if (rule.include !== undefined) assert.ok(rule.include.slice(1) in grammar.repository, rule.include)
       rule.patterns?.forEach(check)
     }
@@ -40,7 +41,7 @@ describe('recipe grammar', () => {
   it('has brackets and comments for the editor', () => {
     const configuration = read('language-configuration.json') as { comments: { lineComment: string }; wordPattern: string }
     assert.equal(configuration.comments.lineComment, '#')
-    assert.ok((new RegExp(configuration.wordPattern).exec('learning_rate'))?.[0] === 'learning_rate')
+    assert.ok(new RegExp(configuration.wordPattern).exec('learning_rate')?.[0] === 'learning_rate')
   })
 })
 

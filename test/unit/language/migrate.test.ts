@@ -91,20 +91,28 @@ eval_strategy: steps
 eval_steps: 500
 `
 
-describe('migration of other programs\' recipes', () => {
+describe("migration of other programs' recipes", () => {
   it('reads an Axolotl file', () => {
     const { recipe, text, notes } = migrated(axolotl)
     const { model, data, training, lora } = recipe
     assert.equal(model.name, 'NousResearch/Llama-3.2-1B')
     assert.deepEqual([data.dataset, data.format_type, data.eval_split], ['teknium/GPT4-LLM-Cleaned', 'alpaca', 0.1])
-    assert.deepEqual([training.max_seq_length, training.packing, training.batch_size, training.gradient_accumulation_steps,
-      training.num_epochs], [2048, true, 3, 2, 2])
-    assert.deepEqual([training.optim, training.lr_scheduler_type, training.learning_rate, training.warmup_steps,
-      training.weight_decay], ['adamw_8bit', 'cosine', 2e-4, 10, 0])
-    assert.deepEqual([training.load_in_4bit, training.train_on_completions, training.gradient_checkpointing,
-      training.output_dir], [true, true, 'full', './outputs/lora-out'])
-    assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.target_modules],
-      [16, 32, 0.05, ['gate_proj', 'down_proj']])
+    assert.deepEqual(
+      [training.max_seq_length, training.packing, training.batch_size, training.gradient_accumulation_steps, training.num_epochs],
+      [2048, true, 3, 2, 2],
+    )
+    assert.deepEqual(
+      [training.optim, training.lr_scheduler_type, training.learning_rate, training.warmup_steps, training.weight_decay],
+      ['adamw_8bit', 'cosine', 2e-4, 10, 0],
+    )
+    assert.deepEqual(
+      [training.load_in_4bit, training.train_on_completions, training.gradient_checkpointing, training.output_dir],
+      [true, true, 'full', './outputs/lora-out'],
+    )
+    assert.deepEqual(
+      [lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.target_modules],
+      [16, 32, 0.05, ['gate_proj', 'down_proj']],
+    )
     assert.equal(training.eval_steps, 0.125)
     assert.ok(text.startsWith('# Fine-tunes a small model\n') && notes.some((note) => note.startsWith('special_tokens')))
     assert.match(text, /# Not carried over from Axolotl:\n#   /)
@@ -112,18 +120,26 @@ describe('migration of other programs\' recipes', () => {
 
   it('reads a LLaMA-Factory file', () => {
     const { data, training, lora } = migrated(llamaFactory).recipe
-    assert.deepEqual([data.local_dataset, data.max_samples, data.eval_split],
-      [['data/identity.json', 'data/alpaca_en_demo.json'], 1000, 0.1])
-    assert.deepEqual([training.learning_rate, training.num_epochs, training.warmup_ratio, training.save_steps,
-      training.eval_steps], [1e-4, 3, 0.1, 500, 500])
+    assert.deepEqual(
+      [data.local_dataset, data.max_samples, data.eval_split],
+      [['data/identity.json', 'data/alpaca_en_demo.json'], 1000, 0.1],
+    )
+    assert.deepEqual(
+      [training.learning_rate, training.num_epochs, training.warmup_ratio, training.save_steps, training.eval_steps],
+      [1e-4, 3, 0.1, 500, 500],
+    )
     assert.deepEqual([lora.lora_r, lora.lora_alpha, lora.target_modules], [8, 16, ['all-linear']])
     assert.equal(training.train_on_completions, true)
   })
 
   it('reads a flat run request of Studio', () => {
-    const { recipe } = migrated('model_name: unsloth/Qwen3-0.6B\ntraining_type: LoRA/QLoRA\nload_in_4bit: false\nmax_seq_length: 1024\nlocal_datasets: [a.jsonl, b.jsonl]\nlearning_rate: "5e-5"\nlora_r: 16\ntarget_modules: []\nis_dataset_image: false\nhf_token: hf_secret\n')
-    assert.deepEqual([recipe.model.name, recipe.data.local_dataset, recipe.training.learning_rate, recipe.lora.lora_r],
-      ['unsloth/Qwen3-0.6B', ['a.jsonl', 'b.jsonl'], 5e-5, 16])
+    const { recipe } = migrated(
+      'model_name: unsloth/Qwen3-0.6B\ntraining_type: LoRA/QLoRA\nload_in_4bit: false\nmax_seq_length: 1024\nlocal_datasets: [a.jsonl, b.jsonl]\nlearning_rate: "5e-5"\nlora_r: 16\ntarget_modules: []\nis_dataset_image: false\nhf_token: hf_secret\n',
+    )
+    assert.deepEqual(
+      [recipe.model.name, recipe.data.local_dataset, recipe.training.learning_rate, recipe.lora.lora_r],
+      ['unsloth/Qwen3-0.6B', ['a.jsonl', 'b.jsonl'], 5e-5, 16],
+    )
   })
 
   it('never repeats a secret', () => {
@@ -136,15 +152,25 @@ describe('migration of other programs\' recipes', () => {
   it('is one problem with one quick fix, and keeps line ends', () => {
     const crlf = axolotl.replaceAll('\n', '\r\n')
     const { problems } = diagnoseSchema(new SourceText(crlf), 'f.yaml')
-    assert.deepEqual(problems.map(({ code }) => code), ['foreign'])
+    assert.deepEqual(
+      problems.map(({ code }) => code),
+      ['foreign'],
+    )
     const [action] = codeActions(new SourceText(crlf), 'file:///f.yaml', problems[0]!.range, problems)
     const after = applyEdits(new SourceText(crlf), action!.edit!.changes!['file:///f.yaml']!)
     assert.ok(!/[^\r]\n/.test(after) && diagnoseSchema(new SourceText(after), 'f.yaml').recipe !== null, after)
   })
 
   it('takes no recipe for a foreign file', () => {
-    for (const text of ['model: x\ndata:\n  dataset: y\n', 'model:\n  name: x\nlora_r: 8\n', 'base_model: x\n',
-      'model: x\nmodel_name: y\nmax_seq_length: 4\n', '', 'model_name: [', '- base_model: x']) {
+    for (const text of [
+      'model: x\ndata:\n  dataset: y\n',
+      'model:\n  name: x\nlora_r: 8\n',
+      'base_model: x\n',
+      'model: x\nmodel_name: y\nmax_seq_length: 4\n',
+      '',
+      'model_name: [',
+      '- base_model: x',
+    ]) {
       assert.equal(foreignKind(text), undefined, text)
     }
   })
@@ -153,16 +179,21 @@ describe('migration of other programs\' recipes', () => {
     for (let seed = 1; seed <= 120; seed++) {
       const next = random(seed)
       const pick = <T>(...values: T[]): T => values[next(values.length)]!
-      const maybe = (all: Record<string, unknown>, key: string,
-        ...values: unknown[]): void => { if (next(3) > 0) all[key] = pick(...values) }
+      const maybe = (all: Record<string, unknown>, key: string, ...values: unknown[]): void => {
+        if (next(3) > 0) all[key] = pick(...values)
+      }
       const all: Record<string, unknown> = {}
       if (seed % 2 === 0) {
         all.base_model = pick('org/model', './local/model', 'NousResearch/Llama-3.2-1B')
-        all.datasets = pick<unknown>([{ path: 'tatsu-lab/alpaca', type: 'alpaca' }],
+        all.datasets = pick<unknown>(
+          [{ path: 'tatsu-lab/alpaca', type: 'alpaca' }],
           [{ path: 'data/a.jsonl', ds_type: 'json', type: 'chat_template' }],
           [{ path: 'json', data_files: ['a.jsonl', 'b.jsonl'], type: 'completion', field: 'body' }],
-            [{ path: 'x/y', type: { system_prompt: '', field_instruction: 'q' } },
-              { path: 'z/w', type: 'sharegpt', conversation: 'chatml' }])
+          [
+            { path: 'x/y', type: { system_prompt: '', field_instruction: 'q' } },
+            { path: 'z/w', type: 'sharegpt', conversation: 'chatml' },
+          ],
+        )
         maybe(all, 'adapter', 'lora', 'qlora', '', null, 'llama-adapter')
         maybe(all, 'load_in_4bit', true, false)
         maybe(all, 'lora_r', 8, 64)

@@ -48,9 +48,17 @@ export function bundleServer(): Promise<string> {
   bundled ??= (async () => {
     mkdirSync(dirname(file), { recursive: true })
     await build({
-      absWorkingDir: root, entryPoints: ['src/language/server.ts'], outfile: file, bundle: true, platform: 'node',
-        target: 'node20', format: 'esm', logLevel: 'error',
-      banner: { js: "import { createRequire as createRequireOfBundle } from 'node:module'; const require = createRequireOfBundle(import.meta.url);" },
+      absWorkingDir: root,
+      entryPoints: ['src/language/server.ts'],
+      outfile: file,
+      bundle: true,
+      platform: 'node',
+      target: 'node20',
+      format: 'esm',
+      logLevel: 'error',
+      banner: {
+        js: "import { createRequire as createRequireOfBundle } from 'node:module'; const require = createRequireOfBundle(import.meta.url);",
+      },
     })
     process.once('exit', () => rmSync(file, { force: true }))
     return file
@@ -69,22 +77,36 @@ export class Client {
   private constructor(process: ChildProcess) {
     this.process = process
     this.connection = createMessageConnection(new StreamMessageReader(process.stdout!), new StreamMessageWriter(process.stdin!))
-    this.connection.onNotification('textDocument/publishDiagnostics',
+    this.connection.onNotification(
+      'textDocument/publishDiagnostics',
       ({ uri, version, diagnostics }: { uri: string; version?: number; diagnostics: Diagnostic[] }) => {
-      this.waiting.get(`${uri} ${version}`)?.(diagnostics)
-    })
+        this.waiting.get(`${uri} ${version}`)?.(diagnostics)
+      },
+    )
     this.connection.onNotification('window/logMessage', ({ message }: { message: string }) => {
       this.logs.push(message)
     })
     this.connection.listen()
   }
 
-  static async start(folder: string, hubCache = join(folder, 'no-hub'), translations: Readonly<Record<string, string>> = {}): Promise<Client> {
-    const client = new Client(spawn(process.execPath, [await bundleServer(), '--stdio'],
-      // What was measured on this machine must not decide.
-      { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, XDG_CACHE_HOME: join(folder, 'no-cache') } }))
+  static async start(
+    folder: string,
+    hubCache = join(folder, 'no-hub'),
+    translations: Readonly<Record<string, string>> = {},
+  ): Promise<Client> {
+    const client = new Client(
+      spawn(
+        process.execPath,
+        [await bundleServer(), '--stdio'],
+        // What was measured on this machine must not decide.
+        { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, XDG_CACHE_HOME: join(folder, 'no-cache') } },
+      ),
+    )
     await client.request('initialize', {
-      processId: process.pid, rootUri: null, capabilities: {}, initializationOptions: { hubCache, translations },
+      processId: process.pid,
+      rootUri: null,
+      capabilities: {},
+      initializationOptions: { hubCache, translations },
       workspaceFolders: [{ uri: pathToFileURL(folder).href, name: 'workspace' }],
     })
     await client.connection.sendNotification('initialized', {})
@@ -98,13 +120,20 @@ export class Client {
   /** Opens a text, or replaces the one that is open; resolves to its problems. */
   async show(uri: string, text: string, wanted: (diagnostics: Diagnostic[]) => boolean = () => true): Promise<Diagnostic[]> {
     const version = ++this.version
-    const problems = new Promise<Diagnostic[]>((resolve) => this.waiting.set(`${uri} ${version}`, (diagnostics) => {
-      if (wanted(diagnostics)) resolve(diagnostics)
-    }))
-    if (this.shown.has(uri)) await this.connection.sendNotification('textDocument/didChange',
-      { textDocument: { uri, version }, contentChanges: [{ text }] })
-    else await this.connection.sendNotification('textDocument/didOpen',
-      { textDocument: { uri, languageId: 'finetune-yaml', version, text } })
+    const problems = new Promise<Diagnostic[]>((resolve) =>
+      this.waiting.set(`${uri} ${version}`, (diagnostics) => {
+        if (wanted(diagnostics)) resolve(diagnostics)
+      }),
+    )
+    if (this.shown.has(uri))
+      await this.connection.sendNotification('textDocument/didChange', {
+        textDocument: { uri, version },
+        contentChanges: [{ text }],
+      })
+    else
+      await this.connection.sendNotification('textDocument/didOpen', {
+        textDocument: { uri, languageId: 'finetune-yaml', version, text },
+      })
     this.shown.add(uri)
     return problems
   }

@@ -18,8 +18,8 @@ import { processorTime } from '../../machineTime.ts'
 
 const starter = join(root, 'engine/starter')
 const rows = (count: number): string =>
-  Array.from({ length: count }, (_, index) => JSON.stringify({ prompt: `question ${index}`, completion: 'answer' })).join('\n')
-    + '\n'
+  Array.from({ length: count }, (_, index) => JSON.stringify({ prompt: `question ${index}`, completion: 'answer' })).join('\n') +
+  '\n'
 
 const recipeOf = (text: string): Recipe => diagnoseSchema(new SourceText(text), 'f.yaml').recipe!
 
@@ -52,15 +52,26 @@ describe('the world around recipes', () => {
 
   it('finds models and data sets, and not what only looks like them', async () => {
     const { models, datasets } = await scanFolders([workspace])
-    assert.deepEqual(models.map((model) => model.folder), [join(workspace, 'models/tiny')])
-    assert.deepEqual(datasets.map(({ path }) => path).sort(),
-      ['list.json', 'packed.jsonl.gz', 'table.csv', 'train.jsonl'].map((name) => join(workspace, 'data', name)))
+    assert.deepEqual(
+      models.map((model) => model.folder),
+      [join(workspace, 'models/tiny')],
+    )
+    assert.deepEqual(
+      datasets.map(({ path }) => path).sort(),
+      ['list.json', 'packed.jsonl.gz', 'table.csv', 'train.jsonl'].map((name) => join(workspace, 'data', name)),
+    )
   })
 
   it('names models and data as a recipe in a folder does', async () => {
     const models = await world.at(workspace).models()
-    assert.deepEqual(models.map(({ name, from }) => [name, from]),
-      [['./models/tiny', 'workspace'], ['org/some-model', 'hub cache'], ['stories260k', 'bundled']])
+    assert.deepEqual(
+      models.map(({ name, from }) => [name, from]),
+      [
+        ['./models/tiny', 'workspace'],
+        ['org/some-model', 'hub cache'],
+        ['stories260k', 'bundled'],
+      ],
+    )
     assert.equal(models[0]!.architecture, 'LlamaForCausalLM')
     const below = world.at(join(workspace, 'recipes'))
     assert.equal((await below.models())[0]!.name, '../models/tiny')
@@ -73,8 +84,15 @@ describe('the world around recipes', () => {
       const facts = await here.model(name)
       assert.ok(facts.ok, name)
       assert.deepEqual([facts.value.layers, facts.value.context, facts.value.parameters], [5, 512, 260_032])
-      assert.deepEqual(await here.targetModules(name),
-        ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
+      assert.deepEqual(await here.targetModules(name), [
+        'q_proj',
+        'k_proj',
+        'v_proj',
+        'o_proj',
+        'gate_proj',
+        'up_proj',
+        'down_proj',
+      ])
     }
     const missing = await here.model('org/other')
     assert.ok(!missing.ok && missing.missing)
@@ -109,17 +127,34 @@ describe('the world around recipes', () => {
   })
 
   it('plans with the planner of the engine', async () => {
-    const recipe = recipeOf('model: ./models/tiny\ndata:\n  local_dataset: data/train.jsonl\ntraining:\n  max_seq_length: 256\n  threads: 2\nlora:\n  lora_r: 8\n')
+    const recipe = recipeOf(
+      'model: ./models/tiny\ndata:\n  local_dataset: data/train.jsonl\ntraining:\n  max_seq_length: 256\n  threads: 2\nlora:\n  lora_r: 8\n',
+    )
     world.setDevices([{ id: 'cpu', label: 'cpu', freeBytes: 2 ** 33, totalBytes: 2 ** 34 }])
     const plan = await world.at(workspace).plan(recipe)
     assert.ok(plan.ok)
-    const patched = patchModel(await describeModel(join(workspace, 'models/tiny')), {
-      kind: 'lora', r: 8, alpha: 16, dropout: 0, rslora: false, modulesToSave: [],
+    const patched = patchModel(
+      await describeModel(join(workspace, 'models/tiny')),
+      {
+        kind: 'lora',
+        r: 8,
+        alpha: 16,
+        dropout: 0,
+        rslora: false,
+        modulesToSave: [],
         targets: ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
-    }, cpuTarget())
-    const own = planTraining(patched,
-      { checkpointing: 'auto', longestSample: 256, longestStep: 2048, sequences: 8, evaluates: false,
-        availableBytes: 2 ** 32, threads: 2 })
+      },
+      cpuTarget(),
+    )
+    const own = planTraining(patched, {
+      checkpointing: 'auto',
+      longestSample: 256,
+      longestStep: 2048,
+      sequences: 8,
+      evaluates: false,
+      availableBytes: 2 ** 32,
+      threads: 2,
+    })
     assert.equal(plan.value.totalBytes, own.totalBytes)
     assert.equal(plan.value.parameters, 260_032)
     assert.ok(plan.value.trainableParameters > 10_000 && plan.value.deviceBytes === 2 ** 34)
@@ -137,8 +172,9 @@ describe('the world around recipes', () => {
     const recipe = recipeOf('model: ./models/tiny\ndata:\n  local_dataset: data/train.jsonl\n')
     const tokens = await world.at(workspace).tokens(recipe)
     assert.ok(tokens.ok, tokens.ok ? '' : tokens.problem)
-    assert.ok(tokens.value.samples === 100 && tokens.value.whole && tokens.value.p50 <= tokens.value.p99
-      && tokens.value.longest < 60)
+    assert.ok(
+      tokens.value.samples === 100 && tokens.value.whole && tokens.value.p50 <= tokens.value.p99 && tokens.value.longest < 60,
+    )
   })
 
   it('sees a file that changed', async () => {

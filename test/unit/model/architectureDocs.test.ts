@@ -11,7 +11,12 @@ describe('docs/architectures.md', () => {
         const mine = proofs.filter((proof) => proof.architecture === architecture)
         assert.ok(mine.length > 0, `${architecture} was never compared with a reference`)
         for (const proof of mine) {
-          assert.ok(proof.logits <= toleranceOf('logits') && proof.gradients <= toleranceOf('lora_grad') && proof.training <= toleranceOf('curve_loss'), proof.case)
+          assert.ok(
+            proof.logits <= toleranceOf('logits') &&
+              proof.gradients <= toleranceOf('lora_grad') &&
+              proof.training <= toleranceOf('curve_loss'),
+            proof.case,
+          )
           assert.ok(proof.greedy && proof.quantities > 40, proof.case)
         }
       }

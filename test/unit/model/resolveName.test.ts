@@ -29,10 +29,15 @@ describe('resolveName', () => {
     assert.equal(four('unsloth/Llama-3.2-1B-bnb-4bit'), 'unsloth/Llama-3.2-1B-bnb-4bit')
     same(sixteen('unsloth/Llama-3.2-1B-bnb-4bit'), 'unsloth/Llama-3.2-1B')
   })
-  it('takes -bf16 for 16 bits', () => assert.deepEqual(resolveName('me/model-bf16', { loadIn4bit: true }), { name: 'me/model-bf16', loadIn4bit: false }))
-  it('leaves an official name alone in 8 bits', () => assert.equal(resolveName('Qwen/Qwen3-8B', { loadIn8bit: true }).name, 'Qwen/Qwen3-8B'))
+  it('takes -bf16 for 16 bits', () =>
+    assert.deepEqual(resolveName('me/model-bf16', { loadIn4bit: true }), { name: 'me/model-bf16', loadIn4bit: false }))
+  it('leaves an official name alone in 8 bits', () =>
+    assert.equal(resolveName('Qwen/Qwen3-8B', { loadIn8bit: true }).name, 'Qwen/Qwen3-8B'))
   it('refuses a combination', () => {
-    assert.throws(() => resolveName('Qwen/Qwen3-8B', { loadIn4bit: true, loadIn8bit: true }), { code: 'RECIPE', message: /not in a combination/ })
+    assert.throws(() => resolveName('Qwen/Qwen3-8B', { loadIn4bit: true, loadIn8bit: true }), {
+      code: 'RECIPE',
+      message: /not in a combination/,
+    })
   })
   it('knows where a copy comes from', () => {
     assert.equal(officialName('unsloth/qwen3-8b'), 'Qwen/Qwen3-8B')
@@ -40,7 +45,9 @@ describe('resolveName', () => {
   })
 
   it('has no repository in two models, and comes back from 4 bits to the same 16 bits', () => {
-    const officials = nameFamilies.flatMap(({ official, dynamic, plain, only4 }) => [dynamic, plain, only4].flatMap((list) => (list ?? []).map((variant) => official.replace('{}', variant))))
+    const officials = nameFamilies.flatMap(({ official, dynamic, plain, only4 }) =>
+      [dynamic, plain, only4].flatMap((list) => (list ?? []).map((variant) => official.replace('{}', variant))),
+    )
     assert.ok(officials.length > 150, `${officials.length} models`)
     const quantised = new Set(officials.map((name) => four(name).toLowerCase()))
     assert.equal(quantised.size, officials.length)

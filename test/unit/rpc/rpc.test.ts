@@ -21,8 +21,10 @@ describe('RPC between client and engine', () => {
     const { client, ended } = open({ doctor: () => ({ checks: [] }) })
     const hello = await client.request(engineRequests.initialize, { protocolVersion, client: { name: 'test', version: '0' } })
     assert.deepEqual([hello.engineVersion, hello.pid, hello.methods], ['1.2.3', process.pid, ['initialize', 'engine/doctor']])
-    await assert.rejects(client.request(engineRequests.initialize, { protocolVersion: 99, client: { name: 'test', version: '0' } }),
-      (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('protocol 99') && error.hint !== undefined)
+    await assert.rejects(
+      client.request(engineRequests.initialize, { protocolVersion: 99, client: { name: 'test', version: '0' } }),
+      (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('protocol 99') && error.hint !== undefined,
+    )
     await assert.rejects(client.request(engineRequests.inspect, { path: '/x' }), /the engine does not know engine\/inspect/)
     client.close()
     await ended
@@ -30,12 +32,22 @@ describe('RPC between client and engine', () => {
 
   it('carries errors with code and hint', async () => {
     const { client } = open({
-      inspect: () => { throw new UnslothError('FILE_FORMAT', 'a.safetensors: truncated', { hint: 'Download it again.' }) },
+      inspect: () => {
+        throw new UnslothError('FILE_FORMAT', 'a.safetensors: truncated', { hint: 'Download it again.' })
+      },
       doctor: () => Promise.reject(new TypeError('x is not a function')),
     })
-    await assert.rejects(client.request(engineRequests.inspect, { path: 'a' }),
-      (error) => UnslothError.is(error, 'FILE_FORMAT') && error.message === 'a.safetensors: truncated' && error.hint === 'Download it again.')
-    await assert.rejects(client.request(engineRequests.doctor, {}), (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('not a function'))
+    await assert.rejects(
+      client.request(engineRequests.inspect, { path: 'a' }),
+      (error) =>
+        UnslothError.is(error, 'FILE_FORMAT') &&
+        error.message === 'a.safetensors: truncated' &&
+        error.hint === 'Download it again.',
+    )
+    await assert.rejects(
+      client.request(engineRequests.doctor, {}),
+      (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('not a function'),
+    )
     client.close()
   })
 
@@ -57,18 +69,21 @@ describe('RPC between client and engine', () => {
     let aborted = false
     const controller = new AbortController()
     const { client } = open({
-      generate: (_params, { signal }) => new Promise((_resolve, reject) => {
-        signal.addEventListener('abort', () => {
-          aborted = true
-          reject(new UnslothError('STOPPED', 'stopped'))
-        })
-        controller.abort()
-      }),
+      generate: (_params, { signal }) =>
+        new Promise((_resolve, reject) => {
+          signal.addEventListener('abort', () => {
+            aborted = true
+            reject(new UnslothError('STOPPED', 'stopped'))
+          })
+          controller.abort()
+        }),
     })
     const answer = client.request(engineRequests.generate, generate, { signal: controller.signal })
     await assert.rejects(answer, (error) => UnslothError.is(error, 'STOPPED') && error.message.includes('cancelled'))
     assert.equal(aborted, true)
-    await assert.rejects(client.request(engineRequests.generate, generate, { signal: AbortSignal.abort() }), (error) => UnslothError.is(error, 'STOPPED'))
+    await assert.rejects(client.request(engineRequests.generate, generate, { signal: AbortSignal.abort() }), (error) =>
+      UnslothError.is(error, 'STOPPED'),
+    )
     client.close()
   })
 
@@ -81,7 +96,10 @@ describe('RPC between client and engine', () => {
       },
     })
     const answer = client.request(engineRequests.generate, generate)
-    const refused = assert.rejects(answer, (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('has ended before it answered engine/generate'))
+    const refused = assert.rejects(
+      answer,
+      (error) => UnslothError.is(error, 'INTERNAL') && error.message.includes('has ended before it answered engine/generate'),
+    )
     while (signal === undefined) await new Promise(setImmediate)
     client.close()
     await Promise.all([ended, refused])

@@ -3,7 +3,13 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import { UnslothError } from '#shared/errors.ts'
 import {
-  CheckpointDraft, checkpointName, listCheckpoints, newestCheckpoint, pruneCheckpoints, readCheckpoint, recoverCheckpoints,
+  CheckpointDraft,
+  checkpointName,
+  listCheckpoints,
+  newestCheckpoint,
+  pruneCheckpoints,
+  readCheckpoint,
+  recoverCheckpoints,
 } from '../../../engine/run/checkpoints.ts'
 import { RunDirectory } from '../../../engine/run/runDirectory.ts'
 import { smallDisk, stepRecord, temporaryFolder } from './support.ts'
@@ -20,7 +26,8 @@ describe('checkpoints', () => {
     draft.commit({ epoch: step / 10, loss: NaN, evalLoss: 2 })
   }
   const steps = (folder: string): number[] => listCheckpoints(folder).map(({ step }) => step)
-  const content = (folder: string, step: number): string => fs.readFileSync(join(folder, checkpointName(step), 'adapter', 'weights.bin'), 'utf8')
+  const content = (folder: string, step: number): string =>
+    fs.readFileSync(join(folder, checkpointName(step), 'adapter', 'weights.bin'), 'utf8')
 
   it('appear whole, with a manifest of their files', () => {
     const folder = fresh()
@@ -36,7 +43,12 @@ describe('checkpoints', () => {
     const folder = fresh()
     for (const step of [999_999, 1_000_000, 3]) save(folder, step)
     assert.deepEqual(steps(folder), [3, 999_999, 1_000_000])
-    assert.deepEqual(newestCheckpoint(folder)?.files.map(({ path }) => path).sort(), ['adapter/weights.bin', 'optimizer.bin'])
+    assert.deepEqual(
+      newestCheckpoint(folder)
+        ?.files.map(({ path }) => path)
+        .sort(),
+      ['adapter/weights.bin', 'optimizer.bin'],
+    )
     fs.truncateSync(join(folder, checkpointName(1_000_000), 'adapter', 'weights.bin'), 3)
     assert.equal(newestCheckpoint(folder)?.step, 999_999)
     fs.rmSync(join(folder, checkpointName(999_999), 'checkpoint.json'))
@@ -76,7 +88,10 @@ describe('checkpoints', () => {
   })
 
   it('do not bring a deleted run directory back', () => {
-    assert.throws(() => new CheckpointDraft(join(parent, 'deleted', 'checkpoints'), 1), (error) => UnslothError.is(error, 'FILE_WRITE'))
+    assert.throws(
+      () => new CheckpointDraft(join(parent, 'deleted', 'checkpoints'), 1),
+      (error) => UnslothError.is(error, 'FILE_WRITE'),
+    )
     assert.equal(fs.existsSync(join(parent, 'deleted')), false)
   })
 })
@@ -96,7 +111,10 @@ describe('a full disk', () => {
     const full = (act: () => unknown): void => {
       for (const room of [0, 20]) {
         disk.room = room
-        assert.throws(act, (error) => UnslothError.is(error, 'FILE_WRITE') && error.message.includes('disk is full') && error.hint !== undefined)
+        assert.throws(
+          act,
+          (error) => UnslothError.is(error, 'FILE_WRITE') && error.message.includes('disk is full') && error.hint !== undefined,
+        )
       }
     }
     full(() => writer.setState('loading'))
@@ -106,10 +124,22 @@ describe('a full disk', () => {
     full(() => writer.beginCheckpoint(1).commit())
     assert.equal(writer.status.state, 'preparing')
     disk.room = Infinity
-    assert.deepEqual(['status.json', 'metrics.jsonl', 'log.txt'].map((name) => fs.readFileSync(join(run.dir, name), 'utf8')), before)
-    assert.deepEqual(run.reader().checkpoints().map(({ step }) => step), [1])
+    assert.deepEqual(
+      ['status.json', 'metrics.jsonl', 'log.txt'].map((name) => fs.readFileSync(join(run.dir, name), 'utf8')),
+      before,
+    )
+    assert.deepEqual(
+      run
+        .reader()
+        .checkpoints()
+        .map(({ step }) => step),
+      [1],
+    )
     assert.deepEqual(fs.readdirSync(run.path('checkpoints')), ['step-000001'])
-    assert.equal(fs.readdirSync(run.dir).some((name) => name.startsWith('.tmp-')), false)
+    assert.equal(
+      fs.readdirSync(run.dir).some((name) => name.startsWith('.tmp-')),
+      false,
+    )
     writer.appendMetrics(stepRecord(2))
     await writer.close()
     assert.deepEqual([...(await run.reader().readMetrics()).steps.columns.step], [1, 2])
@@ -118,7 +148,10 @@ describe('a full disk', () => {
   it('lets no half a run be created', () => {
     const folder = join(parent, 'none')
     const options = { disk: smallDisk(30) }
-    assert.throws(() => RunDirectory.create(folder, 'x', 'version: 1\n', options), (error) => UnslothError.is(error, 'FILE_WRITE'))
+    assert.throws(
+      () => RunDirectory.create(folder, 'x', 'version: 1\n', options),
+      (error) => UnslothError.is(error, 'FILE_WRITE'),
+    )
     assert.deepEqual(fs.readdirSync(folder), [])
   })
 

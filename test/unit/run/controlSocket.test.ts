@@ -16,8 +16,13 @@ describe('control socket', () => {
   ownRuntimeFolder(parent)
   const asked: unknown[] = []
   const handlersOf = (run: RunDirectory): RunControlHandlers => ({
-    stop: (params) => { asked.push(['stop', params]); return { state: 'saving', step: 3 } },
-    pause: () => { throw new UnslothError('STOPPED', 'already stopping') },
+    stop: (params) => {
+      asked.push(['stop', params])
+      return { state: 'saving', step: 3 }
+    },
+    pause: () => {
+      throw new UnslothError('STOPPED', 'already stopping')
+    },
     resume: () => ({ state: 'training', step: 3 }),
     status: () => run.reader().status(),
   })
@@ -27,13 +32,14 @@ describe('control socket', () => {
   }
   const controlFile = (run: RunDirectory): ControlFile => JSON.parse(fs.readFileSync(run.path('control'), 'utf8')) as ControlFile
   /** Sends text and waits to be cut. */
-  const cut = (address: string, text: string): Promise<string> => new Promise((resolve) => {
-    const client = net.connect(address, () => client.write(text))
-    let answer = ''
-    client.on('data', (data: Buffer) => (answer += data.toString()))
-    client.on('error', () => undefined)
-    client.on('close', () => resolve(answer))
-  })
+  const cut = (address: string, text: string): Promise<string> =>
+    new Promise((resolve) => {
+      const client = net.connect(address, () => client.write(text))
+      let answer = ''
+      client.on('data', (data: Buffer) => (answer += data.toString()))
+      client.on('error', () => undefined)
+      client.on('close', () => resolve(answer))
+    })
 
   it('answers whoever knows the secret', async () => {
     const { run, socket } = await open()
@@ -85,7 +91,10 @@ describe('control socket', () => {
         client.write(secret.slice(0, 10))
         setTimeout(() => client.write(`${secret.slice(10)}\nContent-Length: ${body.length}\r\n\r\n${body}`), 5)
       })
-      client.once('data', (data: Buffer) => { resolve(data.toString()); client.destroy() })
+      client.once('data', (data: Buffer) => {
+        resolve(data.toString())
+        client.destroy()
+      })
     })
     assert.match(answer, /"id":7,"result":\{"state":"training","step":3\}/)
     await socket.close()
@@ -103,7 +112,10 @@ describe('control socket', () => {
 
   it('says why there is nobody to talk to', async () => {
     const run = RunDirectory.create(parent, 'gone', 'version: 1\n')
-    const invalid = (pattern: RegExp) => (error: unknown): boolean => UnslothError.is(error, 'RUN_INVALID') && pattern.test(error.message)
+    const invalid =
+      (pattern: RegExp) =>
+      (error: unknown): boolean =>
+        UnslothError.is(error, 'RUN_INVALID') && pattern.test(error.message)
     await assert.rejects(connectToRun(join(parent, 'none')), invalid(/not a run directory/))
     await assert.rejects(connectToRun(run.dir), invalid(/no process works on the run \(queued\)/))
     const writer = await run.lock()
@@ -112,13 +124,26 @@ describe('control socket', () => {
     writer.setState('stopped')
     await writer.close()
     await assert.rejects(connectToRun(run.dir), invalid(/the run has ended \(stopped\)/))
-    fs.writeFileSync(run.path('control'), JSON.stringify({ host: 'h', machine: 'm', pid: 1, startTime: '', address: join(parent, 'no.sock'), secret: 'a'.repeat(64) }))
+    fs.writeFileSync(
+      run.path('control'),
+      JSON.stringify({
+        host: 'h',
+        machine: 'm',
+        pid: 1,
+        startTime: '',
+        address: join(parent, 'no.sock'),
+        secret: 'a'.repeat(64),
+      }),
+    )
     await assert.rejects(connectToRun(run.dir), invalid(/has ended/))
   })
 
   it('removes sockets that killed processes left', async () => {
     const path = join(runtimeFolder(), 'dead.sock')
-    spawnSync(process.execPath, ['-e', `require('net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`])
+    spawnSync(process.execPath, [
+      '-e',
+      `require('net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`,
+    ])
     assert.equal(fs.existsSync(path), true)
     const { socket } = await open()
     assert.equal(fs.existsSync(path), false)
@@ -141,7 +166,10 @@ describe('control socket', () => {
     fs.symlinkSync('/tmp', join(parent, 'link'))
     process.env.UNSLOTH_RUNTIME_DIR = join(parent, 'link')
     try {
-      assert.throws(() => runtimeFolder(), (error) => UnslothError.is(error, 'FILE_WRITE'))
+      assert.throws(
+        () => runtimeFolder(),
+        (error) => UnslothError.is(error, 'FILE_WRITE'),
+      )
     } finally {
       process.env.UNSLOTH_RUNTIME_DIR = before
     }

@@ -19,13 +19,15 @@ describe('device queue', () => {
     const waits: number[][] = []
     const waiting: Promise<void>[] = []
     for (let i = 1; i <= 4; i++) {
-      waiting.push(acquireDevice('cuda:0', `run ${i}`, { onWait: (ahead) => waits.push([i, ahead]) }).then(async (lease) => {
-        order.push(i)
-        assert.equal(++using, 1)
-        await new Promise(setImmediate)
-        using--
-        lease.release()
-      }))
+      waiting.push(
+        acquireDevice('cuda:0', `run ${i}`, { onWait: (ahead) => waits.push([i, ahead]) }).then(async (lease) => {
+          order.push(i)
+          assert.equal(++using, 1)
+          await new Promise(setImmediate)
+          using--
+          lease.release()
+        }),
+      )
       while (!waits.some(([who, ahead]) => who === i && ahead === i)) await settled()
     }
     assert.equal((await deviceOwner('cuda:0'))?.purpose, 'run 0')

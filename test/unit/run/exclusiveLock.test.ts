@@ -20,7 +20,9 @@ describe('process identity', () => {
   it('takes a process for dead that its parent has not collected', async () => {
     // The shell's child ends while the shell, replaced by sleep, never waits for it.
     const child = spawn('sh', ['-c', 'sleep 0.05 & echo $!; exec sleep 20'])
-    const pid = await new Promise<number>((resolve) => child.stdout.once('data', (data: Buffer) => resolve(Number(data.toString()))))
+    const pid = await new Promise<number>((resolve) =>
+      child.stdout.once('data', (data: Buffer) => resolve(Number(data.toString()))),
+    )
     while ((await processStartTime(pid)) !== undefined) await new Promise(setImmediate)
     assert.equal(process.kill(pid, 0), true)
     child.kill('SIGKILL')
@@ -39,7 +41,10 @@ describe('ExclusiveLock', () => {
   const files = (folder: string): string[] => fs.readdirSync(folder).sort()
   const writeOwner = async (folder: string, generation: number, change: object): Promise<void> => {
     fs.mkdirSync(folder, { recursive: true })
-    fs.writeFileSync(join(folder, `${generation}.json`), JSON.stringify({ ...(await thisProcess()), held: true, purpose: 'other', ...change }))
+    fs.writeFileSync(
+      join(folder, `${generation}.json`),
+      JSON.stringify({ ...(await thisProcess()), held: true, purpose: 'other', ...change }),
+    )
   }
 
   it('is held by one at a time and names the owner', async () => {
@@ -93,7 +98,7 @@ describe('ExclusiveLock', () => {
     assert.equal((await ExclusiveLock.owner(folder))?.purpose, 'other')
   })
 
-  it('comes back when its folder was swept away, unless it is another one\'s by then', async () => {
+  it("comes back when its folder was swept away, unless it is another one's by then", async () => {
     const folder = fresh()
     const lock = await take(folder)
     fs.rmSync(folder, { recursive: true })
@@ -108,10 +113,14 @@ describe('ExclusiveLock', () => {
 
   it('can be given back on a full disk', async () => {
     const folder = fresh()
-    const disk = { ...fs, full: false, openSync: ((path: fs.PathLike, flags: fs.OpenMode, mode?: fs.Mode) => {
-      if (disk.full) throw Object.assign(new Error('full'), { code: 'ENOSPC' })
-      return fs.openSync(path, flags, mode)
-    }) as typeof fs.openSync }
+    const disk = {
+      ...fs,
+      full: false,
+      openSync: ((path: fs.PathLike, flags: fs.OpenMode, mode?: fs.Mode) => {
+        if (disk.full) throw Object.assign(new Error('full'), { code: 'ENOSPC' })
+        return fs.openSync(path, flags, mode)
+      }) as typeof fs.openSync,
+    }
     const lock = await ExclusiveLock.acquire(folder, 'test', disk)
     assert.ok(lock instanceof ExclusiveLock)
     disk.full = true
@@ -121,7 +130,12 @@ describe('ExclusiveLock', () => {
 
   it('works on a file system without hard links', async () => {
     const folder = fresh()
-    const disk = { ...fs, linkSync: () => { throw Object.assign(new Error('no links'), { code: 'EPERM' }) } }
+    const disk = {
+      ...fs,
+      linkSync: () => {
+        throw Object.assign(new Error('no links'), { code: 'EPERM' })
+      },
+    }
     const results = await Promise.all(Array.from({ length: 10 }, () => ExclusiveLock.acquire(folder, 'test', disk)))
     assert.equal(results.filter((result) => result instanceof ExclusiveLock).length, 1)
   })

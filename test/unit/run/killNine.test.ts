@@ -17,7 +17,8 @@ describe('kill −9 of a writer', () => {
     let errors = ''
     child.stderr.on('data', (data: Buffer) => (errors += data.toString()))
     const exited = new Promise<NodeJS.Signals | null>((resolve) => child.once('exit', (_code, signal) => resolve(signal)))
-    while ((await run.reader().status()).attempt === attempts && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 2))
+    while ((await run.reader().status()).attempt === attempts && child.exitCode === null)
+      await new Promise((resolve) => setTimeout(resolve, 2))
     await new Promise((resolve) => setTimeout(resolve, delay))
     child.kill('SIGKILL')
     assert.equal(await exited, 'SIGKILL', errors)
@@ -30,7 +31,10 @@ describe('kill −9 of a writer', () => {
     const { steps, events, invalid } = await run.reader().readMetrics()
     assert.equal(invalid, 0)
     // As of one process: each step once, in order.
-    assert.deepEqual([...steps.columns.step], Array.from({ length: steps.length }, (_, i) => i + 1))
+    assert.deepEqual(
+      [...steps.columns.step],
+      Array.from({ length: steps.length }, (_, i) => i + 1),
+    )
     for (const { event, step } of events) if (event === 'checkpoint') assert.ok(step <= steps.length)
     const checkpoints = run.reader().checkpoints()
     for (const { step, path } of checkpoints) {
@@ -61,7 +65,9 @@ describe('kill −9 of a writer', () => {
     for (const file of ['metrics.jsonl', 'log.txt']) assert.ok(fs.readFileSync(join(run.dir, file), 'utf8').endsWith('\n'))
     const lines = fs.readFileSync(run.path('metrics'), 'utf8').trimEnd().split('\n')
     assert.ok(lines.every((line) => (decodeMetric(line)?.step ?? Infinity) <= newest))
-    const litter = [...fs.readdirSync(run.dir), ...fs.readdirSync(run.path('checkpoints'))].filter((name) => /^\.(tmp|replaced)/.test(name))
+    const litter = [...fs.readdirSync(run.dir), ...fs.readdirSync(run.path('checkpoints'))].filter((name) =>
+      /^\.(tmp|replaced)/.test(name),
+    )
     assert.deepEqual(litter, [])
   })
 })

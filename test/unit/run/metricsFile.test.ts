@@ -18,15 +18,42 @@ describe('metrics.jsonl', () => {
   const fresh = (name: string): string => join(folder, `${name}.jsonl`)
 
   it('reads numbers exactly as JSON.parse does', () => {
-    const numbers = ['0', '-0', '1', '-17', '0.1', '2e-4', '1E5', '1e+3', '1.5e-7', '123456789.123456', '1e22', '1e23', '5e-324', '1.7976931348623157e308',
-      '9007199254740991', '9007199254740993', '0.30000000000000004', '1732.0500000000002', '-2.5e-10', '123456789012345680000', '1e-30']
+    const numbers = [
+      '0',
+      '-0',
+      '1',
+      '-17',
+      '0.1',
+      '2e-4',
+      '1E5',
+      '1e+3',
+      '1.5e-7',
+      '123456789.123456',
+      '1e22',
+      '1e23',
+      '5e-324',
+      '1.7976931348623157e308',
+      '9007199254740991',
+      '9007199254740993',
+      '0.30000000000000004',
+      '1732.0500000000002',
+      '-2.5e-10',
+      '123456789012345680000',
+      '1e-30',
+    ]
     for (let i = 0; i < 3000; i++) numbers.push(String((Math.random() - 0.5) * 10 ** Math.floor(Math.random() * 60 - 30)))
-    for (let i = 0; i < 3000; i++) numbers.push(String(Number((Math.random() * 10 ** (i % 20 - 10)).toPrecision(9))))
+    for (let i = 0; i < 3000; i++) numbers.push(String(Number((Math.random() * 10 ** ((i % 20) - 10)).toPrecision(9))))
     const text = numbers.map((number, i) => `{"type":"step","step":${i},"loss":${number},"time":${1e12 + i}}\n`).join('')
     const { steps, invalid } = parse(text)
     assert.equal(invalid, 0)
-    assert.deepEqual([...steps.columns.loss!], numbers.map((number) => JSON.parse(number) as number))
-    assert.deepEqual([...steps.columns.step], numbers.map((_, i) => i))
+    assert.deepEqual(
+      [...steps.columns.loss!],
+      numbers.map((number) => JSON.parse(number) as number),
+    )
+    assert.deepEqual(
+      [...steps.columns.step],
+      numbers.map((_, i) => i),
+    )
   })
 
   it('refuses what JSON refuses, and goes on', () => {
@@ -39,11 +66,21 @@ describe('metrics.jsonl', () => {
   })
 
   it('makes columns of new and missing keys', () => {
-    const { steps, evals, events } = parse([
-      '{"type":"step","step":1,"loss":2}', '{"type":"step","step":2,"loss":1,"reward":5}', '{"type":"eval","step":2,"eval_loss":3}',
-      '{"type":"event","event":"checkpoint","step":2,"time":9,"path":"checkpoints/step-000002"}', '{"type":"step","step":3,"loss":"NaN"}', '',
-    ].join('\n'))
-    assert.deepEqual(steps.columns, { step: Float64Array.of(1, 2, 3), loss: Float64Array.of(2, 1, NaN), reward: Float64Array.of(NaN, 5, NaN) })
+    const { steps, evals, events } = parse(
+      [
+        '{"type":"step","step":1,"loss":2}',
+        '{"type":"step","step":2,"loss":1,"reward":5}',
+        '{"type":"eval","step":2,"eval_loss":3}',
+        '{"type":"event","event":"checkpoint","step":2,"time":9,"path":"checkpoints/step-000002"}',
+        '{"type":"step","step":3,"loss":"NaN"}',
+        '',
+      ].join('\n'),
+    )
+    assert.deepEqual(steps.columns, {
+      step: Float64Array.of(1, 2, 3),
+      loss: Float64Array.of(2, 1, NaN),
+      reward: Float64Array.of(NaN, 5, NaN),
+    })
     assert.deepEqual(evals.columns, { step: Float64Array.of(2), eval_loss: Float64Array.of(3) })
     assert.equal(events[0]?.path, 'checkpoints/step-000002')
   })
@@ -55,7 +92,7 @@ describe('metrics.jsonl', () => {
     const seen: number[] = []
     let cursor
     let portions = 0
-    for (let more = true; more; ) {
+    for (let more = true; more;) {
       const read = await readMetricsFile(path, cursor, 5000)
       assert.equal(read.reset, false)
       seen.push(...read.steps.columns.step)
@@ -63,7 +100,10 @@ describe('metrics.jsonl', () => {
       portions++
     }
     assert.ok(portions > 5)
-    assert.deepEqual(seen, lines.slice(0, 600).map((_, i) => i + 1))
+    assert.deepEqual(
+      seen,
+      lines.slice(0, 600).map((_, i) => i + 1),
+    )
     fs.appendFileSync(path, lines[600]!.slice(30) + lines.slice(601).join(''))
     const rest = await readMetricsFile(path, cursor)
     assert.equal(rest.steps.length, 400)
@@ -90,16 +130,25 @@ describe('metrics.jsonl', () => {
     assert.ok(fs.statSync(path).size > first.cursor.offset)
     const again = await readMetricsFile(path, first.cursor)
     assert.equal(again.reset, true)
-    assert.deepEqual([...again.steps.columns.step], Array.from({ length: 90 }, (_, i) => i + 1))
+    assert.deepEqual(
+      [...again.steps.columns.step],
+      Array.from({ length: 90 }, (_, i) => i + 1),
+    )
     fs.rmSync(path)
     assert.equal((await readMetricsFile(path, again.cursor)).reset, true)
   })
 
   it('cuts exactly after a step, whatever follows', () => {
     const path = fresh('exact')
-    const keep = [encodeMetric(stepRecord(1)), encodeMetric({ type: 'eval', step: 2, epoch: 0, eval_loss: 1, eval_perplexity: 3, time: 0 }),
-      encodeMetric({ type: 'event', event: 'checkpoint', step: 2, time: 0 })]
-    fs.writeFileSync(path, `${[...keep, encodeMetric({ type: 'event', event: 'warning', step: 3, time: 0 }), encodeMetric(stepRecord(3))].join('\n')}\n{"torn`)
+    const keep = [
+      encodeMetric(stepRecord(1)),
+      encodeMetric({ type: 'eval', step: 2, epoch: 0, eval_loss: 1, eval_perplexity: 3, time: 0 }),
+      encodeMetric({ type: 'event', event: 'checkpoint', step: 2, time: 0 }),
+    ]
+    fs.writeFileSync(
+      path,
+      `${[...keep, encodeMetric({ type: 'event', event: 'warning', step: 3, time: 0 }), encodeMetric(stepRecord(3))].join('\n')}\n{"torn`,
+    )
     const file = new AppendFile(path)
     cutMetricsAfter(file, 2)
     file.close()
@@ -113,7 +162,7 @@ describe('metrics.jsonl', () => {
     let sum = 0
     let count = 0
     let cursor
-    for (let more = true; more; ) {
+    for (let more = true; more;) {
       const read = await readMetricsFile(path, cursor, 1 << 20)
       assert.ok(read.steps.length < 10_000)
       for (const loss of read.steps.columns.loss!) sum += loss
@@ -121,6 +170,9 @@ describe('metrics.jsonl', () => {
       ;({ cursor, more } = read)
     }
     assert.equal(count, lines.length)
-    assert.equal(sum, lines.reduce((total, line) => total + (JSON.parse(line) as { loss: number }).loss, 0))
+    assert.equal(
+      sum,
+      lines.reduce((total, line) => total + (JSON.parse(line) as { loss: number }).loss, 0),
+    )
   })
 })

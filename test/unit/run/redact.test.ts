@@ -25,8 +25,18 @@ describe('redact', () => {
   })
 
   it('leaves everything else as it is', () => {
-    const text = ['hub_token: null', 'hf_token:', '  next: 1', 'eos_token: </s>', 'pad_token: <pad>', 'tokens: 512', 'max_tokens = 7', 'hf_model: x',
-      'bearer of news', 'num_tokens: 3'].join('\n')
+    const text = [
+      'hub_token: null',
+      'hf_token:',
+      '  next: 1',
+      'eos_token: </s>',
+      'pad_token: <pad>',
+      'tokens: 512',
+      'max_tokens = 7',
+      'hf_model: x',
+      'bearer of news',
+      'num_tokens: 3',
+    ].join('\n')
     assert.equal(redact(text), text)
   })
 })

@@ -23,8 +23,14 @@ describe('RunDirectory', () => {
 
   it('creates runs that never share a folder, with recipe and queued status', async () => {
     const folder = join(parent, 'new', 'deep')
-    const runs = Array.from({ length: 3 }, () => RunDirectory.create(folder, 'demo', 'a: 1\nhub_token: secret9\n', { now, status: { model: 'm' } }))
-    assert.deepEqual(fs.readdirSync(folder).sort(), ['2026-11-21_14-03-05_demo', '2026-11-21_14-03-05_demo-2', '2026-11-21_14-03-05_demo-3'])
+    const runs = Array.from({ length: 3 }, () =>
+      RunDirectory.create(folder, 'demo', 'a: 1\nhub_token: secret9\n', { now, status: { model: 'm' } }),
+    )
+    assert.deepEqual(fs.readdirSync(folder).sort(), [
+      '2026-11-21_14-03-05_demo',
+      '2026-11-21_14-03-05_demo-2',
+      '2026-11-21_14-03-05_demo-3',
+    ])
     assert.equal(runs[1]!.recipe(), 'a: 1\nhub_token: <redacted>\n')
     const { state, model, attempt, name } = await runs[2]!.reader().status()
     assert.deepEqual([state, model, attempt, name], ['queued', 'm', 0, 'demo'])
@@ -40,11 +46,18 @@ describe('RunDirectory', () => {
 
   it('says what is wrong with a folder that is not a run', () => {
     const invalid = (dir: string, pattern: RegExp): void =>
-      assert.throws(() => RunDirectory.open(dir), (error) => UnslothError.is(error, 'RUN_INVALID') && pattern.test(error.message))
+      assert.throws(
+        () => RunDirectory.open(dir),
+        (error) => UnslothError.is(error, 'RUN_INVALID') && pattern.test(error.message),
+      )
     invalid(join(parent, 'none'), /not a run directory/)
     const dir = fresh().dir
-    for (const [text, pattern] of [['{"ver', /status\.json: damaged/], ['[]', /status\.json/], ['{"version":9}', /newer version \(format 9\)/],
-      ['{"version":1,"name":"x","state":"flying"}', /state/]] as const) {
+    for (const [text, pattern] of [
+      ['{"ver', /status\.json: damaged/],
+      ['[]', /status\.json/],
+      ['{"version":9}', /newer version \(format 9\)/],
+      ['{"version":1,"name":"x","state":"flying"}', /state/],
+    ] as const) {
       fs.writeFileSync(join(dir, 'status.json'), text)
       invalid(dir, pattern)
     }
@@ -53,7 +66,10 @@ describe('RunDirectory', () => {
   it('has one writer, whose process is named to others', async () => {
     const run = fresh()
     const writer = await run.lock()
-    await assert.rejects(run.lock(), (error) => UnslothError.is(error, 'RUN_BUSY') && error.message.includes(`process ${process.pid} on `))
+    await assert.rejects(
+      run.lock(),
+      (error) => UnslothError.is(error, 'RUN_BUSY') && error.message.includes(`process ${process.pid} on `),
+    )
     await writer.close()
     await (await run.lock()).close()
   })
@@ -65,7 +81,11 @@ describe('RunDirectory', () => {
     writer.begin('preparing')
     assert.throws(() => writer.setState('training'), /cannot go from preparing to training/)
     writer.setState('loading', { detail: 'weights', device: 'cpu', plannedBytes: 1000 })
-    assert.deepEqual(await reader.view().then(({ state, alive, status }) => [state, alive, status.detail]), ['loading', true, 'weights'])
+    assert.deepEqual(await reader.view().then(({ state, alive, status }) => [state, alive, status.detail]), [
+      'loading',
+      true,
+      'weights',
+    ])
     writer.setState('training', { totalSteps: 3 })
     for (let step = 1; step <= 3; step++) {
       writer.appendMetrics(stepRecord(step))
@@ -80,8 +100,14 @@ describe('RunDirectory', () => {
     writer.log('done\nwith hf_AbCdEfGhIjKlMnOp')
     await writer.close()
     const { status, state, alive, resumable } = await reader.view()
-    assert.deepEqual([state, alive, resumable, status.step, status.totalSteps, status.attempt], ['finished', false, false, 3, 3, 1])
-    assert.deepEqual(status.outputs, [{ kind: 'adapter', path: 'adapter' }, { kind: 'merged', path: '/elsewhere/merged' }])
+    assert.deepEqual(
+      [state, alive, resumable, status.step, status.totalSteps, status.attempt],
+      ['finished', false, false, 3, 3, 1],
+    )
+    assert.deepEqual(status.outputs, [
+      { kind: 'adapter', path: 'adapter' },
+      { kind: 'merged', path: '/elsewhere/merged' },
+    ])
     assert.equal(status.warnings.length, 1)
     assert.ok(status.endedAt !== null && status.startedAt !== null)
     assert.deepEqual([...(await reader.readMetrics()).steps.columns.step], [1, 2, 3])
@@ -102,12 +128,24 @@ describe('RunDirectory', () => {
     const run = fresh()
     const writer = await run.lock()
     writer.begin()
-    writer.fail(new UnslothError('NON_FINITE', 'loss is NaN at step 4', { hint: 'Lower learning_rate.' }), { step: 4, tensor: 'lm_head' })
+    writer.fail(new UnslothError('NON_FINITE', 'loss is NaN at step 4', { hint: 'Lower learning_rate.' }), {
+      step: 4,
+      tensor: 'lm_head',
+    })
     await writer.close()
     const { status, state } = await run.reader().view()
     assert.equal(state, 'failed')
-    assert.deepEqual(status.error, { code: 'NON_FINITE', message: 'loss is NaN at step 4', hint: 'Lower learning_rate.', tensor: 'lm_head', step: 4 })
-    assert.deepEqual((await run.reader().readMetrics()).events.map(({ event }) => event), ['fail'])
+    assert.deepEqual(status.error, {
+      code: 'NON_FINITE',
+      message: 'loss is NaN at step 4',
+      hint: 'Lower learning_rate.',
+      tensor: 'lm_head',
+      step: 4,
+    })
+    assert.deepEqual(
+      (await run.reader().readMetrics()).events.map(({ event }) => event),
+      ['fail'],
+    )
   })
 
   it('is interrupted when its process is gone, and resumes from the newest checkpoint', async () => {
@@ -138,11 +176,20 @@ describe('RunDirectory', () => {
     second.setState('loading')
     second.setState('training')
     second.appendMetrics(stepRecord(7))
-    assert.deepEqual(await run.reader().view().then(({ state, status }) => [state, status.attempt]), ['training', 2])
+    assert.deepEqual(
+      await run
+        .reader()
+        .view()
+        .then(({ state, status }) => [state, status.attempt]),
+      ['training', 2],
+    )
     await second.close()
     const { steps, events } = await run.reader().readMetrics()
     assert.deepEqual([...steps.columns.step], [1, 2, 3, 4, 5, 6, 7])
-    assert.deepEqual(events.map(({ event, step }) => [event, step]), [['resume', 6]])
+    assert.deepEqual(
+      events.map(({ event, step }) => [event, step]),
+      [['resume', 6]],
+    )
   })
 
   it('refuses to write after another process took over', async () => {
@@ -156,7 +203,13 @@ describe('RunDirectory', () => {
     const run = fresh()
     const seen = new Set<RunAspect>()
     let wake: () => void = () => undefined
-    const watcher = run.reader().watch((changed) => { for (const aspect of changed) seen.add(aspect); wake() }, { interval: 20, settle: 5 })
+    const watcher = run.reader().watch(
+      (changed) => {
+        for (const aspect of changed) seen.add(aspect)
+        wake()
+      },
+      { interval: 20, settle: 5 },
+    )
     const until = async (...aspects: RunAspect[]): Promise<void> => {
       while (!aspects.every((aspect) => seen.has(aspect))) await new Promise<void>((resolve) => (wake = resolve))
     }
@@ -174,9 +227,13 @@ describe('RunDirectory', () => {
 
   it('lists runs, newest first, and leaves out what is none', async () => {
     const folder = join(parent, 'list')
-    for (const minute of [1, 3, 2]) RunDirectory.create(folder, `m${minute}`, 'version: 1\n', { now: new Date(2026, 0, 1, 0, minute) })
+    for (const minute of [1, 3, 2])
+      RunDirectory.create(folder, `m${minute}`, 'version: 1\n', { now: new Date(2026, 0, 1, 0, minute) })
     fs.mkdirSync(join(folder, 'other'))
-    assert.deepEqual((await listRuns(folder)).map(({ status }) => status.name), ['m3', 'm2', 'm1'])
+    assert.deepEqual(
+      (await listRuns(folder)).map(({ status }) => status.name),
+      ['m3', 'm2', 'm1'],
+    )
     assert.deepEqual(await listRuns(join(folder, 'none')), [])
   })
 })

@@ -2,7 +2,16 @@ import assert from 'node:assert/strict'
 import { UnslothError } from '#shared/errors.ts'
 import type { RunState } from '#shared/runState.ts'
 import {
-  canResume, canTransition, checkTransition, failureOf, hasEnded, isBeating, newStatus, runStates, runStatusSchema, shownState,
+  canResume,
+  canTransition,
+  checkTransition,
+  failureOf,
+  hasEnded,
+  isBeating,
+  newStatus,
+  runStates,
+  runStatusSchema,
+  shownState,
 } from '#shared/runState.ts'
 
 const now = Date.parse('2026-11-21T12:00:00Z')
@@ -10,8 +19,23 @@ const status = (state: RunState, attempt = 1) => ({ ...newStatus('r', new Date(n
 
 describe('run states', () => {
   it('lets a run go its usual way, and pause and resume', () => {
-    const way: RunState[] = ['queued', 'preparing', 'loading', 'training', 'evaluating', 'training', 'saving', 'training', 'saving',
-      'paused', 'queued', 'loading', 'training', 'saving', 'finished']
+    const way: RunState[] = [
+      'queued',
+      'preparing',
+      'loading',
+      'training',
+      'evaluating',
+      'training',
+      'saving',
+      'training',
+      'saving',
+      'paused',
+      'queued',
+      'loading',
+      'training',
+      'saving',
+      'finished',
+    ]
     for (let i = 1; i < way.length; i++) assert.ok(canTransition(way[i - 1]!, way[i]!), `${way[i - 1]} → ${way[i]}`)
   })
 
@@ -33,7 +57,8 @@ describe('run states', () => {
       assert.equal(shownState(status(state), false, now + 1), 'interrupted', state)
       assert.equal(shownState(status(state), true, now + 1e9), state)
     }
-    for (const state of ['finished', 'failed', 'stopped', 'paused'] as const) assert.equal(shownState(status(state), false, now + 1e9), state)
+    for (const state of ['finished', 'failed', 'stopped', 'paused'] as const)
+      assert.equal(shownState(status(state), false, now + 1e9), state)
   })
 
   it('gives a new run time to start', () => {

@@ -5,14 +5,36 @@ import { stepRecord } from './support.ts'
 
 describe('units', () => {
   it('formats bytes in steps of 1024', () => {
-    const cases: [number, string][] = [[0, '0 B'], [512, '512 B'], [1024, '1.0 KB'], [1536, '1.5 KB'], [1024 ** 2 - 1, '1.0 MB'],
-      [24 * 1024 ** 3, '24.0 GB'], [139.4 * 1024 ** 3, '139 GB'], [-2048, '−2.0 KB'], [NaN, '?']]
+    const cases: [number, string][] = [
+      [0, '0 B'],
+      [512, '512 B'],
+      [1024, '1.0 KB'],
+      [1536, '1.5 KB'],
+      [1024 ** 2 - 1, '1.0 MB'],
+      [24 * 1024 ** 3, '24.0 GB'],
+      [139.4 * 1024 ** 3, '139 GB'],
+      [-2048, '−2.0 KB'],
+      [NaN, '?'],
+    ]
     for (const [bytes, text] of cases) assert.equal(formatBytes(bytes), text)
   })
 
   it('formats durations in at most two units', () => {
-    const cases: [number, string][] = [[0, '0 ms'], [0.85, '850 ms'], [0.9996, '1.0 s'], [4.21, '4.2 s'], [42, '42 s'], [59.6, '1 m 00 s'],
-      [185, '3 m 05 s'], [1080, '18 m'], [3599.9, '1 h 00 m'], [7620, '2 h 07 m'], [273600, '3 d 4 h'], [-1, '?'], [Infinity, '?']]
+    const cases: [number, string][] = [
+      [0, '0 ms'],
+      [0.85, '850 ms'],
+      [0.9996, '1.0 s'],
+      [4.21, '4.2 s'],
+      [42, '42 s'],
+      [59.6, '1 m 00 s'],
+      [185, '3 m 05 s'],
+      [1080, '18 m'],
+      [3599.9, '1 h 00 m'],
+      [7620, '2 h 07 m'],
+      [273600, '3 d 4 h'],
+      [-1, '?'],
+      [Infinity, '?'],
+    ]
     for (const [seconds, text] of cases) assert.equal(formatDuration(seconds), text)
   })
 
@@ -69,7 +91,7 @@ describe('metrics', () => {
 
   it('keeps every float32', () => {
     for (let i = 0; i < 200; i++) {
-      const loss = Math.fround(Math.random() * 10 ** (i % 12 - 6))
+      const loss = Math.fround(Math.random() * 10 ** ((i % 12) - 6))
       const record = decodeMetric(encodeMetric({ ...stepRecord(1), loss }))
       assert.ok(record?.type === 'step')
       assert.equal(Math.fround(record.loss), loss)
@@ -83,7 +105,14 @@ describe('metrics', () => {
   })
 
   it('formats losses and learning rates', () => {
-    assert.deepEqual([1.7324, 0.042109, 12.349, 0, 1.2e9, NaN].map(formatLoss), ['1.732', '0.04211', '12.35', '0.0000', '1.20e+9', 'NaN'])
+    assert.deepEqual([1.7324, 0.042109, 12.349, 0, 1.2e9, NaN].map(formatLoss), [
+      '1.732',
+      '0.04211',
+      '12.35',
+      '0.0000',
+      '1.20e+9',
+      'NaN',
+    ])
     assert.deepEqual([2e-4, 1.5e-5, 0, 1, 1.234e-4].map(formatLearningRate), ['2e-4', '1.5e-5', '0', '1e0', '1.23e-4'])
   })
 })

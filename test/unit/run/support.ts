@@ -30,8 +30,13 @@ export function ownRuntimeFolder(parent: string): void {
 export async function bundleChild(name: string, folder: string): Promise<string> {
   const outfile = join(folder, `${name}.cjs`)
   await build({
-    entryPoints: [fileURLToPath(new URL(`children/${name}.ts`, import.meta.url))], outfile, bundle: true, platform: 'node', format: 'cjs',
-    target: 'node20', logLevel: 'silent',
+    entryPoints: [fileURLToPath(new URL(`children/${name}.ts`, import.meta.url))],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'cjs',
+    target: 'node20',
+    logLevel: 'silent',
   })
   return outfile
 }

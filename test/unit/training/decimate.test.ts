@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { bucketExtremes, bucketPositions, bucketSize, lowerBound, pointCount, quantile } from '#shared/decimate.ts'
 
-const noisy = (length: number): Float64Array => Float64Array.from({ length }, (_, i) => Math.sin(i * 12.9898) * 43_758.5453 % 1)
+const noisy = (length: number): Float64Array => Float64Array.from({ length }, (_, i) => (Math.sin(i * 12.9898) * 43_758.5453) % 1)
 const x = (length: number): Float64Array => Float64Array.from({ length }, (_, i) => i + 1)
 
 describe('thinning out', () => {
@@ -23,7 +23,12 @@ describe('thinning out', () => {
 
   it('never loses a spike, for any start and length', () => {
     const values = noisy(5_000)
-    for (const [first, end, bucket] of [[0, 5_000, 8], [64, 4_999, 64], [8, 9, 8], [512, 4_000, 256]] as const) {
+    for (const [first, end, bucket] of [
+      [0, 5_000, 8],
+      [64, 4_999, 64],
+      [8, 9, 8],
+      [512, 4_000, 256],
+    ] as const) {
       const points = bucketExtremes(values, first, end, bucket)
       assert.equal(points.length, pointCount(first, end, bucket))
       assert.equal(bucketPositions(x(5_000), first, end, bucket).length, points.length)
@@ -48,7 +53,10 @@ describe('thinning out', () => {
 
   it('finds places and quantiles', () => {
     const sorted = Float64Array.of(1, 2, 2, 5, 9, 100)
-    assert.deepEqual([0, 2, 3, 9, 10].map((value) => lowerBound(sorted, 5, value)), [0, 1, 3, 4, 5])
+    assert.deepEqual(
+      [0, 2, 3, 9, 10].map((value) => lowerBound(sorted, 5, value)),
+      [0, 1, 3, 4, 5],
+    )
     assert.equal(quantile(Float64Array.of(5, NaN, 1, 3, Infinity), 0, 5, 0.5), 3)
     assert.equal(quantile(Float64Array.of(0, 10), 0, 2, 0.95), 9.5)
     assert.ok(Number.isNaN(quantile(Float64Array.of(NaN), 0, 1, 0.5)))

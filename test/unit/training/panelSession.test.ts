@@ -34,10 +34,13 @@ function setUp(...runs: readonly SampleRun[]) {
       return line.delivers
     },
     trackers: { acquire: (dir) => ({ tracker: byDir.get(dir)!, dispose: () => void released.push(dir) }) },
-    strings: { loss: 'Loss' }, interval, log: (message) => logged.push(message),
+    strings: { loss: 'Loss' },
+    interval,
+    log: (message) => logged.push(message),
     onRuns: (infos) => titles.push(infos.map(({ name }) => name)),
     actions: { perform: (action, dir) => line.perform(action, dir), pickRuns: () => Promise.resolve([...byDir.keys()]) },
-    saveCsv: () => Promise.resolve(), savePng: () => Promise.resolve(),
+    saveCsv: () => Promise.resolve(),
+    savePng: () => Promise.resolve(),
   })
   for (const run of runs.slice(0, 1)) session.add(run.dir)
   const ready = (): Promise<void> =>
@@ -65,8 +68,11 @@ describe('the host’s side of a panel', () => {
     const run = new SampleRun('/runs/a', { steps: 50 })
     const { session, posted, ready, line } = setUp(run)
     await ready()
-    const steps = (): number => posted.slice(1).flatMap((message) =>
-      (message.type === 'update' ? message.data.map(({ steps: rows }) => rows?.x.length ?? 0) : [])).reduce((sum, count) => sum + count, 0)
+    const steps = (): number =>
+      posted
+        .slice(1)
+        .flatMap((message) => (message.type === 'update' ? message.data.map(({ steps: rows }) => rows?.x.length ?? 0) : []))
+        .reduce((sum, count) => sum + count, 0)
     /** Grows the run many times; messages that came, and how many there was time for. */
     const grow = async (times: number, each: number): Promise<readonly [number, number]> => {
       const [began, before, known] = [performance.now(), posted.length, steps()]
@@ -95,7 +101,8 @@ describe('the host’s side of a panel', () => {
     await until(() => posted.length === 2)
     line.delivers = true
     run.grow(1)
-    const whole = (): boolean => posted.slice(2).some((message) => message.type === 'update' && message.data[0]?.steps?.x.length === 52)
+    const whole = (): boolean =>
+      posted.slice(2).some((message) => message.type === 'update' && message.data[0]?.steps?.x.length === 52)
     await until(whole)
     const last = posted.at(-1)!
     assert.ok(last.type === 'update')
@@ -109,7 +116,9 @@ describe('the host’s side of a panel', () => {
     const { session, posted, ready } = setUp(run)
     await ready()
     await session.handle({
-      type: 'view', view: 7, settings: { ...defaultSettings, smoothing: 0 },
+      type: 'view',
+      view: 7,
+      settings: { ...defaultSettings, smoothing: 0 },
       viewport: { range: { min: 10, max: 20 }, width: 500 },
     })
     const last = posted.at(-1)!
@@ -141,7 +150,10 @@ describe('the host’s side of a panel', () => {
     const done: string[] = []
     line.perform = (action, dir) => Promise.resolve(void done.push(`${action} ${dir}`))
     for (const action of panelActions) await session.handle({ type: 'action', action, id: '/runs/a' })
-    assert.deepEqual(done, panelActions.map((action) => `${action} /runs/a`))
+    assert.deepEqual(
+      done,
+      panelActions.map((action) => `${action} /runs/a`),
+    )
     await session.handle({ type: 'action', action: 'pause', id: '/etc' })
     await session.handle({ type: 'action', action: 'format' as PanelAction, id: '/runs/a' })
     assert.equal(done.length, panelActions.length, 'only known actions on runs that are shown')
@@ -153,11 +165,18 @@ describe('the host’s side of a panel', () => {
 
   it('reads kept states and viewports of any kind', () => {
     const state = {
-      version: 1, runs: ['/a', '/a', 3], hidden: null, settings: { xAxis: 'tokens', smoothing: 5, raw: 'yes' },
+      version: 1,
+      runs: ['/a', '/a', 3],
+      hidden: null,
+      settings: { xAxis: 'tokens', smoothing: 5, raw: 'yes' },
       range: { min: 5, max: 5 },
     }
     assert.deepEqual(readPanelState(state), {
-      version: 1, runs: ['/a'], hidden: [], settings: { ...defaultSettings, xAxis: 'tokens', smoothing: 0.999 }, range: null,
+      version: 1,
+      runs: ['/a'],
+      hidden: [],
+      settings: { ...defaultSettings, xAxis: 'tokens', smoothing: 0.999 },
+      range: null,
     })
     for (const value of [undefined, null, 7, 'x', [], {}, { settings: [] }, { range: { min: 'a', max: NaN } }]) {
       assert.deepEqual(readPanelState(value), { version: 1, runs: [], hidden: [], settings: defaultSettings, range: null })
@@ -169,11 +188,19 @@ describe('the host’s side of a panel', () => {
 
   it('has a page without inline code, whatever stands in its title', () => {
     const html = panelHtml({
-      cspSource: 'https://host', nonce: 'abc', styleNonce: 'def', scriptUri: 'https://host/a.js', styleUri: 'https://host/a.css',
-      title: '<script>alert("x")</script>', language: 'de',
+      cspSource: 'https://host',
+      nonce: 'abc',
+      styleNonce: 'def',
+      scriptUri: 'https://host/a.js',
+      styleUri: 'https://host/a.css',
+      title: '<script>alert("x")</script>',
+      language: 'de',
     })
     const policy = /content="(default-src[^"]*)"/.exec(html)![1]!.replaceAll('&#39;', "'")
-    assert.ok(policy.startsWith("default-src 'none'; script-src 'nonce-abc'; style-src https://host 'nonce-def'; font-src"), policy)
+    assert.ok(
+      policy.startsWith("default-src 'none'; script-src 'nonce-abc'; style-src https://host 'nonce-def'; font-src"),
+      policy,
+    )
     assert.doesNotMatch(html, /unsafe-(inline|eval)|<script>|style="|<style/)
     assert.match(html, /<html lang="de">/)
   })

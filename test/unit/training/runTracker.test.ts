@@ -24,9 +24,13 @@ describe('following a run directory', function () {
     folder = fs.mkdtempSync(join(tmpdir(), 'unsloth-tracker-'))
     program = join(folder, 'slowTrainer.cjs')
     await build({
-      entryPoints: [fileURLToPath(new URL('children/slowTrainer.ts', import.meta.url))], outfile: program, bundle: true,
+      entryPoints: [fileURLToPath(new URL('children/slowTrainer.ts', import.meta.url))],
+      outfile: program,
+      bundle: true,
       platform: 'node',
-      format: 'cjs', target: 'node20', logLevel: 'silent',
+      format: 'cjs',
+      target: 'node20',
+      logLevel: 'silent',
     })
   })
   after(() => fs.rmSync(folder, { recursive: true, force: true }))
@@ -101,7 +105,10 @@ describe('following a run directory', function () {
     assert.equal(tracker.info().nonFiniteSteps, 1)
     await process.end()
     await until(tracker, 'the end', () => tracker.info().state === 'finished' && !tracker.info().alive)
-    assert.deepEqual([...tracker.series.steps.column('step')!.subarray(0, 16)], Array.from({ length: 16 }, (_, i) => i + 1))
+    assert.deepEqual(
+      [...tracker.series.steps.column('step')!.subarray(0, 16)],
+      Array.from({ length: 16 }, (_, i) => i + 1),
+    )
   })
 
   it('shows a lost run as interrupted and follows it when it is resumed from an earlier step', async () => {
@@ -123,7 +130,10 @@ describe('following a run directory', function () {
     await until(tracker, 'the resume', () => tracker.series.steps.length === 11)
     assert.ok(tracker.series.generation > 0)
     assert.deepEqual([...tracker.series.steps.column('step')!.subarray(0, 11)], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
-    assert.deepEqual(tracker.series.events.map(({ event }) => event), ['checkpoint', 'resume'])
+    assert.deepEqual(
+      tracker.series.events.map(({ event }) => event),
+      ['checkpoint', 'resume'],
+    )
     await until(tracker, 'the state', () => tracker.info().state === 'training')
     assert.equal(tracker.info().attempt, 2)
     await second.end()
@@ -168,7 +178,8 @@ describe('following a run directory', function () {
 
     const dir = newRun()
     fs.writeFileSync(
-      join(dir, 'metrics.jsonl'), '{"type":"step","step":1,"epoch":0,"loss":2}\nnonsense\n{"type":"step","step":2,"epo',
+      join(dir, 'metrics.jsonl'),
+      '{"type":"step","step":1,"epoch":0,"loss":2}\nnonsense\n{"type":"step","step":2,"epo',
     )
     const tracker = track(dir)
     await tracker.loaded
@@ -187,7 +198,8 @@ describe('following a run directory', function () {
   it('reads a long file in portions and tells of each', async () => {
     const dir = newRun()
     const lines = Array.from(
-      { length: 60_000 }, (_, i) => `{"type":"step","step":${i + 1},"epoch":0.5,"loss":${(i % 97) / 10 + 1},"grad_norm":1}`,
+      { length: 60_000 },
+      (_, i) => `{"type":"step","step":${i + 1},"epoch":0.5,"loss":${(i % 97) / 10 + 1},"grad_norm":1}`,
     )
     fs.writeFileSync(join(dir, 'metrics.jsonl'), `${lines.join('\n')}\n`)
     const tracker = track(dir)
@@ -198,7 +210,10 @@ describe('following a run directory', function () {
     assert.ok(seen.length > 1 && seen[0] === true && seen.at(-1) === false, seen.join())
     const sketch = tracker.sketch(12)
     assert.equal(sketch.length, 12)
-    assert.ok(sketch.every((mean) => Math.abs(mean - 5.8) < 0.1), sketch.join())
+    assert.ok(
+      sketch.every((mean) => Math.abs(mean - 5.8) < 0.1),
+      sketch.join(),
+    )
     assert.deepEqual(track(newRun()).sketch(5), [])
   })
 })

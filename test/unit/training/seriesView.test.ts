@@ -131,22 +131,28 @@ describe('a run as a panel looks at it', () => {
 
   it('marks events and steps that were not finite, and only those in view', () => {
     const series = new RunSeries()
-    series.append(batch({
-      steps: { step: [1, 2, 3, 4], loss: [1, NaN, 1, 1] },
-      events: [
-        { type: 'event', event: 'start', step: 0, time: 0 }, { type: 'event', event: 'checkpoint', step: 3, time: 0, path: 'x' },
-        { type: 'event', event: 'resume', step: 3, time: 0, message: 'again' },
-      ],
-    }))
+    series.append(
+      batch({
+        steps: { step: [1, 2, 3, 4], loss: [1, NaN, 1, 1] },
+        events: [
+          { type: 'event', event: 'start', step: 0, time: 0 },
+          { type: 'event', event: 'checkpoint', step: 3, time: 0, path: 'x' },
+          { type: 'event', event: 'resume', step: 3, time: 0, message: 'again' },
+        ],
+      }),
+    )
     const { send, shown } = line(series)
     send()
     assert.deepEqual(shown().marks, [
-      { kind: 'non_finite', step: 2, x: 2 }, { kind: 'checkpoint', step: 3, x: 3 }, {
-        kind: 'resume', step: 3, x: 3, message: 'again',
-      },
+      { kind: 'non_finite', step: 2, x: 2 },
+      { kind: 'checkpoint', step: 3, x: 3 },
+      { kind: 'resume', step: 3, x: 3, message: 'again' },
     ])
     send({ range: { min: 1.5, max: 2.5 }, width: 1_000 })
-    assert.deepEqual(shown().marks.map(({ kind }) => kind), ['non_finite'])
+    assert.deepEqual(
+      shown().marks.map(({ kind }) => kind),
+      ['non_finite'],
+    )
     send({ range: { min: 3.5, max: 4 }, width: 1_000 })
     assert.deepEqual(shown().marks, [])
   })
@@ -163,9 +169,9 @@ describe('a run as a panel looks at it', () => {
 
   it('tells the ends of the axes when outliers are clipped', () => {
     const series = new RunSeries()
-    series.append(batch({ steps: {
-      step: Array.from({ length: 101 }, (_, i) => i), loss: Array.from({ length: 101 }, (_, i) => i),
-    } }))
+    series.append(
+      batch({ steps: { step: Array.from({ length: 101 }, (_, i) => i), loss: Array.from({ length: 101 }, (_, i) => i) } }),
+    )
     const { send, shown } = line(series)
     send()
     assert.deepEqual(shown().ceilings, {})

@@ -19,7 +19,8 @@ export function batch(parts: {
   return {
     steps: parts.steps === undefined ? noRows : columns(parts.steps),
     evals: parts.evals === undefined ? noRows : columns(parts.evals),
-    events: parts.events ?? [], invalid: 0,
+    events: parts.events ?? [],
+    invalid: 0,
   }
 }
 
@@ -28,9 +29,12 @@ export function lossBatch(count: number, first = 0): MetricBatch {
   const step = Array.from({ length: count }, (_, i) => first + i + 1)
   return batch({
     steps: {
-      step, loss: step.map((s) => 2 + Math.sin(s * 12.9898)), learning_rate: step.map((s) => 1e-4 / s),
+      step,
+      loss: step.map((s) => 2 + Math.sin(s * 12.9898)),
+      learning_rate: step.map((s) => 1e-4 / s),
       num_tokens: step.map((s) => s * 512),
-      epoch: step.map((s) => s / 100), time: step.map((s) => 1_000_000 + s * 500),
+      epoch: step.map((s) => s / 100),
+      time: step.map((s) => 1_000_000 + s * 500),
     },
   })
 }

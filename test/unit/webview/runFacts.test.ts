@@ -3,18 +3,52 @@ import type { RunInfo } from '#shared/panelProtocol.ts'
 import { fill, panelStrings } from '#shared/panelStrings.ts'
 import { shownStatesOf } from './states.ts'
 import {
-  actionsOf, announcement, elapsedSeconds, factsOfRun, lossText, noticesOf, stateIcons,
+  actionsOf,
+  announcement,
+  elapsedSeconds,
+  factsOfRun,
+  lossText,
+  noticesOf,
+  stateIcons,
 } from '../../../webview/training/runFacts.ts'
 
 const now = 10_000_000
 const info = (some: Partial<RunInfo> = {}): RunInfo => ({
-  id: '/runs/a', name: 'a', state: 'training', detail: null, alive: true, resumable: false, step: 1_240, totalSteps: 5_000,
-  epoch: 0.5, loss: 1.7321,
-  evalLoss: null, bestEvalLoss: null, tokensPerSecond: 5_100, etaSeconds: 1_080, startedAt: now - 60_000, endedAt: null,
-  updatedAt: now - 5_000, attempt: 1,
-  error: null, warnings: [], outputs: [], device: 'cpu', model: null, dataset: null, method: null, plannedBytes: null,
-  measuredBytes: null, gpu: null,
-  checkpointStep: null, nonFiniteSteps: 0, rows: 1_240, loading: false, invalidLines: 0, problem: null, ...some,
+  id: '/runs/a',
+  name: 'a',
+  state: 'training',
+  detail: null,
+  alive: true,
+  resumable: false,
+  step: 1_240,
+  totalSteps: 5_000,
+  epoch: 0.5,
+  loss: 1.7321,
+  evalLoss: null,
+  bestEvalLoss: null,
+  tokensPerSecond: 5_100,
+  etaSeconds: 1_080,
+  startedAt: now - 60_000,
+  endedAt: null,
+  updatedAt: now - 5_000,
+  attempt: 1,
+  error: null,
+  warnings: [],
+  outputs: [],
+  device: 'cpu',
+  model: null,
+  dataset: null,
+  method: null,
+  plannedBytes: null,
+  measuredBytes: null,
+  gpu: null,
+  checkpointStep: null,
+  nonFiniteSteps: 0,
+  rows: 1_240,
+  loading: false,
+  invalidLines: 0,
+  problem: null,
+  ...some,
 })
 const actions = (some: Partial<RunInfo>): string[] => actionsOf(info(some), panelStrings).map(({ action }) => action)
 const facts = (some: Partial<RunInfo>): Record<string, string> =>
@@ -30,13 +64,13 @@ describe('what the head of the panel says', () => {
     assert.deepEqual(actions({ state: 'interrupted', alive: false, resumable: true }), ['resume'])
     assert.deepEqual(actions({ state: 'interrupted', alive: false }), [])
     assert.deepEqual(actions({ state: 'finished', alive: false }), ['generate'])
-    assert.deepEqual(
-      actions({ state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] }), ['generate', 'merge'],
-    )
+    assert.deepEqual(actions({ state: 'finished', alive: false, outputs: [{ kind: 'adapter', path: 'adapter' }] }), [
+      'generate',
+      'merge',
+    ])
     assert.deepEqual(actions({ state: 'missing', alive: false }), [])
-    const label = actionsOf(
-      info({ state: 'failed', alive: false, resumable: true, checkpointStep: 1_200 }), panelStrings,
-    )[0]!.label
+    const label = actionsOf(info({ state: 'failed', alive: false, resumable: true, checkpointStep: 1_200 }), panelStrings)[0]!
+      .label
     assert.equal(label, 'Resume from step 1,200')
   })
 
@@ -48,13 +82,20 @@ describe('what the head of the panel says', () => {
   })
 
   it('tells figures that are known, and no others', () => {
-    assert.deepEqual(
-      facts({}),
-      { step: '1,240 / 5,000', epoch: '0.50', eta: '18 m', elapsed: '1 m 00 s', speed: '5.10K tok/s', device: 'cpu' },
-    )
+    assert.deepEqual(facts({}), {
+      step: '1,240 / 5,000',
+      epoch: '0.50',
+      eta: '18 m',
+      elapsed: '1 m 00 s',
+      speed: '5.10K tok/s',
+      device: 'cpu',
+    })
     assert.equal(facts({ plannedBytes: 2 ** 31 }).memory, '2.0 GB planned')
     assert.equal(facts({ plannedBytes: 2 ** 31, measuredBytes: 2 ** 30 }).memory, '1.0 GB of 2.0 GB planned')
-    assert.equal(facts({ gpu: { utilization: 86.6, memoryBytes: 41 * 2 ** 30, temperature: 64, power: null } }).gpu, '87 % · 41.0 GB · 64 °C')
+    assert.equal(
+      facts({ gpu: { utilization: 86.6, memoryBytes: 41 * 2 ** 30, temperature: 64, power: null } }).gpu,
+      '87 % · 41.0 GB · 64 °C',
+    )
     assert.equal(facts({}).gpu, undefined)
     assert.equal(facts({ alive: false }).eta, undefined)
     assert.equal(facts({ state: 'paused' }).eta, undefined)
@@ -79,10 +120,9 @@ describe('what the head of the panel says', () => {
 
   it('shows errors with their hints, and not all of a hundred warnings', () => {
     const error = { code: 'DATA', message: 'empty', hint: 'Add rows.', tensor: null, step: null }
-    assert.deepEqual(
-      noticesOf(info({ state: 'failed', error }), undefined, panelStrings),
-      [{ level: 'error', text: 'empty', hint: 'Add rows.' }],
-    )
+    assert.deepEqual(noticesOf(info({ state: 'failed', error }), undefined, panelStrings), [
+      { level: 'error', text: 'empty', hint: 'Add rows.' },
+    ])
     assert.deepEqual(noticesOf(info({ error }), undefined, panelStrings), [], 'an error of an attempt before this one')
     const many = noticesOf(info({ warnings: Array.from({ length: 100 }, (_, i) => `warning ${i}`) }), undefined, panelStrings)
     assert.equal(many.length, 6)

@@ -23,8 +23,13 @@ async function main(): Promise<void> {
   if (what === 'wait') {
     await new Promise<void>((resolve) => {
       void ControlSocket.open(run.dir, {
-        stop: () => { setTimeout(resolve, 5); return { state: 'preparing', step: 0 } },
-        pause: () => ({ state: 'paused', step: 0 }), resume: () => ({ state: 'preparing', step: 0 }), status: () => writer.status,
+        stop: () => {
+          setTimeout(resolve, 5)
+          return { state: 'preparing', step: 0 }
+        },
+        pause: () => ({ state: 'paused', step: 0 }),
+        resume: () => ({ state: 'preparing', step: 0 }),
+        status: () => writer.status,
       })
     })
   }

@@ -6,7 +6,14 @@ import { RunDirectory } from '../../../../engine/run/runDirectory.ts'
 
 /** A logged step as the trainer writes it; a function of the step alone. */
 const stepRecord = (step: number): StepRecord => ({
-  type: 'step', step, epoch: step / 100, loss: 3 / step, learning_rate: 1e-4, grad_norm: 1, num_tokens: step * 512, tokens_per_second: 1_000,
+  type: 'step',
+  step,
+  epoch: step / 100,
+  loss: 3 / step,
+  learning_rate: 1e-4,
+  grad_norm: 1,
+  num_tokens: step * 512,
+  tokens_per_second: 1_000,
   time: 1_700_000_000_000 + step * 100,
 })
 
