@@ -6,11 +6,10 @@ import type { GpuOverhead } from '../runtime/gpuOverhead.ts'
 import { nf4 } from '../runtime/quantisedWeights.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import type { OptimizerKind } from '../train/optimizerState.ts'
-import { Trainer } from '../train/trainer.ts'
 import { planTraining } from '../train/trainingPlan.ts'
 import { madeUpBatch } from './batches.ts'
 import { shapeModel } from './shapes.ts'
-import { madeUpModel } from './step.ts'
+import { madeUpTrainer } from './step.ts'
 
 const shape = 'llama-3.2-1b'
 const lora: Training = { kind: 'lora', r: 16, alpha: 16, dropout: 0, targets: 'all-linear', rslora: false, modulesToSave: [] }
@@ -68,15 +67,7 @@ async function train(device: DeviceChoice, { layers, optimizer, patch, steps, af
   })
   const runtime = new Runtime(device)
   try {
-    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, {
-      kind: optimizer,
-      seed: 1,
-      maxGradNorm: 1,
-      beta1: 0.9,
-      beta2: 0.999,
-      eps: 1e-8,
-      weightDecay: 0,
-    })
+    const trainer = await madeUpTrainer(patched, plan, runtime, optimizer)
     for (const [index, tokens] of steps.entries()) {
       await trainer.step(index, [madeUpBatch(tokens, patched.model.spec.vocabulary)], { default: 1e-4 })
       after?.(runtime, index + 1)

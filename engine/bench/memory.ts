@@ -9,11 +9,10 @@ import { nf4 } from '../runtime/quantisedWeights.ts'
 import { Runtime, type DeviceChoice } from '../runtime/runtime.ts'
 import type { HostWeight } from '../runtime/weightArena.ts'
 import { optimizerKinds } from '../train/optimizerState.ts'
-import { Trainer } from '../train/trainer.ts'
 import { planTraining, type Checkpointing } from '../train/trainingPlan.ts'
 import { madeUpSample, packSteps } from './batches.ts'
 import { shapeModel } from './shapes.ts'
-import { madeUpModel } from './step.ts'
+import { madeUpTrainer } from './step.ts'
 
 /** A training run on made-up weights whose memory is planned and measured. */
 export interface MemoryCase {
@@ -159,15 +158,7 @@ export async function measureMemory(one: MemoryCase, device: DeviceChoice): Prom
   const runtime = new Runtime(device)
   try {
     const before = process.memoryUsage.rss()
-    const trainer = new Trainer(await madeUpModel(patched, runtime), plan, {
-      kind: optimizer,
-      seed: 1,
-      maxGradNorm: 1,
-      beta1: 0.9,
-      beta2: 0.999,
-      eps: 1e-8,
-      weightDecay: 0.01,
-    })
+    const trainer = await madeUpTrainer(patched, plan, runtime, optimizer)
     for (const [index, batch] of batches.entries()) await trainer.step(index, batch, { default: 1e-4, embedding: 1e-4 })
     const measuredBytes = meter === undefined ? process.resourceUsage().maxRSS * 1024 - before : (meter.bytes ?? NaN)
     const { totalBytes, hostBytes, summary } = plan

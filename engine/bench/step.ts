@@ -108,16 +108,7 @@ export async function benchStep(options: StepBenchOptions): Promise<StepBench> {
   })
   const runtime = new Runtime(device)
   try {
-    const model = await madeUpModel(patched, runtime)
-    const trainer = new Trainer(model, plan, {
-      kind: options.optimizer ?? 'adamw',
-      seed: 1,
-      maxGradNorm: 1,
-      beta1: 0.9,
-      beta2: 0.999,
-      eps: 1e-8,
-      weightDecay: 0.01,
-    })
+    const trainer = await madeUpTrainer(patched, plan, runtime, options.optimizer ?? 'adamw')
     const repeated = madeUpBatch(options.tokens, vocabulary, options.sequences)
     const steps: LossBatch[][] = options.instruction
       ? packSteps(samples, plan.training.capacity.tokens)
@@ -183,6 +174,17 @@ async function timeSteps(
     seconds: (performance.now() - began) / 1000 / counted,
     tokens: tokens / counted,
   }
+}
+
+/** A trainer of a model with random weights, as benches set it. */
+export async function madeUpTrainer(
+  patched: PatchedModel,
+  plan: TrainingPlan,
+  runtime: Runtime,
+  kind: OptimizerKind,
+): Promise<Trainer> {
+  const model = await madeUpModel(patched, runtime)
+  return new Trainer(model, plan, { kind, seed: 1, maxGradNorm: 1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.01 })
 }
 
 /** A model with random weights: norms near 1, everything else small. */
