@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "../core/views.h"
 #include "gemm.h"
 #include "operands.h"
 #include "ops.h"
@@ -7,13 +8,6 @@
 
 namespace unsloth::cpu::ops {
 namespace {
-
-View rowsOf(const View& v, int64_t first, int64_t count) {
-  View part = v;
-  part.data = v.row(first);
-  part.rows = count;
-  return part;
-}
 
 void multiply(GemmMode mode, Precision precision, float alpha, const View& c, const View& a, const View& b, bool accumulate,
               ThreadPool& pool, const View* bias = nullptr) {

@@ -1,18 +1,9 @@
+#include "../core/views.h"
 #include "gemm.h"
 #include "operands.h"
 #include "ops.h"
 
 namespace unsloth::cpu::ops {
-namespace {
-
-View part(const View& v, int64_t row, int64_t rows, int64_t column, int64_t cols) {
-  View out = v;
-  out.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(row * v.ld + column) * bytesPerElement(v.dtype);
-  out.rows = rows, out.cols = cols;
-  return out;
-}
-
-}  // namespace
 
 void loraGrad(const Call& call, ThreadPool& pool) {
   const Operands operands(call, "loraGrad", 5, 3, 1);
@@ -28,18 +19,18 @@ void loraGrad(const Call& call, ThreadPool& pool) {
     const int64_t column = call.i(1 + 2 * j), width = call.i(2 + 2 * j);
     operands.require(column >= 0 && width > 0 && column + width <= dy.cols, "a part is outside of dY");
     operands.require(row + width <= b.rows, "b has fewer rows than the parts have columns");
-    const View mine = part(dy, 0, rows, column, width);
+    const View mine = columnsOf(dy, column, width);
     Gemm down;
     down.mode = GemmMode::NN;
     down.precision = static_cast<Precision>(call.i(0));
     down.alpha = static_cast<float>(call.f(0));
-    down.c = part(du, 0, rows, j * rank, rank), down.a = mine, down.b = part(b, row, width, 0, rank);
+    down.c = columnsOf(du, j * rank, rank), down.a = mine, down.b = rowsOf(b, row, width);
     cpu::gemm(down, pool);
     Gemm up;
     up.mode = GemmMode::TN;
     up.precision = down.precision;
     up.accumulate = true;
-    up.c = part(db, row, width, 0, rank), up.a = mine, up.b = part(u, 0, rows, j * rank, rank);
+    up.c = rowsOf(db, row, width), up.a = mine, up.b = columnsOf(u, j * rank, rank);
     cpu::gemm(up, pool);
     row += width;
   }

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "../core/views.h"
 #include "gemm.h"
 #include "operands.h"
 #include "quantise.h"
@@ -8,13 +9,6 @@
 
 namespace unsloth::cpu::ops {
 namespace {
-
-View rowsOf(const View& v, int64_t first, int64_t count) {
-  View part = v;
-  part.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(first * v.ld) * bytesPerElement(v.dtype);
-  part.rows = count;
-  return part;
-}
 
 /** The matrices of all experts in one operand. */
 class Stack {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <utility>
 
+#include "../core/views.h"
 #include "cublasLt.h"
 #include "sm90/gemmWgmma.h"
 
@@ -22,12 +23,6 @@ constexpr double gain = 0.97;        // of the usual way's time, that another mu
 constexpr float hopeless = 1.25f;    // of the best time in the first round
 constexpr float longProduct = 0.5f;  // ms, beyond which few rounds tell enough
 constexpr int fewRounds = 2, manyRounds = 5;
-
-bool overlap(const View& x, const View& y) {
-  const auto begin = [](const View& v) { return static_cast<const std::byte*>(v.data); };
-  const auto end = [&](const View& v) { return begin(v) + static_cast<size_t>(v.rows * v.ld) * bytesPerElement(v.dtype); };
-  return x.present() && y.present() && begin(x) < end(y) && begin(y) < end(x);
-}
 
 bool inPlace(const GemmArgs& args) { return args.accumulate || overlap(args.add, args.c); }
 

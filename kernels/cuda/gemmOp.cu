@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "../core/views.h"
 #include "cublasLt.h"
 #include "fused.h"
 #include "gemmChoices.h"
@@ -31,13 +32,6 @@ Preference preference() {
     return Preference::cublasLt;
   }();
   return chosen;
-}
-
-View columnsOf(const View& v, int64_t column, int64_t count) {
-  View part = v;
-  part.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(column) * bytesPerElement(v.dtype);
-  part.cols = count;
-  return part;
 }
 
 /** Each low-rank pair as a product of its own, added to its columns of c. */
@@ -167,14 +161,6 @@ GemmArgs decode(const Call& call) {
 
 bool sameMatrix(const View& a, const View& b) {
   return a.data == b.data && a.dtype == b.dtype && a.rows == b.rows && a.cols == b.cols && a.ld == b.ld;
-}
-
-bool overlap(const View& a, const View& b) {
-  const auto begin = [](const View& v) { return reinterpret_cast<uintptr_t>(v.data); };
-  const auto end = [&](const View& v) {
-    return begin(v) + static_cast<size_t>((v.rows - 1) * v.ld + v.cols) * bytesPerElement(v.dtype);
-  };
-  return a.present() && b.present() && begin(a) < end(b) && begin(b) < end(a);
 }
 
 /** Whether a product reads or writes memory of v. */

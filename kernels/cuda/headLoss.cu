@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "../core/views.h"
 #include "element.cuh"
 #include "gemm.h"
 #include "headLoss.h"
@@ -191,13 +192,6 @@ void addToBias(float* sums, const View& x, float factor, const Context& context)
     launchDependent(context, "headLoss bias", biasKernel<T>, {static_cast<unsigned>((x.cols + block - 1) / block), block}, sums,
                     static_cast<const T*>(x.data), x.ld, static_cast<int>(x.rows), static_cast<int>(x.cols), factor);
   });
-}
-
-View rowsOf(const View& v, int64_t first, int64_t count) {
-  View part = v;
-  part.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(first * v.ld) * bytesPerElement(v.dtype);
-  part.rows = count;
-  return part;
 }
 
 /** The scratch, when it has no gaps, with rows that start at multiples of 128 bytes (at least one): fast products need that. */

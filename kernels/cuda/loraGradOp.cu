@@ -1,3 +1,4 @@
+#include "../core/views.h"
 #include "gemm.h"
 #include "loraGrad.h"
 #include "operands.h"
@@ -7,13 +8,6 @@ namespace unsloth::cuda {
 namespace ops {
 namespace {
 
-View part(const View& v, int64_t row, int64_t rows, int64_t column, int64_t cols) {
-  View out = v;
-  out.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(row * v.ld + column) * bytesPerElement(v.dtype);
-  out.rows = rows, out.cols = cols;
-  return out;
-}
-
 /** Two products for each part. */
 void oneByOne(const LoraGradArgs& args, bool tf32, const Context& context) {
   const int64_t rank = args.b.cols, rows = args.dy.rows;
@@ -21,15 +15,15 @@ void oneByOne(const LoraGradArgs& args, bool tf32, const Context& context) {
   for (size_t j = 0; j < args.parts.size(); ++j) {
     const auto [column, width] = args.parts[j];
     const auto at = static_cast<int64_t>(j) * rank;
-    const View dy = part(args.dy, 0, rows, column, width);
+    const View dy = columnsOf(args.dy, column, width);
     GemmArgs down;
     down.mode = 1, down.m = rows, down.n = rank, down.k = width;
-    down.c = part(args.du, 0, rows, at, rank), down.a = dy, down.b = part(args.b, row, width, 0, rank);
+    down.c = columnsOf(args.du, at, rank), down.a = dy, down.b = rowsOf(args.b, row, width);
     down.alpha = args.alpha, down.tf32 = tf32;
     runGemm(down, context);
     GemmArgs up;
     up.mode = 2, up.m = width, up.n = rank, up.k = rows;
-    up.c = part(args.db, row, width, 0, rank), up.a = dy, up.b = part(args.u, 0, rows, at, rank);
+    up.c = rowsOf(args.db, row, width), up.a = dy, up.b = columnsOf(args.u, at, rank);
     up.accumulate = true, up.tf32 = tf32;
     runGemm(up, context);
     row += width;

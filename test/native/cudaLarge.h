@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "../../kernels/core/command.h"
+#include "../../kernels/core/views.h"
 #include "cudaTest.h"
 
 /** Cases on matrices of more than 2³¹ elements: memory, parts of them, and how results are compared. */
@@ -48,18 +49,8 @@ class Memory {
   std::vector<void*> held_;
 };
 
-/** Rows. */
-inline View from(View v, int64_t first, int64_t count) {
-  v.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(first * v.ld) * bytesPerElement(v.dtype);
-  v.rows = count;
-  return v;
-}
-inline View end(const View& v, int64_t count) { return from(v, v.rows - count, count); }
-inline View columnsOf(View v, int64_t first, int64_t count) {
-  v.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(first) * bytesPerElement(v.dtype);
-  v.cols = count;
-  return v;
-}
+/** The last rows. */
+inline View end(const View& v, int64_t count) { return rowsOf(v, v.rows - count, count); }
 
 /** first, first + step, … */
 inline std::vector<int32_t> sequence(int64_t count, int64_t first, int64_t step) {

@@ -112,10 +112,10 @@ void tables() {
     const View all = m.list(sequence(rows, 0, 1));
     run(ops::gatherRows, {y, x, all});
     expectSame("gatherRows", end(y), end(x));
-    run(ops::storeRows, {y, from(x, 0, last), there});
-    expectSame("storeRows", end(y), from(x, 0, last));
-    run(ops::scatterRows, {y, from(x, 5, last), there}, {0});
-    expectSame("scatterRows", end(y), from(x, 5, last));
+    run(ops::storeRows, {y, rowsOf(x, 0, last), there});
+    expectSame("storeRows", end(y), rowsOf(x, 0, last));
+    run(ops::scatterRows, {y, rowsOf(x, 5, last), there}, {0});
+    expectSame("scatterRows", end(y), rowsOf(x, 5, last));
     View place = all, few = own;
     const View w = m.normal(f32, rows, 1), dw = m.zeros(f32, rows, 1), fewDw = m.zeros(f32, last, 1);
     run(ops::combineRows, {y, x, place, {}}, {0}), run(ops::combineRows, {alone, end(x), few, {}}, {0});

@@ -2,6 +2,7 @@
 // products that it replaces; `small` leaves out large shapes.
 #include <cstring>
 
+#include "../../kernels/core/views.h"
 #include "../../kernels/cuda/gemm.h"
 #include "../../kernels/cuda/loraGrad.h"
 #include "cudaTest.h"
@@ -50,18 +51,6 @@ __global__ void expected(View a, View b, View start, int64_t k, bool turned, flo
   if (threadIdx.x == 0)
     wanted[blockIdx.x * gridDim.y + blockIdx.y] =
         static_cast<float>(alpha * sum + (start.data != nullptr ? static_cast<double>(element(start, row, column)) : 0));
-}
-
-View columnsOf(View v, int64_t column, int64_t cols) {
-  v.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(column) * bytesPerElement(v.dtype);
-  v.cols = cols;
-  return v;
-}
-
-View rowsOf(View v, int64_t row, int64_t rows) {
-  v.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(row * v.ld) * bytesPerElement(v.dtype);
-  v.rows = rows;
-  return v;
 }
 
 /** The error of sampled rows of `got` against sums in double. */

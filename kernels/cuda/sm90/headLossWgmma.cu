@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "../../core/views.h"
 #include "../headLoss.h"
 #include "headExpWgmma.cuh"
 #include "tensorMap.h"
@@ -92,13 +93,6 @@ __global__ void __launch_bounds__(256) scaleRowsKernel(bf16* out, int64_t ldOut,
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t roundUp(int64_t a, int64_t unit) { return ceilDiv(a, unit) * unit; }
-
-View rowsOf(const View& v, int64_t first, int64_t count) {
-  View part = v;
-  part.data = static_cast<std::byte*>(v.data) + static_cast<size_t>(first * v.ld) * bytesPerElement(v.dtype);
-  part.rows = count;
-  return part;
-}
 
 /** Scratch of a call, piece after piece. */
 class Scratch {
