@@ -29,6 +29,9 @@ describe('references compared in 16 bits', () => {
       await mkdir(join(folder, name))
       await writeSafetensors(join(folder, name, 'golden.safetensors'), tensors)
     }
+    await mkdir(join(folder, 'telling'))
+    const told = tensor('bf16_error.lora_grad', Float32Array.of(0.04))
+    await writeSafetensors(join(folder, 'telling', 'golden.safetensors'), [...tensors, told])
   })
   after(() => rm(folder, { recursive: true }))
 
@@ -73,6 +76,16 @@ describe('references compared in 16 bits', () => {
   it('where HF was not measured have their gradients left out, not passed', async () => {
     assert.deepEqual(await found('skipped', 'unmeasured', 'bfloat16', 1), ['lora_grad'])
     assert.deepEqual(await found('wrong', 'unmeasured', 'bfloat16', 1), ['lora_logits', 'lora_loss'])
+  })
+
+  it('that tell the error of HF themselves are judged by that', async () => {
+    for (const [compute, finer] of [
+      ['bfloat16', 1],
+      ['float16', 8],
+    ] as const) {
+      assert.deepEqual(await found('wrong', 'telling', compute, 0.059 / finer), ['lora_logits', 'lora_loss'])
+      assert.deepEqual(await found('wrong', 'telling', compute, 0.061 / finer), ['lora_grad', 'lora_logits', 'lora_loss'])
+    }
   })
 
   it('of what activations have no part in are those of fp32', async () => {
