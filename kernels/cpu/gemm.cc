@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../core/wholeNumbers.h"
 #include "gemmFewRows.h"
 #include "gemmSelect.h"
 #include "quantise.h"
@@ -21,8 +22,6 @@ constexpr int64_t goodSharedBytes = 4 << 20;  // of packed A per pass: larger on
 constexpr int64_t tasksPerThread = 6;
 constexpr int64_t unpackedAt = 5 << 19;    // where a dequantised block stands in a thread's scratch, behind packed A and B
 
-int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /** One operand: x is a row of A or a column of B. */
 struct Operand {
   View view;
@@ -38,20 +37,20 @@ struct Blocks {
   int64_t k, perWord, align, words, count;
 
   Blocks(int64_t k, const GemmKernel& kernel) : k(k), perWord(kernel.perWord), align(kernel.wordsAlign) {
-    const int64_t total = ceilDiv(k, perWord);
-    count = ceilDiv(total, kernel.blockWords);
-    words = count == 0 ? 0 : ceilDiv(ceilDiv(total, count), align) * align;
-    count = words == 0 ? 0 : ceilDiv(total, words);
+    const int64_t total = divideUp(k, perWord);
+    count = divideUp(total, kernel.blockWords);
+    words = count == 0 ? 0 : roundUp(divideUp(total, count), align);
+    count = words == 0 ? 0 : divideUp(total, words);
   }
   int64_t begin(int64_t block) const { return block * words * perWord; }
   int64_t length(int64_t block) const { return std::min(words * perWord, k - begin(block)); }
-  int64_t depth(int64_t block) const { return ceilDiv(ceilDiv(length(block), perWord), align) * align; }
+  int64_t depth(int64_t block) const { return roundUp(divideUp(length(block), perWord), align); }
 };
 
 /** `count` panels in runs of at most `run`, as equal as can be. */
 struct Runs {
   int64_t count, parts;
-  Runs(int64_t count, int64_t run) : count(count), parts(ceilDiv(count, run)) {}
+  Runs(int64_t count, int64_t run) : count(count), parts(divideUp(count, run)) {}
   int64_t begin(int64_t part) const { return part * count / parts; }
 };
 
@@ -67,14 +66,14 @@ class PackedGemm {
         blocks_(g.mode == GemmMode::TN ? g.a.rows : g.a.cols, kernel),
         m_(g.c.rows),
         n_(g.c.cols) {
-    panels_ = ceilDiv(m_, kernel.tileRows);
-    panelRows_ = ceilDiv(m_, panels_);
-    panels_ = ceilDiv(m_, panelRows_);
+    panels_ = divideUp(m_, kernel.tileRows);
+    panelRows_ = divideUp(m_, panels_);
+    panels_ = divideUp(m_, panelRows_);
     shareB_ = n_ <= fewColumns && m_ > n_;
   }
 
   void run() {
-    const int64_t columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t columnPanels = divideUp(n_, kernel_.tileColumns);
     const int64_t blockBytes = 4 * blocks_.words * (shareB_ ? kernel_.strideB * columnPanels : kernel_.strideA * panels_);
     const int64_t perPass = blockBytes == 0 ? 1 : std::max<int64_t>(1, goodSharedBytes / blockBytes);
     firstBlock_ = 0;
@@ -136,7 +135,7 @@ class PackedGemm {
   }
 
   void packSharedB() {
-    const int64_t count = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t count = divideUp(n_, kernel_.tileColumns);
     uint32_t* const target = shared();
     pool_.parallelFor(lastBlock_ - firstBlock_, [&](int64_t task, int thread) {
       const int64_t block = firstBlock_ + task;
@@ -162,15 +161,15 @@ class PackedGemm {
     const int64_t wanted = std::min(tasksPerThread * threads, rowPanels * columnPanels);
     Grid best{1, 1};
     double least = 0;
-    for (int64_t parts = ceilDiv(rowPanels, maxDown);; parts = std::min(2 * parts, rowPanels)) {
-      const int64_t down = ceilDiv(rowPanels, parts);
+    for (int64_t parts = divideUp(rowPanels, maxDown);; parts = std::min(2 * parts, rowPanels)) {
+      const int64_t down = divideUp(rowPanels, parts);
       for (int64_t across = maxAcross; across > 0; --across) {
-        const int64_t tasks = ceilDiv(rowPanels, down) * ceilDiv(columnPanels, across);
+        const int64_t tasks = divideUp(rowPanels, down) * divideUp(columnPanels, across);
         if (tasks < wanted && (down > 1 || across > 1)) continue;
         const auto rows = static_cast<double>(down * panelRows_);
         const auto columns = static_cast<double>(across * kernel_.tileColumns);
         const double task = rows * columns + packing * (shareB_ ? rows : columns) + perTask;
-        const double time = static_cast<double>(ceilDiv(tasks, threads)) * task;
+        const double time = static_cast<double>(divideUp(tasks, threads)) * task;
         if (least == 0 || time < least) {
           least = time;
           best = {down, across};
@@ -181,7 +180,7 @@ class PackedGemm {
   }
 
   void multiply(int64_t beginPanel, int64_t endPanel) {
-    const int64_t rowPanels = endPanel - beginPanel, columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t rowPanels = endPanel - beginPanel, columnPanels = divideUp(n_, kernel_.tileColumns);
     const auto [down, across] = chooseGrid(rowPanels, columnPanels);
     const Runs rows(rowPanels, down), columns(columnPanels, across);
     pool_.parallelFor(rows.parts * columns.parts, [&](int64_t task, int thread) {
@@ -204,7 +203,7 @@ class PackedGemm {
     call.ldc = g_.c.ld;
     call.alpha = g_.alpha;
     call.accumulate = true;
-    const int64_t columnPanels = ceilDiv(n_, kernel_.tileColumns);
+    const int64_t columnPanels = divideUp(n_, kernel_.tileColumns);
     float bias[maxTaskColumns];
     if (firstBlock_ == 0) {
       call.accumulate = g_.accumulate;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../core/wholeNumbers.h"
 #include "gemmSelect.h"
 #include "quantise.h"
 
@@ -11,7 +12,6 @@ namespace {
 constexpr int64_t fewRows = 8;
 constexpr int64_t biasBytes = 1 << 18, unpackedBytes = 1 << 20;  // of a thread's scratch: a bias, then dequantised rows
 
-int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t elementBytes(const View& v) { return static_cast<int64_t>(bytesPerElement(v.dtype)); }
 
 class FewRowsGemm {
@@ -32,9 +32,9 @@ class FewRowsGemm {
     std::vector<View> left{widen(g_.a)};
     for (const LowRankTerm& term : g_.terms) left.push_back(widen(term.a));
     constexpr int64_t unit = 8, most = biasBytes / 4;
-    const int64_t share = ceilDiv(n, 8 * pool_.size());
-    const int64_t perTask = std::min(ceilDiv(share, unit) * unit, most);
-    pool_.parallelFor(ceilDiv(n, perTask), [&](int64_t task, int thread) {
+    const int64_t share = divideUp(n, 8 * pool_.size());
+    const int64_t perTask = std::min(roundUp(share, unit), most);
+    pool_.parallelFor(divideUp(n, perTask), [&](int64_t task, int thread) {
       const int64_t column = task * perTask, columns = std::min(perTask, n - column);
       DotCall call = product(left[0], g_.b, column, columns, column, g_.alpha);
       call.accumulate = g_.accumulate;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../core/wholeNumbers.h"
 #include "launch.cuh"
 #include "loraGrad.h"
 #include "loraGradSums.cuh"
@@ -39,8 +40,6 @@ struct Cut {
   int64_t chunks, tiles, blocks, scratchBytes, cost;
   int stages;
 };
-
-int64_t divideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class S>
 Cut cutOf(const LoraGradArgs& args, int64_t rows, const GpuInfo& gpu) {

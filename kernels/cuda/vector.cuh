@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 
+#include "../core/wholeNumbers.h"
 #include "element.cuh"
 
 namespace unsloth::cuda {
@@ -194,7 +195,5 @@ inline bool vectorised(const View& v, int count) {
 
 /** Whether the rows of a matrix follow each other without a gap. */
 inline bool gapless(const View& v) { return v.ld == v.cols || v.rows <= 1; }
-
-inline int64_t divideUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 }  // namespace unsloth::cuda

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../core/wholeNumbers.h"
 #include "tensorMap.h"
 
 namespace unsloth::cuda {
@@ -24,8 +25,6 @@ unsigned* shareFlags() {
   }();
   return address;
 }
-
-int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool takesTerms(const GemmArgs& args) {
   if (args.terms.empty()) return true;
@@ -77,7 +76,7 @@ constexpr TileCost costs[] = {
 /** Calls consider(tiling, estimated time) for each tiling that fits. */
 template <class Consider>
 void eachTiling(const GemmArgs& args, const Context& context, const Consider& consider) {
-  const int64_t tileRows = ceilDiv(args.m, tileM), slices = ceilDiv(args.k, sliceK);
+  const int64_t tileRows = divideUp(args.m, tileM), slices = divideUp(args.k, sliceK);
   const auto slow = [&](const double (&of)[2]) { return of[args.mode == 1]; };
   for (const TileCost& cost : costs) {
     const int tileN = cost.tileN;
@@ -85,15 +84,15 @@ void eachTiling(const GemmArgs& args, const Context& context, const Consider& co
     for (const int cluster : {2, 1}) {
       const bool halfEmpty = cluster == 2 && tileRows % 2 == 1;  // a block of the last pair has no rows
       if (halfEmpty && tileRows < 8) continue;
-      const int64_t tiles = ceilDiv(tileRows, cluster) * ceilDiv(args.n, tileN);
+      const int64_t tiles = divideUp(tileRows, cluster) * divideUp(args.n, tileN);
       const double perSlice = (halfEmpty ? 1.12 : 1) * slow(cluster == 2 ? cost.paired : cost.alone);
       for (const int shares : {1, 2, 3, 4, 8}) {
         if (shares > slices) break;
-        const double sums = static_cast<double>(ceilDiv(slices, shares)) * perSlice;
+        const double sums = static_cast<double>(divideUp(slices, shares)) * perSlice;
         if (shares > 1 && looseFits(tileN, tiles * cluster * shares, context))
           consider(WgmmaTiling{tileN, cluster, shares, true}, sums + (6 + 6.5 * shares) * tileN);
         if (cluster * shares > largestCluster) continue;
-        const int64_t rounds = ceilDiv(tiles, wgmmaClustersAtOnce(cluster * shares));
+        const int64_t rounds = divideUp(tiles, wgmmaClustersAtOnce(cluster * shares));
         const double perTile = shares == 1 ? 2 * tileN + 256 : 18 * tileN + 700;
         consider(WgmmaTiling{tileN, cluster, shares, false}, static_cast<double>(rounds) * (sums + perTile));
       }
@@ -162,9 +161,9 @@ static bool launch(const GemmArgs& args, const View& h, int activation, const Co
   p.outLd = args.c.ld;
   p.added = args.accumulate ? args.c.data : args.add.data;
   p.addedLd = args.accumulate ? args.c.ld : args.add.ld;
-  p.slices = static_cast<int>(ceilDiv(args.k, sliceK));
-  p.tileRows = static_cast<int>(ceilDiv(args.m, tileM * tiling.cluster));
-  p.tileColumns = static_cast<int>(ceilDiv(withGlu ? h.cols : args.n, stepN));
+  p.slices = static_cast<int>(divideUp(args.k, sliceK));
+  p.tileRows = static_cast<int>(divideUp(args.m, tileM * tiling.cluster));
+  p.tileColumns = static_cast<int>(divideUp(withGlu ? h.cols : args.n, stepN));
   p.band = std::min(tiling.cluster == 2 ? 8 : 16, p.tileRows);
   p.alpha = args.alpha;
   p.outType = args.c.dtype;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "../../core/wholeNumbers.h"
 #include "../headLoss.h"
 #include "clusters.cuh"
 #include "tensorMap.h"
@@ -167,8 +168,6 @@ __global__ void __launch_bounds__(256) addGroupsKernel(const GradParams p) {
   *reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + row * p.ldOut + column) = packPair<T>(sum.x * factor, sum.y * factor);
 }
 
-int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class T, int tileN>
 void launchGrad(const GradParams& p, int cluster, int64_t most, const Context& context) {
   const int64_t count = std::min(int64_t{p.tileRows} * p.tileColumns * p.groups, most);
@@ -178,7 +177,7 @@ void launchGrad(const GradParams& p, int cluster, int64_t most, const Context& c
   constexpr int threads = 256;
   const int64_t pairs = int64_t{p.rows} * p.width / 2;
   launchDependent(context, "headLoss: sums of the gradient", addGroupsKernel<T>,
-                  {static_cast<unsigned>(ceilDiv(pairs, threads)), threads}, p);
+                  {static_cast<unsigned>(divideUp(pairs, threads)), threads}, p);
 }
 
 struct GradTiling {
@@ -194,10 +193,10 @@ GradTiling chooseGrad(int64_t tileRows, int64_t width, int64_t slices, int64_t m
   for (const int tileN : {256, 224, 192})
     for (int64_t groups = 1; groups <= std::min(mostGroups, slices); ++groups) {
       if (groups > 1 && static_cast<size_t>(partialBytes * groups) > room) break;
-      const int64_t tiles = tileRows * ceilDiv(width, tileN), perGroup = ceilDiv(slices, groups);
-      if (ceilDiv(slices, perGroup) != groups) continue;
+      const int64_t tiles = tileRows * divideUp(width, tileN), perGroup = divideUp(slices, groups);
+      if (divideUp(slices, perGroup) != groups) continue;
       const double perSlice = tileN == 192 ? 198 : tileN, perTile = 2.0 * tileN + 256 + (groups > 1 ? 1500 : 0);
-      const auto waves = static_cast<double>(ceilDiv(tiles * groups, most));
+      const auto waves = static_cast<double>(divideUp(tiles * groups, most));
       const double time = waves * (static_cast<double>(perGroup) * perSlice + perTile);
       if (best.tileN == 0 || time < least) least = time, best = {tileN, groups};
     }
@@ -218,17 +217,17 @@ bool headGradWgmma(const View& dH, const View& a, const View& w, const float* fa
 
   GradParams p{};
   p.rows = static_cast<int>(rows), p.width = static_cast<int>(width);
-  p.slices = static_cast<int>(ceilDiv(w.rows, sliceK));
-  const int64_t tiles = ceilDiv(rows, tileM), partialBytes = rows * width * static_cast<int64_t>(sizeof(float));
+  p.slices = static_cast<int>(divideUp(w.rows, sliceK));
+  const int64_t tiles = divideUp(rows, tileM), partialBytes = rows * width * static_cast<int64_t>(sizeof(float));
   const int cluster = clusterSizeFor(tiles);
-  const int64_t tileRows = ceilDiv(tiles, cluster), most = context.gpu->multiprocessors / cluster;
+  const int64_t tileRows = divideUp(tiles, cluster), most = context.gpu->multiprocessors / cluster;
   const GradTiling tiling = chooseGrad(tileRows, width, p.slices, most, partialBytes, context.workspaceBytes);
   p.a = tensorMap(a, tileM, sliceK);
   p.w = tensorMap(w, sliceK, boxElements);
   p.groups = static_cast<int>(tiling.groups);
-  p.perGroup = static_cast<int>(ceilDiv(p.slices, p.groups));
+  p.perGroup = static_cast<int>(divideUp(p.slices, p.groups));
   p.tileRows = static_cast<int>(tileRows);
-  p.tileColumns = static_cast<int>(ceilDiv(width, tiling.tileN));
+  p.tileColumns = static_cast<int>(divideUp(width, tiling.tileN));
   p.factors = factors;
   if (p.groups > 1) p.partial = scratch<float>(context, 0, static_cast<size_t>(rows * width * p.groups), "headLoss");
   p.out = dH.data, p.ldOut = dH.ld;

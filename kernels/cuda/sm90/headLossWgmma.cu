@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../../core/views.h"
+#include "../../core/wholeNumbers.h"
 #include "../headLoss.h"
 #include "headExpWgmma.cuh"
 #include "tensorMap.h"
@@ -91,9 +92,6 @@ __global__ void __launch_bounds__(256) scaleRowsKernel(bf16* out, int64_t ldOut,
   *reinterpret_cast<__nv_bfloat162*>(out + row * ldOut + at) = __floats2bfloat162_rn(v.x * factors[row], v.y * factors[row]);
 }
 
-int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t roundUp(int64_t a, int64_t unit) { return ceilDiv(a, unit) * unit; }
-
 /** Scratch of a call, piece after piece. */
 class Scratch {
  public:
@@ -127,14 +125,14 @@ bool headLossWgmma(const HeadLoss& head, const Context& context) {
 
   // Chunks of about equal size, in whole tiles of clusters.
   constexpr int64_t unit = 2 * expRows;
-  const int64_t chunks = ceilDiv(rows, logits.rows), perChunk = std::min(logits.rows, roundUp(ceilDiv(rows, chunks), unit));
-  const int64_t tileColumns = ceilDiv(vocabulary, expColumns), ldSums = roundUp(perChunk, expRows);
-  const int64_t rowTiles = ceilDiv(perChunk, expRows);  // at most so many `again` for each chunk
+  const int64_t chunks = divideUp(rows, logits.rows), perChunk = std::min(logits.rows, roundUp(divideUp(rows, chunks), unit));
+  const int64_t tileColumns = divideUp(vocabulary, expColumns), ldSums = roundUp(perChunk, expRows);
+  const int64_t rowTiles = divideUp(perChunk, expRows);  // at most so many `again` for each chunk
   Scratch scratch(context);
   auto* const base = scratch.take<float>(rows);
   auto* const highest = scratch.take<float>(rows);
   auto* const factors = scratch.take<float>(perChunk);
-  auto* const again = scratch.take<unsigned>(rowTiles * ceilDiv(rows, perChunk));
+  auto* const again = scratch.take<unsigned>(rowTiles * divideUp(rows, perChunk));
   auto* const sums = scratch.take<float>(tileColumns * ldSums);
   const int64_t ldScaled = roundUp(width, 8);
   auto* const scaled = weightGradient ? scratch.take<bf16>(perChunk * ldScaled) : nullptr;
@@ -143,15 +141,15 @@ bool headLossWgmma(const HeadLoss& head, const Context& context) {
     return false;
 
   const float scaleLog2 = head.scale * log2e;
-  const auto againCount = static_cast<int>(rowTiles * ceilDiv(rows, perChunk));
-  const int64_t warps = std::max<int64_t>(rows, ceilDiv(againCount, 32));
-  launchDependent(context, "headLoss labels", headBaseKernel, {static_cast<unsigned>(ceilDiv(warps, 8)), 256}, base, highest,
+  const auto againCount = static_cast<int>(rowTiles * divideUp(rows, perChunk));
+  const int64_t warps = std::max<int64_t>(rows, divideUp(againCount, 32));
+  launchDependent(context, "headLoss labels", headBaseKernel, {static_cast<unsigned>(divideUp(warps, 8)), 256}, base, highest,
                   again, againCount, static_cast<const bf16*>(h.data), h.ld, static_cast<const bf16*>(w.data), w.ld,
                   static_cast<int>(width), static_cast<int>(vocabulary), head.labels, scaleLog2, rows);
   for (int64_t first = 0, chunk = 0; first < rows; first += perChunk, ++chunk) {
     const int64_t count = std::min(perChunk, rows - first);
     const View e = rowsOf(logits, 0, count), hidden = rowsOf(h, first, count);
-    const int64_t tiles = ceilDiv(count, expRows);
+    const int64_t tiles = divideUp(count, expRows);
     const auto kernel = gradient ? headExpKernel<true> : headExpKernel<false>;
     const int cluster = clusterSizeFor(tiles);
     constexpr int mostBand = 8;
@@ -159,11 +157,11 @@ bool headLossWgmma(const HeadLoss& head, const Context& context) {
     p.h = tensorMap(hidden, expRows, sliceK);
     p.w = tensorMap(w, expColumns / cluster, sliceK);
     p.e = tensorMap(e, chunkRows, 64);
-    p.walk.rows = static_cast<int>(ceilDiv(tiles, cluster));
+    p.walk.rows = static_cast<int>(divideUp(tiles, cluster));
     p.walk.columns = static_cast<int>(tileColumns);
     p.walk.band = std::min(mostBand, p.walk.rows);
     p.rows = static_cast<int>(count), p.vocabulary = static_cast<int>(vocabulary);
-    p.slices = static_cast<int>(ceilDiv(width, sliceK)), p.ldSums = static_cast<int>(ldSums);
+    p.slices = static_cast<int>(divideUp(width, sliceK)), p.ldSums = static_cast<int>(ldSums);
     p.scaleLog2 = scaleLog2;
     p.labels = head.labels + first, p.base = base + first, p.highest = highest + first;
     p.again = again + chunk * rowTiles, p.sums = sums;
@@ -188,12 +186,12 @@ bool headLossWgmma(const HeadLoss& head, const Context& context) {
                        static_cast<int>(vocabulary),
                        head.scale};
     launchDependent(context, "headLoss rows", headRowsKernel,
-                    {static_cast<unsigned>(ceilDiv(count, rowsTogether)), dim3(rowsTogether, rowSegments)}, last);
+                    {static_cast<unsigned>(divideUp(count, rowsTogether)), dim3(rowsTogether, rowSegments)}, last);
     if (!gradient) continue;
     headGradWgmma(rowsOf(head.dH, first, count), e, w, factors, scratch.rest());
     if (!weightGradient) continue;
     const int64_t pairs = width / 2;
-    launchDependent(context, "headLoss rows of dW", scaleRowsKernel, {static_cast<unsigned>(ceilDiv(count * pairs, 256)), 256},
+    launchDependent(context, "headLoss rows of dW", scaleRowsKernel, {static_cast<unsigned>(divideUp(count * pairs, 256)), 256},
                     scaled, ldScaled, static_cast<const bf16*>(hidden.data), hidden.ld, factors, static_cast<int>(count),
                     static_cast<int>(pairs));
     GemmArgs g;
