@@ -312,6 +312,11 @@ function readMapping(value: unknown): unknown {
   return Object.fromEntries(pairs.map((pair) => [pair![1]!.trim(), pair![2]!.trim()]))
 }
 
+/** What an editor lets pass for a mapping: it, a text that readMapping reads, or nothing. */
+const mappingOr = (properties: Readonly<Record<string, unknown>>) => ({
+  anyOf: [{ type: 'object', ...properties }, { type: 'string' }, { type: 'null' }],
+})
+
 /** A text for some of a closed set of names. */
 export function mapping<Name extends string>(spec: FieldSpec & { readonly names: readonly [Name, ...Name[]] }) {
   const { names, ...rest } = spec
@@ -324,17 +329,10 @@ export function mapping<Name extends string>(spec: FieldSpec & { readonly names:
       kind: 'mapping',
       nullable: false,
       default: {},
-      input: {
-        anyOf: [
-          {
-            type: 'object',
-            additionalProperties: false,
-            properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])),
-          },
-          { type: 'string' },
-          { type: 'null' },
-        ],
-      },
+      input: mappingOr({
+        additionalProperties: false,
+        properties: Object.fromEntries(names.map((name) => [name, { type: 'string' }])),
+      }),
     })
 }
 
@@ -362,13 +360,7 @@ export function patterns(spec: FieldSpec & { readonly min: number; readonly max:
       kind: 'mapping',
       nullable: false,
       default: {},
-      input: {
-        anyOf: [
-          { type: 'object', additionalProperties: { type: whole ? 'integer' : 'number', minimum: spec.min, maximum: spec.max } },
-          { type: 'string' },
-          { type: 'null' },
-        ],
-      },
+      input: mappingOr({ additionalProperties: { type: whole ? 'integer' : 'number', minimum: spec.min, maximum: spec.max } }),
     })
 }
 

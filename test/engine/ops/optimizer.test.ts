@@ -134,58 +134,27 @@ describe('cast', () => {
   })
 })
 
+/** A row of so many equal numbers in fp64. */
+const doubles = (count: number, value: number) =>
+  typed(
+    matrix(1, count, () => value),
+    'f64',
+  )
+
 describe('dot', () => {
   it('sums products in double precision', async () => {
     const [a, b] = [random(1, 20001, 1), random(1, 20001, 2)]
     const exact = a.data.reduce((sum, value, i) => sum + value * b.data[i]!, 0)
-    const [set] = await compute(
-      'dot',
-      [
-        typed(
-          matrix(1, 1, () => 0.25),
-          'f64',
-        ),
-        f32(a),
-        f32(b),
-      ],
-      { ints: [0] },
-    )
+    const [set] = await compute('dot', [doubles(1, 0.25), f32(a), f32(b)], { ints: [0] })
     assert.ok(Math.abs(at(set!, 0, 0) - exact) <= 1e-12 * 20001)
-    const [added] = await compute(
-      'dot',
-      [
-        typed(
-          matrix(1, 1, () => 0.25),
-          'f64',
-        ),
-        f32(a),
-        f32(b),
-      ],
-      { ints: [1] },
-    )
+    const [added] = await compute('dot', [doubles(1, 0.25), f32(a), f32(b)], { ints: [1] })
     assert.ok(Math.abs(at(added!, 0, 0) - exact - 0.25) <= 1e-12 * 20001)
   })
 })
 
 describe('clipScale', () => {
   const scale = async (squares: number, loss: number, maxNorm: number) => {
-    const one = (value: number) =>
-      typed(
-        matrix(1, 1, () => value),
-        'f64',
-      )
-    const [scalars] = await compute(
-      'clipScale',
-      [
-        typed(
-          matrix(1, 4, () => 7),
-          'f64',
-        ),
-        one(squares),
-        one(loss),
-      ],
-      { floats: [maxNorm] },
-    )
+    const [scalars] = await compute('clipScale', [doubles(4, 7), doubles(1, squares), doubles(1, loss)], { floats: [maxNorm] })
     assert.deepEqual(
       [1, 2, 3].map((column) => at(scalars!, 0, column)),
       [7, 7, 7],
