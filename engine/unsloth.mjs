@@ -7,11 +7,12 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const bundle = join(root, 'dist', 'engine.mjs')
 
-/** Whether a file below the folder was changed after `time` (milliseconds). */
+/** Whether a source below the folder was changed after `time` (milliseconds). The starter is data, and runs of it stand there. */
 function changedAfter(folder, time) {
   return readdirSync(folder, { withFileTypes: true }).some((entry) => {
     const path = join(folder, entry.name)
-    return entry.isDirectory() ? changedAfter(path, time) : /\.(ts|json)$/.test(entry.name) && statSync(path).mtimeMs > time
+    if (entry.isDirectory()) return entry.name !== 'starter' && changedAfter(path, time)
+    return /\.(ts|json)$/.test(entry.name) && statSync(path).mtimeMs > time
   })
 }
 

@@ -1,5 +1,5 @@
 import { utimesSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, sep } from 'node:path'
 import { BuildError, digest, filesBelow, isCurrent, markCurrent, root, say, seconds } from './common.mjs'
 
 /** esbuild's options for the engine: one ES module for Node. CommonJS packages in it call a `require` of its own. */
@@ -23,7 +23,9 @@ export const engineOptions = {
 
 /** Bundles engine/ into dist/engine.mjs, when anything changed. */
 export async function bundleEngine() {
-  const sources = [...filesBelow('engine'), ...filesBelow(join('src', 'shared'))].filter((file) => /\.(ts|json)$/.test(file))
+  const sources = [...filesBelow('engine'), ...filesBelow(join('src', 'shared'))].filter(
+    (file) => /\.(ts|json)$/.test(file) && !file.startsWith(join('engine', 'starter') + sep),
+  )
   const key = digest([...sources, 'package-lock.json', 'package.json', join('tools', 'bundle.mjs')])
   const output = join('dist', 'engine.mjs')
   if (!isCurrent(output, key)) {

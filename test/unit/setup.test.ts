@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { extname, join } from 'node:path'
+import { dirname, extname, join } from 'node:path'
 import { loadTokenizer } from '../../engine/data/tokenizer.ts'
 import { doctor, doctorExitCode, formatDoctor } from '../../engine/cli/doctor.ts'
 import { commandNames } from '../../engine/graph/commands.ts'
@@ -54,6 +54,34 @@ describe('the project', () => {
       entries.filter(([, entry]) => entry.integrity === undefined),
       [],
     )
+  })
+
+  it('asks for a build when a source of the engine is newer than it, but not for what runs of the starter leave there', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'engine-'))
+    const write = (file: string, contents: string) => {
+      mkdirSync(join(folder, dirname(file)), { recursive: true })
+      writeFileSync(join(folder, file), contents)
+    }
+    const start = () => spawnSync(process.execPath, [join(folder, 'engine', 'unsloth.mjs')], { encoding: 'utf8' })
+    try {
+      write('package.json', '{"type": "module"}')
+      write('src/shared/errors.ts', '')
+      write('engine/main.ts', '')
+      write('engine/unsloth.mjs', text('engine', 'unsloth.mjs'))
+      write('dist/engine.mjs', 'export const main = () => 0')
+      write('engine/starter/outputs/run/run.json', '{}')
+      const later = new Date(Date.now() + 60_000)
+      utimesSync(join(folder, 'engine/starter/outputs/run/run.json'), later, later)
+      assert.deepEqual([start().status, start().stderr], [0, ''])
+      for (const source of ['engine/verify/figures.json', 'src/shared/units.ts']) {
+        write(source, '{}')
+        utimesSync(join(folder, source), later, later)
+        assert.match(start().stderr, /older sources.*npm run build/)
+        rmSync(join(folder, source))
+      }
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 
   it('keeps files short enough to read in one sitting', () => {
